@@ -1,0 +1,50 @@
+# Two commands: `make demo` trains a classifier, `make test` runs the tests. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= digits
+
+.PHONY: env demo test test-fast test-gpu check format golden bench clean
+
+env: $(VENV)/.ready
+
+# uv makes this a matter of seconds; where it cannot be had, pip does the same more slowly.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv || true
+	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+	    $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
+	else \
+	    $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+demo: env
+	$(BIN)/stagewright demo $(DATA)
+
+test: env
+	$(BIN)/pytest -n 2
+
+test-fast: env
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-gpu: env
+	$(BIN)/pytest -m gpu
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: env
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: env
+	STAGEWRIGHT_GOLDEN=write $(BIN)/pytest -q tests/test_golden.py
+
+bench: env
+	$(BIN)/python benchmarks/loop.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

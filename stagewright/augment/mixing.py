@@ -1,0 +1,102 @@
+"""Mixup and cutmix: one draw for each batch, a pure function of (seed, step), and its application to the batch.
+
+A mixed picture is its own and its partner's; ``lam`` is the share of its own. Labels are never made soft: the loss is
+``sum(weight * (lam * CE(labels_a) + (1 - lam) * CE(labels_b)))``, which is the same, label smoothing included.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+from torch import Tensor
+
+from stagewright import rng
+from stagewright.recipe import Mix
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixDraw:
+    """What is done to a batch of B pictures."""
+
+    kind: Literal["none", "mixup", "cutmix"]
+    lam: float
+    """Share of a picture's own in [0, 1]: of each pixel (mixup) or of the area (cutmix); 1.0 for none."""
+    box: Box | None
+    """Cutmix: top, bottom, left, right in pixels of the region that comes from the partner; may be empty."""
+    partner: NDArray[np.int64]
+    """int64 (B,): a permutation of the batch."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixedBatch:
+    """A batch after mixing."""
+
+    images: Tensor
+    """float (B, 3, H, W), in the memory format of what went in."""
+    labels_a: Tensor
+    """int64 (B,): the pictures' own labels, with weight ``lam``."""
+    labels_b: Tensor
+    """int64 (B,): their partners' labels, with weight ``1 - lam``."""
+    lam: float
+    weight: Tensor
+    """float32 (B,): 1.0, or 0.0 where the picture or its partner could not be read."""
+
+
+def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int) -> MixDraw:
+    """What ``mix`` does to the batch of ``step`` (counted over the run): mixup (arXiv:1710.09412) or cutmix
+    (arXiv:1905.04899) with the recipe's probabilities, ``lam`` from Beta(alpha, alpha), a random partner for each.
+
+    Cutmix's centre is uniform over the pixels, its box clipped at the border and ``lam`` set to the true share of area.
+    """
+    key = rng.key(seed, rng.Stream.MIX, step)
+    mixed, cut, share, x, y = rng.uniform(key, 5).tolist()
+    if (mix.mixup == 0 and mix.cutmix == 0) or mixed >= mix.probability:
+        return MixDraw("none", 1.0, None, np.arange(batch_size, dtype=np.int64))
+    partner = rng.permutation(rng.key(key, 1), batch_size)
+    if mix.cutmix == 0 or (mix.mixup > 0 and cut >= mix.cutmix_share):
+        return MixDraw("mixup", _beta(share, mix.mixup), None, partner)
+    box = _cutmix_box(_beta(share, mix.cutmix), int(x * image_size), int(y * image_size), image_size)
+    top, bottom, left, right = box
+    return MixDraw("cutmix", 1 - (bottom - top) * (right - left) / image_size**2, box, partner)
+
+
+def apply_mix(images: Tensor, labels: Tensor, valid: Tensor, draw: MixDraw) -> MixedBatch:
+    """The batch mixed as ``draw`` says; ``images`` is never written to, and handed on where nothing is mixed.
+
+    ``images`` float (B, 3, H, W), ``labels`` int64 (B,), ``valid`` bool (B,), all on one device. A sample whose own
+    picture or partner is invalid has weight 0: its pixels contain a picture that is missing, and teaching the network
+    the other label alone on half a black picture would be a substitution.
+    """
+    if draw.kind == "none":
+        return MixedBatch(images, labels, labels, 1.0, valid.to(torch.float32))
+    partner = torch.from_numpy(draw.partner).to(images.device)
+    weight = (valid & valid[partner]).to(torch.float32)
+    if draw.box is None:
+        mixed = images[partner].mul_(1 - draw.lam).add_(images, alpha=draw.lam)
+    else:
+        top, bottom, left, right = draw.box
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partner]
+    return MixedBatch(mixed, labels, labels[partner], draw.lam, weight)
+
+
+def _beta(uniform: float, alpha: float) -> float:
+    """A draw from Beta(alpha, alpha) by its inverse distribution function.
+
+    Rounded to 24 bits: SciPy's last bits may change with its version, and lam and 1 - lam become exact in float32.
+    """
+    return round(float(betaincinv(alpha, alpha, uniform)) * 2**24) / 2**24
+
+
+def _cutmix_box(lam: float, x: int, y: int, image_size: int) -> Box:
+    """The paper's square around pixel (x, y) that would cover 1 - lam of the picture, clipped at its border."""
+    half = int(0.5 * math.sqrt(1 - lam) * image_size)
+    return max(y - half, 0), min(y + half, image_size), max(x - half, 0), min(x + half, image_size)

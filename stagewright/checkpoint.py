@@ -1,0 +1,400 @@
+"""Checkpoints: nested tensor states in ``RUN/checkpoints``, written so that a kill or a full disk loses none.
+
+The convention: ``step_000500/{state.pt, meta.json}``; meta.json, written last, holds the SHA-256 and size of state.pt
+and a checksum of itself. A directory gets its name only after it was read back and found whole; what breaks later is
+found out and passed over. One process writes at a time (:func:`lock`). Steps are numbers of finished updates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import torch
+
+from stagewright.errors import CheckpointError, StorageError
+
+FORMAT = 1
+STATE, META = "state.pt", "meta.json"
+NUM_REJECTED_KEPT = 2
+_RESERVED = ("format", "step", "protect", "sha256", "bytes", "seal")
+_verified: set[tuple[int, ...]] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A state read back: ``tensors`` as they were saved, on the CPU, and the JSON ``meta`` saved beside them."""
+
+    step: int
+    tensors: dict[str, Any]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A checkpoint that cannot be used: its directory's name, and why."""
+
+    name: str
+    reason: str
+
+
+class _Damaged(OSError):
+    """Why a directory is no valid checkpoint. An OSError since, right after writing, it is the disk that failed."""
+
+
+def save(
+    folder: Path, step: int, tensors: dict[str, Any], meta: dict[str, Any], *, keep: int, protect: Collection[int] = ()
+) -> Path:
+    """Saves ``tensors`` as the checkpoint of ``step`` in ``folder``; returns its directory, verified and on the disk.
+
+    ``tensors`` nests dicts, lists and tuples of tensors, numbers, strings and None, else TypeError with the offender's
+    place; ``meta`` is JSON with a ``plan_digest``. Afterwards the ``keep`` newest valid checkpoints remain, the targets
+    of best and last, and the steps that any of those kept was saved to ``protect``: what a state refers to lives as
+    long as the state. Checkpoints of later steps belong to a future that did not happen, as when the newest was damaged
+    and an older one resumed: they go to ``rejected/``, as damaged ones do. If the disk is full, what may go goes; a
+    second failure raises StorageError, and the last valid checkpoint stands.
+    """
+    if keep < 1 or "plan_digest" not in meta or any(key in meta for key in _RESERVED):
+        raise ValueError(f"keep is 1 or more, not {keep}; meta has plan_digest and none of {_RESERVED}: {sorted(meta)}")
+    plain = _plain(tensors, "state")
+    contents = {"format": FORMAT, "step": step, "protect": sorted(protect), **meta}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder, step)
+        try:
+            path = _write(folder, step, plain, contents)
+        except OSError:
+            _remove(folder / "rejected")
+            # One that has its name but is not known to be on the disk counts beside the last that is.
+            _prune(folder, 1 + (folder / _name(step)).exists(), protect)
+            path = _write(folder, step, plain, contents)
+        _prune(folder, keep, protect)
+    except OSError as error:
+        standing = next((path.name for path in _steps(folder).values() if _intact(path)), None)
+        raise StorageError(
+            f"the checkpoint of step {step} could not be written to {folder}: {error.strerror or error}",
+            f"{num_bytes(plain) / 1e9:.3g} GB free on a disk that takes writes",
+            "make room and run stagewright resume; "
+            + (f"the last valid checkpoint {standing} stands" if standing else "no checkpoint was there before"),
+        ) from error
+    return path
+
+
+def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Rejected]]:
+    """The newest checkpoint in ``folder`` that is whole and loads, and those newer ones that are not, with the reasons.
+
+    (None, rejected) where none is left. A checkpoint of another plan raises CheckpointError. Changes no file.
+    """
+    rejected: list[Rejected] = []
+    for path in _steps(folder).values():
+        try:
+            if (found := _read_meta(path)["plan_digest"]) != plan_digest:
+                raise CheckpointError(
+                    f"{path} belongs to the plan {found}, not to {plan_digest}",
+                    "to resume a run with the plan it was started with",
+                    "undo the change, or fork: start a new run directory from this run's weights (model.weights)",
+                )
+            return _read(path), rejected
+        except _Damaged as damage:
+            rejected.append(Rejected(path.name.removeprefix(".old-"), str(damage)))
+    return None, rejected
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint in the directory ``path`` (or ``folder / "best"``); CheckpointError says what is wrong with it."""
+    try:
+        return _read(path)
+    except _Damaged as damage:
+        raise CheckpointError(
+            f"{path}: {damage}",
+            f"a directory with the {STATE} and {META} that were saved together",
+            "take another checkpoint of the run, or stagewright resume, which finds the newest valid one",
+        ) from damage
+
+
+def link(folder: Path, name: Literal["best", "last"], step: int) -> None:
+    """Makes ``folder / name`` a relative symlink to the checkpoint of ``step``, at once or not at all.
+
+    CheckpointError if there is no such checkpoint, StorageError if the link cannot be written.
+    """
+    if not (folder / _name(step)).is_dir():
+        known = ", ".join(path.name for path in _steps(folder).values()) or "none is saved"
+        raise CheckpointError(f"{name}: no checkpoint {_name(step)} in {folder}", known, "save it before linking to it")
+    temporary = folder / f".tmp-{name}"
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(_name(step))
+        os.replace(temporary, folder / name)
+        _sync_directory(folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder / name} cannot be made: {error.strerror or error}",
+            "a file system with symbolic links and room",
+            "make room, or put the run on another disk (--out)",
+        ) from error
+
+
+def num_bytes(tensors: object) -> int:
+    """Bytes of the tensors nested in ``tensors``: the size of their checkpoint but for some kilobytes."""
+    if isinstance(tensors, torch.Tensor):
+        return tensors.numel() * tensors.element_size()
+    if isinstance(tensors, dict):
+        return sum(map(num_bytes, tensors.values()))
+    return sum(map(num_bytes, tensors)) if isinstance(tensors, list | tuple) else 0
+
+
+def check_room(folder: Path, bytes_needed: int) -> None:
+    """Raises StorageError unless the disk of ``folder``, which need not exist yet, has ``bytes_needed`` bytes free."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise StorageError(
+            f"{free / 1e9:.3g} GB are free in {there}",
+            f"{bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
+            f"free {(bytes_needed - free) / 1e9:.3g} GB, choose another disk with --out, or lower checkpoints.keep",
+        )
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory ``run_dir``, which exists, for this process; the kernel lets go however the process ends.
+
+    CheckpointError names the process that has it. On a file system without locks it warns in the log and goes on.
+    """
+    with open(run_dir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = (run_dir / ".lock").read_text().strip() or "unknown"
+            raise CheckpointError(
+                f"{run_dir} is in use by process {holder}",
+                "one process in a run directory",
+                f"wait for it, or stop it (kill {holder}), or choose another --out",
+            ) from error
+        except OSError:
+            logging.getLogger(__name__).warning(
+                "%s: this file system has no locks; start no second process here", run_dir
+            )
+        file.truncate(0)
+        os.write(file.fileno(), str(os.getpid()).encode())
+        yield
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """Step -> directory, valid or not, the newest first. One that a kill found half replaced counts as it was."""
+    found: dict[int, Path] = {}
+    for prefix in ("", ".old-"):
+        for path in folder.glob(f"{prefix}step_*"):
+            number = path.name.removeprefix(f"{prefix}step_")
+            if number.isdigit() and path.name == prefix + _name(int(number)) and path.is_dir():
+                found.setdefault(int(number), path)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -> Path:
+    """Writes, verifies and names one checkpoint; on any failure nothing of it is left."""
+    final, temporary, old = (folder / f"{prefix}{_name(step)}" for prefix in ("", ".tmp-", ".old-"))
+    try:
+        temporary.mkdir(exist_ok=True)
+        with open(temporary / STATE, "wb") as file:
+            out = _Hashed(file)
+            torch.save(tensors, cast(BinaryIO, out))
+        contents = json.loads(json.dumps({**contents, "sha256": out.sha256.hexdigest(), "bytes": out.bytes}))
+        with open(temporary / META, "wb") as file:
+            file.write(json.dumps({**contents, "seal": _seal(contents)}, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_directory(temporary)
+        _verify(temporary)
+        if final.exists():
+            os.replace(final, old)  # where it counts on, see _steps, until the new one has the name
+        os.replace(temporary, final)
+        _sync_directory(folder)
+    except BaseException:
+        _remove(temporary)
+        raise
+    _remove(old)
+    return final
+
+
+def _tidy(folder: Path, step: int) -> None:
+    """Removes what killed processes left half done, and sets aside what must not count once ``step`` is saved."""
+    for path in list(folder.glob(".tmp-*")):
+        _remove(path)
+    for path in list(folder.glob(".old-step_*")):
+        if (final := folder / path.name.removeprefix(".old-")).exists():
+            _remove(path)
+        else:
+            os.replace(path, final)
+    for other, path in _steps(folder).items():
+        if other > step or (other == step and not _intact(path)):
+            _set_aside(path)
+
+
+def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
+    """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to."""
+    wanted = {os.readlink(path) for path in (folder / "best", folder / "last") if path.is_symlink()}
+    wanted |= {_name(step) for step in protect}
+    kept = 0
+    for path in _steps(folder).values():
+        if kept < keep and _intact(path):
+            kept += 1
+            wanted |= {path.name, *map(_name, _read_meta(path)["protect"])}
+        elif kept < keep:
+            _set_aside(path)
+    for path in _steps(folder).values():
+        if path.name not in wanted:
+            # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+            doomed = folder / f".tmp-{path.name}"
+            os.replace(path, doomed)
+            _remove(doomed)
+
+
+def _set_aside(path: Path) -> None:
+    """Moves a checkpoint that must not count to ``rejected/``, where the newest few are kept for a look."""
+    rejected = path.parent / "rejected"
+    rejected.mkdir(exist_ok=True)
+    _remove(rejected / path.name)
+    os.replace(path, rejected / path.name)
+    os.utime(rejected / path.name)
+    for old in sorted(rejected.iterdir(), key=os.path.getmtime)[:-NUM_REJECTED_KEPT]:
+        _remove(old)
+
+
+def _read(path: Path) -> Checkpoint:
+    """The checkpoint in ``path``, verified from the first byte to the last; _Damaged says why not."""
+    meta = _verify(path)
+    return Checkpoint(meta["step"], _load(path, "cpu"), {key: meta[key] for key in meta if key not in _RESERVED})
+
+
+def _load(path: Path, device: str) -> dict[str, Any]:
+    try:
+        return torch.load(path / STATE, map_location=device, weights_only=True)
+    except Exception as error:  # the many things that unpickling raises, none of which may end a search
+        raise _Damaged(f"{STATE} does not load: {error}") from error
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / META).read_bytes())
+        seal = meta.pop("seal")
+    except OSError as error:
+        raise _Damaged(f"{META} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"{META} is damaged") from error
+    if meta.get("format") != FORMAT:
+        raise _Damaged(f"format {meta.get('format')} is not the format {FORMAT} that this version reads")
+    if seal != _seal(meta):
+        raise _Damaged(f"{META} is damaged: its own checksum does not fit")
+    return meta
+
+
+def _verify(path: Path) -> dict[str, Any]:
+    """The meta of ``path``, after a look at size, SHA-256 and loading of its state; _Damaged says what is wrong."""
+    meta = _read_meta(path)
+    try:
+        identity, sha256 = _identity(path), _sha256(path / STATE)
+    except OSError as error:
+        raise _Damaged(f"{STATE} cannot be read: {error.strerror or error}") from error
+    if (size := (path / STATE).stat().st_size) != meta["bytes"]:
+        raise _Damaged(f"{STATE} has {size} bytes instead of {meta['bytes']}")
+    if sha256 != meta["sha256"]:
+        raise _Damaged(f"{STATE} is damaged: its SHA-256 is not the one recorded")
+    _load(path, "meta")  # which keeps one tensor in memory at a time
+    _verified.add(identity)
+    return meta
+
+
+def _intact(path: Path) -> bool:
+    """Whether ``path`` verifies; files that this process verified and nobody wrote to since are not read again."""
+    try:
+        return _identity(path) in _verified or bool(_verify(path))
+    except OSError:
+        return False
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to the checkpoint in ``path``, and stays when it is renamed."""
+    stats = [(path / name).stat() for name in (STATE, META)]
+    return tuple(number for one in stats for number in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            # Forget the pages in memory, which are right even where the disk is not.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Hashed:
+    """A file for torch.save that hashes what passes. An OSError waits for ``flush``: torch's C++ would garble it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+        self._error: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        try:
+            if self._error is None:
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Called by torch at the end; returns when all is on the disk."""
+        if self._error:
+            raise self._error
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` with tensors on the CPU and nothing else in their storages; TypeError says where a foreign part is."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > num_bytes(tensor) else tensor
+    if isinstance(value, dict):
+        return {key: _plain(one, f"{where}[{key!r}]") for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_plain(one, f"{where}[{at}]") for at, one in enumerate(value)]
+        return parts if isinstance(value, list) else tuple(parts)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}; a state holds tensors, numbers, strings and None")
+
+
+def _remove(path: Path) -> None:
+    """Removes ``path`` as far as that works: network file systems keep open files, and the next save tries again."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,245 @@
+"""From bytes to upright RGB pictures, and from those to crops: the one place where Pillow is called.
+
+Owns two conventions. A picture is upright (EXIF orientation applied), RGB, 8 bits, and the first frame of its file. And
+whatever is wrong with a file arrives as an OSError that says so in one line: Pillow alone raises a dozen kinds. Reading
+is Pillow's throughout, since torchvision 0.29's PNG decoder ends the process on some damaged files.
+
+Everything here may be called from many threads at once, on different pictures. Pillow's warnings about odd files are
+switched off for its own modules, as nobody can act on them; what cannot be read is reported instead.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
+
+# Formats that Pillow knows by name but does not decode itself: stubs without a reader, and EPS, a program that it would
+# hand to Ghostscript to run.
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# TIFF 6.0, tag 274. Pillow's ImageOps.exif_transpose does the same but writes the whole EXIF block back, which fails on
+# pictures whose orientation is sound and whose other tags are not.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Images(Protocol):
+    """Pictures by row of a manifest."""
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        ...
+
+    def load(self, row: int) -> Image.Image:
+        """The upright RGB picture of ``row``; OSError if it cannot be read. May be called from many threads."""
+        ...
+
+
+class FileImages:
+    """Pictures in files: ``root`` joined with ``paths`` (relative, ``/`` separators)."""
+
+    def __init__(self, root: str, paths: pa.StringArray) -> None:
+        self.root = root
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of the file of ``row``; OSError if there is none or it cannot be opened."""
+        return Path(self.root, self.paths[row].as_py()).read_bytes()
+
+    def load(self, row: int) -> Image.Image:
+        """The upright RGB picture of ``row``; OSError if it cannot be read."""
+        return decode(self.read(row))
+
+
+class ArrayImages:
+    """Pictures in memory: ``array`` is uint8 of shape (N, H, W, 3)."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
+            raise ValueError(f"pictures in memory are uint8 (N, H, W, 3), not {array.dtype} {array.shape}")
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def load(self, row: int) -> Image.Image:
+        """The picture of ``row``."""
+        return Image.fromarray(self.array[row])
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in the bytes of a file: upright, RGB, first frame; OSError with a one-line reason if it is damaged.
+
+    Alpha is dropped, which leaves the colours that transparent pixels have underneath. Grey of 16 or 32 bits and floats
+    are brought to 8 bits as :func:`to_8_bit` says. Pictures of more than twice ``Image.MAX_IMAGE_PIXELS`` (179 million
+    pixels) are refused as decompression bombs.
+    """
+    try:
+        return _upright_rgb(_open(data))
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def measure(data: bytes) -> tuple[int, int]:
+    """Upright (width, height) of the picture in ``data``, after reading all of it; OSError exactly where :func:`decode`
+    raises one.
+
+    JPEGs are decoded to grey at an eighth of their size: that still takes every byte of the entropy-coded stream, where
+    truncation shows, and saves the rest of the work.
+    """
+    try:
+        image = _open(data)
+        if image.format not in ("JPEG", "MPO"):
+            return _upright_rgb(image).size
+        width, height = image.size
+        image.draft("L", (1, 1))
+        image.load()
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def identified(path: str) -> bool:
+    """Whether the head of a file looks like a picture, without reading the rest; OSError if it cannot be opened."""
+    _silence_pillow()
+    try:
+        with Image.open(path, formats=_formats()):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def crop_resize(
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    interpolation: Literal["bilinear", "bicubic"],
+) -> NDArray[np.uint8]:
+    """The part ``box`` of an RGB ``image``, resized to ``size``: uint8 of shape (height, width, 3), read-only.
+
+    ``box`` is (left, top, right, bottom) in pixels of ``image``, fractions allowed; ``size`` is (width, height). The
+    filter is widened by the scale, so nothing aliases. A box that leaves the picture by less than a thousandth of a pixel
+    (rounding) is clamped; ValueError for one that leaves it by more, or is empty.
+    """
+    left, top, right, bottom = box
+    width, height = image.size
+    slack = 1e-3
+    if image.mode != "RGB":
+        raise ValueError(f"crop_resize takes RGB pictures, not {image.mode}")
+    if not (-slack <= left < right <= width + slack and -slack <= top < bottom <= height + slack):
+        raise ValueError(f"the box {box} does not lie within a picture of {width} x {height} pixels")
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    return np.asarray(image.resize(size, _FILTERS[interpolation], box=inside, reducing_gap=None))
+
+
+def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Grey ``values`` (H, W) of 16 or 32 bits or floats, brought to 0-255 by a rule that looks at this picture alone.
+
+    Integers from 0 up are divided by the smallest of the usual full scales (8, 10, 12, 14, 16 bits) that holds the
+    picture: 12-bit scans in 16-bit files keep their contrast. Floats within [0, 1] are multiplied by 255, floats within
+    [0, 255] kept. All else (negative, beyond 16 bits) is stretched from its minimum to its maximum. NaN counts as 0.
+    """
+    grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
+    if values.dtype.kind == "f":
+        full_scale = 1.0 if high <= 1.0 else 255.0
+    else:
+        full_scale = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), 2.0**16 - 1)
+    if low < 0 or high > full_scale:
+        grey, full_scale = grey - low, high - low
+    return np.rint(grey * (255.0 / full_scale)).astype(np.uint8)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Pillow's formats in the order in which they are tried: common ones first, and last those without a signature (TGA
+    and the like), which take arbitrary bytes for theirs."""
+    Image.preinit()  # registers the common formats, before
+    Image.init()  # all others
+    known = [name for name in Image.ID if name not in _NOT_DECODED]
+    return tuple(sorted(known, key=lambda name: Image.OPEN[name][1] is None))
+
+
+@cache
+def picture_extensions() -> frozenset[str]:
+    """Extensions of file names that promise a picture Pillow decodes: lower case, with the dot."""
+    formats = _formats()
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+
+
+def _open(data: bytes) -> ImageFile:
+    _silence_pillow()
+    if not data:
+        raise OSError("the file is empty")
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    # Orientation after loading: in PNG it may stand behind the pixels, and loading a TIFF already applies it.
+    image.load()
+    orientation = _orientation(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_8_bit(np.asarray(image)))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none, or EXIF is damaged: the pixels are good all the same."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _unreadable(error: Exception) -> OSError:
+    if isinstance(error, UnidentifiedImageError):
+        return UnidentifiedImageError(NOT_IDENTIFIED)
+    if isinstance(error, MemoryError):
+        return OSError("it needs more memory than there is")
+    text = str(error).strip().splitlines()
+    return OSError(text[0] if text else type(error).__name__)
+
+
+def _silence_pillow() -> None:
+    """Keeps Pillow's warnings from the user, and from becoming errors in the middle of a picture under ``-W error``.
+
+    ``warnings.catch_warnings`` is not safe in threads (before Python 3.14 it swaps the filters of the whole process), so
+    one filter for Pillow's modules is put in front of all others, again where somebody has since put another there.
+    """
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or first[0] != "ignore" or getattr(first[3], "pattern", None) != _PILLOW:
+        warnings.filterwarnings("ignore", module=_PILLOW)
+
+
+_PILLOW = r"PIL\."
+_silence_pillow()

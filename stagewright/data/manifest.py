@@ -1,0 +1,174 @@
+"""Manifest: which pictures a run uses, with hash, label, group and split; written down once, in one Parquet file.
+
+Owns the order of the rows: everywhere else a picture is the number of its row here. Pictures in folders and tables are
+sorted by path, so that the order of a listing or of a table's rows changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stagewright.errors import DataError
+
+if TYPE_CHECKING:
+    from stagewright.plan import DatasetInfo
+
+SPLITS = ("train", "val", "test")
+
+_KEY = b"stagewright.manifest"
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """One row per usable picture, in compact columns of equal length."""
+
+    root: str
+    """Folder that paths are relative to; empty for built-in arrays."""
+    source: str
+    """DATA as it was given, e.g. ``photos/``, ``digits``, ``torchvision:CIFAR100``."""
+    classes: tuple[str, ...]
+    """Sorted names; label i is ``classes[i]``."""
+    paths: pa.StringArray
+    """Relative to ``root``, with ``/``; ``train/000123`` for arrays."""
+    hashes: pa.StringArray
+    """Hexadecimal blake2b-128 of the file's bytes, or of the array's."""
+    labels: NDArray[np.int32]
+    splits: NDArray[np.int8]
+    """Index into :data:`SPLITS`."""
+    widths: NDArray[np.int32]
+    """Upright width in pixels (EXIF orientation applied)."""
+    heights: NDArray[np.int32]
+    groups: pa.StringArray | None = None
+    """What never straddles a split (site, patient); null where a picture has none of its own."""
+
+    def __post_init__(self) -> None:
+        columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups)
+        if any(column is not None and len(column) != len(self.paths) for column in columns):
+            raise ValueError("the columns of a manifest differ in length")
+        for name, column, end in (("label", self.labels, len(self.classes)), ("split", self.splits, len(SPLITS))):
+            if len(column) and not 0 <= column.min() <= column.max() < end:
+                raise ValueError(f"a manifest has a {name} outside of 0 to {end - 1}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The rows of ``split`` (train, val or test), ascending."""
+        return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 in hexadecimal over the classes and every row's path, hash, label, group and split, in order.
+
+        Where the pictures lie (``root``) and how they were named (``source``) make no difference.
+        """
+        digest = hashlib.sha256(json.dumps(["stagewright manifest", _VERSION, len(self), self.classes]).encode())
+        for column in (self.paths, self.hashes, self.groups):
+            digest.update(b"-" if column is None else _column_bytes(column))
+        digest.update(np.ascontiguousarray(self.labels, "<i4").tobytes())
+        digest.update(np.ascontiguousarray(self.splits, "<i1").tobytes())
+        return digest.hexdigest()
+
+    def info(self) -> DatasetInfo:
+        """What a plan needs to know: sizes of the splits, classes and digest."""
+        from stagewright.plan import DatasetInfo
+
+        train, val, test = (int(count) for count in np.bincount(self.splits, minlength=len(SPLITS)))
+        return DatasetInfo(num_train=train, num_val=val, num_test=test, classes=self.classes, digest=self.digest)
+
+    def write(self, path: str | Path) -> None:
+        """Writes one Parquet file in the place of ``path``, whole or not at all."""
+        head = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
+        columns: dict[str, Any] = {
+            "path": self.paths,
+            "hash": self.hashes,
+            "label": pa.array(self.labels, pa.int32()),
+            "split": pa.array(SPLITS).take(pa.array(self.splits)),
+            "width": pa.array(self.widths, pa.int32()),
+            "height": pa.array(self.heights, pa.int32()),
+        }
+        if self.groups is not None:
+            columns["group"] = self.groups
+        table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": self.digest}).encode()})
+        write_table(table, Path(path))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Manifest:
+        """The manifest in the file ``path``; DataError if there is none, or it is not as it was written."""
+        try:
+            table = read_table(path)
+            head = json.loads((table.schema.metadata or {})[_KEY])
+            manifest = cls(
+                root=head["root"],
+                source=head["source"],
+                classes=tuple(head["classes"]),
+                paths=one_array(table["path"]),
+                hashes=one_array(table["hash"]),
+                labels=table["label"].to_numpy().astype(np.int32),
+                splits=pc.index_in(table["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8),
+                widths=table["width"].to_numpy().astype(np.int32),
+                heights=table["height"].to_numpy().astype(np.int32),
+                groups=one_array(table["group"]) if "group" in table.column_names else None,
+            )
+        except FileNotFoundError:
+            raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
+        if manifest.digest != head["digest"]:
+            raise _damaged(path, "its rows do not match its own digest")
+        return manifest
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes ``table`` as the Parquet file ``path``: whole or not at all, on disk when this returns; OSError if the place
+    cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """The Parquet file ``path``; OSError or pyarrow.ArrowException if there is none or it is damaged."""
+    # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
+def one_array(column: pa.ChunkedArray) -> pa.StringArray:
+    """A column of strings as one array."""
+    return pa.concat_arrays([chunk.cast(pa.string()) for chunk in column.chunks] or [pa.array([], pa.string())])
+
+
+def _column_bytes(column: pa.StringArray) -> bytes:
+    """The strings of ``column`` one after the other, after their lengths and which of them are null."""
+    lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i4")
+    text = pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column.fill_null("")), "")[0].as_py()
+    return lengths.tobytes() + text.encode()
+
+
+def _damaged(path: str | Path, reason: str) -> DataError:
+    return DataError(
+        f"the manifest {path} is damaged: {reason}",
+        "the file as the run wrote it",
+        "restore it from a copy, or start a new run on the same data",
+    )

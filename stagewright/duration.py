@@ -1,0 +1,74 @@
+"""Lengths of training as people write them: ``30ep``, ``500st``, ``20000img``, ``0.9`` (of the run).
+
+Turned into steps by the plan alone, which knows batch and data set sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+Unit = Literal["epochs", "steps", "images", "run"]
+
+_SUFFIX: dict[str, Unit] = {"ep": "epochs", "st": "steps", "img": "images", "": "run"}
+_TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(ep|st|img|)\s*", re.IGNORECASE)
+FORMS = "30ep (epochs), 500st (steps), 20000img (images) or a fraction of the run from 0 to 1 such as 0.9"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """``value`` in ``unit``: epochs (passes over a stage's pictures, may be fractional), optimizer steps, images, or
+    a fraction of the run."""
+
+    value: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """A Duration from ``'30ep'``, ``'500st'``, ``'20000img'`` or ``0.9``; ValueError names the allowed forms.
+
+        A bare number above 1 is refused: it could mean epochs or steps.
+        """
+        if isinstance(text, Duration):
+            return text
+        match = _TEXT.fullmatch(str(text)) if isinstance(text, str | int | float) and text is not True else None
+        if match is None:
+            raise ValueError(f"{text!r} is not a duration; write {FORMS}")
+        value, unit = float(match[1]), _SUFFIX[match[2].lower()]
+        if unit == "run" and value > 1:
+            raise ValueError(f"{text!r} is neither epochs nor steps; write {match[1]}ep or {match[1]}st")
+        if unit in ("steps", "images") and value != int(value):
+            raise ValueError(f"{text!r}: {unit} come in whole numbers")
+        return cls(value, unit)
+
+    def __str__(self) -> str:
+        suffix = next(key for key, unit in _SUFFIX.items() if unit == self.unit)
+        return f"{self.number!r}{suffix}"
+
+    @property
+    def number(self) -> float | int:
+        """The value as people write it: without ``.0``."""
+        return int(self.value) if self.value == int(self.value) else self.value
+
+    def plain(self) -> str | float | int:
+        """What stands in YAML: a fraction of the run as a number, all else as text."""
+        return self.number if self.unit == "run" else str(self)
+
+    def scaled(self, factor: float) -> Duration:
+        """This length times ``factor``; steps and images are rounded, and never to nothing."""
+        value = self.value * factor
+        return Duration(max(1.0, round(value)) if self.unit in ("steps", "images") else value, self.unit)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.plain)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": ["string", "number"], "description": FORMS}

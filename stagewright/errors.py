@@ -1,0 +1,63 @@
+"""What can go wrong for a user, each error saying what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StagewrightError(Exception):
+    """An error a user can cause and mend; the command line prints it without a traceback and exits with 2.
+
+    ``given`` says what was found wrong, ``allowed`` what would be right, ``remedy`` what to do now.
+    """
+
+    def __init__(self, given: str, allowed: str = "", remedy: str = "") -> None:
+        self.given, self.allowed, self.remedy = given, allowed, remedy
+        lines = [given]
+        if allowed:
+            lines.append(f"  allowed: {allowed}")
+        if remedy:
+            lines.append(f"  to do:   {remedy}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[StagewrightError], tuple[str, str, str]]:
+        return type(self), (self.given, self.allowed, self.remedy)
+
+
+class RecipeError(StagewrightError):
+    """A recipe, an override or a flag that cannot be meant."""
+
+
+class DataError(StagewrightError):
+    """Pictures, tables or splits that cannot be used."""
+
+
+class ModelError(StagewrightError):
+    """A model name, an option or weights that do not fit."""
+
+
+class CheckpointError(StagewrightError):
+    """A checkpoint or run directory that is damaged, foreign or full."""
+
+
+class BundleError(StagewrightError):
+    """A trained model that is incomplete or no longer answers as it did when it was saved."""
+
+
+class StorageError(StagewrightError):
+    """A place that cannot be written, or has too little room."""
+
+
+class Diverged(StagewrightError):
+    """Training produced numbers that are not finite; the last checkpoint is untouched."""
+
+
+class Stopped(Exception):
+    """A stop was asked for (SIGTERM, Ctrl-C); raised where there is nothing to save."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string where none is close."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,250 @@
+"""After the last step: choose the weights, evaluate them once more with every answer kept, write the bundle and summary.
+
+Interruptible and repeatable: everything here is a function of the last state, and comes out the same when done again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagewright import checkpoint
+from stagewright.data.decode import FileImages, Images
+from stagewright.data.stream import eval_image_size
+from stagewright.errors import CheckpointError
+from stagewright.evaluate import Evaluation, Interrupted
+from stagewright.events import read_events
+from stagewright.model.bundle import BundleSpec, Preprocessing, save_bundle
+from stagewright.plan import StagePlan
+from stagewright.rundir import RunDir, write_json
+from stagewright.session import Session
+from stagewright.state import Score
+
+_GOLDEN_SAMPLES = 16
+_GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
+
+
+def finish(session: Session) -> bool:
+    """Chooses, evaluates and writes the model; False where a stop was asked for, to be done again then."""
+    state, log = session.state, session.recorder.log
+    score = choose(session)
+    try:
+        with session.clock.phase("eval"):
+            score, stage = install(session, score)
+            results = {
+                split: session.evaluate_split(split, stage)
+                for split in ("val", "test")
+                if len(session.manifest.rows(split))
+            }
+    except Interrupted:
+        return False
+    with session.clock.phase("checkpoint"):
+        for split, result in results.items():
+            write_predictions(session, split, result)
+        top1 = {split: result.top1 for split, result in results.items()}
+        write_bundle(session, score, stage, top1)
+    log.emit(
+        "finished",
+        state.step,
+        chosen={"step": score.step, "weights": score.weights},
+        val_top1=top1.get("val"),
+        test_top1=top1.get("test"),
+    )
+    session.recorder.sync()
+    write_summary(session, "finished", score=score, results=results)
+    return True
+
+
+def choose(session: Session) -> Score:
+    """The weights that become the model: best or last as the recipe says, judged on validation pictures alone."""
+    state = session.state
+    chosen = state.best if session.plan.recipe.eval.select == "best" else state.latest
+    if chosen is None:  # no validation pictures, so nothing to judge by
+        kind = session.plan.stages[-1].average.kind
+        return Score(state.step, kind if kind != "none" and state.average.tensors else "raw", float("nan"))
+    return chosen
+
+
+def install(session: Session, score: Score) -> tuple[Score, StagePlan]:
+    """Puts the chosen weights into the model, from memory or from the checkpoint of their step; returns the score and
+    its stage. Where that checkpoint is damaged, the weights at hand take their place, and the log says so."""
+    state = session.state
+    if score.step != state.step and state.latest is not None:
+        try:
+            tensors = checkpoint.load(session.run.checkpoints / f"step_{score.step:06d}").tensors
+        except CheckpointError as error:
+            text = f"the best weights (step {score.step}) are lost, so the last take their place: {error.given}"
+            session.recorder.log.emit("notice", state.step, text=text)
+            score = state.latest
+        else:
+            state.model.load_state_dict(tensors["model"])
+            state.average.load(tensors["average"], state.device)
+    stage = session.plan.stage_before(score.step)
+    session.enter(stage)
+    if score.weights != "raw":
+        state.average.copy_to(state.model)
+        session.recalibrate(stage)
+    return score, stage
+
+
+def write_predictions(session: Session, split: str, result: Evaluation) -> None:
+    """Every answer of the chosen weights on a split, in ``evaluations/SPLIT.parquet``."""
+    manifest, answers = session.manifest, result.predictions
+    rows = pa.array(manifest.rows(split))
+    groups = manifest.groups.take(rows) if manifest.groups is not None else pa.nulls(len(rows), pa.string())
+    table = pa.table(
+        {
+            "path": manifest.paths.take(rows),
+            "label": pa.array(manifest.labels[rows.to_numpy()], pa.int32()),
+            "predicted": pa.array(answers.predicted, pa.int32()),
+            "probability": pa.array(answers.probability),
+            "true_probability": pa.array(answers.true_probability),
+            "group": groups,
+            "readable": pa.array(answers.readable),
+        }
+    )
+    session.run.evaluations.mkdir(exist_ok=True)
+    temporary = session.run.evaluations / f".{split}.tmp"
+    pq.write_table(table, temporary)
+    temporary.replace(session.run.evaluations / f"{split}.parquet")
+
+
+def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[str, float]) -> None:
+    """The trained model with all it needs to answer elsewhere, in ``model/``."""
+    plan, recipe = session.plan, session.plan.recipe
+    spec = BundleSpec(
+        model=recipe.model.name,
+        options=dict(recipe.model.options),
+        drop_path=recipe.model.drop_path,
+        image_size=max(stage.image_size for stage in plan.stages),
+        classes=plan.dataset.classes,
+        preprocessing=Preprocessing(
+            image_size=eval_image_size(plan, stage),
+            crop=recipe.eval.crop,
+            fit=recipe.eval.fit,
+            interpolation=recipe.interpolation,
+            mean=session.numerics.mean,
+            std=session.numerics.std,
+        ),
+        training={
+            "recipe": recipe.name,
+            "data": session.manifest.source,
+            "weights": score.weights,
+            "step": score.step,
+            "top1": top1,
+            "images": {"train": plan.dataset.num_train, "val": plan.dataset.num_val, "test": plan.dataset.num_test},
+            "plan_digest": plan.digest,
+            "dataset_digest": plan.dataset.digest,
+            "initial_weights": recipe.model.weights,
+        },
+    )
+    save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
+
+
+def golden_samples(session: Session) -> list[tuple[bytes, str]]:
+    """Up to 16 readable evaluation pictures spread over the split, as file bytes and extension."""
+    manifest = session.manifest
+    rows = next(rows for split in ("test", "val", "train") if len(rows := manifest.rows(split)))
+    samples: list[tuple[bytes, str]] = []
+    # Candidates lie evenly over the split, which lists classes in turn; twice as many, as some may not serve.
+    for row in rows[:: max(1, len(rows) // (2 * _GOLDEN_SAMPLES))]:
+        try:
+            data, extension = _original(session.images, int(row), manifest.paths[int(row)].as_py())
+            session.images.load(int(row))
+        except (OSError, ValueError):
+            continue
+        if len(data) <= _GOLDEN_BYTES:
+            samples.append((data, extension))
+        if len(samples) == _GOLDEN_SAMPLES:
+            break
+    return samples
+
+
+def _original(images: Images, row: int, path: str) -> tuple[bytes, str]:
+    if isinstance(images, FileImages):
+        return images.read(row), Path(path).suffix.lower() or ".img"
+    buffer = io.BytesIO()
+    images.load(row).save(buffer, format="PNG")
+    return buffer.getvalue(), ".png"
+
+
+def write_summary(
+    session: Session,
+    status: str,
+    *,
+    score: Score | None = None,
+    results: dict[str, Evaluation] | None = None,
+    error: str | None = None,
+) -> None:
+    """``summary.json``: what a program wants to know of the run, at its start and at every end."""
+    plan, state, run = session.plan, session.state, session.run
+    results = results or {}
+    session.clock.read("setup")  # charges the time up to now
+    seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
+    events = read_events(run.events)
+    bad = {row for event in events if event["kind"] == "bad_image" for row in event["rows"]}
+    images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
+    environment = run.read_env()
+    content: dict[str, Any] = {
+        "status": status,
+        "name": run.root.resolve().name,
+        "recipe": plan.recipe.name,
+        "model": plan.recipe.model.name,
+        "data": environment.get("data"),
+        "classes": len(plan.dataset.classes),
+        "plan_digest": plan.digest,
+        "dataset_digest": plan.dataset.digest,
+        "seed": plan.recipe.seed,
+        "step": state.step,
+        "total_steps": plan.total_steps,
+        "top1": {split: results[split].top1 if split in results else None for split in ("val", "test")},
+        "top5": {split: results[split].top5 if split in results else None for split in ("val", "test")},
+        "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
+        "chosen": None,
+        "candidates": _candidates(events),
+        **seconds,
+        "wall_seconds": round(sum(state.seconds.values()), 3),
+        "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
+        "restarts": sum(event["kind"] == "resumed" for event in events),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "unreadable": len(bad) + sum(result.unreadable for result in results.values()),
+        "precision": plan.precision,
+        "device": str(state.device),
+        "parent": environment.get("parent"),
+        "error": error,
+    }
+    if score is not None:
+        content["chosen"] = {
+            "step": score.step,
+            "weights": score.weights,
+            "stage": plan.stage_before(score.step).name,
+            "select": plan.recipe.eval.select,
+        }
+    write_json(run.summary, content)
+
+
+def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Best validation top-1 that each kind of weights reached, over all evaluations that count."""
+    best: dict[str, float] = {}
+    for event in events:
+        if event["kind"] == "evaluated" and not event["superseded"]:
+            for kind, result in event["results"].items():
+                best[kind] = max(best.get(kind, 0.0), result["top1"])
+    return best
+
+
+def read_summary(run: RunDir) -> dict[str, Any]:
+    """``summary.json``; empty where there is none yet. CheckpointError where it is no JSON."""
+    if not run.summary.is_file():
+        return {}
+    try:
+        return json.loads(run.summary.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run.summary}: {error}", "the file as it was written", "resume writes it anew"
+        ) from None

@@ -1,0 +1,98 @@
+"""Which models there are: names of torchvision, timm and stagewright itself, and which of them a name means.
+
+Conventions: ``timm:NAME`` and ``torchvision:NAME`` say the library; without, a name that both have means torchvision's.
+``NAME.TAG`` says which pretrained weights (``resnet50.a1_in1k``, ``resnet50.IMAGENET1K_V1``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Literal
+
+import timm
+import torchvision
+
+from stagewright.errors import ModelError, nearest
+
+Library = Literal["stagewright", "torchvision", "timm"]
+
+OWN = ("cifar_resnet18", "cifar_preact_resnet18", "vit")
+"""Networks that stagewright defines itself."""
+_LIBRARIES: tuple[Library, ...] = ("stagewright", "torchvision", "timm")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A name, found in a library."""
+
+    library: Library
+    name: str
+    tag: str = ""
+    """Which pretrained weights; "" for the library's choice."""
+    note: str = ""
+    """What a reader should know of the choice, e.g. that another library has the name too."""
+
+    def __str__(self) -> str:
+        return f"{self.library}:{self.name}" + (f".{self.tag}" if self.tag else "")
+
+
+@cache
+def model_names(library: Library) -> tuple[str, ...]:
+    """Every classifier that the library makes."""
+    if library == "stagewright":
+        return OWN
+    if library == "torchvision":
+        return tuple(torchvision.models.list_models(module=torchvision.models))
+    return tuple(timm.list_models())
+
+
+def list_models(filter: str = "") -> list[tuple[str, Library]]:
+    """(name, library) of every model whose name contains ``filter`` or matches its wildcards; our own first."""
+    pattern = filter if any(sign in filter for sign in "*?[") else f"*{filter}*"
+    return [(name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)]
+
+
+def find_model(name: str) -> ModelName:
+    """Where ``name`` is; ModelError with the nearest names where it is nowhere."""
+    prefix, colon, rest = name.partition(":")
+    asked: list[Library] = [library for library in _LIBRARIES if not colon or library == prefix]
+    plain, _, tag = (rest if colon else name).partition(".")
+    found: list[Library] = [
+        library for library in asked if plain in model_names(library) and _has_tag(library, plain, tag)
+    ]
+    if not found:
+        raise _unknown(name, plain, tag, asked)
+    others = [library for library in found[1:] if library == "timm"]
+    note = f"{plain} is in torchvision and in timm; torchvision's was taken (timm:{plain} takes the other)"
+    return ModelName(found[0], plain, tag, note if others and found[0] == "torchvision" else "")
+
+
+def _has_tag(library: Library, plain: str, tag: str) -> bool:
+    return not tag or tag in _tags(library, plain)
+
+
+def _tags(library: Library, plain: str) -> list[str]:
+    """Names of the pretrained weights that the library has for its model ``plain``."""
+    if library == "torchvision":
+        return [weights.name for weights in torchvision.models.get_model_weights(plain)]
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")] if library == "timm" else []
+
+
+def _unknown(name: str, plain: str, tag: str, asked: list[Library]) -> ModelError:
+    counts = {library: len(model_names(library)) for library in asked}
+    tags = [f"{plain}.{known}" for library in asked if plain in model_names(library) for known in _tags(library, plain)]
+    if tag and any(plain in model_names(library) for library in asked):
+        return ModelError(
+            f"model {name!r}: {plain} has no pretrained weights {tag!r}{nearest(f'{plain}.{tag}', tags)}",
+            ", ".join(tags[:12]) or f"{plain} has no pretrained weights at all",
+            "take one of these, or the name alone for the library's choice",
+        )
+    known = [known for library in asked for known in model_names(library)]
+    return ModelError(
+        f"model {name!r} is unknown{nearest(plain, known)}",
+        ", ".join(f"{count} of {library}" for library, count in counts.items())
+        or "NAME, torchvision:NAME or timm:NAME (or stagewright:NAME)",
+        "stagewright models FILTER lists them, e.g. stagewright models resnet",
+    )

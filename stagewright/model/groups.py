@@ -1,0 +1,202 @@
+"""Which parameters train, which keep still, and which decay: the trainable set and the optimizer's groups.
+
+The convention this room owns, the same for every architecture and worked out from the module tree alone:
+
+- The **head** is the one module that yields the logits: timm's ``get_classifier()``, else the last linear layer or 1x1
+  convolution. Everything else is the body.
+- **Blocks** are the body's parts in order: the model's children, where a part that holds 90 % of the body's parameters
+  and a lone ``Sequential`` or ``ModuleList`` among the parts (``features``, ``blocks``, ``stages``) are replaced by
+  their own children. So a ResNet has its stem and ``layer1`` to ``layer4``; a ViT its patch embedding and each
+  transformer block; MobileNetV2 each inverted residual; Swin each stage and each patch merging.
+- A norm that stands alone belongs to the block before it, and so does all that lies between the last block and the
+  head (the final norm, hidden layers of the classifier): it trains under ``last:1``, but not under ``head``.
+- ``last:N`` is the head and the last N blocks. Parameters that hang on no block (class token, positions) train only
+  under ``all`` or by a pattern.
+
+Freezing is ``requires_grad`` off and eval mode, never a learning rate of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from stagewright.errors import ModelError, nearest
+
+_DOMINANT = 0.9
+"""A part with this share of the body's parameters is the body in a wrapper. A ResNet's last stage has 75 %, the encoder
+of torchvision's ViT 98 %."""
+_NEVER_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table")
+"""Embeddings of torchvision's transformers, which have no ``no_weight_decay()``; its reference training exempts them
+(references/classification/train.py, --transformer-embedding-decay)."""
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that yield the logits; several for a distilled transformer, [] where none is found."""
+    classifier = getattr(model, "get_classifier", None)
+    if callable(classifier):
+        found = classifier()
+        parts = {id(part) for part in (found if isinstance(found, tuple | list) else (found,))}
+        heads = [name for name, module in model.named_modules() if id(module) in parts and _has_parameters(module)]
+        if heads:
+            return heads
+    linear = [name for name, module in model.named_modules() if _is_pointwise(module)]
+    return linear[-1:]
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Names of the body's blocks in order, as the module docstring defines them; [] for a lone linear layer."""
+    return [names[0] for names in _blocks(model)]
+
+
+def _blocks(model: nn.Module) -> list[list[str]]:
+    """The blocks in order: of each its module's name, and the names of what belongs to it besides."""
+    heads = head_modules(model)
+    total = sum(p.numel() for name, p in model.named_parameters() if not _within(name, heads))
+    found: list[list[str]] = []
+    for name, module, is_block in _parts(model, "", heads, _DOMINANT * total):
+        if found and (not is_block or _is_norm(module)):
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
+
+
+def _parts(module: nn.Module, at: str, heads: list[str], dominant: float) -> Iterator[tuple[str, nn.Module, bool]]:
+    """(name, part, whether it may be a block), in order, without the head."""
+    children = _children(module, at)
+    bodies = [] if isinstance(module, nn.Sequential | nn.ModuleList) else children
+    containers = [child for child, part in bodies if isinstance(part, nn.Sequential | nn.ModuleList)]
+    containers = [child for child in containers if not _holds(child, heads)]
+    if len(containers) > 1 and containers[0] == children[0][0]:
+        containers = containers[1:]  # a stem written as a Sequential is one part
+    for name, part in children:
+        size = sum(p.numel() for p in part.parameters())
+        if _holds(name, heads):
+            inner = _parts(part, name, heads, dominant) if name not in heads else ()
+            yield from ((child, deeper, is_block and len(children) == 1) for child, deeper, is_block in inner)
+        elif size > dominant and _children(part, name):
+            yield from _parts(part, name, heads, dominant)
+        elif containers == [name]:
+            yield from ((child, deeper, True) for child, deeper in _children(part, name))
+        else:
+            yield name, part, True
+
+
+def _children(module: nn.Module, at: str) -> list[tuple[str, nn.Module]]:
+    dot = f"{at}." if at else ""
+    return [(dot + name, child) for name, child in module.named_children() if _has_parameters(child)]
+
+
+def _has_parameters(module: object) -> bool:
+    return isinstance(module, nn.Module) and next(module.parameters(), None) is not None
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    owners = [part for part in module.modules() if next(part.parameters(recurse=False), None) is not None]
+    return all("norm" in type(part).__name__.lower() for part in owners)
+
+
+def _holds(name: str, inner: Iterable[str]) -> bool:
+    return any(other == name or other.startswith(f"{name}.") for other in inner)
+
+
+def _within(name: str, outer: Iterable[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in outer)
+
+
+def trainable_names(model: nn.Module, train: str | tuple[str, ...]) -> set[str]:
+    """Names of the parameters that ``train`` means: ``all``, ``head``, ``last:N``, or a tuple of patterns.
+
+    A pattern is a parameter's name with shell wildcards (``layer4.*``, ``*.bias``) or a module's name, which takes all
+    of its parameters. ModelError for a pattern without a match, for N beyond the number of blocks and for other words.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if train == "all":
+        return set(names)
+    if not isinstance(train, str):
+        return set().union(*(_matching(names, pattern) for pattern in train))
+    heads = head_modules(model)
+    if train != "head":
+        heads = [*heads, *_last_blocks(model, train)]
+    return {name for name in names if _within(name, heads)}
+
+
+def _last_blocks(model: nn.Module, train: str) -> list[str]:
+    count = train.removeprefix("last:")
+    if count == train or not count.isdigit() or int(count) < 1:
+        raise ModelError(f"train: {train!r} means nothing", "all, head, last:N, or a list of patterns of names")
+    found = _blocks(model)
+    if int(count) > len(found):
+        raise ModelError(
+            f"train: {train!r} asks for more blocks than the model has",
+            f"last:1 to last:{len(found)}; its blocks are {', '.join(names[0] for names in found)}",
+            "write train: all to train everything",
+        )
+    return [name for names in found[-int(count) :] for name in names]
+
+
+def _matching(names: list[str], pattern: str) -> set[str]:
+    found = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
+    if not found:
+        modules = {name.rsplit(".", end)[0] for name in names for end in range(1, name.count(".") + 1)}
+        hint = nearest(pattern, [*names, *sorted(modules), *(f"{module}.*" for module in sorted(modules))])
+        raise ModelError(
+            f"train: the pattern {pattern!r} matches no parameter{hint}",
+            f"its parameters, from {names[0]} to {names[-1]}, with wildcards such as {names[-1].split('.')[0]}.*",
+            "mend the pattern; train: all, head and last:N work with every model",
+        )
+    return found
+
+
+def apply_trainable(model: nn.Module, train: str | tuple[str, ...]) -> tuple[int, int]:
+    """Sets ``requires_grad`` of every parameter by :func:`trainable_names`; how many numbers (train, are frozen)."""
+    names = trainable_names(model, train)
+    trainable = frozen = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name in names:
+            trainable += parameter.numel()
+        else:
+            frozen += parameter.numel()
+            parameter.grad = None  # an old gradient would let the optimizer move what is frozen
+    return trainable, frozen
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Training mode, except for modules whose parameters (at least one) are all frozen: these and all within them are
+    in eval mode, so that the statistics of frozen batch norms stay put and dropout of frozen blocks is off."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """All parameters, frozen ones too, each once, in two groups for an optimizer: with weight decay and without.
+
+    Without are names that the model exempts (``no_weight_decay()`` of timm's models; class token, positions and
+    relative position biases of torchvision's) and, unless ``decay_norm_and_bias``, whatever has one dimension or none:
+    biases, norms, layer scales. A group has ``params``, ``names`` (in the model's order), ``weight_decay`` (0.0 where
+    ``decays`` is False) and ``decays``; a group that would be empty is left out.
+    """
+    exempt: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
+    never = set(exempt()) if exempt is not None else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [], "names": [], "weight_decay": weight_decay, "decays": True},
+        {"params": [], "names": [], "weight_decay": 0.0, "decays": False},
+    ]
+    for name, parameter in model.named_parameters():
+        small = parameter.ndim <= 1 or name.endswith(".bias")
+        still = name in never or name.rsplit(".", 1)[-1] in _NEVER_DECAY or (small and not decay_norm_and_bias)
+        groups[still]["params"].append(parameter)
+        groups[still]["names"].append(name)
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,62 @@
+"""A Vision Transformer given by patch, depth, heads and width (arXiv:2010.11929), for training from scratch.
+
+timm's ``VisionTransformer`` does the work; this module owns the defaults and the words in which it is asked for.
+"""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import VisionTransformer
+
+from stagewright.errors import ModelError
+
+
+def vit(
+    num_classes: int,
+    *,
+    image_size: int,
+    patch: int | None = None,
+    depth: int = 6,
+    heads: int = 6,
+    width: int = 384,
+    mlp_ratio: float = 4.0,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> VisionTransformer:
+    """A ViT with class token and learned positions, made for ``image_size`` pixels: (B, 3, H, W) -> (B, num_classes).
+
+    ``patch`` defaults to 4 up to 64 pixels and to 16 above. ``dropout`` acts where the paper has it (appendix B.1): on
+    the embedded patches and after every dense layer but the attention's projections of q, k and v. ``drop_path`` rises
+    linearly to its value in the last block. Positions are resampled for pictures of other sizes, so stages may differ
+    in size as long as each is a multiple of ``patch``. ModelError where the numbers do not fit together.
+    """
+    patch = patch or (4 if image_size <= 64 else 16)
+    numbers = {"patch": patch, "depth": depth, "heads": heads, "width": width}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ModelError(f"model.options.{name} is {value!r}", "a whole number from 1 on")
+    if image_size % patch:
+        divisors = ", ".join(str(n) for n in range(2, image_size // 2 + 1) if image_size % n == 0)
+        raise ModelError(
+            f"vit: patches of {patch} pixels do not tile pictures of {image_size}",
+            f"a patch that divides {image_size}: {divisors or image_size}",
+            "change model.options.patch or image_size",
+        )
+    if width % heads:
+        raise ModelError(
+            f"vit: a width of {width} cannot be shared out among {heads} heads",
+            "a width that is a multiple of heads (64 each is usual)",
+            f"take e.g. width {heads * max(1, round(width / heads))}",
+        )
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=patch,
+        num_classes=num_classes,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        drop_path_rate=drop_path,
+        dynamic_img_size=True,
+    )

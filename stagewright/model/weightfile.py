@@ -1,0 +1,116 @@
+"""Reads weights files: tensors by name, whatever wrapping a training left around them.
+
+Files are read as tensors alone (``weights_only``): no code that came with them is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stagewright.errors import ModelError
+
+State = dict[str, Tensor]
+
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),  # before the raw ones, as timm prefers them
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module", "params"),
+)
+# timm stores its arguments, others their scores as NumPy scalars.
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, np.float64(0).__reduce__()[0]]
+_HARMLESS += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
+
+
+def locate(source: Path) -> tuple[Path, list[str] | None]:
+    """The file with the tensors, and the class names where a Bundle's ``model.json`` stands beside it.
+
+    ``source`` is that file, a Bundle, or a run's directory. ModelError where there is none, or model.json is damaged.
+    """
+    if source.is_dir():
+        found = [folder / "weights.safetensors" for folder in (source / "model", source)]
+        path = next((file for file in found if file.is_file()), None)
+        if path is None:
+            states = sorted(source.glob("checkpoints/*/state.pt"))
+            raise ModelError(
+                f"{source} holds no trained model (no model/weights.safetensors)",
+                "a weights file, or the directory of a run that has finished",
+                f"take a checkpoint: {states[-1]}" if states else "check the path",
+            )
+    elif source.is_file():
+        path = source
+    else:
+        raise ModelError(
+            f"weights {str(source)!r}: there is no such file or directory",
+            "default (the library's pretrained weights), a .pth, .pt, .bin or .safetensors file, or a run's directory",
+            "check the path; relative paths start at the current directory",
+        )
+    card = path.with_name("model.json")
+    if path.name != "weights.safetensors" or not card.is_file():
+        return path, None
+    try:
+        return path, [str(name) for name in json.loads(card.read_text("utf-8"))["classes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{card} is damaged: {error}",
+            "the model.json that was written with the weights",
+            "restore it from a copy, or load a copy of the weights file that lies elsewhere (class names are lost)",
+        ) from None
+
+
+def read_tensors(path: Path) -> tuple[State, str]:
+    """Tensors by name, on the CPU, and a note on which entry of the file they are, "" where they are all of it.
+
+    ModelError for a damaged file, one with Python objects other than numbers and names in it, and one without tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), ""
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise _unreadable(path, str(error)) from None
+    except Exception as error:  # torch.load raises whatever its unpickler, zip reader or legacy reader stumbles over
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+        why = f"it holds Python objects ({foreign[1]})" if foreign else f"torch.save wrote no such file ({detail})"
+        raise _unreadable(path, why) from None
+    state, keys = _unwrap(content)
+    if not state:
+        raise _unreadable(path, f"no tensors by name in it, but {_contents(content)}")
+    return state, f"taken from its entry {'.'.join(keys)!r}" if keys else ""
+
+
+def _unwrap(content: object, depth: int = 0) -> tuple[State, list[str]]:
+    if not isinstance(content, Mapping) or depth > 3:
+        return {}, []
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            state, keys = _unwrap(content[key], depth + 1)
+            if state:
+                return state, [key, *keys]
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}, []
+
+
+def _contents(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    return f"entries {', '.join([str(key) for key in content][:6]) or 'of no kind'}"
+
+
+def _unreadable(path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read as weights: {why}",
+        "tensors by name, as torch.save(model.state_dict(), ...) or safetensors write them, also within a checkpoint "
+        f"under one of {', '.join(_WRAPPERS[:7])}, ...",
+        "convert it where it was made: torch.save(model.state_dict(), 'weights.pth')",
+    )

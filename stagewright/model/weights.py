@@ -1,0 +1,309 @@
+"""Weights from elsewhere: what fits of a file or of an earlier run goes into a model, and a report says what that was.
+
+Conventions: nothing is loaded silently and nothing is left out silently. Tensors travel by name; class names travel
+with the head, so its rows go to the classes of the same name.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+
+import torch
+from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor, nn
+
+from stagewright.errors import ModelError
+from stagewright.model.groups import head_modules
+from stagewright.model.weightfile import State, locate, read_tensors
+
+_PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, AveragedModel; torch.compile
+_PREFIX_TOKENS = (1, 0, 2, 5)  # class token; none; distilled; class token and four registers
+_COUNTER = "num_batches_tracked"
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsReport:
+    """What became of every tensor. Of ``parameters`` numbers, buffers aside, ``loaded_parameters`` are the source's."""
+
+    source: str
+    loaded: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Tensors of the model whose namesake does not fit, and why."""
+    missing: tuple[str, ...] = ()
+    """Tensors of the model that the source lacks; they keep their random values."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the source that the model lacks."""
+    notes: tuple[str, ...] = ()
+    """What was done beyond copying: loaded by order, head rows by class name, positions resampled."""
+    loaded_parameters: int = 0
+    parameters: int = 0
+
+    def lines(self) -> list[str]:
+        """The report in plain sentences, for a log."""
+        share = 100 * self.loaded_parameters / max(1, self.parameters)
+        lines = [
+            f"weights from {self.source}: {self.loaded_parameters:,} of {self.parameters:,} parameters loaded "
+            f"({share:.1f} %, {len(self.loaded)} tensors)",
+            *self.notes,
+            *(f"not loaded: {name}: {why}" for name, why in self.skipped),
+        ]
+        if self.missing:
+            lines.append(f"not in the source, so random: {_some(self.missing)}")
+        if self.unexpected:
+            lines.append(f"in the source but not in the model, so unused: {_some(self.unexpected)}")
+        return lines
+
+
+@dataclass
+class _Tally:
+    """A report in the making."""
+
+    loaded: State = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    random_rows: dict[str, int] = field(default_factory=dict)
+    """Rows of a head that no class of the source fills."""
+
+
+def load_weights(
+    model: nn.Module, source: Path, num_classes: int, *, classes: Sequence[str] | None = None
+) -> WeightsReport:
+    """Loads ``source`` into ``model``, which has ``num_classes`` outputs, and reports what was loaded and what was not.
+
+    ``source`` is a weights file (.pth, .pt, .bin, .safetensors) or the directory of an earlier run or Bundle.
+    ``classes`` are the names of the model's outputs: where the source knows its own, head rows go by name. Heads of
+    another size stay random; position embeddings of another picture size are resampled. ModelError where the source
+    cannot be read, holds numbers that are not finite, or fits less than half of the model's tensors.
+    """
+    path, names = locate(Path(source))
+    state, note = read_tensors(path)
+    return transfer(
+        model,
+        state,
+        str(source),
+        num_classes,
+        classes=classes,
+        source_classes=names,
+        ordered=path.suffix != ".safetensors",
+        notes=[note] if note else [],
+    )
+
+
+def transfer(
+    model: nn.Module,
+    state: State,
+    source: str,
+    num_classes: int,
+    *,
+    classes: Sequence[str] | None = None,
+    source_classes: Sequence[str] | None = None,
+    ordered: bool = False,
+    notes: Sequence[str] = (),
+) -> WeightsReport:
+    """Copies what fits of ``state`` into ``model``; :func:`load_weights` says how.
+
+    ``ordered`` says that the order of ``state`` is that of the model it came from (safetensors sorts its names): where
+    names do not fit, tensors then go by order, provided their number and all shapes but the head's are the same.
+    """
+    ours = model.state_dict()
+    heads = head_modules(model)
+    head = {name for name in ours if name.rpartition(".")[0] in heads and ours[name].shape[:1] == (num_classes,)}
+    state, how = _renamed(model, ours, state, head, ordered)
+    _require_fit(ours, state, head, source)
+    tally = _Tally(notes=[*notes, *how])
+    for name, own in ours.items():
+        if name not in state:
+            if not name.endswith(_COUNTER):  # absent from files of torch < 1.1, and of no consequence
+                tally.missing.append(name)
+        elif name in head:
+            _fill_head(tally, name, own, state[name], classes, source_classes)
+        else:
+            _fill(tally, name, own, state[name])
+    _require_finite(tally.loaded, source)
+    with torch.no_grad():
+        for name, tensor in tally.loaded.items():
+            ours[name].copy_(tensor)
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    random = sum(rows * ours[name][0].numel() for name, rows in tally.random_rows.items())
+    return WeightsReport(
+        source=source,
+        loaded=tuple(tally.loaded),
+        skipped=tuple(tally.skipped),
+        missing=tuple(tally.missing),
+        unexpected=tuple(name for name in state if name not in ours),
+        notes=tuple(dict.fromkeys(tally.notes)),
+        loaded_parameters=sum(numbers.get(name, 0) for name in tally.loaded) - random,
+        parameters=sum(numbers.values()),
+    )
+
+
+def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
+    if theirs.shape == own.shape:
+        tally.loaded[name] = theirs
+        return
+    resampled = _resampled(name, own, theirs)
+    if resampled is None:
+        tally.skipped.append((name, f"{_shape(theirs)} in the source, {_shape(own)} here"))
+    else:
+        tally.loaded[name] = resampled
+        tally.notes.append(f"{name}: positions resampled from {theirs.shape[1]} to {own.shape[1]} tokens (bicubic)")
+
+
+def _resampled(name: str, own: Tensor, theirs: Tensor) -> Tensor | None:
+    """Position embeddings (1, tokens, width) of another square picture, brought to this one's; None for all else."""
+    if name.rsplit(".", 1)[-1] not in ("pos_embed", "pos_embedding") or own.ndim != 3 or theirs.ndim != 3:
+        return None
+    if own.shape[::2] != theirs.shape[::2]:
+        return None
+    for prefix in _PREFIX_TOKENS:
+        sides = [isqrt(max(0, tokens - prefix)) for tokens in (theirs.shape[1], own.shape[1])]
+        if all(side > 0 for side in sides) and [side * side + prefix for side in sides] == [
+            theirs.shape[1],
+            own.shape[1],
+        ]:
+            return resample_abs_pos_embed(theirs, [sides[1], sides[1]], num_prefix_tokens=prefix)
+    return None
+
+
+def _fill_head(
+    tally: _Tally,
+    name: str,
+    own: Tensor,
+    theirs: Tensor,
+    classes: Sequence[str] | None,
+    source_classes: Sequence[str] | None,
+) -> None:
+    if theirs.shape[1:] != own.shape[1:]:
+        tally.skipped.append(
+            (name, f"the head is {_shape(theirs)} in the source, {_shape(own)} here; it starts random")
+        )
+    elif classes is not None and source_classes is not None and len(source_classes) == len(theirs):
+        rows = {known: row for row, known in enumerate(source_classes)}
+        shared = [known for known in classes if known in rows]
+        if not shared:
+            tally.skipped.append((name, "the source's head has no class in common with these; it starts random"))
+            return
+        merged = own.detach().clone()
+        for row, known in enumerate(classes):
+            if known in rows:
+                merged[row] = theirs[rows[known]].to(merged)
+        tally.loaded[name] = merged
+        tally.random_rows[name] = len(classes) - len(shared)
+        tally.notes += _head_notes(classes, source_classes)
+    elif theirs.shape == own.shape:
+        tally.loaded[name] = theirs
+        tally.notes.append(
+            f"the head was loaded as it is: the source has {len(theirs)} classes too but does not name them, so their "
+            "order is taken to be the same"
+        )
+    else:
+        tally.skipped.append(
+            (name, f"the head has {len(theirs)} classes in the source, {len(own)} here; it starts random")
+        )
+
+
+def _head_notes(classes: Sequence[str], source_classes: Sequence[str]) -> list[str]:
+    if tuple(classes) == tuple(source_classes):
+        return ["the head was loaded whole: the source has the same classes in the same order"]
+    shared = [name for name in classes if name in set(source_classes)]
+    new = [name for name in classes if name not in set(source_classes)]
+    unused = [name for name in source_classes if name not in set(classes)]
+    lines = [f"head rows were taken over by class name for {len(shared)} of {len(classes)} classes"]
+    if new:
+        lines.append(f"classes new to the source, whose head rows start random: {_some(new)}")
+    if unused:
+        lines.append(f"classes of the source that are not used: {_some(unused)}")
+    return lines
+
+
+def _renamed(model: nn.Module, ours: State, state: State, head: set[str], ordered: bool) -> tuple[State, list[str]]:
+    """``state`` under the model's names, by the first reading that fits best, and what was done to it."""
+    plain = {_PREFIXES.sub("", name): tensor for name, tensor in state.items() if name != "n_averaged"}
+    readings: list[tuple[State, list[str]]] = [(plain, [])]
+    first = {name.partition(".")[0] for name in plain}
+    if len(first) == 1 and all("." in name for name in plain):
+        readings.append(({name.partition(".")[2]: tensor for name, tensor in plain.items()}, []))
+    if _fit(ours, plain, head) < 1:
+        readings += _converted_by_timm(model, plain)
+    best = max(readings, key=lambda reading: _fit(ours, reading[0], head))
+    if _fit(ours, best[0], head) >= 0.5 or not ordered:
+        return best
+    return _by_order(ours, plain, head) or best
+
+
+def _converted_by_timm(model: nn.Module, state: State) -> list[tuple[State, list[str]]]:
+    """Original checkpoints of timm's architectures under timm's names, where their module knows how."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return []
+    try:
+        converted = convert(dict(state), model)
+    except Exception:  # written for one family's checkpoints, it fails in any way on others: then it does not apply
+        return []
+    return [(dict(converted), [f"names converted by {type(model).__module__}.checkpoint_filter_fn"])]
+
+
+def _by_order(ours: State, state: State, head: set[str]) -> tuple[State, list[str]] | None:
+    own = [name for name in ours if not name.endswith(_COUNTER)]
+    theirs = [name for name in state if not name.endswith(_COUNTER)]
+    if len(own) != len(theirs):
+        return None
+    for mine, other in zip(own, theirs, strict=True):
+        skip = 1 if mine in head else 0
+        if ours[mine].shape[skip:] != state[other].shape[skip:] or ours[mine].ndim != state[other].ndim:
+            return None
+    note = (
+        f"names do not fit ({theirs[0]} against {own[0]}), but all {len(own)} tensors have the same shapes in the same "
+        "order: loaded by order"
+    )
+    return {mine: state[other] for mine, other in zip(own, theirs, strict=True)}, [note]
+
+
+def _fit(ours: State, state: State, head: set[str]) -> float:
+    """Share of the model's tensors, the head's and BatchNorm's counters aside, that ``state`` has by name and shape."""
+    body = [name for name in ours if name not in head and not name.endswith(_COUNTER)]
+    fits = sum(name in state and _fits(name, ours[name], state[name]) for name in body)
+    return fits / len(body) if body else 1.0
+
+
+def _fits(name: str, own: Tensor, theirs: Tensor) -> bool:
+    return own.shape == theirs.shape or _resampled(name, own, theirs) is not None
+
+
+def _require_fit(ours: State, state: State, head: set[str], source: str) -> None:
+    fit = _fit(ours, state, head)
+    if fit >= 0.5:
+        return
+    named = [name for name in ours if name in state and ours[name].shape != state[name].shape]
+    shapes = "".join(f"; {name} is {_shape(state[name])} there, {_shape(ours[name])} here" for name in named[:2])
+    raise ModelError(
+        f"{source} does not fit this model: it has {100 * fit:.0f} % of the model's tensors by name and shape{shapes}",
+        f"a file with tensors such as {_some(list(ours), 3)}; it has {_some(list(state), 3)}",
+        "check model.name and model.options against the network that the file was made with",
+    )
+
+
+def _require_finite(state: State, source: str) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{source}: {name} has numbers that are not finite (NaN or infinity)",
+                "weights of a training that did not diverge",
+                "take an earlier checkpoint of that training",
+            )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _some(names: Sequence[str], shown: int = _SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "nothing") + more

@@ -1,0 +1,292 @@
+"""Builds models by name: torchvision's, timm's and stagewright's own, for a number of classes and a picture size.
+
+Convention: every model maps normalised pictures (B, 3, H, W) to logits (B, num_classes), in training mode too:
+auxiliary heads are left out. :mod:`stagewright.model.catalog` says what names mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from timm.models import model_entrypoint
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from stagewright.errors import ModelError, nearest
+from stagewright.model.catalog import ModelName, find_model, model_names
+from stagewright.model.catalog import list_models as list_models
+from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
+from stagewright.model.pretrained import torchvision_weights, weights_of_timm, weights_of_torchvision
+from stagewright.model.vit import vit
+from stagewright.model.weights import WeightsReport, transfer
+
+log = logging.getLogger(__name__)
+
+Numbers = tuple[float, float, float]
+IMAGENET: tuple[Numbers, Numbers] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's training pictures in [0, 1], by channel."""
+
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "cifar_resnet18": cifar_resnet18,
+    "cifar_preact_resnet18": cifar_preact_resnet18,
+    "vit": vit,
+}
+_INCEPTIONS = ("googlenet", "inception_v3")
+"""torchvision's networks with auxiliary heads. Its weights for them want mean and std 0.5, which it brings about within
+the network (transform_input); here that is left to the normalisation: a network is the same whatever it loads."""
+_SET_HERE = frozenset(("num_classes", "weights", "progress", "pretrained", "aux_logits", "transform_input", "in_chans"))
+_OUTSIDE_CLASS = {"MobileNetV3": ("width_mult", "reduced_tail", "dilated")}
+"""What torchvision's builders take and hand on to something else than the network's class."""
+
+
+def create_model(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: int,
+    drop_path: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """The model ``name`` with ``num_classes`` outputs, on the CPU, initialised from torch's global generator.
+
+    ``image_size`` matters to networks that are made for one size (ViTs, Swin, mixers): give the size it counts for,
+    that of the last stage. Some can then take others too (:func:`check_image_sizes` tells). ``options`` are further
+    arguments of the network's constructor. ``drop_path`` is stochastic depth as the library scales it: the deepest
+    block's rate, falling linearly to the first (timm: drop_path_rate); with the option ``drop_path_mode: constant``
+    every block has it (networks of torchvision and cifar_*). ``pretrained`` loads the library's weights; a head for
+    another number of classes than theirs starts random. ModelError for unknown names, options or sizes that do not fit,
+    and weights that cannot be had.
+    """
+    model, report = build_model(
+        name, num_classes, image_size=image_size, drop_path=drop_path, options=options, pretrained=pretrained
+    )
+    for line in report.lines() if report else []:
+        log.info(line)
+    return model
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    *,
+    image_size: int,
+    drop_path: float | None = None,
+    options: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+) -> tuple[nn.Module, WeightsReport | None]:
+    """:func:`create_model`, with the report on what was loaded of the pretrained weights (None without)."""
+    found = find_model(name)
+    if found.note:
+        log.info(found.note)
+    given = dict(options or {})
+    mode = given.pop("drop_path_mode", "linear")
+    _check_drop_path(found, drop_path, mode)
+    build = {"stagewright": _build_own, "torchvision": _build_torchvision, "timm": _build_timm}[found.library]
+    if pretrained and found.library == "stagewright":
+        raise ModelError(
+            f"model.weights: default: {found.name} has no pretrained weights",
+            "none (random), a weights file, or the directory of an earlier run",
+            "take a model of torchvision or timm (stagewright models lists them), or leave model.weights out",
+        )
+    model = build(found, num_classes, image_size, drop_path, given)
+    if drop_path is not None and found.library != "timm":
+        _set_drop_path(model, found, drop_path, constant=mode == "constant")
+    if not pretrained:
+        return model, None
+    if found.library == "torchvision":
+        state, source = weights_of_torchvision(found.name, found.tag)
+    else:
+        state, source = weights_of_timm(found.name, found.tag, _timm_sizes(found, image_size) | given)
+    return model, transfer(model, state, source, num_classes)
+
+
+def _build_own(
+    found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
+) -> nn.Module:
+    build = _OWN[found.name]
+    arguments = _arguments(build)
+    _check_options(found, given, [name for name in arguments if name not in ("image_size", "drop_path")])
+    sized = {"image_size": image_size} if "image_size" in arguments else {}
+    return _built(found, given, arguments, lambda: build(num_classes, **sized, **given, drop_path=drop_path or 0.0))
+
+
+def _build_torchvision(
+    found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
+) -> nn.Module:
+    build = torchvision.models.get_model_builder(found.name)
+    network = inspect.signature(build).return_annotation
+    allowed = [*_arguments(network), *_OUTSIDE_CLASS.get(network.__name__, ())]
+    _check_options(found, given, allowed)
+    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if found.name in _INCEPTIONS:
+        arguments |= {"aux_logits": False, "transform_input": False, "init_weights": True}
+    if "image_size" in allowed:
+        arguments["image_size"] = image_size
+    if "input_size" in allowed:
+        arguments["input_size"] = (image_size, image_size)
+    return _built(found, given, allowed, lambda: build(**{**arguments, **given}))
+
+
+def _build_timm(
+    found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
+) -> nn.Module:
+    network = _timm_network(found)
+    known = _arguments(network) if network else []
+    _check_options(found, given, None)
+    arguments = _timm_sizes(found, image_size) | given
+    if drop_path is not None:
+        arguments["drop_path_rate"] = drop_path
+    return _built(found, given, known, lambda: timm.create_model(found.name, num_classes=num_classes, **arguments))
+
+
+def _timm_network(found: ModelName) -> type | None:
+    """The class of timm's model, where its entry point says so; of 1371 models, 1295 do (timm 1.0.31)."""
+    network = inspect.signature(model_entrypoint(found.name)).return_annotation
+    return network if inspect.isclass(network) and network is not inspect.Signature.empty else None
+
+
+def _timm_sizes(found: ModelName, image_size: int) -> dict[str, Any]:
+    network = _timm_network(found)
+    wanted = {"img_size": image_size, "dynamic_img_size": True, "strict_img_size": False}
+    known = _arguments(network) if network else []
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def _built(found: ModelName, given: dict[str, Any], known: list[str], build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` returns; a constructor's complaint about its arguments becomes a ModelError."""
+    try:
+        return build()
+    except (TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if "drop_path_rate" in str(error) and "drop_path_rate" not in given:
+            raise _no_drop_path(found) from None
+        text = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelError(
+            f"{found} cannot be built with options {given}: {text}",
+            f"arguments of its constructor: {', '.join(known)}" if known else "what its constructor takes",
+            "correct or remove model.options, or change image_size",
+        ) from error
+
+
+def _arguments(network: Callable[..., Any]) -> list[str]:
+    """Names of what the constructor takes and a recipe may give."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(network).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in named and parameter.name not in _SET_HERE]
+
+
+def _check_options(found: ModelName, given: dict[str, Any], allowed: list[str] | None) -> None:
+    """Refuses what stagewright sets itself and, unless ``allowed`` is None, what is not allowed.
+
+    Left to torchvision, some unknown names vanish: its ConvNeXt and MobileNetV3 take any keyword and ignore it.
+    """
+    for name in given:
+        if name in _SET_HERE:
+            raise ModelError(
+                f"model.options.{name} cannot be set",
+                "arguments of the network itself; classes, weights and input channels follow from data and recipe",
+                "remove it",
+            )
+        if allowed is not None and name not in allowed:
+            raise ModelError(
+                f"model.options: {found} takes no {name!r}{nearest(name, allowed)}",
+                f"{', '.join(allowed)}; drop_path_mode",
+                "correct or remove it",
+            )
+
+
+def _check_drop_path(found: ModelName, drop_path: float | None, mode: object) -> None:
+    if mode not in ("linear", "constant"):
+        raise ModelError(f"model.options.drop_path_mode is {mode!r}", "linear, constant", "correct or remove it")
+    if mode == "constant" and (found.library == "timm" or found.name == "vit"):
+        raise ModelError(
+            f"model.options.drop_path_mode: constant: timm, which makes {found.name}, scales drop-path linearly only",
+            "linear; constant for torchvision's networks, cifar_resnet18 and cifar_preact_resnet18",
+            "remove drop_path_mode, or take torchvision's network of the kind",
+        )
+    if drop_path is not None and not 0.0 <= drop_path < 1.0:
+        raise ModelError(f"model.drop_path is {drop_path}", "a probability from 0 to below 1, e.g. 0.1")
+
+
+def _set_drop_path(model: nn.Module, found: ModelName, rate: float, constant: bool) -> None:
+    """Sets every StochasticDepth: to ``rate``, or in proportion to what it has so that the largest is ``rate``.
+
+    After the fact, since many of torchvision's builders (swin_t, maxvit_t) fix the constructor's argument.
+    """
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if found.name == "vit":
+        return
+    if not layers:
+        raise _no_drop_path(found)
+    largest = max(layer.p for layer in layers)
+    for layer in layers:
+        layer.p = rate if constant else rate * layer.p / largest if largest else 0.0
+
+
+def _no_drop_path(found: ModelName) -> ModelError:
+    twin = f", timm:{found.name}" if found.library == "torchvision" and found.name in model_names("timm") else ""
+    return ModelError(
+        f"model.drop_path: {found} has no stochastic depth",
+        "torchvision's swin, convnext, efficientnet and maxvit; most of timm's (those with drop_path_rate); "
+        f"cifar_resnet18, cifar_preact_resnet18, vit{twin}",
+        "leave model.drop_path out, or take such a model",
+    )
+
+
+def model_normalisation(name: str) -> tuple[Numbers, Numbers]:
+    """(mean, std) by channel, for pictures in [0, 1], that the pretrained weights of ``name`` want.
+
+    ImageNet's for models without any. ModelError where the name is unknown.
+    """
+    found = find_model(name)
+    if found.library == "timm":
+        config = timm.get_pretrained_cfg(f"{found.name}.{found.tag}" if found.tag else found.name)
+        return (_three(config.mean), _three(config.std)) if config is not None else IMAGENET
+    if found.name in _INCEPTIONS and found.library == "torchvision":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if found.library == "torchvision":
+        view = torchvision_weights(found.name, found.tag).transforms()
+        return _three(view.mean), _three(view.std)
+    return IMAGENET
+
+
+def _three(values: Iterable[float]) -> Numbers:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) -> None:
+    """Runs a picture of each of ``sizes`` (pixels) through the model, whose modes and statistics stay as they are.
+
+    ModelError for the first size that the network cannot take, or at which it does not yield (1, num_classes).
+    """
+    parameter = next(model.parameters())
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for size in sorted(set(sizes)):
+            picture = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+            try:
+                with torch.no_grad():
+                    shape = tuple(model(picture).shape)
+            except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError) as error:
+                raise _wrong_size(model, size, str(error).strip().split("\n")[0]) from error
+            if shape != (1, num_classes):
+                raise _wrong_size(model, size, f"it yields {shape} instead of (1, {num_classes})")
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _wrong_size(model: nn.Module, size: int, why: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} does not take pictures of {size} x {size} pixels: {why}",
+        "sizes that suit the network: enough for its downsampling, and for transformers a multiple of the patch",
+        "change image_size in the recipe and its stages, or take a network that is free in size (ResNets, timm's ViTs)",
+    )

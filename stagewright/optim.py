@@ -1,0 +1,90 @@
+"""Optimizers: torch's own SGD, Adam and AdamW, and every one that timm makes; hyper-parameters written in each step.
+
+All parameters are in the groups from the start; freezing is ``requires_grad`` off and no gradient, which every
+optimizer here skips. There is no scheduler object: :func:`set_hyper` writes what the plan says for the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from stagewright.errors import ModelError, nearest
+
+_TORCH: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def optimizer_names() -> list[str]:
+    """``sgd``, ``adam``, ``adamw`` and every optimizer of timm, sorted."""
+    from timm.optim import list_optimizers
+
+    return sorted({*_TORCH, *list_optimizers()})
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]],
+    name: str,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """The optimizer ``name`` over ready parameter groups (each with its own ``weight_decay``).
+
+    ``momentum`` is SGD's momentum or Adam's beta1. ModelError for an unknown name or option.
+    """
+    arguments: dict[str, Any] = {"lr": lr, **(options or {})}
+    plain = [{key: value for key, value in group.items() if key in ("params", "weight_decay")} for group in groups]
+    try:
+        if name == "sgd":
+            optimizer = torch.optim.SGD(plain, momentum=momentum, nesterov=nesterov, **arguments)
+        elif name in _TORCH:
+            betas = arguments.pop("betas", (momentum, 0.999))
+            optimizer = _TORCH[name](plain, betas=(momentum, betas[1]), **arguments)
+        else:
+            optimizer = _from_timm(plain, name, momentum, arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"optimizer.options {dict(options or {})} do not fit {name}: {error}",
+            f"keyword arguments of {name}'s constructor",
+            "correct or remove them",
+        ) from None
+    for group, made in zip(groups, optimizer.param_groups, strict=True):
+        made["decays"] = bool(group.get("decays", True))
+    return optimizer
+
+
+def _from_timm(groups: list[dict[str, Any]], name: str, momentum: float, arguments: dict[str, Any]) -> Optimizer:
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if name not in list_optimizers():
+        raise ModelError(
+            f"optimizer.name {name!r}",
+            f"sgd, adam, adamw and timm's optimizers ({len(list_optimizers())} names){nearest(name, optimizer_names())}",
+            "python -c 'import timm.optim; print(timm.optim.list_optimizers())' lists timm's",
+        )
+    lr = arguments.pop("lr")
+    return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, momentum=momentum, **arguments)
+
+
+def set_hyper(optimizer: Optimizer, *, lr: float, momentum: float, weight_decay: float) -> None:
+    """Writes the step's learning rate, momentum (or beta1) and weight decay into every group that takes them.
+
+    Groups of norms and biases keep weight decay 0 unless they were built to decay.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+        if "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        elif "momentum" in group:
+            group["momentum"] = momentum
+
+
+def reset_state(optimizer: Optimizer) -> None:
+    """Forgets momentum and other running state, as at the first step."""
+    optimizer.state.clear()

@@ -1,0 +1,269 @@
+"""What happened, written down: steps.csv, metrics.csv, timing.csv, events, and progress for whoever watches.
+
+Numbers of a step stay on the device until they are fetched in one piece, at most about twice a second, so that watching
+costs no synchronisation. steps.csv and metrics.csv are functions of (recipe, seed, data) and equal byte for byte
+however often a run was interrupted; what depends on time stands in timing.csv and in the events' ``clock``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagewright.clock import Clock
+from stagewright.data.loader import BadRow
+from stagewright.errors import Diverged
+from stagewright.evaluate import Evaluation
+from stagewright.events import EventLog
+from stagewright.plan import Hyper, Plan, StagePlan
+from stagewright.rundir import RunDir
+from stagewright.state import Score, TrainState
+from stagewright.steplog import StepLog
+
+STEPS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
+TIMING = ("step", "train_seconds", "images_per_second", "memory_gb")
+METRICS = (
+    *("step", "stage", "stage_name", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+    *("average", "average_loss", "average_top1", "chosen", "best"),
+)
+
+_FETCH_SECONDS = 0.5
+_FETCH_STEPS = 500  # bounds the memory of pending numbers where steps are very short
+_TIMING_SECONDS = 2.0
+
+
+@dataclass
+class Recorder:
+    """Keeps the run's files in step with the state."""
+
+    run: RunDir
+    plan: Plan
+    log: EventLog
+    clock: Clock
+    device: torch.device
+    pending: list[tuple[int, Hyper, Tensor, tuple[BadRow, ...]]] = field(default_factory=list)
+    since_evaluation: list[tuple[float, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.steps = StepLog(self.run.steps, STEPS)
+        self.timing = StepLog(self.run.timing, TIMING)
+        self.metrics = StepLog(self.run.metrics, METRICS)
+        self.rate = _Rate()
+        self._fetched_at = time.perf_counter()
+        self._timed_at = self._fetched_at
+        self._skipped = 0
+
+    def resume(self, state: TrainState) -> None:
+        """Cuts what a lost process wrote past the state, and takes up the means since the last evaluation."""
+        self.steps.truncate_after(state.step)
+        self.timing.truncate_after(state.step)
+        self.metrics.truncate_after(state.evaluated_step)
+        self.since_evaluation = [
+            (float(row["loss"]), float(row["top1"]))
+            for row in self.steps.rows()
+            if int(row["step"]) > state.evaluated_step
+        ]
+
+    def step(self, step: int, hyper: Hyper, stats: Tensor, bad_rows: tuple[BadRow, ...]) -> None:
+        """Takes note of update ``step`` (from 0) without waiting for it; fetches when it is time."""
+        self.pending.append((step, hyper, stats, bad_rows))
+        if len(self.pending) >= _FETCH_STEPS or time.perf_counter() - self._fetched_at > _FETCH_SECONDS:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Brings the pending numbers to the host and into steps.csv; :class:`Diverged` where a loss is not finite."""
+        if not self.pending:
+            return
+        numbers: list[list[float]] = torch.stack([stats for _, _, stats, _ in self.pending]).tolist()
+        rows: list[list[Any]] = []
+        for (step, hyper, _, bad_rows), (loss, share, grad_norm) in zip(self.pending, numbers, strict=True):
+            stage = self.plan.stage_at(step)
+            done, top1 = step + 1, 100.0 * share
+            self._check_finite(step, loss, grad_norm)
+            rows.append([done, stage.index, stage.epoch_at(done), hyper.lr, hyper.momentum, loss, top1, grad_norm])
+            self.since_evaluation.append((loss, top1))
+            if bad_rows:
+                self._name_bad(done, bad_rows)
+            self.rate.worked(stage)
+        self.steps.append(rows)
+        self.pending.clear()
+        self._tell_progress(rows[-1])
+
+    def evaluated(
+        self, state: TrainState, stage: StagePlan, results: dict[str, Evaluation], eval_seconds: float
+    ) -> None:
+        """Writes an evaluation's row and event; ``state.latest`` and ``state.best`` are already its verdict."""
+        assert state.latest is not None
+        losses, accuracies = zip(*self.since_evaluation, strict=True) if self.since_evaluation else ((), ())
+        train_loss = math.fsum(losses) / len(losses) if losses else None
+        train_top1 = math.fsum(accuracies) / len(accuracies) if accuracies else None
+        self.since_evaluation = []
+        self.rate.evaluations += 1
+        self.rate.eval_seconds += eval_seconds
+        average = next((kind for kind in results if kind != "raw"), "")
+        raw = results["raw"]
+        best = state.best == state.latest
+        epoch, lr = stage.epoch_at(state.step), stage.hyper(state.step - 1).lr
+        averaged = (results[average].loss, results[average].top1) if average else (None, None)
+        self.metrics.append(
+            [
+                [
+                    *(state.step, stage.index, stage.name, epoch, lr, train_loss, train_top1),
+                    *(raw.loss, raw.top1, raw.top5, average, *averaged, state.latest.weights, best),
+                ]
+            ]
+        )
+        self.log.emit(
+            "evaluated",
+            state.step,
+            stage=stage.index,
+            stage_name=stage.name,
+            epoch=epoch,
+            split="val",
+            train_loss=train_loss,
+            train_top1=train_top1,
+            results={kind: result.numbers() for kind, result in results.items()},
+            chosen=state.latest.weights,
+            best=best,
+            clock={
+                **self._clock(),
+                **self.rate.epoch_ended(self.clock.read("train")),
+                "eval_seconds": round(eval_seconds, 3),
+                "eta_seconds": self.rate.left(self.plan, state.step),
+            },
+        )
+
+    def sync(self) -> None:
+        """Everything so far is on disk: called before a checkpoint is written, which relies on it."""
+        self.fetch()
+        for log in (self.steps, self.timing, self.metrics):
+            log.sync()
+        self.log.sync()
+
+    def close(self) -> None:
+        """Closes files and observers."""
+        for log in (self.steps, self.timing, self.metrics):
+            log.close()
+        self.log.close()
+
+    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
+            # The scaler left this update out and halves its scale; only a long row of them is a fault.
+            self._skipped += 1
+            self.log.emit("skipped", step + 1, reason="fp16 overflow: update left out, scale lowered")
+            if self._skipped < 50:
+                return
+        else:
+            self._skipped = 0
+        if not math.isfinite(loss) or self._skipped >= 50:
+            stage = self.plan.stage_at(step)
+            raise Diverged(
+                f"loss {loss} at step {step + 1} (stage {stage.name!r}, LR {stage.hyper(step).lr:.3g}, "
+                f"gradient norm {grad_norm:.3g})",
+                "finite numbers",
+                "fork from the last checkpoint with a lower LR or with clipping: "
+                f"stagewright resume {self.run.root} --set lr.peak=... --set optimizer.clip_norm=1.0",
+            )
+
+    def _name_bad(self, done: int, bad_rows: tuple[BadRow, ...]) -> None:
+        rows = [row for row, _ in bad_rows]
+        self.log.emit("bad_image", done, rows=rows, reasons=[reason for _, reason in bad_rows])
+
+    def _tell_progress(self, row: list[Any]) -> None:
+        now = time.perf_counter()
+        train_seconds = self.clock.read("train")
+        speed = self.rate.speed(train_seconds)
+        self._fetched_at = now
+        memory = memory_gb(self.device)
+        if now - self._timed_at > _TIMING_SECONDS:
+            self._timed_at = now
+            self.timing.append([[row[0], round(train_seconds, 3), round(speed, 2), round(memory, 3)]])
+        self.log.emit(
+            "progress",
+            row[0],
+            stage=row[1],
+            loss=row[5],
+            top1=row[6],
+            lr=row[3],
+            images_per_second=speed,
+            memory_gb=memory,
+            eta_seconds=self.rate.left(self.plan, row[0]),
+            clock=self._clock(),
+        )
+
+    def _clock(self) -> dict[str, Any]:
+        return {"train_seconds": round(self.clock.read("train"), 3), "memory_gb": round(memory_gb(self.device), 3)}
+
+
+@dataclass
+class _Rate:
+    """Speed now and time left, from what this process saw: the cost of a step is taken to grow with its pixels.
+
+    Counting begins at the first fetch, so that warming up (compiling, filling caches) does not spoil the estimate.
+    """
+
+    eval_seconds: float = 0.0
+    evaluations: int = 0
+    pixels: float = 0.0
+    images: int = 0
+    images_a_second: float = 0.0
+    began_at: float | None = None
+    marked_at: float = 0.0
+    marked_images: int = 0
+    epoch_at: float = 0.0
+    epoch_images: int = 0
+
+    def worked(self, stage: StagePlan) -> None:
+        self.images += stage.batch_size
+        self.pixels += stage.batch_size * stage.image_size**2
+
+    def speed(self, train_seconds: float) -> float:
+        """Images a second of training since the last call."""
+        if self.began_at is None:
+            self.began_at = self.marked_at = self.epoch_at = train_seconds
+            self.images, self.pixels = 0, 0.0
+        elif train_seconds > self.marked_at:
+            self.images_a_second = (self.images - self.marked_images) / (train_seconds - self.marked_at)
+            self.marked_at, self.marked_images = train_seconds, self.images
+        return self.images_a_second
+
+    def epoch_ended(self, train_seconds: float) -> dict[str, float]:
+        """Training seconds and images a second since the last evaluation of this process."""
+        seconds, images = train_seconds - self.epoch_at, self.images - self.epoch_images
+        self.epoch_at, self.epoch_images = train_seconds, self.images
+        return {"epoch_seconds": round(seconds, 3), "images_per_second": round(images / max(seconds, 1e-9), 2)}
+
+    def left(self, plan: Plan, step: int) -> float | None:
+        """Seconds from ``step`` to the end of the plan with its evaluations; None while too little was seen."""
+        if self.began_at is None or self.pixels <= 0.0 or self.marked_at <= self.began_at:
+            return None
+        pixels = sum(
+            max(0, stage.end_step - max(step, stage.first_step)) * stage.batch_size * stage.image_size**2
+            for stage in plan.stages
+        )
+        evaluations = sum(at > step for at in plan.eval_steps)
+        each = self.eval_seconds / self.evaluations if self.evaluations else 0.0
+        return pixels * (self.marked_at - self.began_at) / self.pixels + evaluations * each
+
+
+def verdict(step: int, results: dict[str, Evaluation]) -> Score:
+    """The better of raw and averaged weights by validation top-1; at a tie the averaged ones, which vary less."""
+    kind = max(results, key=lambda name: (results[name].top1, name != "raw"))
+    return Score(step, kind, results[kind].top1)
+
+
+def memory_gb(device: torch.device) -> float:
+    """GiB in use: the peak allocated on a CUDA device, this process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * 4096 / 2**30

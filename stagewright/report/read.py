@@ -1,0 +1,343 @@
+"""Reads a run directory into one RunRecord: of a finished run, of one that is being written, of one that died.
+
+Owns the rule of what counts: an event that a lost process wrote past the checkpoint from which the run went on is
+superseded. Whatever is missing, torn or damaged is left out and said in ``problems``; only a path that is no run at all
+is an error. Nothing is computed here that a file does not say; that is :mod:`stagewright.report.findings`' room.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from stagewright.errors import CheckpointError, nearest
+
+Columns = dict[str, NDArray[np.float64]]
+Event = dict[str, Any]
+
+STEP_COLUMNS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
+TIMING_COLUMNS = ("step", "train_seconds", "images_per_second", "memory_gb")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the chosen weights said of the readable pictures of one split, in the manifest's order."""
+
+    split: str
+    labels: NDArray[np.int32]
+    """(N,) true class of each picture."""
+    predicted: NDArray[np.int32]
+    """(N,) class that was given to it."""
+    groups: NDArray[np.object_] | None
+    """(N,) names, None where a picture has none; None if the data set has no groups."""
+    unreadable: int
+    """Pictures of the split that could not be read and are not among the N."""
+
+    @property
+    def correct(self) -> int:
+        return int(np.count_nonzero(self.labels == self.predicted))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What the manifest says of the data set."""
+
+    source: str
+    counts: NDArray[np.int64]
+    """(3, classes): pictures by split and class."""
+    groups: tuple[frozenset[str], frozenset[str], frozenset[str]] | None
+    """Names of the groups in each split; None if the data set has no groups."""
+    excluded: tuple[tuple[str, str], ...]
+    """(path, reason) of files that the scan left out, where the manifest tells."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """All that a run directory's files say. Missing files leave empty values."""
+
+    path: Path
+    summary: dict[str, Any]
+    plan: dict[str, Any]
+    env: dict[str, Any]
+    events: tuple[Event, ...]
+    """Those that stand, in the order written; ``line`` is their line in events.jsonl."""
+    superseded: tuple[Event, ...]
+    """Those that a lost process wrote past the checkpoint from which the run went on, in the order written."""
+    steps: Columns
+    """STEP_COLUMNS, each (S,) float64, one entry per finished update, step rising."""
+    timing: Columns
+    """TIMING_COLUMNS, each (T,) float64, step rising."""
+    predictions: dict[str, Predictions]
+    pictures: Pictures | None
+    problems: tuple[str, ...] = ()
+    """Sentences on files that are damaged."""
+    silent_seconds: float = 0.0
+    """Seconds since the run last wrote to its event or step files, as seen at reading."""
+
+    @property
+    def name(self) -> str:
+        return str(self.summary.get("name") or self.path.resolve().name)
+
+    @property
+    def status(self) -> str:
+        """``running``, ``stopped``, ``finished`` or ``failed``; a run without a summary is running."""
+        return str(self.summary.get("status", "running"))
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in order of the labels; ``class 3`` and so on where the plan is missing."""
+        known = [str(name) for name in self.plan.get("dataset", {}).get("classes", ())]
+        largest = max((int(p.labels.max(initial=-1)) for p in self.predictions.values()), default=-1)
+        largest = max([largest, *(int(p.predicted.max(initial=-1)) for p in self.predictions.values())])
+        return known + [f"class {at}" for at in range(len(known), largest + 1)]
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The plan's stages in order, as plan.json has them."""
+        return [stage for stage in self.plan.get("stages", ()) if {"first_step", "num_steps"} <= stage.keys()]
+
+    @property
+    def step(self) -> int:
+        """Finished updates, as far as any file tells."""
+        written = int(self.steps["step"][-1]) if len(self.steps["step"]) else 0
+        return max([written, int(self.summary.get("step") or 0), *(int(e["step"]) for e in self.evaluations[-1:])])
+
+    @property
+    def total_steps(self) -> int:
+        return int(self.plan.get("total_steps") or self.summary.get("total_steps") or self.step)
+
+    def of_kind(self, *kinds: str) -> list[Event]:
+        """The standing events of these kinds, in the order written."""
+        return [event for event in self.events if event["kind"] in kinds]
+
+    @cached_property
+    def history(self) -> list[Event]:
+        """Standing and superseded events in the order written: what the processes went through."""
+        return sorted((*self.superseded, *self.events), key=lambda event: event["line"])
+
+    @cached_property
+    def evaluations(self) -> list[Event]:
+        """The standing evaluations by rising step, one each: the last where one was repeated."""
+        by_step = {int(event["step"]): event for event in self.of_kind("evaluated")}
+        return [by_step[step] for step in sorted(by_step)]
+
+    @property
+    def resumes(self) -> list[Event]:
+        """Every time that the run was taken up again, in the order of happening."""
+        return [event for event in self.history if event["kind"] == "resumed"]
+
+    @cached_property
+    def clocks(self) -> Columns:
+        """Known moments: ``step`` and ``train_seconds``, both rising from 0."""
+        return _clocks(self.timing, self.of_kind("evaluated"))
+
+    def seconds_at(self, steps: ArrayLike) -> NDArray[np.float64]:
+        """Training seconds at which ``steps`` (any shape) updates were finished, between known moments in proportion;
+        NaN past the last moment known."""
+        wanted = np.asarray(steps, dtype=np.float64)
+        known, seconds = self.clocks["step"], self.clocks["train_seconds"]
+        return np.where(wanted > known[-1], np.nan, np.interp(wanted, known, seconds))
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """The record of the run directory at ``path``; CheckpointError if there is none."""
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):
+        raise _not_a_run(folder)
+    problems: list[str] = []
+    events, superseded = _events(folder / "events.jsonl", problems)
+    return RunRecord(
+        path=folder,
+        summary=_json(folder / "summary.json", problems),
+        plan=_json(folder / "plan.json", problems),
+        env=_json(folder / "env.json", problems),
+        events=events,
+        superseded=superseded,
+        steps=_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
+        timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
+        predictions=dict(_all_predictions(folder / "evaluations", problems)),
+        pictures=_pictures(folder / "manifest.parquet", problems),
+        problems=tuple(problems),
+        silent_seconds=_silent_seconds(folder),
+    )
+
+
+def _not_a_run(folder: Path) -> CheckpointError:
+    if not folder.is_dir():
+        around = folder.parent.iterdir() if folder.parent.is_dir() else ()
+        near = nearest(folder.name, (other.name for other in around))
+        return CheckpointError(f"{folder}: no such directory{near}", "the directory of a run, such as runs/NAME")
+    runs = sorted(other.parent.name for other in folder.glob("*/plan.json"))
+    remedy = f"name one of the runs in it: {', '.join(runs[:8])}" if runs else "check the path"
+    return CheckpointError(
+        f"{folder} is not the directory of a run", "a directory with plan.json and events.jsonl", remedy
+    )
+
+
+def _silent_seconds(folder: Path) -> float:
+    written = [path.stat().st_mtime for name in ("events.jsonl", "steps.csv") if (path := folder / name).is_file()]
+    return max(0.0, time.time() - max(written, default=time.time()))
+
+
+def _json(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _events(path: Path, problems: list[str]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+    """(standing, superseded) events, each with its line number under ``line``."""
+    standing: list[Event] = []
+    superseded: list[Event] = []
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    # What follows the last newline is either nothing or a line that is still being written.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            event = json.loads(line)
+            event = {**event, "kind": str(event["kind"]), "step": int(event["step"]), "line": number}
+        except (ValueError, TypeError, KeyError):
+            if line.strip():
+                problems.append(f"{path.name}: line {number} is damaged and left out")
+            continue
+        if event["kind"] == "resumed":
+            superseded += (earlier for earlier in standing if earlier["step"] > event["step"])
+            standing = [earlier for earlier in standing if earlier["step"] <= event["step"]]
+        standing.append(event)
+    return tuple(standing), tuple(superseded)
+
+
+def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:
+    """The named columns of a CSV file as float64; a torn last line is left out, a missing column is NaN."""
+    empty = {name: np.empty(0) for name in columns}
+    if not path.is_file():
+        return empty
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    header = content[: content.find(b"\n")].decode("utf-8", "replace").strip().split(",")
+    present = [name for name in columns if name in header]
+    if "step" not in present:
+        return empty
+    try:
+        table = _parse(content, dict.fromkeys(present, pa.float64()))
+        found = {name: _array(table.column(name)) for name in present}
+    except pa.ArrowInvalid:
+        problems.append(f"{path.name} has damaged lines; they are left out")
+        table = _parse(content, dict.fromkeys(present, pa.string()))
+        found = {name: np.array([_number(text) for text in table.column(name).to_pylist()]) for name in present}
+    missing = np.full(len(found["step"]), np.nan)
+    # Steps that do not rise are what a torn write left behind; the file is truncated at each resume.
+    highest = np.maximum.accumulate(np.concatenate([[-np.inf], np.nan_to_num(found["step"], nan=-np.inf)]))
+    rising = found["step"] > highest[:-1]
+    return {name: found.get(name, missing)[rising] for name in columns}
+
+
+def _parse(content: bytes, types: dict[str, pa.DataType]) -> pa.Table:
+    return pacsv.read_csv(
+        io.BytesIO(content),
+        parse_options=pacsv.ParseOptions(invalid_row_handler=lambda row: "skip"),
+        convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True),
+    )
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return column.to_numpy().astype(np.float64)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text else np.nan
+    except ValueError:
+        return np.nan
+
+
+def _all_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, Predictions]]:
+    for split in ("val", "test"):
+        table = _parquet(folder / f"{split}.parquet", ("label", "predicted", "group", "readable"), problems)
+        if table is None or not {"label", "predicted"} <= set(table.column_names):
+            continue
+        readable = np.ones(len(table), dtype=bool)
+        if "readable" in table.column_names:
+            readable = table.column("readable").to_numpy().astype(bool)
+        groups = None
+        if "group" in table.column_names and table.column("group").null_count < len(table):
+            groups = table.column("group").cast(pa.string()).to_numpy()[readable]
+        labels = table.column("label").to_numpy().astype(np.int32)[readable]
+        predicted = table.column("predicted").to_numpy().astype(np.int32)[readable]
+        yield split, Predictions(split, labels, predicted, groups, unreadable=int(np.count_nonzero(~readable)))
+
+
+def _parquet(path: Path, columns: tuple[str, ...], problems: list[str]) -> pa.Table | None:
+    if not path.is_file():
+        return None
+    try:
+        file = pq.ParquetFile(path)
+        return file.read([name for name in columns if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
+        return None
+
+
+def _pictures(path: Path, problems: list[str]) -> Pictures | None:
+    table = _parquet(path, ("label", "split", "group"), problems)
+    if table is None or not {"label", "split"} <= set(table.column_names):
+        return None
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    splits = table.column("split")
+    if pa.types.is_integer(splits.type):
+        split_at = splits.to_numpy().astype(np.int64)
+    else:
+        split_at = np.array([SPLITS.index(name) for name in splits.to_pylist()], dtype=np.int64)
+    labels = table.column("label").to_numpy().astype(np.int64)
+    num_classes = int(labels.max(initial=-1)) + 1
+    counts = np.bincount(split_at * num_classes + labels, minlength=3 * num_classes).reshape(3, num_classes)
+    groups = None
+    if "group" in table.column_names and table.column("group").null_count < len(table):
+        column = table.column("group").cast(pa.string())
+        named = (pc.unique(column.filter(pa.array(split_at == at)).drop_null()).to_pylist() for at in range(3))
+        first, second, third = (frozenset(str(name) for name in names) for names in named)
+        groups = (first, second, third)
+    return Pictures(metadata.get("source", ""), counts, groups, _excluded(metadata))
+
+
+def _excluded(metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    try:
+        listed = json.loads(metadata.get("excluded", "[]"))
+        return tuple((str(path), str(reason)) for path, reason in listed)
+    except (ValueError, TypeError):
+        return ()
+
+
+def _clocks(timing: Columns, evaluated: list[Event]) -> Columns:
+    """Known (step, train_seconds), both rising from (0, 0): of timing.csv and of the evaluations' clocks."""
+    moments = [
+        (float(event["step"]), float(seconds))
+        for event in evaluated
+        if (seconds := event.get("clock", {}).get("train_seconds")) is not None
+    ]
+    step = np.concatenate([[0.0], timing["step"], [moment[0] for moment in moments]])
+    seconds = np.concatenate([[0.0], timing["train_seconds"], [moment[1] for moment in moments]])
+    step, seconds = step[np.isfinite(seconds)], seconds[np.isfinite(seconds)]
+    step, first = np.unique(step, return_index=True)
+    return {"step": step, "train_seconds": np.maximum.accumulate(seconds[first])}

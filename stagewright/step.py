@@ -1,0 +1,111 @@
+"""One update: numerics only, no clock, no files.
+
+The order inside an update is fixed: seed, mix, forward and backward by micro-batches, unscale, clip, step, average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from stagewright.augment.apply import normalise
+from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix
+from stagewright.data.loader import Batch
+from stagewright.optim import set_hyper
+from stagewright.plan import Hyper
+from stagewright.state import TrainState
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """How a batch becomes numbers: normalisation of pictures in [0, 1], precision of the forward pass, memory format."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: Literal["fp32", "bf16", "fp16"]
+    channels_last: bool
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Mixed precision where it was asked for; otherwise a context that does nothing."""
+        return torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    hyper: Hyper,
+    draw: MixDraw,
+    *,
+    seed: int,
+    micro_batch_size: int,
+    numerics: Numerics,
+) -> Tensor:
+    """Carries out one update and returns (loss, top-1 share, gradient norm), float32 of shape (3,), on the device.
+
+    ``batch`` stands on the model's device. ``seed`` makes dropout and drop-path functions of (seed, step, rank). The
+    update is that of the whole batch whatever ``micro_batch_size`` is: each part's loss is divided by the weight of the
+    whole batch, so a smaller last part counts for what it holds. Nothing is copied to the host (but by fp16's scaler).
+    """
+    torch.manual_seed(seed)
+    set_hyper(state.optimizer, lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay)
+    images = normalise(batch.images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
+    mixed = apply_mix(images, batch.labels, batch.valid, draw)
+    total_weight = mixed.weight.sum().clamp(min=1.0)
+    loss_sum = correct_sum = torch.zeros((), device=images.device)
+    for part in _parts(mixed, micro_batch_size):
+        with numerics.autocast(images.device):
+            logits = state.forward(part.images)
+        losses = mixed_cross_entropy(logits.float(), part, hyper.label_smoothing)
+        loss = (losses * part.weight).sum() / total_weight
+        state.scaler.scale(loss).backward()
+        loss_sum = loss_sum + loss.detach()
+        correct_sum = correct_sum + _mixed_correct(logits.detach(), part) / total_weight
+    grad_norm = _clip(state, hyper.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.average.update(state.model, hyper.average_weight)
+    return torch.stack([loss_sum, correct_sum, grad_norm.to(loss_sum.dtype)])
+
+
+def mixed_cross_entropy(logits: Tensor, part: MixedBatch, label_smoothing: float) -> Tensor:
+    """Cross-entropy of each sample, float32 (B,): the mixture of both labels' losses, which is that of the mixed target."""
+    losses = cross_entropy(logits, part.labels_a, label_smoothing=label_smoothing, reduction="none")
+    if part.lam == 1.0:
+        return losses
+    other = cross_entropy(logits, part.labels_b, label_smoothing=label_smoothing, reduction="none")
+    return part.lam * losses + (1.0 - part.lam) * other
+
+
+def _mixed_correct(logits: Tensor, part: MixedBatch) -> Tensor:
+    """Sum over the samples of the share of the target that the top class holds."""
+    top = logits.argmax(dim=1)
+    share = part.lam * (top == part.labels_a) + (1.0 - part.lam) * (top == part.labels_b)
+    return (share * part.weight).sum()
+
+
+def _clip(state: TrainState, clip_norm: float | None) -> Tensor:
+    """The gradients' global norm, after unscaling and before clipping to ``clip_norm``."""
+    state.scaler.unscale_(state.optimizer)
+    gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip_norm is not None:
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
+
+
+def _parts(mixed: MixedBatch, size: int) -> list[MixedBatch]:
+    if size >= len(mixed.images):
+        return [mixed]
+    slices = [slice(start, start + size) for start in range(0, len(mixed.images), size)]
+    return [
+        MixedBatch(mixed.images[at], mixed.labels_a[at], mixed.labels_b[at], mixed.lam, mixed.weight[at])
+        for at in slices
+    ]

@@ -1,0 +1,66 @@
+"""Stopping on request: SIGTERM and Ctrl-C let the step in progress finish, so that the run can save and exit.
+
+The convention: a process that was stopped so exits with ``EXIT_STOPPED`` (75, ``EX_TEMPFAIL`` of sysexits.h): its state
+is saved, and ``stagewright resume`` goes on from there.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from stagewright.errors import Stopped
+
+EXIT_STOPPED = 75
+"""Exit code of a run stopped on request with its state saved; ``stagewright resume`` goes on."""
+
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+class StopSignal:
+    """A context in which SIGTERM and SIGINT ask for a stop instead of ending the process.
+
+    Before :meth:`arm`, in the set-up, a signal raises :class:`~stagewright.errors.Stopped` at once, as there is nothing
+    to save. After it, signals only set ``requested``, which the loop reads between steps; a second Ctrl-C raises
+    KeyboardInterrupt, for people who will not wait. On leaving, the handlers of before are back. Outside the main
+    thread, where Python allows no handlers, it never hears a signal.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.reason: str | None = None
+        """``SIGTERM`` or ``Ctrl-C``, whichever came first; None before."""
+        self._armed = False
+        self._interrupts = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def arm(self) -> None:
+        """From now on there is something to save. Raises Stopped if a stop was asked for before."""
+        self._armed = True
+        # Set-up code that catches Exception may have swallowed what the handler raised.
+        if self.requested:
+            raise Stopped(f"stopped by {self.reason} during set-up, before anything was trained that is not saved")
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        name = _NAMES[signal.Signals(number)]
+        self._interrupts += number == signal.SIGINT
+        self.requested = True
+        self.reason = self.reason or name
+        if not self._armed:
+            raise Stopped(f"stopped by {name} during set-up, before anything was trained that is not saved")
+        if number == signal.SIGINT and self._interrupts > 1:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _NAMES:
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
