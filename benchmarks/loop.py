@@ -32,7 +32,7 @@ from stagewright.resolve import resolve
 from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution
 from stagewright.stop import StopSignal
-from stagewright.train import open_session
+from stagewright.training import open_session
 
 PICTURES, CLASSES = 5120, 10
 
@@ -124,7 +124,9 @@ def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
     y = torch.randint(0, 9, (count, 1, 1, 1), device=device) + torch.arange(32, device=device)[:, None]
     x = torch.randint(0, 9, (count, 1, 1, 1), device=device) + torch.arange(32, device=device)
     x = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.5, x, x.flip(-1))
-    return padded[torch.arange(count, device=device)[:, None, None, None], torch.arange(3, device=device)[:, None, None], y, x]
+    return padded[
+        torch.arange(count, device=device)[:, None, None, None], torch.arange(3, device=device)[:, None, None], y, x
+    ]
 
 
 def _wait(device: torch.device) -> None:
@@ -160,8 +162,12 @@ def main() -> None:
     print(f"run / bare: {100 * statistics.median(ratios):.1f} % (median of the rounds' ratios), "
           f"{100 * medians['run'] / medians['bare']:.1f} % (ratio of medians)")  # fmt: skip
     if asked.out:
-        env = environment("memory", ["python", "benchmarks/loop.py"], asked.device, device_name(choose_device(asked.device)))
-        asked.out.write_text(json.dumps({"rates": rates, "ratios": ratios, "arguments": vars(asked) | {"out": None}, **env}, indent=1))
+        env = environment(
+            "memory", ["python", "benchmarks/loop.py"], asked.device, device_name(choose_device(asked.device))
+        )
+        asked.out.write_text(
+            json.dumps({"rates": rates, "ratios": ratios, "arguments": vars(asked) | {"out": None}, **env}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from stagewright.recipe import Recipe as Recipe
     from stagewright.recipe import Stage as Stage
     from stagewright.session import Execution as Execution
-    from stagewright.train import Run as Run
-    from stagewright.train import resume as resume
-    from stagewright.train import train as train
+    from stagewright.training import Run as Run
+    from stagewright.training import resume as resume
+    from stagewright.training import train as train
 
 _HOMES = {
     "StagewrightError": "errors",
@@ -30,9 +30,9 @@ _HOMES = {
     "Recipe": "recipe",
     "Stage": "recipe",
     "Execution": "session",
-    "Run": "train",
-    "resume": "train",
-    "train": "train",
+    "Run": "training",
+    "resume": "training",
+    "train": "training",
 }
 
 

@@ -355,8 +355,7 @@ class _Hashed:
         self.sha256.update(data)
         self.bytes += len(data)
         try:
-            if self._error is None:
-                self._file.write(data)
+            self._file.write(data)
         except OSError as error:
             self._error = error
         return len(data)

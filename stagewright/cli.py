@@ -76,7 +76,7 @@ def train(
     no_pages: NoPages = False,
 ) -> None:
     """Plan, train, evaluate and report."""
-    from stagewright import train as api
+    from stagewright import training
     from stagewright.errors import RecipeError
     from stagewright.session import Execution
 
@@ -86,7 +86,7 @@ def train(
         raise RecipeError("--resume auto without --out", "--out DIR, the run to go on with", "name the directory")
     chosen = _recipe(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    run = api.train(data, chosen, out=out, resume=resume == "auto", execution=execution, say=_say(quiet))
+    run = training.train(data, chosen, out=out, resume=resume == "auto", execution=execution, say=_say(quiet))
     _close(run, quiet)
 
 
@@ -101,11 +101,11 @@ def resume(
     no_pages: NoPages = False,
 ) -> None:
     """Go on with a stopped or killed run; with --set, fork it."""
-    from stagewright import train as api
+    from stagewright import training
     from stagewright.session import Execution
 
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    done = api.resume(run, overrides=overrides or (), execution=execution, say=_say(quiet))
+    done = training.resume(run, overrides=overrides or (), execution=execution, say=_say(quiet))
     _close(done, quiet)
 
 
@@ -131,7 +131,7 @@ def plan(
 
     from stagewright.planview import plan_view
     from stagewright.session import Execution
-    from stagewright.train import prepare
+    from stagewright.training import prepare
 
     chosen = _recipe(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     _, made = prepare(data, chosen, Execution(device=device, workers=workers), _say(as_json))

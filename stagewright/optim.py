@@ -14,14 +14,14 @@ from torch.optim import Optimizer
 
 from stagewright.errors import ModelError, nearest
 
-_TORCH: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def optimizer_names() -> list[str]:
     """``sgd``, ``adam``, ``adamw`` and every optimizer of timm, sorted."""
-    from timm.optim import list_optimizers
+    from timm.optim import list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 
-    return sorted({*_TORCH, *list_optimizers()})
+    return sorted({"sgd", *_ADAMS, *map(str, list_optimizers())})
 
 
 def make_optimizer(
@@ -42,9 +42,9 @@ def make_optimizer(
     try:
         if name == "sgd":
             optimizer = torch.optim.SGD(plain, momentum=momentum, nesterov=nesterov, **arguments)
-        elif name in _TORCH:
+        elif name in _ADAMS:
             betas = arguments.pop("betas", (momentum, 0.999))
-            optimizer = _TORCH[name](plain, betas=(momentum, betas[1]), **arguments)
+            optimizer = _ADAMS[name](plain, betas=(momentum, betas[1]), **arguments)
         else:
             optimizer = _from_timm(plain, name, momentum, arguments)
     except TypeError as error:
@@ -59,12 +59,13 @@ def make_optimizer(
 
 
 def _from_timm(groups: list[dict[str, Any]], name: str, momentum: float, arguments: dict[str, Any]) -> Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers
+    from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 
-    if name not in list_optimizers():
+    known = optimizer_names()
+    if name not in known:
         raise ModelError(
             f"optimizer.name {name!r}",
-            f"sgd, adam, adamw and timm's optimizers ({len(list_optimizers())} names){nearest(name, optimizer_names())}",
+            f"sgd, adam, adamw and timm's optimizers ({len(known)} names in all){nearest(name, known)}",
             "python -c 'import timm.optim; print(timm.optim.list_optimizers())' lists timm's",
         )
     lr = arguments.pop("lr")

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import csv
 import glob
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stagewright.data.decode import picture_formats
-from stagewright.errors import DataError
+from stagewright.data.decode import picture_extensions
+from stagewright.errors import DataError, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    extensions = picture_formats()[2]
+    extensions = picture_extensions()
     files = [path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file()]
     shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not shown:
@@ -79,23 +81,34 @@ def _matches(pattern: str) -> list[Path]:
     return [file for path in paths for file in (_pictures_below(path) if path.is_dir() else [path])]
 
 
-def write_csv(predictions: Iterable[Prediction], file: TextIO, topk: int) -> None:
-    """Writes a header and one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
+def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
+    """Writes one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
 
-    ``file`` is open for text with ``newline=""``; rows are written as they come. Cells without an answer are empty.
+    k is the largest number of classes that a prediction has; cells without an answer are empty. Whoever reads ``path``
+    sees the old file or the whole new one. StorageError where it cannot be written.
     """
-    writer = csv.writer(file)
-    places = range(1, topk + 1)
-    writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
-    for prediction in predictions:
-        cells = [cell for name, probability in prediction.classes[:topk] for cell in (name, f"{probability:.6f}")]
-        cells += [""] * (2 * topk - len(cells))
-        writer.writerow([prediction.path, *cells, prediction.error or ""])
+    places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
+            for prediction in predictions:
+                cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
+                cells += [""] * (2 * len(places) - len(cells))
+                writer.writerow([prediction.path, *cells, prediction.error or ""])
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}",
+            "a file in a folder that exists and that this user may write",
+            "give another name",
+        ) from None
 
 
-def to_json(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-    """One object a picture: path, classes [{name, probability}] most probable first, error (null where there is none)."""
-    return [
+def to_json(predictions: Iterable[Prediction]) -> str:
+    """A JSON list with one object a picture: path, classes [{name, probability}] most probable first, error or null."""
+    objects = [
         {
             "path": prediction.path,
             "classes": [{"name": name, "probability": probability} for name, probability in prediction.classes],
@@ -103,11 +116,12 @@ def to_json(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
         }
         for prediction in predictions
     ]
+    return json.dumps(objects, indent=1, ensure_ascii=False)
 
 
-def to_table(predictions: Sequence[Prediction], topk: int = 3) -> Table:
-    """A table for a terminal: path, the most probable class with its percent, and up to ``topk - 1`` others."""
-    table = Table(title=f"{len(predictions)} pictures" if len(predictions) != 1 else None, title_justify="left")
+def print_table(predictions: Sequence[Prediction], console: Console | None = None) -> None:
+    """Prints the most probable class of each picture with its percent, the two after it, and what could not be read."""
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("picture", overflow="fold")
     table.add_column("class")
     table.add_column("probability", justify="right")
@@ -117,7 +131,7 @@ def to_table(predictions: Sequence[Prediction], topk: int = 3) -> Table:
         if not prediction.classes:
             table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
             continue
-        (name, probability), *others = prediction.classes[:topk]
+        (name, probability), *others = prediction.classes[:3]
         runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
         table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
-    return table
+    (console or Console()).print(table)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stagewright.clock import Clock
 from stagewright.data.loader import BadRow
+from stagewright.data.manifest import Manifest
 from stagewright.errors import Diverged
 from stagewright.evaluate import Evaluation
 from stagewright.events import EventLog
@@ -44,6 +45,7 @@ class Recorder:
 
     run: RunDir
     plan: Plan
+    manifest: Manifest
     log: EventLog
     clock: Clock
     device: torch.device
@@ -172,8 +174,9 @@ class Recorder:
             )
 
     def _name_bad(self, done: int, bad_rows: tuple[BadRow, ...]) -> None:
-        rows = [row for row, _ in bad_rows]
-        self.log.emit("bad_image", done, rows=rows, reasons=[reason for _, reason in bad_rows])
+        paths = [self.manifest.paths[row].as_py() for row, _ in bad_rows]
+        reasons = [reason for _, reason in bad_rows]
+        self.log.emit("bad_image", done, rows=[row for row, _ in bad_rows], paths=paths, reasons=reasons)
 
     def _tell_progress(self, row: list[Any]) -> None:
         now = time.perf_counter()

@@ -20,17 +20,18 @@ import torch
 
 from stagewright import checkpoint
 from stagewright.data.decode import ArrayImages
+from stagewright.data.loader import Batch
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import Dataset
 from stagewright.errors import DataError
 from stagewright.events import Event, comparable, live_events
-from stagewright.plan import Plan
+from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.rng import Stream, key, uniform
 from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution, Session
-from stagewright.train import prepare, resume
+from stagewright.training import prepare, resume
 
 Say = Callable[[str], None]
 
@@ -53,8 +54,8 @@ class Kill:
         """Makes ``session`` kill its own process right after the update."""
         update = session.update
 
-        def update_then_die(*arguments: Any) -> None:
-            update(*arguments)
+        def update_then_die(stage: StagePlan, batch: Batch) -> None:
+            update(stage, batch)
             if session.state.step == self.step:
                 _die()
 

@@ -18,7 +18,8 @@ def carry_out(session: Session) -> bool:
     eval_steps, save_steps = frozenset(plan.eval_steps), frozenset(plan.save_steps)
     stage = None
     session.clock.switch("train")
-    if state.step > 0 and not settle(session, eval_steps, frozenset()):
+    owes_evaluation = state.step in eval_steps and state.evaluated_step < state.step
+    if owes_evaluation and not settle(session, eval_steps, save_steps):
         return False
     saved_at = time.monotonic()
     with session.batches(first_step=state.step) as batches:

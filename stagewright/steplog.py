@@ -97,6 +97,7 @@ class AppendFile:
             raise _cannot_write(self.path, error) from error
 
     def close(self) -> None:
+        """Closes the file; a second time does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -168,6 +169,7 @@ class StepLog:
         self._file.sync()
 
     def close(self) -> None:
+        """Closes the file; a second time does nothing."""
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -41,17 +41,19 @@ class StopSignal:
         self._armed = True
         # Set-up code that catches Exception may have swallowed what the handler raised.
         if self.requested:
-            raise Stopped(f"stopped by {self.reason} during set-up, before anything was trained that is not saved")
+            raise self._stopped()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        name = _NAMES[signal.Signals(number)]
         self._interrupts += number == signal.SIGINT
         self.requested = True
-        self.reason = self.reason or name
+        self.reason = self.reason or _NAMES[signal.Signals(number)]
         if not self._armed:
-            raise Stopped(f"stopped by {name} during set-up, before anything was trained that is not saved")
+            raise self._stopped()
         if number == signal.SIGINT and self._interrupts > 1:
             raise KeyboardInterrupt
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"stopped by {self.reason} during set-up, before anything was trained that is not saved")
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -74,13 +74,13 @@ def test_no_circles() -> None:
 @pytest.mark.parametrize(
     ("room", "may_not_know"),
     [
-        ("model", ("recipe", "recipes", "plan", "run", "train", "session", "state")),
-        ("data", ("model", "run", "train", "session", "state", "step", "report")),
-        ("augment", ("model", "run", "train", "session", "state", "step", "report")),
-        ("report", ("run", "train", "session", "state", "step", "model", "plan")),
-        ("observers", ("run", "train", "session", "state", "step", "model")),
-        ("plan", ("data", "model", "run", "train", "session", "state", "step", "report", "augment")),
-        ("recipe", ("plan", "data", "model", "run", "train")),
+        ("model", ("recipe", "recipes", "plan", "run", "training", "session", "state")),
+        ("data", ("model", "run", "training", "session", "state", "step", "report")),
+        ("augment", ("model", "run", "training", "session", "state", "step", "report")),
+        ("report", ("run", "training", "session", "state", "step", "model", "plan")),
+        ("observers", ("run", "training", "session", "state", "step", "model")),
+        ("plan", ("data", "model", "run", "training", "session", "state", "step", "report", "augment")),
+        ("recipe", ("plan", "data", "model", "run", "training")),
         ("step", ("checkpoint", "events", "observers", "clock", "record", "run", "session")),
     ],
 )
@@ -94,7 +94,7 @@ def test_who_may_know_whom(room: str, may_not_know: tuple[str, ...]) -> None:
 
 def test_nobody_imports_the_loop_but_its_callers() -> None:
     callers = {name for name, path in MODULES.items() if "stagewright.run" in ours(path)}
-    assert callers == {"stagewright.train"}
+    assert callers == {"stagewright.training"}
 
 
 def test_what_must_not_need_torch_does_not() -> None:

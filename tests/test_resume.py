@@ -21,7 +21,7 @@ from stagewright.resolve import resolve
 from stagewright.resume_check import Kill, differences, run_in_process
 from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution, Session
-from stagewright.train import resume
+from stagewright.training import resume
 
 QUIET = Execution(workers=2, pages=False, quiet=True, save_minutes=1e9)
 

@@ -88,8 +88,7 @@ def eval_boxes(widths: Ints, heights: Ints, crop: float, fit: str) -> Floats:
     else:
         raise ValueError(f"fit {fit!r}; allowed: crop, squash")
     left, top = (width - box_width) / 2, (height - box_height) / 2
-    # Rounding may carry a sum past the edge by the last bit, which Pillow refuses.
-    return np.stack([left, top, np.minimum(left + box_width, width), np.minimum(top + box_height, height)], axis=-1)
+    return np.stack([left, top, left + box_width, top + box_height], axis=-1)
 
 
 def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights: Ints) -> Floats:

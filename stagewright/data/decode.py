@@ -125,15 +125,16 @@ def measure(data: bytes) -> tuple[int, int]:
 
 
 def identified(path: str) -> bool:
-    """Whether the head of a file looks like a picture, without reading the rest; OSError if it cannot be opened."""
+    """Whether a file begins like a picture, damaged or not, without reading the rest; OSError if it cannot be opened."""
     _silence_pillow()
-    try:
-        with Image.open(path, formats=_formats()):
+    with open(path, "rb") as file:
+        try:
+            Image.open(file, formats=_formats())
+        except UnidentifiedImageError:
+            return False
+        except Exception:
             return True
-    except UnidentifiedImageError:
-        return False
-    except Exception as error:
-        raise _unreadable(error) from error
+    return True
 
 
 def crop_resize(
@@ -145,8 +146,8 @@ def crop_resize(
     """The part ``box`` of an RGB ``image``, resized to ``size``: uint8 of shape (height, width, 3), read-only.
 
     ``box`` is (left, top, right, bottom) in pixels of ``image``, fractions allowed; ``size`` is (width, height). The
-    filter is widened by the scale, so nothing aliases. A box that leaves the picture by less than a thousandth of a pixel
-    (rounding) is clamped; ValueError for one that leaves it by more, or is empty.
+    filter is widened by the scale, so nothing aliases. A box that leaves the picture by less than a thousandth of a
+    pixel (rounding) is clamped; ValueError for one that leaves it by more, or is empty.
     """
     left, top, right, bottom = box
     width, height = image.size
@@ -173,8 +174,8 @@ def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     else:
         full_scale = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), 2.0**16 - 1)
     if low < 0 or high > full_scale:
-        grey, full_scale = grey - low, high - low
-    return np.rint(grey * (255.0 / full_scale)).astype(np.uint8)
+        grey, full_scale = grey - low, max(high - low, np.finfo(np.float64).tiny)
+    return np.rint(grey / full_scale * 255).astype(np.uint8)
 
 
 @cache
@@ -233,8 +234,8 @@ def _unreadable(error: Exception) -> OSError:
 def _silence_pillow() -> None:
     """Keeps Pillow's warnings from the user, and from becoming errors in the middle of a picture under ``-W error``.
 
-    ``warnings.catch_warnings`` is not safe in threads (before Python 3.14 it swaps the filters of the whole process), so
-    one filter for Pillow's modules is put in front of all others, again where somebody has since put another there.
+    ``warnings.catch_warnings`` is not safe in threads: it swaps the filters of the whole process. So one filter for
+    Pillow's modules is put in front of all others, and again where somebody has since put another there.
     """
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[0] != "ignore" or getattr(first[3], "pattern", None) != _PILLOW:

@@ -6,16 +6,20 @@ Owns what counts as train, val and test by name, and which files are passed over
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.split import TEST, TRAIN, VAL
 from stagewright.errors import DataError
+
+pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 UNDECIDED = -1
 
@@ -62,10 +66,20 @@ class Listing:
     excluded: tuple[Excluded, ...] = ()
 
     @classmethod
-    def of(cls, root: str, paths: pa.StringArray, labels: pa.StringArray, parts: NDArray[np.int8]) -> Listing:
-        """A listing of unsorted columns."""
+    def of(
+        cls,
+        root: str,
+        paths: pa.StringArray,
+        labels: pa.StringArray,
+        parts: NDArray[np.int8],
+        groups: pa.StringArray | None = None,
+    ) -> Listing:
+        """A listing of unsorted columns. Names of classes that differ in their Unicode form alone become one."""
         order = pc.sort_indices(paths)
-        return cls(root, paths.take(order), labels.take(order), parts[order.to_numpy()])
+        labels = pc.utf8_normalize(labels, form="NFC").take(order)
+        return cls(
+            root, paths.take(order), labels, parts[order.to_numpy()], None if groups is None else groups.take(order)
+        )
 
 
 @dataclass
@@ -83,21 +97,21 @@ class Walk:
 def walk(folder: str, below: str = "") -> Walk:
     """All files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
 
-    Links are followed, except to a folder that they lie in themselves.
+    Links are followed, except to a folder that they lie in.
     """
     found = Walk()
-    stack: list[tuple[str, tuple[tuple[int, int], ...]]] = [(below, ())]
+    parents = [] if not below else [folder, *(os.path.join(folder, str(parent)) for parent in PurePath(below).parents)]
+    stack = [(below, tuple(_identity(parent) for parent in parents))]
     while stack:
         inner, above = stack.pop()
         try:
-            status = os.stat(os.path.join(folder, inner))
+            here = _identity(os.path.join(folder, inner))
             entries = list(os.scandir(os.path.join(folder, inner)))
         except OSError as error:
             found.excluded.append(
                 Excluded(_printable(inner), f"the folder cannot be opened: {error.strerror or error}")
             )
             continue
-        here = (status.st_dev, status.st_ino)
         if here in above:
             continue
         for entry in entries:
@@ -108,7 +122,7 @@ def walk(folder: str, below: str = "") -> Walk:
                 found.excluded.append(Excluded(_printable(path), "its name is not valid Unicode; rename it"))
             elif _is_folder(entry):
                 stack.append((path, (*above, here)))
-            elif entry.is_file() or entry.is_symlink():  # a link to nothing is reported when it is opened
+            elif entry.is_symlink() or entry.is_file():  # a link to nothing is reported when it is opened
                 found.files.append(path)
             else:
                 found.ignored += 1
@@ -142,12 +156,12 @@ def list_folder(root: Path) -> Listing:
         if level.folders:
             notes += level.left_out()
         elif part == TRAIN:
-            raise _no_class_folders(root / name, level.files)
+            raise _no_class_folders(root / name, level.files, root, top.files)
         else:
-            notes.append(f"left out {name}/: without class folders its {len(level.files):,} files have no classes")
+            notes.append(
+                f"left out {name}/: without class folders its {counted(len(level.files), 'file')} have no classes"
+            )
             del by_part[part]
-    if VAL not in by_part:
-        by_part[UNDECIDED] = by_part.pop(TRAIN)
     return _list_classes(root, by_part, ignored, notes)
 
 
@@ -155,6 +169,12 @@ def some(names: Iterable[str], most: int = 10) -> str:
     """The first of ``names``, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """``number`` of ``noun`` in words for a person: ``1 class``, ``1,200 classes``."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 @dataclass(frozen=True)
@@ -182,7 +202,7 @@ class _Level:
     def left_out(self) -> list[str]:
         """A note on files beside the folders."""
         names = some((self.prefix + name for name in self.files), 3)
-        return [f"left out {len(self.files):,} files that lie in no class folder: {names}"] if self.files else []
+        return [f"left out {counted(len(self.files), 'file')} beside the class folders: {names}"] if self.files else []
 
 
 def _part_folders(root: Path, top: _Level) -> dict[int, str] | None:
@@ -220,31 +240,41 @@ def _list_classes(root: Path, by_part: dict[int, str], ignored: int, notes: list
             if not found.files:
                 empty.append(f"{name}/{folder}" if name else folder)
             paths.append(pa.array(found.files, pa.string()))
-            labels.append(pa.array([unicodedata.normalize("NFC", folder)] * len(found.files), pa.string()))
+            labels.append(pa.array([folder] * len(found.files), pa.string()))
             parts.append(np.full(len(found.files), part, np.int8))
     if ignored:
-        notes.append(f"passed over {ignored:,} hidden files and folders")
+        notes.append(f"hidden or foreign files and folders passed over: {ignored:,}")
     if empty:
-        notes.append(f"left out {len(empty):,} empty class folders: {some(empty)}")
+        notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
     listing = Listing.of(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
     return replace(listing, notes=tuple(notes), excluded=tuple(excluded))
 
 
-def _no_class_folders(folder: Path, files: tuple[str, ...]) -> DataError:
+def _no_class_folders(
+    folder: Path, files: tuple[str, ...], root: Path | None = None, beside: tuple[str, ...] = ()
+) -> DataError:
+    """The error for a ``folder`` that holds ``files`` only, in ``root`` with files ``beside``: a table may name classes."""
     if not files:
         return DataError(
             f"the folder {folder} is empty",
             "a folder of class folders with pictures in them; or train/ and val/ of such folders",
             "put the pictures of each class into a folder named after it",
         )
-    tables = [name for name in files if Path(name).suffix.lower() in TABLES]
+    places = [folder / name for name in files] + [(root or folder) / name for name in beside]
+    tables = [place for place in places if place.suffix.lower() in TABLES]
     return DataError(
-        f"{folder} holds {len(files):,} files but no class folders",
+        f"{folder} holds {counted(len(files), 'file')} but no class folders",
         "one folder for each class, with its pictures in it",
-        f"point at the table of classes instead: {folder / tables[0]}"
+        f"point at the table of classes instead: {tables[0]}"
         if tables
         else "put the pictures of each class into a folder named after it, or give a CSV with paths and classes",
     )
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """What is the same for a folder by whatever links it is reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

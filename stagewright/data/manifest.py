@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ from stagewright.errors import DataError
 
 if TYPE_CHECKING:
     from stagewright.plan import DatasetInfo
+
+pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 SPLITS = ("train", "val", "test")
 
@@ -111,6 +113,7 @@ class Manifest:
         try:
             table = read_table(path)
             head = json.loads((table.schema.metadata or {})[_KEY])
+            digest = head["digest"]
             manifest = cls(
                 root=head["root"],
                 source=head["source"],
@@ -127,18 +130,20 @@ class Manifest:
             raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
-        if manifest.digest != head["digest"]:
+        if manifest.digest != digest:
             raise _damaged(path, "its rows do not match its own digest")
         return manifest
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Writes ``table`` as the Parquet file ``path``: whole or not at all, on disk when this returns; OSError if the place
-    cannot be written."""
+    """Writes ``table`` as the Parquet file ``path``: whole or not at all, and on disk when this returns.
+
+    OSError if the place cannot be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -150,7 +155,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 def read_table(path: str | Path) -> pa.Table:
     """The Parquet file ``path``; OSError or pyarrow.ArrowException if there is none or it is damaged."""
     # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read()
 
 

@@ -75,6 +75,4 @@ def batch_places(
 # reader in the same process four.
 @lru_cache(maxsize=4)
 def _pass_order(seed: int, n: int, pass_index: int) -> Places:
-    order = rng.permutation(rng.key(seed, rng.Stream.ORDER, pass_index), n)
-    order.flags.writeable = False
-    return order
+    return rng.permutation(rng.key(seed, rng.Stream.ORDER, pass_index), n)

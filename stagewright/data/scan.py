@@ -1,4 +1,4 @@
-"""Scan: every file is opened and decoded once, before anything is planned, and what was found is kept for the next time.
+"""Scan: every file is opened and decoded before anything is planned, and what was found is kept for the next time.
 
 Owns the cache folder. The results of a scan lie there in one Parquet file for each root, by (path, size, modification
 time), so that the second look at 60,000 files takes a second. Damaged files give a reason, never an exception.
@@ -14,15 +14,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
 from stagewright.data.manifest import one_array, read_table, write_table
+
+pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 Progress = Callable[[int, int], None]
 
@@ -55,7 +58,7 @@ class Scan:
 
 
 def cache_folder(*names: str) -> Path:
-    """The folder ``names`` for things that can be made again: in ``$STAGEWRIGHT_CACHE``, else ``~/.cache/stagewright``."""
+    """``names`` in the folder for what can be made again: ``$STAGEWRIGHT_CACHE``, else ``~/.cache/stagewright``."""
     base = os.environ.get("STAGEWRIGHT_CACHE") or Path.home() / ".cache" / "stagewright"
     return Path(base, *names)
 
@@ -167,7 +170,7 @@ def _claims_to_be_picture(path: str) -> bool:
 
 @contextmanager
 def _remembered(task: _Task) -> Iterator[None]:
-    """Fills in what an earlier scan of the same root knows, and on leaving, however that comes about, keeps the news."""
+    """Fills in what an earlier scan of the same root knows; on leaving, however that comes about, keeps the news."""
     root = os.fsencode(os.path.abspath(task.root))
     file = cache_folder("scans", hashlib.blake2b(root, digest_size=16).hexdigest() + ".parquet")
     known = _recall(file)

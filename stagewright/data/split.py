@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from stagewright.errors import DataError
 from stagewright.rng import Stream, keys, uniform
@@ -32,9 +34,9 @@ Parts = NDArray[np.int8]
 def stratified(content: Keys, labels: Labels, val: float, test: float, seed: int) -> Parts:
     """A split of pictures into shares ``val``, ``test`` and the rest (train), class by class.
 
-    ``content`` (N,) holds the first 64 bits of each picture's hash. Returns (N,) int8. Each class gives its share to the
-    nearest whole picture, such that the totals come out right too; a class of three or more different pictures gives at
-    least one to each part, one of two gives one to validation, and one of a single picture trains.
+    ``content`` (N,) holds 64 bits of each picture's hash. Returns (N,) int8. Each class gives its share to the nearest
+    whole picture, such that the totals come out right too; a class of three or more different pictures gives at least
+    one to each part, one of two gives one to validation, and one of a single picture trains.
     """
     units, unit_of, sizes = np.unique(content, return_inverse=True, return_counts=True)
     unit_labels = np.full(len(units), np.iinfo(np.int32).max, np.int32)
@@ -68,11 +70,11 @@ def grouped(
     StratifiedGroupKFold, which gives whole folds, comes to 0.30 and 0.06 with 7 folds, 0.24 and 0.19 with 20.
     """
     unit_keys, unit_of = np.unique(groups, return_inverse=True)
-    roots, crossing = _join_by_content(unit_of, content)
+    sets, crossing = _join_by_content(unit_of, content)
     notes: tuple[str, ...] = ()
-    if np.bincount(roots[unit_of]).max() <= max(len(content) / 2, np.bincount(unit_of).max()):
-        kept, unit_of = np.unique(roots[unit_of], return_inverse=True)
-        unit_keys = unit_keys[kept]
+    if np.bincount(sets[unit_of]).max() <= max(len(content) / 2, np.bincount(unit_of).max()):
+        first = np.unique(sets, return_index=True)[1]  # of each set, the group with the lowest key
+        unit_keys, unit_of = unit_keys[first], sets[unit_of]
     else:
         notes = (
             f"{crossing:,} pictures have identical copies in other groups and may stand on both sides of the split: "
@@ -127,25 +129,16 @@ def _every_class_trains(parts: Parts, unit_of: Index, labels: Labels, unit_keys:
 
 
 def _join_by_content(group_of: Index, content: Keys) -> tuple[Index, int]:
-    """For each group the lowest group it is joined to by identical pictures, through others too (union-find); and how
-    many pictures have copies in other groups."""
+    """For each group the set of groups that identical pictures join it to, through others too, as numbers from 0; and
+    how many pictures have copies in other groups."""
     pictures, picture_of = np.unique(content, return_inverse=True)
-    pairs = np.unique(np.stack([picture_of, group_of], axis=1), axis=0)
-    several = np.bincount(pairs[:, 0], minlength=len(pictures)) > 1
-    roots = np.arange(int(group_of.max()) + 1)
-
-    def root(group: int) -> int:
-        while roots[group] != group:
-            roots[group] = group = roots[roots[group]]
-        return group
-
-    previous: tuple[int, int] | None = None
-    for picture, group in pairs[several[pairs[:, 0]]].tolist():
-        if previous is not None and previous[0] == picture:
-            low, high = sorted((root(previous[1]), root(group)))
-            roots[high] = low
-        previous = picture, group
-    return np.array([root(group) for group in range(len(roots))]), int(several[picture_of].sum())
+    num_groups = int(group_of.max()) + 1
+    pairs = np.unique(np.stack([picture_of + num_groups, group_of], axis=1), axis=0)
+    num_nodes = num_groups + len(pictures)
+    edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(num_nodes, num_nodes))
+    _, sets = connected_components(edges, directed=False)
+    several = np.bincount(pairs[:, 0] - num_groups) > 1
+    return sets[:num_groups].astype(np.int64), int(several[picture_of].sum())
 
 
 def _spread(unit_of: Index, labels: Labels, unit_keys: Keys, shares: NDArray[np.float64], seed: int) -> Parts:

@@ -41,7 +41,7 @@ class WeightAverage:
                 values.append(_for_average(tensor))
             else:
                 self.tensors[name].copy_(tensor)
-        torch._foreach_lerp_(means, values, weight)
+        torch._foreach_lerp_(means, values, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:

@@ -34,8 +34,13 @@ class ModelName:
     note: str = ""
     """What a reader should know of the choice, e.g. that another library has the name too."""
 
+    @property
+    def full_name(self) -> str:
+        """With the tag, where there is one, as timm writes it."""
+        return f"{self.name}.{self.tag}" if self.tag else self.name
+
     def __str__(self) -> str:
-        return f"{self.library}:{self.name}" + (f".{self.tag}" if self.tag else "")
+        return f"{self.library}:{self.full_name}"
 
 
 @cache

@@ -18,42 +18,52 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from torchvision.models import WeightsEnum
 
 from stagewright.errors import ModelError
+from stagewright.model.catalog import ModelName
 from stagewright.model.weightfile import State
 
 
-def torchvision_weights(name: str, tag: str = "") -> WeightsEnum:
-    """torchvision's entry for the weights ``tag`` of its model ``name``; without a tag those that it calls DEFAULT."""
-    weights = torchvision.models.get_model_weights(name)
-    return weights[tag or "DEFAULT"]
+def torchvision_weights(found: ModelName) -> WeightsEnum:
+    """torchvision's entry for the weights that the name means; without a tag those that it calls DEFAULT."""
+    return torchvision.models.get_model_weights(found.name)[found.tag or "DEFAULT"]
 
 
-def weights_of_torchvision(name: str, tag: str = "") -> tuple[State, str]:
-    """torchvision's weights of ``name``, and their name for a report; ModelError where they cannot be had.
+def weights_of_torchvision(found: ModelName) -> tuple[State, str]:
+    """torchvision's weights, and their name for a report; ModelError where they cannot be had.
 
     Its own builder makes the network that they belong to, as it knows how to read old files (DenseNet's).
     """
-    weights = torchvision_weights(name, tag)
+    weights = torchvision_weights(found)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-    source = f"torchvision:{name}.{weights.name}"
+    source = f"torchvision:{found.name}.{weights.name}"
     with _fetching(source, weights.url, f"put the file at {file}"):
-        model = torchvision.models.get_model(name, weights=weights, progress=False)
+        model = torchvision.models.get_model(found.name, weights=weights, progress=False)
     return model.state_dict(), source
 
 
-def weights_of_timm(name: str, tag: str, arguments: Mapping[str, Any]) -> tuple[State, str]:
-    """timm's weights of ``name``, for a network built with ``arguments``, and their name for a report.
-
-    ModelError where there are none, or they cannot be had.
-    """
-    full = f"{name}.{tag}" if tag else name
-    config = timm.get_pretrained_cfg(full)
-    if config is None or not timm.is_model_pretrained(full):
-        family = name.partition("_")[0]
+def require_weights(found: ModelName) -> None:
+    """ModelError where the library has no pretrained weights for the model; asks no network."""
+    if found.library == "stagewright":
         raise ModelError(
-            f"model.weights: default: timm has no pretrained weights for {full}",
+            f"model.weights: default: {found.name} has no pretrained weights",
+            "none (random), a weights file, or the directory of an earlier run",
+            "take a model of torchvision or timm (stagewright models lists them), or leave model.weights out",
+        )
+    if found.library == "timm" and not timm.is_model_pretrained(found.full_name):
+        family = found.name.partition("_")[0]
+        raise ModelError(
+            f"model.weights: default: timm has no pretrained weights for {found.full_name}",
             f"of its kind it has some for {', '.join(timm.list_pretrained(f'{family}*')[:8]) or 'none'}",
             "take one of these, or leave model.weights out to start from random weights",
         )
+
+
+def weights_of_timm(found: ModelName, arguments: Mapping[str, Any]) -> tuple[State, str]:
+    """timm's weights for a network built with ``arguments``, and their name for a report.
+
+    ModelError where they cannot be had.
+    """
+    config = timm.get_pretrained_cfg(found.full_name)
+    assert config is not None, "require_weights comes first"
     if config.hf_hub_id:
         wanted = f"https://huggingface.co/{config.hf_hub_id}"
         folder = "models--" + config.hf_hub_id.replace("/", "--")
@@ -61,9 +71,9 @@ def weights_of_timm(name: str, tag: str, arguments: Mapping[str, Any]) -> tuple[
     else:
         wanted = str(config.url)
         place = f"put the file into {Path(torch.hub.get_dir(), 'checkpoints')}"
-    source = f"timm:{name}.{config.tag}" if config.tag else f"timm:{name}"
+    source = f"timm:{found.name}.{config.tag}" if config.tag else f"timm:{found.name}"
     with _fetching(source, wanted, place):
-        model = timm.create_model(full, pretrained=True, **arguments)
+        model = timm.create_model(found.full_name, pretrained=True, **arguments)
     return model.state_dict(), source
 
 

@@ -22,7 +22,7 @@ from stagewright.errors import ModelError, nearest
 from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
-from stagewright.model.pretrained import torchvision_weights, weights_of_timm, weights_of_torchvision
+from stagewright.model.pretrained import require_weights, torchvision_weights, weights_of_timm, weights_of_torchvision
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 
@@ -64,7 +64,7 @@ def create_model(
     another number of classes than theirs starts random. ModelError for unknown names, options or sizes that do not fit,
     and weights that cannot be had.
     """
-    model, report = build_model(
+    model, report = create_with_report(
         name, num_classes, image_size=image_size, drop_path=drop_path, options=options, pretrained=pretrained
     )
     for line in report.lines() if report else []:
@@ -72,7 +72,7 @@ def create_model(
     return model
 
 
-def build_model(
+def create_with_report(
     name: str,
     num_classes: int,
     *,
@@ -89,21 +89,17 @@ def build_model(
     mode = given.pop("drop_path_mode", "linear")
     _check_drop_path(found, drop_path, mode)
     build = {"stagewright": _build_own, "torchvision": _build_torchvision, "timm": _build_timm}[found.library]
-    if pretrained and found.library == "stagewright":
-        raise ModelError(
-            f"model.weights: default: {found.name} has no pretrained weights",
-            "none (random), a weights file, or the directory of an earlier run",
-            "take a model of torchvision or timm (stagewright models lists them), or leave model.weights out",
-        )
+    if pretrained:
+        require_weights(found)
     model = build(found, num_classes, image_size, drop_path, given)
     if drop_path is not None and found.library != "timm":
         _set_drop_path(model, found, drop_path, constant=mode == "constant")
     if not pretrained:
         return model, None
     if found.library == "torchvision":
-        state, source = weights_of_torchvision(found.name, found.tag)
+        state, source = weights_of_torchvision(found)
     else:
-        state, source = weights_of_timm(found.name, found.tag, _timm_sizes(found, image_size) | given)
+        state, source = weights_of_timm(found, _timm_sizes(found, image_size) | given)
     return model, transfer(model, state, source, num_classes)
 
 
@@ -246,12 +242,12 @@ def model_normalisation(name: str) -> tuple[Numbers, Numbers]:
     """
     found = find_model(name)
     if found.library == "timm":
-        config = timm.get_pretrained_cfg(f"{found.name}.{found.tag}" if found.tag else found.name)
+        config = timm.get_pretrained_cfg(found.full_name)
         return (_three(config.mean), _three(config.std)) if config is not None else IMAGENET
     if found.name in _INCEPTIONS and found.library == "torchvision":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     if found.library == "torchvision":
-        view = torchvision_weights(found.name, found.tag).transforms()
+        view = torchvision_weights(found).transforms()
         return _three(view.mean), _three(view.std)
     return IMAGENET
 

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stagewright.augment.params import Geometry, eval_geometry, train_geometry
 from stagewright.data.decode import ArrayImages, FileImages, Images, crop_resize
-from stagewright.data.loader import UNREADABLE, Batch, BatchSpec, load_batches
+from stagewright.data.loader import Batch, BatchSpec, load_batches
 from stagewright.errors import DataError
 from stagewright.recipe import Augment, Evaluation
 
@@ -178,11 +178,13 @@ def test_pictures_that_cannot_be_read_are_masked_and_named(files: FileImages, wo
     assert "the picture is 3 x 3 pixels now and was larger when it was scanned" in shrunk[1]
 
 
-@pytest.mark.parametrize("kind", [*UNREADABLE, UnicodeDecodeError])
+@pytest.mark.parametrize(
+    "kind", [OSError, UnidentifiedImageError, ValueError, SyntaxError, DataError, Image.DecompressionBombError]
+)
 def test_every_kind_of_damage_is_survived(kind: type[Exception]) -> None:
     def fail(row: int) -> None:
         if row == 4:
-            raise UnicodeDecodeError("utf8", b"", 0, 1, "odd") if kind is UnicodeDecodeError else kind("broken inside")
+            raise kind("broken inside")
 
     (batch,) = load_batches(OneByOne(pictures(), fail), [spec(0, 8, 16)], workers=1)
     assert batch.valid.tolist() == [row != 4 for row in range(8)]
@@ -357,6 +359,17 @@ print(next(batches).step)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_page_locked_batches_hold_the_same_bits(workers: int) -> None:
+    specs = [spec(step, 20, 16) for step in range(4)]
+    pinned = load_batches(OneByOne(pictures()), specs, workers=workers, pin_memory=True)
+    for batch, expected in zip(pinned, load_batches(OneByOne(pictures()), specs, workers=0), strict=True):
+        assert batch.images.is_pinned() and batch.labels.is_pinned() and batch.valid.is_pinned()
+        assert same(batch, expected)
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(-1, 4), (2, 0)])

@@ -268,7 +268,7 @@ def open_session(
         checkpoint=f"step_{state.step:06d}" if restored else None,
         rejected=[{"name": one.name, "reason": one.reason} for one in rejected],
     )
-    recorder = Recorder(run, plan, log, clock, device)
+    recorder = Recorder(run, plan, manifest, log, clock, device)
     recorder.resume(state)
     if not again:
         log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})

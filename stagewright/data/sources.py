@@ -1,0 +1,111 @@
+"""Sources: from DATA as a person gives it to a manifest, its pictures, and notes on what was found and left out.
+
+Owns the forms that DATA may take.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stagewright.data.assemble import assemble
+from stagewright.data.builtin import TORCHVISION, digits_folder, load_arrays
+from stagewright.data.decode import ArrayImages, FileImages, Images
+from stagewright.data.listing import TABLES, Excluded, Listing, list_folder
+from stagewright.data.manifest import Manifest
+from stagewright.data.scan import Progress, hex_strings, scan
+from stagewright.data.tables import list_table
+from stagewright.errors import DataError, nearest
+from stagewright.recipe import Data
+
+FORMS = (
+    "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "
+    f"torchvision:NAME ({', '.join(TORCHVISION)})"
+)
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What DATA comes to."""
+
+    manifest: Manifest
+    images: Images
+    """The pictures, by row of the manifest."""
+    notes: tuple[str, ...]
+    """What was found, decided and left out, in sentences for a person."""
+    excluded: tuple[Excluded, ...]
+    """Every picture or row that DATA names and the run leaves out."""
+
+
+def load_dataset(
+    source: str, settings: Data, seed: int, *, workers: int = 2, progress: Progress | None = None
+) -> Dataset:
+    """Finds, opens and splits the pictures of ``source``; a pure function of files, ``settings`` and ``seed``.
+
+    Every file is decoded once, with ``workers`` threads, unless an earlier call has done so; ``progress(done, total)`` is
+    called meanwhile. DataError where ``source`` is none of :data:`FORMS` or cannot be trained on.
+    """
+    if settings.val + settings.test >= 1:
+        raise DataError(
+            f"data.val {settings.val} and data.test {settings.test} leave nothing to train on",
+            "shares whose sum is below 1",
+            "for example --set data.val=0.15 --set data.test=0.15",
+        )
+    if source.startswith("torchvision:"):
+        arrays = load_arrays(source)
+        manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
+        return Dataset(manifest, ArrayImages(arrays.pictures), notes, excluded)
+    listing = _list(source, settings)
+    found = scan(listing.root, listing.paths, workers=workers, progress=progress)
+    manifest, notes, excluded = assemble(source, listing, found, settings, seed)
+    return Dataset(manifest, FileImages(manifest.root, manifest.paths), notes, excluded)
+
+
+def open_images(manifest: Manifest) -> Images:
+    """The pictures of ``manifest``, by row, where they lay when it was made; DataError if they are no longer there."""
+    if manifest.source.startswith("torchvision:"):
+        arrays = load_arrays(manifest.source)
+        if not hex_strings(arrays.scan.digests).equals(manifest.hashes):
+            raise DataError(
+                f"{manifest.source} is not what it was when the run began",
+                "the same pictures in the same order",
+                "restore its files, or start a new run",
+            )
+        return ArrayImages(arrays.pictures)
+    root = str(digits_folder()) if manifest.source == "digits" else manifest.root
+    if not os.path.isdir(root):
+        raise DataError(
+            f"the pictures of {manifest.source!r} lay in {root}, which is not there",
+            "the folder as it was when the run began",
+            "mount or move it back, or start a new run on the pictures where they are now",
+        )
+    return FileImages(root, manifest.paths)
+
+
+def _list(source: str, settings: Data) -> Listing:
+    """The files of ``source``; DataError if it is no form of data that is known."""
+    if source == "digits":
+        return list_folder(digits_folder())
+    if source.startswith("hf:") or "://" in source:
+        raise DataError(
+            f"{source!r} is not on this machine, and data is read from local files only",
+            FORMS,
+            "download it (aws s3 sync, huggingface-cli download, wget) and point at the folder",
+        )
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    if path.name.lower().endswith(_ARCHIVES):
+        raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
+    if path.is_dir():
+        return list_folder(path)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return list_table(path, settings)
+    if path.exists():
+        raise DataError(f"{source!r} is neither a folder nor a table", FORMS, "point at the folder that it lies in")
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise DataError(
+        f"there is no {source!r}{nearest(path.name, [*beside, 'digits'])}",
+        FORMS,
+        "check the path; digits needs no files",
+    )

@@ -1,0 +1,45 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures beside the checkout; a stranger's clone has none."""
+    folder = Path(__file__).parent.parent.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real pictures in ../shared/data, which lie beside the checkout on the project's machines")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of 20 small pictures each, of different sizes, that a network can tell apart: stripes by angle."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("across", "down", "slanted")):
+        (folder / name).mkdir()
+        for at in range(20):
+            height, width = random.integers(20, 40, 2)
+            y, x = np.mgrid[:height, :width]
+            wave = np.sin((x, y, (x + y) / 1.4)[label] * random.uniform(0.5, 0.9) + random.uniform(0, 6))
+            pixels = 128 + 70 * wave[..., None] + random.normal(0, 25, (height, width, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{at:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, so that they neither see nor fill the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAGEWRIGHT_CACHE", str(folder))
+        patch.delenv("STAGEWRIGHT_DATA", raising=False)
+        yield folder
