@@ -92,7 +92,7 @@ def ours(plan: Plan, manifest: Manifest, array: np.ndarray, device: str, workers
 def bare(plan: Plan, manifest: Manifest, array: np.ndarray, device: str) -> float:
     """Images/s of the shortest PyTorch loop that does the same to the same pictures."""
     stage, numerics = plan.stages[0], numerics_of(plan)
-    model = build_model(plan, pretrained=False).to(device=device, memory_format=torch.channels_last).train()
+    model = build_model(plan, pretrained=False)[0].to(device=device, memory_format=torch.channels_last).train()
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(model, 1e-4, False)]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     data = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
@@ -165,9 +165,8 @@ def main() -> None:
         env = environment(
             "memory", ["python", "benchmarks/loop.py"], asked.device, device_name(choose_device(asked.device))
         )
-        asked.out.write_text(
-            json.dumps({"rates": rates, "ratios": ratios, "arguments": vars(asked) | {"out": None}, **env}, indent=1)
-        )
+        arguments = {name: value for name, value in vars(asked).items() if name != "out"}
+        asked.out.write_text(json.dumps({"rates": rates, "ratios": ratios, "arguments": arguments, **env}, indent=1))
 
 
 if __name__ == "__main__":

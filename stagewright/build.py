@@ -10,10 +10,12 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from stagewright import checkpoint
+from stagewright.data.stream import eval_image_size
 from stagewright.errors import RecipeError
+from stagewright.model.catalog import find_model
 from stagewright.model.groups import parameter_groups
 from stagewright.model.weights import load_weights
-from stagewright.model.zoo import create_model, model_normalisation
+from stagewright.model.zoo import check_image_sizes, create_with_report, model_normalisation
 from stagewright.optim import make_optimizer
 from stagewright.plan import Plan, Precision
 from stagewright.recipe import Recipe
@@ -68,11 +70,14 @@ def numerics_of(plan: Plan) -> Numerics:
     return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, recipe.channels_last)
 
 
-def build_model(plan: Plan, *, pretrained: bool) -> nn.Module:
-    """The recipe's network on the CPU, its initial weights a function of the seed."""
+def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
+    """The recipe's network on the CPU, its initial weights a function of the seed, and what to say of it.
+
+    ModelError for sizes that it cannot take, before anything is trained.
+    """
     spec = plan.recipe.model
     torch.manual_seed(torch_seed(plan.recipe.seed, Stream.INIT))
-    return create_model(
+    model, report = create_with_report(
         spec.name,
         len(plan.dataset.classes),
         image_size=max(stage.image_size for stage in plan.stages),
@@ -80,6 +85,10 @@ def build_model(plan: Plan, *, pretrained: bool) -> nn.Module:
         options=spec.options,
         pretrained=pretrained,
     )
+    sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
+    check_image_sizes(model, sizes, len(plan.dataset.classes))
+    note = find_model(spec.name).note
+    return model, [*([note] if note else []), *(report.lines() if report else [])]
 
 
 def build_state(
@@ -88,11 +97,10 @@ def build_state(
     """The state before the plan's first step, or that of the checkpoint; and what there is to say of the weights."""
     weights = plan.recipe.model.weights
     fresh = restored is None
-    model = build_model(plan, pretrained=fresh and weights == "default")
-    lines: list[str] = []
-    if fresh and weights == "default":
-        lines.append(f"{plan.recipe.model.name}: the library's pretrained weights; a head of another size starts anew")
-    elif fresh and weights is not None:
+    model, lines = build_model(plan, pretrained=fresh and weights == "default")
+    if not fresh:
+        lines = []
+    elif weights not in (None, "default"):
         classes = plan.dataset.classes
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
     memory_format = torch.channels_last if plan.recipe.channels_last else torch.contiguous_format

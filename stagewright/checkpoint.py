@@ -2,19 +2,16 @@
 
 The convention: ``step_000500/{state.pt, meta.json}``; meta.json, written last, holds the SHA-256 and size of state.pt
 and a checksum of itself. A directory gets its name only after it was read back and found whole; what breaks later is
-found out and passed over. One process writes at a time (:func:`lock`). Steps are numbers of finished updates.
+found out and passed over. One process writes at a time (:func:`stagewright.rundir.lock`). Steps are numbers of finished updates.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -75,7 +72,7 @@ def save(
         except OSError:
             _remove(folder / "rejected")
             # One that has its name but is not known to be on the disk counts beside the last that is.
-            _prune(folder, 1 + (folder / _name(step)).exists(), protect)
+            _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
         _prune(folder, keep, protect)
     except OSError as error:
@@ -126,13 +123,15 @@ def link(folder: Path, name: Literal["best", "last"], step: int) -> None:
 
     CheckpointError if there is no such checkpoint, StorageError if the link cannot be written.
     """
-    if not (folder / _name(step)).is_dir():
+    if not (folder / name_of(step)).is_dir():
         known = ", ".join(path.name for path in _steps(folder).values()) or "none is saved"
-        raise CheckpointError(f"{name}: no checkpoint {_name(step)} in {folder}", known, "save it before linking to it")
+        raise CheckpointError(
+            f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save it before linking to it"
+        )
     temporary = folder / f".tmp-{name}"
     try:
         temporary.unlink(missing_ok=True)
-        temporary.symlink_to(_name(step))
+        temporary.symlink_to(name_of(step))
         os.replace(temporary, folder / name)
         _sync_directory(folder)
     except OSError as error:
@@ -152,44 +151,8 @@ def num_bytes(tensors: object) -> int:
     return sum(map(num_bytes, tensors)) if isinstance(tensors, list | tuple) else 0
 
 
-def check_room(folder: Path, bytes_needed: int) -> None:
-    """Raises StorageError unless the disk of ``folder``, which need not exist yet, has ``bytes_needed`` bytes free."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    if free < bytes_needed:
-        raise StorageError(
-            f"{free / 1e9:.3g} GB are free in {there}",
-            f"{bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
-            f"free {(bytes_needed - free) / 1e9:.3g} GB, choose another disk with --out, or lower checkpoints.keep",
-        )
-
-
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory ``run_dir``, which exists, for this process; the kernel lets go however the process ends.
-
-    CheckpointError names the process that has it. On a file system without locks it warns in the log and goes on.
-    """
-    with open(run_dir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = (run_dir / ".lock").read_text().strip() or "unknown"
-            raise CheckpointError(
-                f"{run_dir} is in use by process {holder}",
-                "one process in a run directory",
-                f"wait for it, or stop it (kill {holder}), or choose another --out",
-            ) from error
-        except OSError:
-            logging.getLogger(__name__).warning(
-                "%s: this file system has no locks; start no second process here", run_dir
-            )
-        file.truncate(0)
-        os.write(file.fileno(), str(os.getpid()).encode())
-        yield
-
-
-def _name(step: int) -> str:
+def name_of(step: int) -> str:
+    """The name of the checkpoint's directory: ``step_000500``."""
     return f"step_{step:06d}"
 
 
@@ -199,14 +162,14 @@ def _steps(folder: Path) -> dict[int, Path]:
     for prefix in ("", ".old-"):
         for path in folder.glob(f"{prefix}step_*"):
             number = path.name.removeprefix(f"{prefix}step_")
-            if number.isdigit() and path.name == prefix + _name(int(number)) and path.is_dir():
+            if number.isdigit() and path.name == prefix + name_of(int(number)) and path.is_dir():
                 found.setdefault(int(number), path)
     return dict(sorted(found.items(), reverse=True))
 
 
 def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -> Path:
     """Writes, verifies and names one checkpoint; on any failure nothing of it is left."""
-    final, temporary, old = (folder / f"{prefix}{_name(step)}" for prefix in ("", ".tmp-", ".old-"))
+    final, temporary, old = (folder / f"{prefix}{name_of(step)}" for prefix in ("", ".tmp-", ".old-"))
     try:
         temporary.mkdir(exist_ok=True)
         with open(temporary / STATE, "wb") as file:
@@ -247,12 +210,12 @@ def _tidy(folder: Path, step: int) -> None:
 def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
     """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to."""
     wanted = {os.readlink(path) for path in (folder / "best", folder / "last") if path.is_symlink()}
-    wanted |= {_name(step) for step in protect}
+    wanted |= {name_of(step) for step in protect}
     kept = 0
     for path in _steps(folder).values():
         if kept < keep and _intact(path):
             kept += 1
-            wanted |= {path.name, *map(_name, _read_meta(path)["protect"])}
+            wanted |= {path.name, *map(name_of, _read_meta(path)["protect"])}
         elif kept < keep:
             _set_aside(path)
     for path in _steps(folder).values():

@@ -76,7 +76,7 @@ def install(session: Session, score: Score) -> tuple[Score, StagePlan]:
     state = session.state
     if score.step != state.step and state.latest is not None:
         try:
-            tensors = checkpoint.load(session.run.checkpoints / f"step_{score.step:06d}").tensors
+            tensors = checkpoint.load(session.run.checkpoints / checkpoint.name_of(score.step)).tensors
         except CheckpointError as error:
             text = f"the best weights (step {score.step}) are lost, so the last take their place: {error.given}"
             session.recorder.log.emit("notice", state.step, text=text)

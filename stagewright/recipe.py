@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from stagewright.duration import Duration
 
@@ -52,11 +52,16 @@ class Model(Part):
 
     name: str = "cifar_resnet18"
     weights: str | None = None
-    """None (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
+    """None or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
     drop_path: Fraction | None = None
     """Stochastic depth (arXiv:1603.09382); None leaves the network's own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor, e.g. ``{patch: 4, depth: 6, heads: 8, width: 384}`` of ``vit``."""
+
+    @field_validator("weights")
+    @classmethod
+    def _none_in_words(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
 
 
 class Optimizer(Part):

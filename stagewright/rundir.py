@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
+import logging
 import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -170,6 +174,43 @@ def environment(data: str, command: Sequence[str], device: str, device_name: str
         "data": data,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def check_room(folder: Path, bytes_needed: int) -> None:
+    """Raises StorageError unless the disk of ``folder``, which need not exist yet, has ``bytes_needed`` bytes free."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise StorageError(
+            f"{free / 1e9:.3g} GB are free in {there}",
+            f"{bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
+            f"free {(bytes_needed - free) / 1e9:.3g} GB, choose another disk with --out, or lower checkpoints.keep",
+        )
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory ``run_dir``, which exists, for this process; the kernel lets go however the process ends.
+
+    CheckpointError names the process that has it. On a file system without locks it warns in the log and goes on.
+    """
+    with open(run_dir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = (run_dir / ".lock").read_text().strip() or "unknown"
+            raise CheckpointError(
+                f"{run_dir} is in use by process {holder}",
+                "one process in a run directory",
+                f"wait for it, or stop it (kill {holder}), or choose another --out",
+            ) from error
+        except OSError:
+            logging.getLogger(__name__).warning(
+                "%s: this file system has no locks; start no second process here", run_dir
+            )
+        file.truncate(0)
+        os.write(file.fileno(), str(os.getpid()).encode())
+        yield
 
 
 def own_command() -> list[str]:

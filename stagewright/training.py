@@ -37,8 +37,9 @@ from stagewright.recipe import Recipe
 from stagewright.record import Recorder
 from stagewright.resolve import resolve
 from stagewright.run import carry_out
-from stagewright.rundir import RunDir, environment, next_free, own_command
+from stagewright.rundir import RunDir, check_room, environment, lock, next_free, own_command
 from stagewright.session import Execution, Session
+from stagewright.state import TrainState
 from stagewright.stop import StopSignal
 
 Say = Callable[[str], None]
@@ -189,13 +190,15 @@ def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
 
 def _fork(old: RunDir, plan: Plan, overrides: Sequence[str]) -> tuple[RunDir, Plan]:
     recipe = recipes.override(plan.recipe, overrides)
-    weights = old.checkpoints / "last" / checkpoint.STATE
-    if not weights.exists() and not (old.bundle / "model.json").exists():
-        raise CheckpointError(
-            f"{old.root} has no checkpoint to fork from", "a run that saved one", "train anew with the changed recipe"
-        )
     if not any(one.startswith("model.weights=") for one in overrides):
-        source = weights if weights.exists() else old.root
+        newest, _ = checkpoint.newest(old.checkpoints, plan.digest)
+        if newest is None:
+            raise CheckpointError(
+                f"{old.root} has no valid checkpoint to fork from",
+                "a run that saved one",
+                "train anew with the changed recipe, or give --set model.weights=FILE",
+            )
+        source = old.checkpoints / checkpoint.name_of(newest.step) / checkpoint.STATE
         recipe = recipe.changed(model={**recipe.model.model_dump(), "weights": str(source.resolve())})
     forked = resolve(recipe, plan.dataset, precision=plan.precision)
     return RunDir.create(next_free(old.root.parent, old.root.name)), forked
@@ -217,7 +220,7 @@ def _carry(
     arm: Callable[[Session], None] | None = None,
 ) -> Run:
     """Set-up, loop and finish in one directory, alone in it; every way out leaves its mark in summary.json."""
-    with checkpoint.lock(run.root), contextlib.ExitStack() as closing:
+    with lock(run.root), contextlib.ExitStack() as closing:
         session = open_session(run, plan, manifest, images, execution, observers, stop, say)
         closing.callback(session.recorder.close)
         status, error = "failed", None
@@ -255,17 +258,23 @@ def open_session(
     device = choose_device(execution.device)
     execution = replace(execution, device=str(device))
     prepare_torch(plan.recipe, device)
-    restored, rejected = checkpoint.newest(run.checkpoints, plan.digest) if run.checkpoints.exists() else (None, [])
+    restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
+    for one in rejected:
+        say(f"Passed over {one.name}: {one.reason}")
+    if rejected and restored is None:
+        say("No checkpoint is left that can be used: the run starts over at step 0.")
     state, lines = build_state(plan, device, restored)
-    if restored is None:
-        checkpoint.check_room(run.root, checkpoint_bytes(state, plan))
+    if restored is not None:
+        relink(run, state)
+    else:
+        check_room(run.root, checkpoint_bytes(state, plan))
     clock = Clock(state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None)
     again = run.events.exists()
     log = EventLog(
         run.events,
         [*_own_observers(run, plan, execution), *observers],
         resume_step=state.step if again else None,
-        checkpoint=f"step_{state.step:06d}" if restored else None,
+        checkpoint=checkpoint.name_of(state.step) if restored else None,
         rejected=[{"name": one.name, "reason": one.reason} for one in rejected],
     )
     recorder = Recorder(run, plan, manifest, log, clock, device)
@@ -279,6 +288,13 @@ def open_session(
     numerics = numerics_of(plan)
     say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, stop)
+
+
+def relink(run: RunDir, state: TrainState) -> None:
+    """Points ``last`` and ``best`` to where the restored state says: a kill between saving and linking leaves them behind."""
+    checkpoint.link(run.checkpoints, "last", state.step)
+    if state.best is not None and (run.checkpoints / checkpoint.name_of(state.best.step)).is_dir():
+        checkpoint.link(run.checkpoints, "best", state.best.step)
 
 
 def _own_observers(run: RunDir, plan: Plan, execution: Execution) -> list[Observer]:

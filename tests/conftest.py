@@ -15,7 +15,9 @@ def shared_data() -> Path:
     """The folder of real pictures beside the checkout; a stranger's clone has none."""
     folder = Path(__file__).parent.parent.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs the real pictures in ../shared/data, which lie beside the checkout on the project's machines")
+        pytest.skip(
+            "needs the real pictures in ../shared/data, which lie beside the checkout on the project's machines"
+        )
     return folder
 
 

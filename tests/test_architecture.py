@@ -112,7 +112,8 @@ def test_what_must_not_need_torch_does_not() -> None:
 
 def test_help_is_instant() -> None:
     """``--help`` imports neither torch nor the rest; the time allowed is far above the 0.1 s measured, for noisy machines."""
-    code = "import sys; sys.argv = ['stagewright', '--help']\nfrom stagewright.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['stagewright', '--help']\nfrom stagewright.cli import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
     code += "heavy = {'torch', 'numpy', 'pydantic', 'rich', 'pyarrow'} & set(sys.modules); assert not heavy, heavy"
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

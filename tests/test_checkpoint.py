@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from stagewright import checkpoint
-from stagewright.checkpoint import Rejected, check_room, link, load, lock, newest, num_bytes, save
+from stagewright.checkpoint import Rejected, link, load, newest, num_bytes, save
 from stagewright.errors import CheckpointError, StorageError
+from stagewright.rundir import check_room, lock
 
 META = {"plan_digest": "plan-a", "versions": {"torch": "2.15"}}
 
@@ -419,8 +420,9 @@ import json, os, resource, shutil, signal, sys
 from pathlib import Path
 import torch
 from stagewright import checkpoint
-from stagewright.checkpoint import link, load, lock, newest, save
+from stagewright.checkpoint import link, load, newest, save
 from stagewright.errors import CheckpointError, StorageError
+from stagewright.rundir import lock
 
 META = {"plan_digest": "p"}
 base, work = Path(sys.argv[1]) / "base", Path(sys.argv[1]) / "work"

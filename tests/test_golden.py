@@ -19,7 +19,11 @@ from stagewright.resolve import resolve
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGENET = DatasetInfo(
-    num_train=1_281_167, num_val=50_000, num_test=0, classes=tuple(f"n{at:08d}" for at in range(1000)), digest="imagenet"
+    num_train=1_281_167,
+    num_val=50_000,
+    num_test=0,
+    classes=tuple(f"n{at:08d}" for at in range(1000)),
+    digest="imagenet",
 )
 SMALL = DatasetInfo(num_train=1257, num_val=270, num_test=270, classes=tuple("0123456789"), digest="digits")
 
@@ -50,7 +54,9 @@ def test_plan_is_as_reviewed(name: str, info: DatasetInfo) -> None:
     assert text == path.read_text(), f"the plan of {name} changed; if that is meant, make golden and review the diff"
 
 
-@pytest.mark.skipif("CI" in os.environ and os.environ.get("STAGEWRIGHT_GOLDEN") == "write", reason="never written in CI")
+@pytest.mark.skipif(
+    "CI" in os.environ and os.environ.get("STAGEWRIGHT_GOLDEN") == "write", reason="never written in CI"
+)
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}-{info.digest}.txt" for name in recipes.shipped() for info in (IMAGENET, SMALL)}
     assert {path.name for path in GOLDEN.iterdir()} == expected

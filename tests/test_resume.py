@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stagewright.data.sources import load_dataset
 
 from stagewright import checkpoint, recipes
 from stagewright.data.manifest import Manifest
+from stagewright.data.sources import load_dataset
 from stagewright.plan import Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
@@ -40,15 +40,23 @@ def three_stages() -> Recipe:
             "checkpoints": {"every": "4st", "keep": 2},
             "data": {"val": 0.2, "test": 0.2},
             "stages": [
-                {"name": "small", "epochs": "5st", "image_size": 16, "batch_size": 12, "train": "head", "data_fraction": 0.5,
-                 "mix": {"mixup": 0.4, "cutmix": 1.0}},
-                {"name": "middle", "epochs": "6st", "image_size": 24, "batch_size": 8, "train": "last:2", "at_seam": "reset",
-                 "mix": {"mixup": 0.4, "cutmix": 1.0}, "average": {"kind": "ema", "half_life": "2st"}},
-                {"name": "full", "epochs": "5st", "image_size": 32, "batch_size": 6, "label_smoothing": 0.1,
-                 "lr": {"schedule": "swa", "peak": 0.02, "warmup": "2st"}, "average": {"kind": "swa", "every": "2st", "recalibrate": 12}},
+                {
+                    **{"name": "small", "epochs": "5st", "image_size": 16, "batch_size": 12, "data_fraction": 0.5},
+                    **{"train": "head", "mix": {"mixup": 0.4, "cutmix": 1.0}},
+                },
+                {
+                    **{"name": "middle", "epochs": "6st", "image_size": 24, "batch_size": 8, "train": "last:2"},
+                    **{"mix": {"mixup": 0.4, "cutmix": 1.0}, "average": {"kind": "ema", "half_life": "2st"}},
+                    "at_seam": "reset",
+                },
+                {
+                    **{"name": "full", "epochs": "5st", "image_size": 32, "batch_size": 6, "label_smoothing": 0.1},
+                    "average": {"kind": "swa", "every": "2st", "recalibrate": 12},
+                    "lr": {"schedule": "swa", "peak": 0.02, "warmup": "2st"},
+                },
             ],
         }
-    )  # fmt: skip
+    )
 
 
 Start = Callable[..., tuple[RunDir, Plan]]

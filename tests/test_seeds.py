@@ -52,7 +52,7 @@ def test_initial_weights() -> None:
 
     def initial(seed: int) -> dict[str, torch.Tensor]:
         recipe = recipes.from_plain({"seed": seed, "model": {"options": {"width": 4}}, "image_size": 16})
-        return dict(build_model(resolve(recipe, info), pretrained=False).named_parameters())
+        return dict(build_model(resolve(recipe, info), pretrained=False)[0].named_parameters())
 
     first, again, other = initial(0), initial(0), initial(1)
     assert all(torch.equal(first[name], again[name]) for name in first)

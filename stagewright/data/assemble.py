@@ -104,7 +104,8 @@ def _unreadable(listing: Listing, found: Scan, settings: Data) -> tuple[list[Exc
     notes = []
     if foreign:
         kinds = ", ".join(f"{kind} {number:,}" for kind, number in foreign.most_common())
-        notes.append(f"ignored {counted(foreign.total(), 'file')} that are not pictures ({kinds})")
+        what = "is not a picture" if foreign.total() == 1 else "are not pictures"
+        notes.append(f"ignored {counted(foreign.total(), 'file')} that {what} ({kinds})")
     if bad:
         notes.append(f"excluded {counted(len(bad), 'picture')} that cannot be read: {examples}")
     return excluded, notes
@@ -164,7 +165,7 @@ def _usable_groups(pictures: _Pictures, settings: Data) -> tuple[_Pictures, list
         return replace(pictures, groups=None), [f"column '{name}' is the same everywhere and not used for groups"]
     notes = [f"groups from column '{name}': {known:,}"]
     if alone:
-        notes.append(f"{counted(alone, 'picture')} without a value in column '{name}' count each for itself")
+        notes.append(f"each counted for itself: {counted(alone, 'picture')} without a value in column '{name}'")
     return pictures, notes
 
 
@@ -233,16 +234,14 @@ def _straddling(pictures: _Pictures, parts: Parts, settings: Data) -> list[str]:
     if not len(torn):
         return []
     names = some(encoded.dictionary.take(pa.array(torn)).to_pylist(), 5)
-    text = (
-        f"{counted(len(torn), 'group')} of column '{pictures.group_name}' in several parts of the split that DATA gives"
-    )
+    text = f"the split that DATA gives tears apart {counted(len(torn), 'group')} of column '{pictures.group_name}'"
     if settings.group is not None:
         raise DataError(
-            f"there are {text}: {names}",
+            f"{text}: {names}",
             "groups that stand in one part each, since data.group asks for them",
             "have the split made here (--set data.split=none), or give up the groups (--set data.group=none)",
         )
-    return [f"there are {text} ({names}), so its results say less about new ones"]
+    return [f"{text} ({names}), so its results say less about new ones"]
 
 
 def _gaps(pictures: _Pictures, parts: Parts) -> list[str]:
@@ -251,8 +250,9 @@ def _gaps(pictures: _Pictures, parts: Parts) -> list[str]:
     notes = []
     single = np.flatnonzero(sizes == 1)
     if len(single):
-        names = some(pictures.classes[label] for label in single)
-        notes.append(f"{counted(len(single), 'class')} of a single picture only train: {names}")
+        notes.append(
+            f"classes with a single picture, which trains: {some(pictures.classes[label] for label in single)}"
+        )
     for part in (VAL, TEST):
         counts = np.bincount(pictures.labels[parts == part], minlength=len(sizes))
         absent = np.flatnonzero((counts == 0) & (sizes > 1))
@@ -274,19 +274,19 @@ def _copies(pictures: _Pictures, parts: Parts) -> list[str]:
     units, unit_of = np.unique(pictures.content, return_inverse=True)
     if len(units) == len(unit_of):
         return []
-    notes = [f"{counted(len(unit_of) - len(units), 'picture')} are identical copies of others"]
+    notes = [f"identical copies of other pictures: {len(unit_of) - len(units):,}"]
     low, high = np.full(len(units), len(pictures.classes)), np.full(len(units), -1)
     np.minimum.at(low, unit_of, pictures.labels)
     np.maximum.at(high, unit_of, pictures.labels)
     mixed = np.flatnonzero(low != high)
     if len(mixed):
         names = f"{pictures.classes[low[mixed[0]]]} and {pictures.classes[high[mixed[0]]]}"
-        notes.append(f"{counted(len(mixed), 'picture')} stand under several classes, e.g. under {names}")
+        notes.append(f"of these under several classes: {counted(len(mixed), 'picture')}, e.g. under {names}")
     trained = np.unique(unit_of[parts == TRAIN])
     for part in (VAL, TEST):
         leaked = int(np.isin(unit_of[parts == part], trained).sum())
         if leaked:
             notes.append(
-                f"{counted(leaked, 'picture')} of {SPLITS[part]} also stand in train, which flatters its results"
+                f"in {SPLITS[part]} and in train, which flatters results: {counted(leaked, 'identical picture')}"
             )
     return notes

@@ -100,7 +100,7 @@ def walk(folder: str, below: str = "") -> Walk:
     Links are followed, except to a folder that they lie in.
     """
     found = Walk()
-    parents = [] if not below else [folder, *(os.path.join(folder, str(parent)) for parent in PurePath(below).parents)]
+    parents = [os.path.join(folder, parent) for parent in PurePath(below).parents]
     stack = [(below, tuple(_identity(parent) for parent in parents))]
     while stack:
         inner, above = stack.pop()

@@ -83,8 +83,9 @@ def grouped(
     shares = np.array([1 - val - test, val, test])
     wanted = np.flatnonzero(shares > 0).astype(np.int8)
     if len(unit_keys) < len(wanted):
+        groups_given = f"{len(unit_keys)} group{'' if len(unit_keys) == 1 else 's'}"
         raise DataError(
-            f"{len(unit_keys)} groups cannot give {len(wanted)} parts ({', '.join(_NAMES[part] for part in wanted)})",
+            f"{groups_given} cannot give {len(wanted)} parts ({', '.join(_NAMES[part] for part in wanted)})",
             "at least one group for each part; groups never straddle a split",
             "ask for fewer parts (--set data.test=0), or give up the groups (--set data.group=none)",
         )

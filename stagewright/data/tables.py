@@ -65,11 +65,11 @@ def list_table(file: Path, settings: Data) -> Listing:
     match = match_files(str(base), [names[row] for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
-    if not found:
-        raise _no_files(file, base, names, left_out)
     repeated, repeat_notes = _repeated(found, labels)
     left_out |= {row: reason for row, reason in repeated.items() if reason}
     kept = [row for row in found if row not in repeated]
+    if not kept:
+        raise _no_files(file, base, names, left_out)
     listing = Listing.of(
         str(base),
         pa.array([found[row] for row in kept], pa.string()),
@@ -236,7 +236,9 @@ def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:
 
 def _unknown_parts(column: pa.ChunkedArray) -> list[str]:
     counts = Counter(column.to_pylist())
-    return [f"{word!r} ({count:,} rows)" for word, count in counts.items() if word.casefold() not in PART_WORDS]
+    return [
+        f"{word!r} ({counted(count, 'row')})" for word, count in counts.items() if word.casefold() not in PART_WORDS
+    ]
 
 
 def _groups(table: pa.Table, column: str | None, rows: list[int]) -> pa.StringArray | None:
@@ -264,7 +266,7 @@ def _repeated(found: dict[int, str], labels: pa.StringArray) -> tuple[dict[int, 
             again |= dict.fromkeys(rows[1:], "")
     notes = []
     if len(rows_of) > len(unclear):
-        notes.append(f"{counted(len(rows_of) - len(unclear), 'file')} in several rows of the same class count once")
+        notes.append(f"counted once: {counted(len(rows_of) - len(unclear), 'file')} in several rows of the same class")
     if unclear:
         notes.append(f"left out {counted(len(unclear), 'file')} in rows of different classes, e.g. {some(unclear, 3)}")
     return again, notes
@@ -276,9 +278,9 @@ def _lost_classes(before: pa.StringArray, after: pa.StringArray) -> list[str]:
 
 
 def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str]) -> DataError:
-    tried = [names[row] for row, reason in left_out.items() if names[row]]
+    tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
     return DataError(
-        f"none of the {len(names):,} rows of {file} leads to a picture in {base}, e.g. {some(tried, 3)}",
+        f"none of the {len(names):,} rows of {file} leads to a picture of one class in {base}: {some(tried, 3)}",
         "paths relative to the folder of the table, or to data.images; a class in every row",
         "say where the pictures lie: --set data.images=FOLDER",
     )

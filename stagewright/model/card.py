@@ -22,7 +22,7 @@ def card(content: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return f"""# {model["name"]}: {len(classes)} classes
 
-An image classifier with {model["parameters"] / 1e6:.2f} million parameters, trained by stagewright.
+An image classifier with {model["parameters"]:,} parameters, trained by stagewright.
 
 Classes: {shown}
 
@@ -49,8 +49,8 @@ the answers differ from those that were recorded.
 
 Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 {side} x {side} pixels ({view["interpolation"]}, antialiased); values in [0, 1], minus {_row(view["mean"])}, divided by
-{_row(view["std"])}. Without stagewright: build `{model["name"]}` with options {model["options"] or "{}"} and load
-`weights.safetensors`; `model.json` has all of this for programs.
+{_row(view["std"])}. For other code: the network is `{model["name"]}` with options `{model["options"]}`, its tensors are in
+`weights.safetensors`, and `model.json` has all of this for programs.
 
 Made with {versions}.
 """

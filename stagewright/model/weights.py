@@ -113,8 +113,7 @@ def transfer(
     names do not fit, tensors then go by order, provided their number and all shapes but the head's are the same.
     """
     ours = model.state_dict()
-    heads = head_modules(model)
-    head = {name for name in ours if name.rpartition(".")[0] in heads and ours[name].shape[:1] == (num_classes,)}
+    head = _head_tensors(model, num_classes)
     state, how = _renamed(model, ours, state, head, ordered)
     _require_fit(ours, state, head, source)
     tally = _Tally(notes=[*notes, *how])
@@ -142,6 +141,18 @@ def transfer(
         loaded_parameters=sum(numbers.get(name, 0) for name in tally.loaded) - random,
         parameters=sum(numbers.values()),
     )
+
+
+def _head_tensors(model: nn.Module, num_classes: int) -> set[str]:
+    """Names of the tensors that have a row for each class: of the layers with so many outputs within the head."""
+    return {
+        ".".join(part for part in (head, at, name) if part)
+        for head in head_modules(model)
+        for at, layer in model.get_submodule(head).named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        for name, parameter in layer.named_parameters()
+        if parameter.shape[0] == num_classes
+    }
 
 
 def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
@@ -200,8 +211,8 @@ def _fill_head(
     elif theirs.shape == own.shape:
         tally.loaded[name] = theirs
         tally.notes.append(
-            f"the head was loaded as it is: the source has {len(theirs)} classes too but does not name them, so their "
-            "order is taken to be the same"
+            f"the head was loaded as it is: {len(theirs)} classes on both sides, but without names to compare, so that "
+            "their order is taken to be the same"
         )
     else:
         tally.skipped.append(

@@ -34,6 +34,7 @@ def match(root: Path, files: list[str], *names: str) -> list[str | None]:
         (["in/cat/1.jpg", "in/dog/1.jpg"], ["cat/1.jpg", "dog/1.jpg"], ["in/cat/1.jpg", "in/dog/1.jpg"]),
         (["cat/1.jpg", "dog/1.jpg"], ["/home/me/cat/1.jpg", "/home/me/dog/1.jpg"], ["cat/1.jpg", "dog/1.jpg"]),
         (["cat/1.jpg"], ["data/cat/1.jpg", "data/dog/1.jpg"], ["cat/1.jpg", None]),
+        (["data/cat/1.jpg", "old/dog/1.jpg"], ["data/cat/1.jpg", "data/dog/1.jpg"], ["data/cat/1.jpg", None]),
         (["cat.jpg/1.jpg"], ["1"], ["cat.jpg/1.jpg"]),
         (["img.0001.jpg", "img.0002.jpg"], ["img.0001", "img.0002"], ["img.0001.jpg", "img.0002.jpg"]),
         (["cafe\u0301.jpg"], ["caf\u00e9.jpg"], ["cafe\u0301.jpg"]),

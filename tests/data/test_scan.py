@@ -134,6 +134,16 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, cache: Path, looked_at: l
     assert [path.name for path in (cache / "scans").iterdir()] == [file.name]
 
 
+def test_not_one_flipped_bit_is_believed(tmp_path: Path, cache: Path) -> None:
+    paths = write_pictures(tmp_path / "pictures", 5)
+    first = scan(str(tmp_path / "pictures"), paths)
+    (file,) = (cache / "scans").iterdir()
+    good = file.read_bytes()
+    for at in range(0, len(good), 23):
+        file.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        assert same(scan(str(tmp_path / "pictures"), paths), first), at
+
+
 def test_another_pillow_looks_again(
     tmp_path: Path, cache: Path, looked_at: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

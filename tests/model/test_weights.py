@@ -85,6 +85,16 @@ def test_head_of_another_size_stays_random_and_the_report_counts(tmp_path: Path)
     assert f"{report.loaded_parameters:,} of {report.parameters:,} parameters loaded" in text
 
 
+def test_heads_in_a_wrapper_are_heads_too(tmp_path: Path) -> None:
+    torch.save(create_model("timm:levit_128s", 9, image_size=32).state_dict(), tmp_path / "w.pth")
+    report = load_weights(create_model("timm:levit_128s", 5, image_size=32), tmp_path / "w.pth", 5)
+    assert {name for name, _ in report.skipped} == {
+        *("head.linear.weight", "head.linear.bias"),
+        *("head_dist.linear.weight", "head_dist.linear.bias"),
+    }
+    assert all("it starts random" in why for _, why in report.skipped)
+
+
 def test_missing_unexpected_and_misshapen_are_told_apart(tmp_path: Path) -> None:
     state = dict(network(seed=1).state_dict())
     del state["layer1.0.bn1.weight"]
@@ -141,7 +151,7 @@ def test_no_class_in_common(tmp_path: Path) -> None:
 def test_a_head_without_names_is_loaded_with_a_warning(tmp_path: Path) -> None:
     torch.save(network(3, seed=1).state_dict(), tmp_path / "w.pth")
     report = load_weights(network(3), tmp_path / "w.pth", 3, classes=("ant", "bee", "cat"))
-    assert any("does not name them" in note for note in report.notes)
+    assert any("without names to compare" in note for note in report.notes)
 
 
 def test_positions_are_resampled_for_another_image_size(tmp_path: Path) -> None:

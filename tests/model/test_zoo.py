@@ -99,6 +99,10 @@ def test_models_of_a_fixed_size_are_built_for_it_and_say_so() -> None:
         check_image_sizes(model, [64], 4)
 
 
+def test_transformers_of_timm_are_built_free_in_size() -> None:
+    check_image_sizes(create_model("timm:test_vit", 3, image_size=64), [32, 64, 96], 3)
+
+
 def test_the_probe_leaves_batch_norm_alone() -> None:
     model = create_model("cifar_resnet18", 3, image_size=16, options={"width": 4}).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,51 @@
+"""Keeps plots and report.html fresh while a run lives, in a process of its own, so that training never waits for ink."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stagewright.observers.sentences import Event
+
+_PATIENCE_SECONDS = 120.0
+
+
+class Pages:
+    """Starts ``python -m stagewright.report RUN`` at evaluations, one at a time and at most every ``min_seconds``."""
+
+    def __init__(self, run: Path, min_seconds: float = 20.0) -> None:
+        self.run, self.min_seconds = run, min_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = -min_seconds
+
+    def see(self, event: Event) -> None:
+        due = time.monotonic() - self._started_at >= self.min_seconds
+        idle = self._process is None or self._process.poll() is not None
+        if event["kind"] == "evaluated" and due and idle:
+            self._started_at = time.monotonic()
+            self._process = self._start()
+
+    def close(self) -> None:
+        """Writes the last page, of the run as it was left, and waits for it."""
+        if self._process is not None:
+            self._await(self._process)
+        if self.run.is_dir():
+            self._await(self._start())
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "stagewright.report", str(self.run)]
+        if nice := shutil.which("nice"):
+            command = [nice, "-n", "15", *command]  # the processors belong to the training
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # A session of its own: Ctrl-C is meant for the training, which tells its observers when to end.
+        return subprocess.Popen(command, start_new_session=True, **quiet)
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
