@@ -75,6 +75,7 @@ def ours(plan: Plan, manifest: Manifest, array: np.ndarray, device: str, workers
         session = open_session(run, plan, manifest, ArrayImages(array), execution, [], stop, lambda text: None)
         stage = plan.stages[0]
         session.clock.switch("train")
+        start = 0.0
         with session.batches(0) as batches:
             session.begin(stage, session.enter(stage))
             for batch in batches:
@@ -92,7 +93,7 @@ def ours(plan: Plan, manifest: Manifest, array: np.ndarray, device: str, workers
 def bare(plan: Plan, manifest: Manifest, array: np.ndarray, device: str) -> float:
     """Images/s of the shortest PyTorch loop that does the same to the same pictures."""
     stage, numerics = plan.stages[0], numerics_of(plan)
-    model = build_model(plan, pretrained=False)[0].to(device=device, memory_format=torch.channels_last).train()
+    model = build_model(plan, pretrained=False)[0].to(device).to(memory_format=torch.channels_last).train()
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(model, 1e-4, False)]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     data = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)
@@ -101,6 +102,7 @@ def bare(plan: Plan, manifest: Manifest, array: np.ndarray, device: str) -> floa
     shift = (torch.tensor(numerics.mean, device=device) / torch.tensor(numerics.std, device=device))[:, None, None]
     rows = torch.from_numpy(manifest.rows("train")).to(device)
     order = rows[torch.randperm(len(rows), device=device)]
+    start = 0.0
     for step in range(plan.total_steps):
         if step == WARM:
             _wait(torch.device(device))

@@ -104,7 +104,7 @@ def build_state(
         classes = plan.dataset.classes
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
     memory_format = torch.channels_last if plan.recipe.channels_last else torch.contiguous_format
-    model = model.to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    model = model.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
     optimizer = make_optimizer(
         parameter_groups(model, chosen.weight_decay, chosen.decay_norm_and_bias),

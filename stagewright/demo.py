@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def run_demo(data: str, out: Path | None) -> Run:
     """Trains ``quick`` on ``data`` and walks through what comes out of it; each step says the command that does it."""
     overrides = _DIGITS if data == "digits" else []
     target = out or next_free(Path("runs"), "demo")
-    flags = "".join(f" --set {one.replace(' ', '')}" for one in overrides)
+    flags = "".join(f" --set {shlex.quote(one.replace(' ', ''))}" for one in overrides)
     print(f"$ stagewright train {data} --recipe quick{flags} --out {target}\n")
     run = train(data, recipes.load("quick", overrides), out=target, execution=Execution(device="auto"))
     if not run.finished:

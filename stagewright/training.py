@@ -282,7 +282,7 @@ def open_session(
     if not again:
         log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})
         for note in run.read_env().get("data_notes", []):
-            log.emit("notice", 0, text=note)
+            log.emit("notice", 0, text=note, clock={"told": True})
     for line in lines:
         log.emit("notice", state.step, text=line)
     numerics = numerics_of(plan)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from stagewright import checkpoint, recipes
+from stagewright.data.loader import Batch
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
-from stagewright.plan import Plan
+from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.resume_check import Kill, differences, run_in_process
@@ -88,8 +89,8 @@ def stop_after(step: int) -> Callable[[Session], None]:
     def arm(session: Session) -> None:
         update = session.update
 
-        def update_then_stop(*arguments: Any) -> None:
-            update(*arguments)
+        def update_then_stop(stage: StagePlan, batch: Batch) -> None:
+            update(stage, batch)
             if session.state.step >= step:
                 session.stop.requested = True
 

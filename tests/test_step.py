@@ -21,7 +21,8 @@ from stagewright.plan import Hyper
 from stagewright.state import TrainState
 from stagewright.step import Numerics, mixed_cross_entropy, train_step
 
-NUMERICS = Numerics((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "fp32", True)
+HALVES = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+NUMERICS = Numerics(*HALVES, "fp32", True)
 NO_MIX = MixDraw("none", 1.0, None, np.arange(10))
 
 
@@ -121,7 +122,7 @@ def test_mixed_loss_is_that_of_the_mixed_target() -> None:
 def test_low_precision_trains(precision: Any) -> None:
     state = new_state(network(norm=True), precision=precision)
     losses = [
-        float(update(state, batch(), hyper(), numerics=Numerics((0.5,) * 3, (0.25,) * 3, precision, True))[0])
+        float(update(state, batch(), hyper(), numerics=Numerics(*HALVES, precision, True))[0])
         for _ in range(15)
     ]
     assert losses[-1] < losses[0] - 0.1
@@ -132,7 +133,7 @@ def test_fp16_clips_after_unscaling() -> None:
     """Clipping scaled gradients gave LAMB NaN in DeiT (#182): the norm that is reported and clipped is the true one."""
     reference = new_state(network())
     scaled = new_state(network(), precision="fp16")
-    numerics = Numerics((0.5,) * 3, (0.25,) * 3, "fp16", True)
+    numerics = Numerics(*HALVES, "fp16", True)
     norm = update(reference, batch(), hyper(clip_norm=0.1))[2]
     assert torch.allclose(update(scaled, batch(), hyper(clip_norm=0.1), numerics=numerics)[2], norm, rtol=0.02)
     assert torch.allclose(weights(scaled.model), weights(reference.model), atol=1e-3)
@@ -142,7 +143,7 @@ def test_an_overflowing_fp16_step_is_left_out_and_counted_in_the_norm() -> None:
     state = new_state(network(), precision="fp16")
     state.scaler = GradScaler("cpu", init_scale=1e30, enabled=True)
     before = weights(state.model)
-    stats = update(state, batch(), hyper(), numerics=Numerics((0.5,) * 3, (0.25,) * 3, "fp16", True))
+    stats = update(state, batch(), hyper(), numerics=Numerics(*HALVES, "fp16", True))
     assert not torch.isfinite(stats[2]) and torch.equal(weights(state.model), before)
     assert state.scaler.get_scale() < 1e30
 

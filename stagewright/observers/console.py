@@ -19,7 +19,7 @@ _PLAIN_SECONDS = 30.0
 class Console:
     """Shows a run on the terminal; where output goes to a file, lasting lines and a progress line every half minute.
 
-    ``stages`` are (name, first step, number of steps). ``quiet`` shows nothing. ``close`` leaves the terminal usable.
+    ``stages`` are (name, first step, number of steps). Events whose clock says ``told`` were said already. ``quiet`` shows nothing. ``close`` leaves the terminal usable.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Console:
             return
         if event["kind"] in ("progress", "evaluating"):
             self._show(event)
-        elif (text := sentence(event)) is not None:
+        elif not event["clock"].get("told") and (text := sentence(event)) is not None:
             style = {"stage": "bold", "finished": "bold green", "stopped": "yellow", "bad_image": "yellow"}
             self._console.print(Text(text, style=style.get(event["kind"], "")))
 

@@ -39,9 +39,9 @@ class Pages:
         command = [sys.executable, "-m", "stagewright.report", str(self.run)]
         if nice := shutil.which("nice"):
             command = [nice, "-n", "15", *command]  # the processors belong to the training
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        nowhere = subprocess.DEVNULL
         # A session of its own: Ctrl-C is meant for the training, which tells its observers when to end.
-        return subprocess.Popen(command, start_new_session=True, **quiet)
+        return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
 
     def _await(self, process: subprocess.Popen[bytes]) -> None:
         try:

@@ -18,18 +18,18 @@ def sentence(event: Event) -> str | None:
 def _evaluated(event: Event) -> str:
     """One line an evaluation, its columns aligned with those of the lines before and after."""
     clock, results = event["clock"], event["results"]
-    parts = [f"epoch {event['epoch']:6.2f}  {event.get('stage_name', event['stage'])!s:<8.8}"]
+    parts = [f"epoch {event['epoch']:6.2f} {event['stage_name']:<8.8}"]
     if event["train_loss"] is not None:
-        parts.append(f"train {event['train_loss']:.4f} {percent_text(event['train_top1'], 2):>8}")
+        parts.append(f"train {event['train_loss']:.3f} {percent_text(event['train_top1']):>7}")
     for kind, result in results.items():
-        name = "val" if kind == "raw" else f"val {kind}"
-        parts.append(f"{name} {result['loss']:.4f} {percent_text(result['top1'], 2):>8}")
+        name = "val" if kind == "raw" else kind
+        parts.append(f"{name} {result['loss']:.3f} {percent_text(result['top1'], 2):>8}")
     parts.append("best" if event["best"] else "    ")
     if clock.get("images_per_second"):
-        parts.append(f"{clock['epoch_seconds']:.1f} s  {number_text(clock['images_per_second'])} img/s")
+        parts.append(f"{seconds_text(clock['epoch_seconds']):>6}  {number_text(clock['images_per_second'])} img/s")
     if clock.get("eta_seconds"):
         parts.append(f"ETA {seconds_text(clock['eta_seconds'])}")
-    return "   ".join(parts).rstrip()
+    return "  ".join(parts).rstrip()
 
 
 def _stage(event: Event) -> str:
