@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +121,20 @@ def to_json(predictions: Iterable[Prediction]) -> str:
 
 
 def print_table(predictions: Sequence[Prediction], console: Console | None = None) -> None:
-    """Prints the most probable class of each picture with its percent, the two after it, and what could not be read."""
-    table = Table(box=box.SIMPLE_HEAD)
+    """Prints the most probable class of each picture with its percent, the two after it, and what could not be read.
+
+    A folder that all pictures share is said once, above them.
+    """
+    folders = {os.path.dirname(prediction.path) for prediction in predictions}
+    shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
+    title = f"in {shared}" if shared else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
     table.add_column("picture", overflow="fold")
     table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("next")
     for prediction in predictions:
-        path = Text(prediction.path)
+        path = Text(os.path.relpath(prediction.path, shared) if shared else prediction.path)
         if not prediction.classes:
             table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
             continue
@@ -135,3 +142,8 @@ def print_table(predictions: Sequence[Prediction], console: Console | None = Non
         runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
         table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
     (console or Console()).print(table)
+
+
+def _comparable(folders: Iterable[str]) -> bool:
+    """Whether all of ``folders`` are absolute or all relative, without which they share nothing."""
+    return len({os.path.isabs(folder) for folder in folders}) == 1

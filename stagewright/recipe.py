@@ -313,7 +313,7 @@ class Recipe(Part):
         own_lr = None if stage.lr is None else merged(self.lr.model_copy(update={"span": "stage"}), stage.lr)
         return stage.model_copy(
             update={
-                "name": stage.name or f"stage{at + 1}",
+                "name": stage.name or (f"stage{at + 1}" if len(self.stages) > 1 else "main"),
                 "epochs": stage.epochs or Duration(1.0, "run"),
                 "image_size": stage.image_size or self.image_size,
                 "batch_size": stage.batch_size or self.batch_size,
