@@ -95,7 +95,7 @@ def _pairs(labels: list[str], counts: list[int], percents: list[float], split: s
     axes = theme.place(figure, left=left, right=1.0, top=0.4, bottom=0.46)
     at = np.arange(len(labels))
     axes.barh(at, counts, color=theme.WRONG, height=0.62, zorder=3)
-    for y, count, percent in zip(at, counts, percents, strict=True):
+    for y, (count, percent) in enumerate(zip(counts, percents, strict=True)):
         axes.text(count, y, f"  {count:,} ({percent:.0f} % of class)", va="center", size=8, clip_on=False)
     axes.set_yticks(at, labels, color=theme.INK)
     axes.set(ylim=(len(labels) - 0.4, -0.6), xlabel="pictures")

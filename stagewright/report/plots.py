@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.report import mistakes, theme
@@ -206,9 +206,7 @@ def _lr(record: RunRecord, along: Along) -> Figure:
     values = record.steps["lr"][np.isfinite(record.steps["lr"])]
     if len(values) and values.max() > 0:
         axes[0].set_ylim(-0.04 * values.max(), 1.08 * values.max())
-        formatter = ScalarFormatter(useMathText=True)
-        formatter.set_powerlimits((-3, 4))
-        axes[0].yaxis.set_major_formatter(formatter)
+        axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, at: f"{value:.3g}"))
     beta = record.steps["momentum"][np.isfinite(record.steps["momentum"])]
     if len(beta):
         axes[1].set_ylim(max(-0.02, beta.min() - 0.05), min(1.02, beta.max() + 0.05))

@@ -7,6 +7,7 @@ is an error. Nothing is computed here that a file does not say; that is :mod:`st
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import time
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
@@ -65,7 +65,7 @@ class Pictures:
     groups: tuple[frozenset[str], frozenset[str], frozenset[str]] | None
     """Names of the groups in each split; None if the data set has no groups."""
     excluded: tuple[tuple[str, str], ...]
-    """(path, reason) of files that the scan left out, where the manifest tells."""
+    """(path, reason) of files that the scan left out, from excluded.csv."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +303,8 @@ def _pictures(path: Path, problems: list[str]) -> Pictures | None:
     table = _parquet(path, ("label", "split", "group"), problems)
     if table is None or not {"label", "split"} <= set(table.column_names):
         return None
-    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    metadata = json.loads((table.schema.metadata or {}).get(b"stagewright.manifest", b"{}"))
+    source = str(metadata.get("source", ""))
     splits = table.column("split")
     if pa.types.is_integer(splits.type):
         split_at = splits.to_numpy().astype(np.int64)
@@ -315,18 +316,18 @@ def _pictures(path: Path, problems: list[str]) -> Pictures | None:
     groups = None
     if "group" in table.column_names and table.column("group").null_count < len(table):
         column = table.column("group").cast(pa.string())
-        named = (pc.unique(column.filter(pa.array(split_at == at)).drop_null()).to_pylist() for at in range(3))
+        named = (column.filter(pa.array(split_at == at)).drop_null().unique().to_pylist() for at in range(3))
         first, second, third = (frozenset(str(name) for name in names) for names in named)
         groups = (first, second, third)
-    return Pictures(metadata.get("source", ""), counts, groups, _excluded(metadata))
+    return Pictures(source, counts, groups, _excluded(path.with_name("excluded.csv")))
 
 
-def _excluded(metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    try:
-        listed = json.loads(metadata.get("excluded", "[]"))
-        return tuple((str(path), str(reason)) for path, reason in listed)
-    except (ValueError, TypeError):
+def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
+    """(path, reason) of the files that the scan left out."""
+    if not path.is_file():
         return ()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return tuple((row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(file))
 
 
 def _clocks(timing: Columns, evaluated: list[Event]) -> Columns:

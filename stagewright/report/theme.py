@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib import font_manager
@@ -67,7 +67,7 @@ def _rc() -> dict[str, Any]:
 @contextmanager
 def themed() -> Iterator[None]:
     """Everything drawn and rendered within looks like stagewright; matplotlib's settings are put back after."""
-    with matplotlib.rc_context(_rc()), warnings.catch_warnings():
+    with matplotlib.rc_context(cast(Any, _rc())), warnings.catch_warnings():
         # Class names may use scripts that no installed font has; the browser, which draws the SVG's text, may have them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield

@@ -1,0 +1,279 @@
+"""report.html: one self-contained page on one run, for a phone or a desk, in light or dark.
+
+No script, no network: figures are SVG within the page and take its colours. While the run lives the page asks the
+browser to load it anew. Everything a user gave (names, paths, commands) is escaped where it is put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from stagewright.report import findings
+from stagewright.report.findings import SPLIT_NAMES, WEIGHT_NAMES, Score
+from stagewright.report.read import RunRecord
+from stagewright.report.theme import Drawing
+from stagewright.wording import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
+
+_REFRESH_SECONDS = 15
+_SILENT_SECONDS = 600.0
+_LISTED = 50
+
+_STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
+
+
+def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
+    """The whole page as text. ``drawings`` are those of :func:`stagewright.report.plots.draw`."""
+    by_name = {drawing.name: drawing for drawing in drawings}
+    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">' if record.status == "running" else ""
+    body = "".join(
+        (
+            _head(record),
+            _section("Result", _result(record)),
+            _section("Plan and what happened", _stages(record)),
+            _section("Curves", _curves(by_name)),
+            _section("Where it is wrong", _mistakes(record, by_name)),
+            _section("Groups", _groups(record)),
+            _section("Data", _data(record)),
+            _section("Events", _events(record)),
+            _section("Time", _time(record)),
+            _section("To do it again", _again(record)),
+        )
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(record.name)}: stagewright</title><style>{_STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _text(value: object) -> str:
+    """Anything a user gave, safe within the page."""
+    return escape(printable(value))
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A table of ready HTML cells; the first ``left`` columns are texts, the others numbers."""
+    kinds = ["" if at < left else ' class="n"' for at in range(len(head))]
+    top = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, head, strict=True))
+    lines = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _interval(score: Score) -> str:
+    low, high = score.interval
+    return f"{low:.1f} to {high:.1f}"
+
+
+def _head(record: RunRecord) -> str:
+    summary = record.summary
+    status = record.status
+    silent = status == "running" and record.silent_seconds > _SILENT_SECONDS
+    said = f"running, but silent for {seconds_text(record.silent_seconds)}" if silent else status
+    plan = record.plan.get("recipe", {})
+    facts = [
+        f"recipe {_text(summary.get('recipe') or plan.get('name', ABSENT))}",
+        f"model {_text(summary.get('model') or plan.get('model', {}).get('name', ABSENT))}"
+        f" ({size_text(summary.get('parameters'))} parameters)",
+        f"data {_text(summary.get('data') or ABSENT)}",
+        f"step {record.step:,} of {record.total_steps:,}",
+        f"seed {_text(summary.get('seed', ABSENT))}",
+        f"{_text(summary.get('precision') or ABSENT)} on {_text(record.env.get('device_name') or summary.get('device', ABSENT))}",
+    ]
+    if summary.get("parent"):
+        facts.append(f"forked from {_text(summary['parent'])}")
+    done = 100.0 * record.step / max(1, record.total_steps)
+    bar = f'<div class="bar"><span style="width:{done:.1f}%"></span></div>' if status != "finished" else ""
+    error = f'<p class="bad">{_text(summary["error"])}</p>' if summary.get("error") else ""
+    return (
+        f'<header><h1>{_text(record.name)} <span class="status {escape(status)}">{_text(said)}</span></h1>'
+        f"{bar}<p>{' · '.join(facts)}</p>{error}</header>"
+    )
+
+
+def _result(record: RunRecord) -> str:
+    cards = []
+    for split in ("test", "val"):
+        score = findings.score(record, split)
+        if score is None:
+            continue
+        note = "chose nothing" if split == "test" else "chose the weights, so a little flattering"
+        cards.append(
+            f'<div class="card"><div class="big">{score.percent:.2f}<small> %</small></div>'
+            f"<div><b>top-1 on {SPLIT_NAMES[split]}</b><br>{score.correct:,} of {score.total:,} pictures<br>"
+            f"95 % interval {_interval(score)} %<br><i>{note}</i></div></div>"
+        )
+    if not cards:
+        return "<p>Nothing has been evaluated yet.</p>"
+    warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in findings.disagreements(record))
+    return (
+        f'<div class="cards">{"".join(cards)}</div><p>{_text(findings.choice_sentence(record))}</p>{warnings}'
+        f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) speak of the sampling of the pictures alone, not of other "
+        f"seeds, splits or places.</i></p>"
+    )
+
+
+def _stages(record: RunRecord) -> str:
+    rows = []
+    for row in findings.stage_rows(record):
+        plan = row.plan
+        asked, given = plan.get("epochs_asked"), plan.get("epochs_given")
+        train = plan.get("train", "all")
+        best = ABSENT
+        if row.best_top1 is not None:
+            best = f"{percent_text(row.best_top1, 2)} {WEIGHT_NAMES.get(row.best_weights, row.best_weights)}"
+        rows.append(
+            (
+                f"<b>{_text(plan.get('name', plan.get('index', '')))}</b>",
+                _text(train if isinstance(train, str) else ", ".join(train)),
+                f"{row.steps_done:,} / {plan['num_steps']:,}",
+                f"{number_text(asked, '.4g')} / {number_text(given, '.4g')}",
+                number_text(plan.get("num_images")),
+                number_text(plan.get("image_size")),
+                number_text(plan.get("batch_size")),
+                " &rsaquo; ".join(number_text(plan.get(key), ".2g") for key in ("lr_first", "lr_peak", "lr_last")),
+                seconds_text(row.seconds),
+                number_text(row.images_per_second),
+                best,
+            )
+        )
+    head = ("stage", "trains", "steps done / planned", "epochs asked / given", "pictures", "px", "batch")
+    return _table((*head, "LR first &rsaquo; peak &rsaquo; last", "training", "img/s", "best val top-1"), rows, left=2)
+
+
+def _figure(drawing: Drawing) -> str:
+    return f'<figure role="img" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
+
+
+def _curves(drawings: dict[str, Drawing]) -> str:
+    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")]
+    shown = "".join(_figure(drawings[name]) for name in names if name in drawings)
+    return f'<div class="figures">{shown}</div>' if shown else ""
+
+
+def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
+    predictions = findings.shown_split(record)
+    if predictions is None or not len(predictions):
+        return ""
+    figures = "".join(_figure(drawings[name]) for name in ("confusion", "classes") if name in drawings)
+    names = record.classes
+    rows = []
+    for row in findings.class_rows(record, predictions):
+        wrong = ABSENT if row.mistaken_for is None else f"{_text(names[row.mistaken_for])} ({row.mistaken_count:,})"
+        rows.append(
+            (
+                _text(row.name),
+                wrong,
+                number_text(row.train_count),
+                f"{row.score.total:,}",
+                number_text(row.score.percent, ".1f"),
+                _interval(row.score) if row.score.total else ABSENT,
+            )
+        )
+    head = ("class", "most often taken for", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
+    table = _table(head, rows, left=2)
+    folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
+    return f'<div class="figures">{figures}</div>{folded}'
+
+
+def _groups(record: RunRecord) -> str:
+    predictions = findings.shown_split(record)
+    rows = findings.group_rows(predictions) if predictions is not None else []
+    sentence = f"<p>{_text(findings.group_sentence(record))}</p>" if record.pictures is not None else ""
+    if not rows:
+        return sentence
+    cells = [(_text(name), f"{s.total:,}", f"{s.percent:.1f}", _interval(s)) for name, s in rows]
+    table = _table(("group", "pictures", "top-1 %", "95 % interval"), cells)
+    return sentence + (f"<details><summary>{len(rows)} groups, the worst first</summary>{table}</details>")
+
+
+def _data(record: RunRecord) -> str:
+    parts = [f"<li>{_text(note)}</li>" for note in record.env.get("data_notes", [])]
+    content = f"<ul>{''.join(parts)}</ul>" if parts else ""
+    excluded = record.pictures.excluded if record.pictures is not None else ()
+    if excluded:
+        content += _files(f"{count_text(len(excluded), 'file')} left out at the scan", excluded)
+    unread = [(path, "could not be read when it was needed") for path in findings.unread_files(record.events)]
+    if unread:
+        content += _files(f"{count_text(len(unread), 'picture')} broke during the run and counted for nothing", unread)
+    return content
+
+
+def _files(title: str, files: Sequence[tuple[str, str]]) -> str:
+    rows = [(_text(path), _text(reason)) for path, reason in files[:_LISTED]]
+    more = (
+        f"<p>and {len(files) - _LISTED:,} more, see excluded.csv and events.jsonl</p>" if len(files) > _LISTED else ""
+    )
+    return f"<details><summary>{title}</summary>{_table(('file', 'reason'), rows, left=2)}{more}</details>"
+
+
+def _events(record: RunRecord) -> str:
+    lines = []
+    for event in record.history:
+        kind, step = event["kind"], int(event["step"])
+        if kind == "resumed":
+            passed = "".join(f"; passed over {one['name']}: {one['reason']}" for one in event.get("rejected") or [])
+            lines.append(f"resumed at step {step:,} from {event.get('checkpoint') or 'the beginning'}{passed}")
+        elif kind == "stopped":
+            lines.append(f"stopped at step {step:,}: {event.get('reason')}")
+        elif kind == "skipped":
+            lines.append(f"step {step:,}: {event.get('reason')}")
+        elif kind == "notice" and not event.get("clock", {}).get("told"):
+            lines.append(str(event.get("text")))
+    lines += record.problems
+    lost = len({int(event["step"]) for event in record.superseded})
+    if lost:
+        lines.append(
+            f"{count_text(lost, 'step')} with events were done again after a kill; the curves show what counts"
+        )
+    shown = "".join(f"<li>{_text(line)}</li>" for line in lines[:_LISTED])
+    more = f"<li>and {len(lines) - _LISTED:,} more in events.jsonl</li>" if len(lines) > _LISTED else ""
+    return f"<ul>{shown}{more}</ul>" if lines else "<p>No restarts, no notices.</p>"
+
+
+def _time(record: RunRecord) -> str:
+    parts = findings.time_split(record)
+    total = sum(seconds for _, seconds in parts)
+    if total <= 0:
+        return ""
+    rows = [(name, seconds_text(seconds), f"{100 * seconds / total:.0f} %") for name, seconds in parts]
+    speed = record.summary.get("images_per_second")
+    sentence = f"<p>{number_text(speed)} images/s in training, over all stages and restarts.</p>" if speed else ""
+    return _table(("what", "time", "share"), [*rows, ("all", seconds_text(total), "")]) + sentence
+
+
+def _again(record: RunRecord) -> str:
+    env = record.env
+    command = f"<pre>{_text(env['command'])}</pre>" if env.get("command") else ""
+    names = (
+        "stagewright",
+        "git_commit",
+        "python",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "pillow",
+        "platform",
+        "cpu",
+    )
+    rows = [
+        (_text(name), _text(env[name]))
+        for name in (*names, "cores", "ram_gb", "device_name", "created")
+        if env.get(name)
+    ]
+    digests = [
+        (f"{name} digest", _text(record.summary[f"{name}_digest"]))
+        for name in ("plan", "dataset")
+        if record.summary.get(f"{name}_digest")
+    ]
+    return command + _table(("environment", ""), [*rows, *digests], left=2)
