@@ -46,7 +46,12 @@ LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning 
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
-Workers = Annotated[int, typer.Option("--workers", "-j", help="Threads that read pictures; 0 reads between the steps.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
 SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
@@ -66,7 +71,7 @@ def train(
     img_size: ImgSize = None,
     seed: Seed = None,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; runs/RECIPE-N if absent. Never an existing run's.")
     ] = None,
@@ -95,7 +100,7 @@ def resume(
     run: RunPath,
     overrides: Overrides = None,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     save_minutes: SaveMinutes = 10.0,
     quiet: Quiet = False,
     no_pages: NoPages = False,
@@ -122,7 +127,6 @@ def plan(
     img_size: ImgSize = None,
     seed: Seed = None,
     device: Device = "auto",
-    workers: Workers = 2,
     as_json: AsJson = False,
     steps: Annotated[bool, typer.Option("--steps", help="With --json: every step's hyper-parameters too.")] = False,
 ) -> None:
@@ -134,7 +138,7 @@ def plan(
     from stagewright.training import prepare
 
     chosen = _recipe(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
-    _, made = prepare(data, chosen, Execution(device=device, workers=workers), _say(as_json))
+    _, made = prepare(data, chosen, Execution(device=device, quiet=as_json), _say(as_json))
     if as_json:
         content = made.to_json()
         print(json.dumps({**content, "hyper": list(made.steps())} if steps else content, indent=1))
@@ -148,7 +152,7 @@ def evaluate(
     data: Annotated[str | None, typer.Argument(help="Other pictures, as DATA of train; absent: the run's own.")] = None,
     split: Annotated[str, typer.Option(help="val or test of the run's own pictures; all of DATA.")] = "test",
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model on its own validation or test pictures, or on other ones."""
@@ -238,7 +242,7 @@ def resume_check(
     kills: Annotated[int, typer.Option(help="Random steps at which it is killed.")] = 3,
     seed: Seed = None,
     device: Device = "auto",
-    workers: Workers = 2,
+    workers: Workers = None,
 ) -> None:
     """Fire drill: kill a real run at random steps, in evaluation and at a stage change, and compare bits."""
     from stagewright.resume_check import check

@@ -14,11 +14,18 @@ class Clock:
     phase that asked for it.
     """
 
-    def __init__(self, seconds: MutableMapping[str, float], phase: str, settle: Callable[[], None] = lambda: None):
+    def __init__(
+        self,
+        seconds: MutableMapping[str, float],
+        phase: str,
+        settle: Callable[[], None] = lambda: None,
+        *,
+        since: float | None = None,
+    ) -> None:
         self.seconds = seconds
         self._phase = phase
         self._settle = settle
-        self._mark = time.perf_counter()
+        self._mark = time.perf_counter() if since is None else since
 
     def read(self, phase: str) -> float:
         """Seconds of ``phase`` up to now."""

@@ -26,6 +26,7 @@ from stagewright.evaluate import Evaluation, evaluate
 from stagewright.model.bundle import Bundle, load_bundle
 from stagewright.report.intervals import wilson
 from stagewright.rundir import RunDir
+from stagewright.session import auto_workers, cores
 from stagewright.step import Numerics
 
 _BATCH = 64
@@ -91,26 +92,27 @@ class Judgement:
 
 
 def judge(
-    run: Path, data: str | None = None, *, split: str = "test", device: str = "auto", workers: int = 2
+    run: Path, data: str | None = None, *, split: str = "test", device: str = "auto", workers: int | None = None
 ) -> Judgement:
     """Scores the model of ``run`` (its directory or bundle) on ``split`` of its own pictures, or on all of ``data``.
 
     Classes go by name, in whatever order ``data`` has them; DataError for one the model does not know.
     """
     bundle = load_bundle(run, device=str(choose_device(device)))
-    manifest, images, rows, source = _pictures(Path(run), data, split, workers)
+    manifest, images, rows, source = _pictures(Path(run), data, split)
     labels = _labels_by_name(manifest, bundle.classes, rows)
     view = bundle.preprocessing
     numerics = Numerics(view.mean, view.std, "fp32", True)
-    with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=workers)) as batches:
+    threads = auto_workers(manifest) if workers is None else workers
+    with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
         result = evaluate(bundle.model, bundle.model, batches, numerics)
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
     return Judgement(source, bundle.classes, labels, groups, result)
 
 
-def _pictures(run: Path, data: str | None, split: str, workers: int) -> tuple[Manifest, Images, NDArray[np.int64], str]:
+def _pictures(run: Path, data: str | None, split: str) -> tuple[Manifest, Images, NDArray[np.int64], str]:
     if data is not None:
-        dataset = load_dataset(data, recipe.Data(val=0.0, test=0.0), 0, workers=max(1, workers))
+        dataset = load_dataset(data, recipe.Data(val=0.0, test=0.0), 0, workers=cores())
         return dataset.manifest, dataset.images, np.arange(len(dataset.manifest)), data
     manifest = Manifest.read(RunDir.existing(run).manifest)
     sizes = {name: len(manifest.rows(name)) for name in ("val", "test")}

@@ -82,7 +82,7 @@ def check(
     steps: int,
     kills: int,
     device: str = "auto",
-    workers: int = 2,
+    workers: int | None = None,
     say: Say = print,
 ) -> bool:
     """Rehearses ``recipe`` on ``data`` in about ``steps`` updates with ``kills`` random kills and, beside them, one in an

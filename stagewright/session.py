@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from stagewright.step import Numerics, train_step
 from stagewright.stop import StopSignal
 
 _SWA_RECALIBRATION = 4096
+_SMALL_PIXELS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Execution:
     """Where and how a plan happens to run: free to change between a stop and a resume, without effect on the result."""
 
     device: str = "cpu"
-    workers: int = 2
-    """Threads that read and decode; 0 does it between the steps."""
+    workers: int | None = None
+    """Threads that read and decode; 0 does it between the steps; None goes by the cores and the pictures' size."""
     prefetch: int = 4
     """Batches read ahead."""
     save_minutes: float = 10.0
@@ -162,9 +165,9 @@ class Session:
     @contextmanager
     def _loading(self, specs: Iterable[BatchSpec]) -> Iterator[Iterator[Batch]]:
         pinned = self.state.device.type == "cuda"
-        batches = load_batches(
-            self.images, specs, workers=self.execution.workers, prefetch=self.execution.prefetch, pin_memory=pinned
-        )
+        workers = auto_workers(self.manifest) if self.execution.workers is None else self.execution.workers
+        prefetch = self.execution.prefetch
+        batches = load_batches(self.images, specs, workers=workers, prefetch=prefetch, pin_memory=pinned)
         with closing(batches):
             yield batches
 
@@ -176,6 +179,17 @@ class Session:
                 yield normalise(
                     pictures, self.numerics.mean, self.numerics.std, channels_last=self.numerics.channels_last
                 )
+
+
+def auto_workers(manifest: Manifest) -> int:
+    """A thread for each core, 8 at most; one where pictures are so small that threads wait for each other (docs/log.md)."""
+    small = len(manifest) == 0 or float(np.median(manifest.widths)) < _SMALL_PIXELS
+    return 1 if small else min(8, cores())
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from stagewright.errors import CheckpointError, Stopped
 from stagewright.events import EventLog, Observer
 from stagewright.finish import finish, read_summary, write_summary
 from stagewright.model.bundle import Bundle, load_bundle
-from stagewright.observers.console import Console
+from stagewright.observers.console import Console, ScanProgress
 from stagewright.observers.pages import Pages
 from stagewright.observers.textlog import TextLog
 from stagewright.plan import Plan
@@ -38,7 +39,7 @@ from stagewright.record import Recorder
 from stagewright.resolve import resolve
 from stagewright.run import carry_out
 from stagewright.rundir import RunDir, check_room, environment, lock, next_free, own_command
-from stagewright.session import Execution, Session
+from stagewright.session import Execution, Session, cores
 from stagewright.state import TrainState
 from stagewright.stop import StopSignal
 
@@ -85,6 +86,7 @@ def train(
     there, and a changed plan forks into a new directory beside it. ``observers`` are told what happens beside the
     console, the log and the pages. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
+    began = time.perf_counter()
     with StopSignal() as stop:
         chosen = recipes.override(recipe, overrides) if isinstance(recipe, Recipe) else None
         chosen = chosen or recipes.load(str(recipe), overrides)
@@ -95,7 +97,10 @@ def train(
             env = environment(str(data), command or own_command(), execution.device, _device_name(execution))
             run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": list(dataset.notes)})
             write_excluded(run, dataset)
-        return _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say)
+        elif read_summary(run).get("status") == "finished":
+            say(f"{run.root} is finished; nothing is left to do.")
+            return Run(run.root)
+        return _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began)
 
 
 def resume(
@@ -113,6 +118,7 @@ def resume(
     ``overrides`` change the plan, so they fork: a new run beside it begins with this one's newest weights, and names it
     as its parent. ``arm`` is handed the session before the loop begins; the resume check plants its kills there.
     """
+    began = time.perf_counter()
     with StopSignal() as stop:
         old = RunDir.existing(Path(run))
         plan, manifest = old.read_plan(), Manifest.read(old.manifest)
@@ -126,14 +132,13 @@ def resume(
         elif read_summary(old).get("status") == "finished":
             say(f"{old.root} is finished; nothing is left to do.")
             return Run(old.root)
-        return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, arm)
+        return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, arm)
 
 
-def prepare(
-    data: str | Path, recipe: Recipe, execution: Execution, say: Say, progress: Callable[[int, int], None] | None = None
-) -> tuple[Dataset, Plan]:
+def prepare(data: str | Path, recipe: Recipe, execution: Execution, say: Say) -> tuple[Dataset, Plan]:
     """Reads the data set and resolves the plan, telling what was found; nothing is written."""
-    dataset = load_dataset(str(data), recipe.data, recipe.seed, workers=max(1, execution.workers), progress=progress)
+    with ScanProgress(quiet=execution.quiet) as progress:
+        dataset = load_dataset(str(data), recipe.data, recipe.seed, workers=cores(), progress=progress)
     for note in dataset.notes:
         say(note)
     return dataset, resolve(recipe, dataset.manifest.info(), precision=auto_precision(choose_device(execution.device)))
@@ -217,11 +222,12 @@ def _carry(
     observers: Sequence[Observer],
     stop: StopSignal,
     say: Say,
+    began: float,
     arm: Callable[[Session], None] | None = None,
 ) -> Run:
     """Set-up, loop and finish in one directory, alone in it; every way out leaves its mark in summary.json."""
     with lock(run.root), contextlib.ExitStack() as closing:
-        session = open_session(run, plan, manifest, images, execution, observers, stop, say)
+        session = open_session(run, plan, manifest, images, execution, observers, stop, say, began)
         closing.callback(session.recorder.close)
         status, error = "failed", None
         try:
@@ -253,8 +259,12 @@ def open_session(
     observers: Sequence[Observer],
     stop: StopSignal,
     say: Say,
+    began: float | None = None,
 ) -> Session:
-    """Builds or restores the state and takes up the run's files; everything that can fail before the first step does."""
+    """Builds or restores the state and takes up the run's files; everything that can fail before the first step does.
+
+    ``began`` is the moment (``time.perf_counter``) from which the set-up is charged.
+    """
     device = choose_device(execution.device)
     execution = replace(execution, device=str(device))
     prepare_torch(plan.recipe, device)
@@ -268,7 +278,9 @@ def open_session(
         relink(run, state)
     else:
         check_room(run.root, checkpoint_bytes(state, plan))
-    clock = Clock(state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None)
+    clock = Clock(
+        state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=began
+    )
     again = run.events.exists()
     log = EventLog(
         run.events,

@@ -121,10 +121,7 @@ def test_mixed_loss_is_that_of_the_mixed_target() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains(precision: Any) -> None:
     state = new_state(network(norm=True), precision=precision)
-    losses = [
-        float(update(state, batch(), hyper(), numerics=Numerics(*HALVES, precision, True))[0])
-        for _ in range(15)
-    ]
+    losses = [float(update(state, batch(), hyper(), numerics=Numerics(*HALVES, precision, True))[0]) for _ in range(15)]
     assert losses[-1] < losses[0] - 0.1
     assert all(p.dtype == torch.float32 for p in state.model.parameters())
 

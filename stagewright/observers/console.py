@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from stagewright.observers.sentences import Event, sentence
 from stagewright.wording import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
+_SCAN_SECONDS = 0.5
 
 
 class Console:
     """Shows a run on the terminal; where output goes to a file, lasting lines and a progress line every half minute.
 
-    ``stages`` are (name, first step, number of steps). Events whose clock says ``told`` were said already. ``quiet`` shows nothing. ``close`` leaves the terminal usable.
+    ``stages`` are (name, first step, number of steps). Events whose clock says ``told`` were said already. ``quiet``
+    shows nothing. ``close`` leaves the terminal usable.
     """
 
     def __init__(
@@ -84,3 +86,32 @@ class Console:
         """``evaluating · step 1,234/5,000 · 640 of 1,000 pictures``"""
         done = f"{event['done']:,} of {event['total']:,} pictures"
         return f"evaluating · step {event['step']:,}/{self.total_steps:,} · {done}"
+
+
+class ScanProgress:
+    """Shows how many files were looked at, while that takes a while and someone watches a terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> ScanProgress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._live is None:
+            console = RichConsole(stderr=True)
+            if self.quiet or not console.is_terminal or time.monotonic() - self._began < _SCAN_SECONDS:
+                return
+            columns = (TextColumn("looking at the pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._live = Progress(*columns, console=console, transient=True)
+            self._task = self._live.add_task("")
+            self._live.start()
+        if self._task is not None:
+            self._live.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()

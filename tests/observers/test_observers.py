@@ -41,7 +41,17 @@ def event(kind: str) -> dict[str, Any]:
 def test_evaluation_line_says_what_a_person_wants() -> None:
     line = sentence(event("evaluated"))
     assert line is not None
-    for part in ("epoch   3.00", "middle", "train 1.235", "61.2 %", "val 1.111", "65.00 %", "ema 1.000", "66.10 %", "best"):
+    for part in (
+        "epoch   3.00",
+        "middle",
+        "train 1.235",
+        "61.2 %",
+        "val 1.111",
+        "65.00 %",
+        "ema 1.000",
+        "66.10 %",
+        "best",
+    ):
         assert part in line, line
     assert "12 s" in line and "1,234 img/s" in line and "ETA 3 min" in line
 
