@@ -287,6 +287,8 @@ def _recipe(
         "seed": seed,
     }
     recipe = recipes.load(name)
+    if model is not None and model != recipe.model.name:
+        flags = {"model.options": {}, "model.drop_path": None, **flags}  # they were meant for the recipe's own model
     for field in ("batch_size", "image_size"):
         own = [stage.name or str(at) for at, stage in enumerate(recipe.stages) if getattr(stage, field) is not None]
         if flags[field] is not None and own:
@@ -296,9 +298,8 @@ def _recipe(
                 f"--set stages.{own[0]}.{field}={flags[field]} for each of them",
                 "set the stages, or take a recipe of one size",
             )
-    recipe = recipes.override(
-        recipe, [f"{field}={json.dumps(value)}" for field, value in flags.items() if value is not None]
-    )
+    given = {field: value for field, value in flags.items() if value is not None or field == "model.drop_path"}
+    recipe = recipes.override(recipe, [f"{field}={json.dumps(value)}" for field, value in given.items()])
     if epochs is not None:
         recipe = recipes.stretch(recipe, epochs)
     return recipes.override(recipe, overrides or [])

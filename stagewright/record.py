@@ -79,7 +79,7 @@ class Recorder:
             self.fetch()
 
     def fetch(self) -> None:
-        """Brings the pending numbers to the host and into steps.csv; :class:`Diverged` where a loss is not finite."""
+        """Brings the pending numbers to the host and into steps.csv; :class:`Diverged` where they are not finite."""
         if not self.pending:
             return
         numbers: list[list[float]] = torch.stack([stats for _, _, stats, _ in self.pending]).tolist()
@@ -163,7 +163,8 @@ class Recorder:
                 return
         else:
             self._skipped = 0
-        if not math.isfinite(loss) or self._skipped >= 50:
+        # An infinite norm means that this update has just spoilt the weights, though its own loss was still finite.
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)) or self._skipped >= 50:
             stage = self.plan.stage_at(step)
             raise Diverged(
                 f"loss {loss} at step {step + 1} (stage {stage.name!r}, LR {stage.hyper(step).lr:.3g}, "

@@ -35,7 +35,7 @@ def resolve(recipe: Recipe, dataset: DatasetInfo, *, precision: Precision = "fp3
         precision=precision if recipe.precision == "auto" else recipe.precision,
         stages=tuple(stages),
         total_steps=total_steps,
-        eval_steps=tuple(step for steps in every_eval for step in steps),
+        eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
         save_steps=tuple(step for steps in every_save for step in steps),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -93,14 +94,20 @@ def train(
         execution = execution or Execution(device="auto")
         dataset, plan = prepare(data, chosen, execution, say)
         run, parent = _directory(plan, None if out is None else Path(out), resume, say)
-        if not run.plan.exists():
+        created = not run.plan.exists()
+        if created:
             env = environment(str(data), command or own_command(), execution.device, _device_name(execution))
             run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": list(dataset.notes)})
             write_excluded(run, dataset)
         elif read_summary(run).get("status") == "finished":
             say(f"{run.root} is finished; nothing is left to do.")
             return Run(run.root)
-        return _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began)
+        try:
+            return _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began)
+        except BaseException:
+            if created and not run.events.exists():  # it failed in the set-up, so the directory holds nothing of worth
+                shutil.rmtree(run.root, ignore_errors=True)
+            raise
 
 
 def resume(

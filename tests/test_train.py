@@ -22,6 +22,7 @@ from stagewright import checkpoint, recipes
 from stagewright.errors import CheckpointError, Diverged, RecipeError, StorageError
 from stagewright.events import read_events
 from stagewright.session import Execution, Session
+from stagewright.state import Score
 from stagewright.stop import EXIT_STOPPED
 
 QUIET = Execution(workers=1, pages=False, quiet=True)
@@ -167,6 +168,12 @@ def test_a_place_that_cannot_be_written(picture_folder: Path, tmp_path: Path) ->
         small(picture_folder, tmp_path / "file" / "run")
 
 
+def test_a_failed_set_up_leaves_no_directory(picture_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(sw.StagewrightError, match=r"no.pth"):
+        small(picture_folder, tmp_path / "run", "model.weights=no.pth")
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_device(picture_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--device cuda:77[\s\S]*auto, cpu"):
         small(picture_folder, tmp_path / "run", execution=Execution(device="cuda:77"))
@@ -225,33 +232,43 @@ def test_an_observer_that_throws_is_switched_off_and_changes_nothing(
     assert "no network" in (run.path / "events.jsonl").read_text()
 
 
+def test_without_validation_pictures_the_last_averaged_weights_are_taken(picture_folder: Path, tmp_path: Path) -> None:
+    run = small(picture_folder, tmp_path / "run", "data.val=0")
+    summary = run.summary
+    assert run.finished and summary["top1"]["val"] is None and summary["top1"]["test"] is not None
+    assert summary["chosen"]["weights"] == "ema" and summary["chosen"]["step"] == summary["total_steps"]
+
+
 def test_last_weights_where_the_recipe_wants_them(picture_folder: Path, tmp_path: Path) -> None:
     run = small(picture_folder, tmp_path / "run", "eval.select=last")
     assert run.summary["chosen"]["step"] == run.summary["total_steps"]
 
 
-def test_damaged_best_checkpoint_falls_back_to_the_last(picture_folder: Path, tmp_path: Path) -> None:
-    """Best at the first evaluation (the LR destroys it afterwards), then damaged: the run still ends with a model."""
+def test_damaged_best_checkpoint_falls_back_to_the_last(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best weights stand in an earlier checkpoint, which is damaged when the run ends: there is a model all the same."""
 
-    def spoil(session: Session) -> None:
-        enter = session.enter
+    def best_is_damaged(session: Session) -> Score:
+        (session.run.checkpoints / "step_000001" / "state.pt").write_bytes(b"")
+        return Score(1, "raw", 100.0)
 
-        def enter_and_spoil(stage: Any) -> tuple[int, int]:
-            best = session.state.best
-            if best is not None and session.state.step == session.plan.total_steps:
-                (session.run.checkpoints / f"step_{best.step:06d}" / "state.pt").write_bytes(b"")
-            return enter(stage)
-
-        session.enter = enter_and_spoil
-
-    run = small(picture_folder, tmp_path / "run", "epochs=6ep", observers=[StopAtEvaluation()])
-    run = sw.resume(run.path, execution=QUIET, say=silent, arm=spoil)
-    assert run.finished
+    monkeypatch.setattr("stagewright.finish.choose", best_is_damaged)
+    run = small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "checkpoints.keep=99")
+    assert run.finished and run.summary["chosen"]["step"] == run.summary["total_steps"]
     notices = [event["text"] for event in read_events(run.path / "events.jsonl") if event["kind"] == "notice"]
-    best_was_last = run.summary["chosen"]["step"] == run.summary["total_steps"]
-    assert best_was_last and (
-        any("are lost" in text for text in notices) or run.summary["step"] == run.summary["total_steps"]
-    )
+    assert any("best weights (step 1) are lost" in text for text in notices)
+    assert run.model.classes == ("across", "down", "slanted")
+
+
+def test_best_weights_come_from_their_own_checkpoint(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stagewright.finish.choose", lambda session: Score(2, "raw", 100.0))
+    run = small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "checkpoints.keep=99")
+    saved = checkpoint.load(run.path / "checkpoints" / "step_000002").tensors["model"]
+    model = run.model.model.state_dict()
+    assert run.summary["chosen"]["step"] == 2 and all(torch.equal(model[name], saved[name]) for name in model)
 
 
 Launch = Callable[..., "subprocess.Popen[str]"]
