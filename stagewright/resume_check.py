@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,7 @@ def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None
 
     RuntimeError where the process ended in another way than it should.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # the next process has torch imported already
-    process = context.Process(target=_child, args=(run, execution, moment))
-    process.start()
+    process = start_process(run, execution, moment)
     process.join()
     expected = 0 if moment is None else -signal.SIGKILL
     # A moment past the end of what was left to do is no kill, and no fault.
@@ -163,7 +161,16 @@ def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None
         raise RuntimeError(f"the process in {run} ended with {process.exitcode}, not {expected}")
 
 
-def _child(run: Path, execution: Execution, moment: Kill | None) -> None:
+def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkServerProcess:
+    """Starts a process that goes on with ``run`` and is killed at ``moment``, if there is one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # the next process has torch imported already
+    process = context.Process(target=_go_on, args=(run, execution, moment))
+    process.start()
+    return process
+
+
+def _go_on(run: Path, execution: Execution, moment: Kill | None) -> None:
     watching = [_Assassin(moment.step)] if moment and moment.evaluating else []
     arm = moment.arm if moment and not moment.evaluating else None
     resume(run, execution=execution, observers=watching, say=lambda text: None, arm=arm)

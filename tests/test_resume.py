@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from stagewright.data.sources import load_dataset
 from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.resume_check import Kill, differences, run_in_process
+from stagewright.resume_check import Kill, differences, run_in_process, start_process
 from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution, Session
 from stagewright.training import resume
@@ -199,7 +198,7 @@ def test_thirty_kills_at_random_moments(start: Start, unbroken: RunDir) -> None:
         run, _ = start()
         runs += 1
         for _ in range(60):
-            process = _resuming(run)
+            process = start_process(run.root, QUIET, None)
             process.join(moments.uniform(0.02, 1.5))
             if process.exitcode is None and killed < 30:
                 process.kill()
@@ -209,18 +208,6 @@ def test_thirty_kills_at_random_moments(start: Start, unbroken: RunDir) -> None:
             if process.exitcode == 0:
                 break
         assert differences(unbroken, run) == [], f"run {runs}, {killed} kills so far"
-
-
-def _resuming(run: RunDir) -> Any:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["stagewright.resume_check"])
-    process = context.Process(target=_child, args=(run.root,))
-    process.start()
-    return process
-
-
-def _child(root: Path) -> None:
-    resume(root, execution=QUIET, say=lambda text: None)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(start: Start, unbroken: RunDir) -> None:
