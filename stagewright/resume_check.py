@@ -156,8 +156,7 @@ def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None
     process = start_process(run, execution, moment)
     process.join()
     expected = 0 if moment is None else -signal.SIGKILL
-    # A moment past the end of what was left to do is no kill, and no fault.
-    if process.exitcode not in (expected, 0):
+    if process.exitcode != expected:
         raise RuntimeError(f"the process in {run} ended with {process.exitcode}, not {expected}")
 
 
