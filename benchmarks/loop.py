@@ -167,6 +167,7 @@ def main() -> None:
         env = environment(
             "memory", ["python", "benchmarks/loop.py"], asked.device, device_name(choose_device(asked.device))
         )
+        del env["cwd"]  # a path of this machine
         arguments = {name: value for name, value in vars(asked).items() if name != "out"}
         asked.out.write_text(json.dumps({"rates": rates, "ratios": ratios, "arguments": arguments, **env}, indent=1))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,11 +116,12 @@ class EventLog:
         self._file.close()
 
 
-def read_events(path: Path) -> list[Event]:
-    """Every event of the log in order, each with a ``superseded`` flag: whether a later resume began before its step.
+def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> list[Event]:
+    """Every event of the log in order, with its ``line`` (from 1) and whether it is ``superseded``: a later resume began
+    before its step.
 
-    An unfinished last line, which the run may be writing just now, is left out; a damaged line is too, with a warning
-    in the log. FileNotFoundError if there is no log.
+    An unfinished last line, which the run may be writing just now, is left out; a damaged line is too, and ``damaged``
+    is told of it in a sentence. FileNotFoundError if there is no log.
     """
     events: list[Event] = []
     *lines, _unfinished = path.read_bytes().split(b"\n")
@@ -129,19 +130,19 @@ def read_events(path: Path) -> list[Event]:
             event = json.loads(line)
             kind, step = event["kind"], event["step"]
         except (ValueError, TypeError, KeyError):
-            _log.warning("%s: line %d is damaged and left out", path, number)
+            damaged(f"{path.name}: line {number} is damaged and left out")
             continue
         if kind == "resumed":
             for earlier in events:
                 earlier["superseded"] = earlier["superseded"] or earlier["step"] > step
-        events.append({**event, "superseded": False})
+        events.append({**event, "line": number, "superseded": False})
     return events
 
 
 def live_events(path: Path) -> list[Event]:
-    """The events that count, in order: those of :func:`read_events` that no resume superseded, without the flag."""
+    """The events that count, in order: those of :func:`read_events` that no resume superseded, as they were written."""
     return [
-        {key: value for key, value in event.items() if key != "superseded"}
+        {key: value for key, value in event.items() if key not in ("line", "superseded")}
         for event in read_events(path)
         if not event["superseded"]
     ]
@@ -156,7 +157,7 @@ def comparable(events: Iterable[Event]) -> list[Event]:
 
 
 def _bare(event: Event) -> Event:
-    return {key: value for key, value in event.items() if key not in ("clock", "superseded")}
+    return {key: value for key, value in event.items() if key not in ("clock", "line", "superseded")}
 
 
 def _canonical(event: Event) -> str:

@@ -31,7 +31,7 @@ NO_TORCH = {
         "steplog",
         "clock",
     ),
-    *("wording", "rundir", "cli", "stop"),
+    *("wording", "sentences", "rundir", "cli", "stop"),
     *("data.manifest", "data.sources", "data.scan", "data.split", "data.decode", "data.order", "augment.params"),
 }
 

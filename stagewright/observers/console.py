@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from stagewright.observers.sentences import Event, sentence
+from stagewright.sentences import Event, sentence
 from stagewright.wording import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from stagewright.observers.sentences import Event
+from stagewright.sentences import Event
 
 _PATIENCE_SECONDS = 120.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stagewright.observers.sentences import Event, sentence
+from stagewright.sentences import Event, sentence
 
 
 class TextLog:

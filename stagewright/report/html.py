@@ -14,6 +14,7 @@ from stagewright.report import findings
 from stagewright.report.findings import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.read import RunRecord
 from stagewright.report.theme import Drawing
+from stagewright.sentences import sentence
 from stagewright.wording import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
 
 _REFRESH_SECONDS = 15
@@ -219,16 +220,9 @@ def _files(title: str, files: Sequence[tuple[str, str]]) -> str:
 def _events(record: RunRecord) -> str:
     lines = []
     for event in record.history:
-        kind, step = event["kind"], int(event["step"])
-        if kind == "resumed":
-            passed = "".join(f"; passed over {one['name']}: {one['reason']}" for one in event.get("rejected") or [])
-            lines.append(f"resumed at step {step:,} from {event.get('checkpoint') or 'the beginning'}{passed}")
-        elif kind == "stopped":
-            lines.append(f"stopped at step {step:,}: {event.get('reason')}")
-        elif kind == "skipped":
-            lines.append(f"step {step:,}: {event.get('reason')}")
-        elif kind == "notice" and not event.get("clock", {}).get("told"):
-            lines.append(str(event.get("text")))
+        told = event.get("clock", {}).get("told")  # the data's notes, which have a place of their own
+        if event["kind"] in ("resumed", "stopped", "skipped", "notice") and not told and (text := sentence(event)):
+            lines.append(text)
     lines += record.problems
     lost = len({int(event["step"]) for event in record.superseded})
     if lost:

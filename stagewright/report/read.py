@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.errors import CheckpointError, nearest
+from stagewright.events import Event, read_events
 
 Columns = dict[str, NDArray[np.float64]]
-Event = dict[str, Any]
 
 STEP_COLUMNS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING_COLUMNS = ("step", "train_seconds", "images_per_second", "memory_gb")
@@ -209,23 +209,9 @@ def _json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _events(path: Path, problems: list[str]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
     """(standing, superseded) events, each with its line number under ``line``."""
-    standing: list[Event] = []
-    superseded: list[Event] = []
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    # What follows the last newline is either nothing or a line that is still being written.
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            event = json.loads(line)
-            event = {**event, "kind": str(event["kind"]), "step": int(event["step"]), "line": number}
-        except (ValueError, TypeError, KeyError):
-            if line.strip():
-                problems.append(f"{path.name}: line {number} is damaged and left out")
-            continue
-        if event["kind"] == "resumed":
-            superseded += (earlier for earlier in standing if earlier["step"] > event["step"])
-            standing = [earlier for earlier in standing if earlier["step"] <= event["step"]]
-        standing.append(event)
-    return tuple(standing), tuple(superseded)
+    events = read_events(path, damaged=problems.append) if path.is_file() else []
+    standing = tuple(event for event in events if not event["superseded"])
+    return standing, tuple(event for event in events if event["superseded"])
 
 
 def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:

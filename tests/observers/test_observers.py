@@ -9,8 +9,8 @@ import pytest
 
 from stagewright.observers.console import Console
 from stagewright.observers.pages import Pages
-from stagewright.observers.sentences import sentence
 from stagewright.observers.textlog import TextLog
+from stagewright.sentences import sentence
 
 CLOCK = {"at": "2026-01-02T03:04:05.678+00:00", "epoch_seconds": 12.34, "images_per_second": 1234.5, "eta_seconds": 190}
 EVENTS: dict[str, dict[str, Any]] = {

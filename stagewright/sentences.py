@@ -1,4 +1,4 @@
-"""Events in words: the sentences that the terminal and log.txt share."""
+"""Events in words: the sentences that the terminal, log.txt and the report share."""
 
 from __future__ import annotations
 
