@@ -202,19 +202,20 @@ class Plan(BaseModel):
 
 
 def stage_ends(stage: StagePlan) -> dict[str, float]:
-    """LR and momentum at a stage's first update, at its extreme and at its last update."""
+    """LR and momentum at a stage's first update, at its highest LR and at its last update."""
     first, last = stage.hyper(stage.first_step), stage.hyper(stage.end_step - 1)
     # A schedule turns at its warm-up's end and at milestones alone; between them the extremes lie at the ends.
     curve = stage.curve
     turns = [curve.warmup_steps, round(curve.pct_start * curve.num_steps), *(step for step, _ in curve.milestones)]
     steps = {stage.curve_first_step + turn + by for turn in turns for by in (-1, 0, 1)}
     inside = [step for step in steps if stage.first_step <= step < stage.end_step]
-    lrs = [stage.hyper(step).lr for step in (stage.first_step, *inside, stage.end_step - 1)]
+    peak = max([first, *map(stage.hyper, inside), last], key=lambda hyper: hyper.lr)
     return {
         "lr_first": first.lr,
-        "lr_peak": max(lrs),
+        "lr_peak": peak.lr,
         "lr_last": last.lr,
         "momentum_first": first.momentum,
+        "momentum_peak": peak.momentum,
         "momentum_last": last.momentum,
     }
 

@@ -41,9 +41,7 @@ def _stage_sentence(stage: StagePlan, first: bool) -> str:
     ends = stage_ends(stage)
     momentum = f"momentum {ends['momentum_first']:.3g}"
     if stage.momentum_range:
-        momentum = (
-            f"momentum {ends['momentum_first']:.3g} > {stage.momentum_range[0]:.3g} > {ends['momentum_last']:.3g}"
-        )
+        momentum = f"momentum {ends['momentum_first']:.3g} > {ends['momentum_peak']:.3g} > {ends['momentum_last']:.3g}"
     parts = [
         f"steps {stage.first_step:,} to {stage.end_step - 1:,}",
         f"trains {stage.train if isinstance(stage.train, str) else ', '.join(stage.train)}",

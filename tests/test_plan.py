@@ -176,3 +176,24 @@ def test_epochs_stretch_every_stage() -> None:
     assert [str(stage.epochs) for stage in made.stages] == ["3ep", "6ep"]
     shares = recipe(epochs="10ep", stages=[{"epochs": 0.5}, {"epochs": 0.5}]).with_epochs(Duration(4, "epochs"))
     assert str(shares.epochs) == "4ep" and resolve(shares, INFO).stages[1].epochs_given == pytest.approx(2, abs=0.05)
+
+
+def test_ends_of_a_stage_are_those_of_its_steps() -> None:
+    """Found without walking all steps, and equal to walking them: at every schedule, within and across stages."""
+    from stagewright.plan import stage_ends
+
+    schedules: list[dict[str, Any]] = [
+        {"schedule": "one_cycle", "momentum": [0.85, 0.95], "warmup": 0.37},
+        {"schedule": "cosine", "warmup": "2ep"},
+        {"schedule": "linear", "span": "stage", "warmup": "3st"},
+        {"schedule": "piecewise", "milestones": {"1ep": 0.3, "2ep": 1.0, "3ep": 0.1}},
+        {"schedule": "piecewise", "milestones": {"1ep": 0.3, "2ep": 1.0, "3ep": 0.1}, "interpolate": True},
+    ]
+    for schedule in schedules:
+        plan = resolve(recipe(stages=[{"epochs": "1.7ep"}, {"epochs": "2ep", "batch_size": 30}], lr=schedule), INFO)
+        for stage in plan.stages:
+            hypers = [stage.hyper(step) for step in range(stage.first_step, stage.end_step)]
+            ends = stage_ends(stage)
+            assert (ends["lr_first"], ends["lr_last"]) == (hypers[0].lr, hypers[-1].lr)
+            top = max(hypers, key=lambda hyper: hyper.lr)
+            assert (ends["lr_peak"], ends["momentum_peak"]) == (top.lr, top.momentum), schedule

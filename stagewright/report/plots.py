@@ -196,7 +196,7 @@ def _limit_loss(axes: Axes, shown: Series) -> None:
 
 def _lr(record: RunRecord, along: Along) -> Figure:
     figure, axes = _frame(record, along, "Learning rate and momentum", panels=2)
-    for panel, key, name in ((axes[0], "lr", "learning rate"), (axes[1], "momentum", "momentum")):
+    for panel, key, name in ((axes[0], "lr", "LR"), (axes[1], "momentum", "momentum")):
         x = along.at(record, record.steps["step"])
         parts = np.split(np.arange(len(x)), np.flatnonzero(np.diff(record.steps["stage"]) != 0) + 1)
         for part in parts:
