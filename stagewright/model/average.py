@@ -34,14 +34,16 @@ class WeightAverage:
         if weight == 1.0 or not self.tensors:
             self.tensors = {name: _for_average(tensor).clone() for name, tensor in current.items()}
             return
-        means, values = [], []
-        for name, tensor in current.items():
-            if tensor.is_floating_point():
-                means.append(self.tensors[name])
-                values.append(_for_average(tensor))
-            else:
-                self.tensors[name].copy_(tensor)
-        torch._foreach_lerp_(means, values, weight)  # pyright: ignore[reportPrivateImportUsage]
+        floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
+        others = [name for name in current if name not in set(floats)]
+        # One call for all tensors of a kind: a call for each would cost a launch each on a GPU.
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [self.tensors[name] for name in floats], [_for_average(current[name]) for name in floats], weight
+        )
+        if others:
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                [self.tensors[name] for name in others], [current[name] for name in others]
+            )
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:

@@ -11,9 +11,6 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal
 
-import timm
-import torchvision
-
 from stagewright.errors import ModelError, nearest
 
 Library = Literal["stagewright", "torchvision", "timm"]
@@ -49,7 +46,11 @@ def model_names(library: Library) -> tuple[str, ...]:
     if library == "stagewright":
         return OWN
     if library == "torchvision":
+        import torchvision
+
         return tuple(torchvision.models.list_models(module=torchvision.models))
+    import timm
+
     return tuple(timm.list_models())
 
 
@@ -64,6 +65,8 @@ def find_model(name: str) -> ModelName:
     prefix, colon, rest = name.partition(":")
     asked: list[Library] = [library for library in _LIBRARIES if not colon or library == prefix]
     plain, _, tag = (rest if colon else name).partition(".")
+    if plain in OWN and not tag and "stagewright" in asked:  # without importing the libraries, which takes seconds
+        return ModelName("stagewright", plain)
     found: list[Library] = [
         library for library in asked if plain in model_names(library) and _has_tag(library, plain, tag)
     ]
@@ -81,8 +84,14 @@ def _has_tag(library: Library, plain: str, tag: str) -> bool:
 def _tags(library: Library, plain: str) -> list[str]:
     """Names of the pretrained weights that the library has for its model ``plain``."""
     if library == "torchvision":
+        import torchvision
+
         return [weights.name for weights in torchvision.models.get_model_weights(plain)]
-    return [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")] if library == "timm" else []
+    if library == "stagewright":
+        return []
+    import timm
+
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
 
 
 def _unknown(name: str, plain: str, tag: str, asked: list[Library]) -> ModelError:

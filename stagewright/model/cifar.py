@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from stagewright.errors import ModelError
 
@@ -19,17 +18,26 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
+def _stochastic_depth(rate: float | None) -> nn.Module:
+    """torchvision's layer, or none at all for None: its import takes seconds, which most small networks need not wait for."""
+    if rate is None:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth
+
+    return StochasticDepth(rate, "row")
+
+
 class BasicBlock(nn.Module):
     """conv-norm-relu, conv-norm, added to the shortcut, relu (arXiv:1512.03385, figure 5 left)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float | None) -> None:
         super().__init__()
         self.conv1 = _conv3x3(inputs, outputs, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = _conv3x3(outputs, outputs)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = _stochastic_depth(drop_path)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -43,14 +51,14 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """norm-relu-conv twice, plus the shortcut (arXiv:1603.05027, figure 1b); a projection sees the activated input."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float | None) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = _conv3x3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = _conv3x3(outputs, outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = _stochastic_depth(drop_path)
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -83,7 +91,8 @@ class CifarResNet(nn.Module):
             outputs, layers = width * 2**at, []
             for place in range(count):
                 stride = 2 if at and not place else 1
-                layers.append(block(inputs, outputs, stride, drop_path * done / max(1, total - 1)))
+                rate = drop_path * done / max(1, total - 1) if drop_path else None
+                layers.append(block(inputs, outputs, stride, rate))
                 inputs, done = outputs, done + 1
             self.stages.append(f"layer{at + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*layers))

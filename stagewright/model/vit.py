@@ -5,9 +5,12 @@ timm's ``VisionTransformer`` does the work; this module owns the defaults and th
 
 from __future__ import annotations
 
-from timm.models.vision_transformer import VisionTransformer
+from typing import TYPE_CHECKING
 
 from stagewright.errors import ModelError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 def vit(
@@ -29,6 +32,8 @@ def vit(
     linearly to its value in the last block. Positions are resampled for pictures of other sizes, so stages may differ
     in size as long as each is a multiple of ``patch``. ModelError where the numbers do not fit together.
     """
+    from timm.models.vision_transformer import VisionTransformer  # takes seconds: only for whom it concerns
+
     patch = patch or (4 if image_size <= 64 else 16)
     numbers = {"patch": patch, "depth": depth, "heads": heads, "width": width}
     for name, value in numbers.items():

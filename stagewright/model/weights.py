@@ -14,7 +14,6 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from stagewright.errors import ModelError
@@ -179,6 +178,8 @@ def _resampled(name: str, own: Tensor, theirs: Tensor) -> Tensor | None:
             theirs.shape[1],
             own.shape[1],
         ]:
+            from timm.layers import resample_abs_pos_embed  # pyright: ignore[reportPrivateImportUsage]
+
             return resample_abs_pos_embed(theirs, [sides[1], sides[1]], num_prefix_tokens=prefix)
     return None
 

@@ -1,7 +1,8 @@
 """Builds models by name: torchvision's, timm's and stagewright's own, for a number of classes and a picture size.
 
 Convention: every model maps normalised pictures (B, 3, H, W) to logits (B, num_classes), in training mode too:
-auxiliary heads are left out. :mod:`stagewright.model.catalog` says what names mean.
+auxiliary heads are left out. :mod:`stagewright.model.catalog` says what names mean. torchvision and timm, whose imports
+take seconds, are imported where a model of theirs is asked for.
 """
 
 from __future__ import annotations
@@ -11,18 +12,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import timm
 import torch
-import torchvision
-from timm.models import model_entrypoint
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from stagewright.errors import ModelError, nearest
 from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
-from stagewright.model.pretrained import require_weights, torchvision_weights, weights_of_timm, weights_of_torchvision
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 
@@ -90,16 +86,20 @@ def create_with_report(
     _check_drop_path(found, drop_path, mode)
     build = {"stagewright": _build_own, "torchvision": _build_torchvision, "timm": _build_timm}[found.library]
     if pretrained:
-        require_weights(found)
+        from stagewright.model import pretrained as library_weights
+
+        library_weights.require_weights(found)
     model = build(found, num_classes, image_size, drop_path, given)
-    if drop_path is not None and found.library != "timm":
+    if (found.library == "torchvision" and drop_path is not None) or (found.library == "stagewright" and drop_path):
         _set_drop_path(model, found, drop_path, constant=mode == "constant")
     if not pretrained:
         return model, None
+    from stagewright.model import pretrained as library_weights
+
     if found.library == "torchvision":
-        state, source = weights_of_torchvision(found)
+        state, source = library_weights.weights_of_torchvision(found)
     else:
-        state, source = weights_of_timm(found, _timm_sizes(found, image_size) | given)
+        state, source = library_weights.weights_of_timm(found, _timm_sizes(found, image_size) | given)
     return model, transfer(model, state, source, num_classes)
 
 
@@ -116,6 +116,8 @@ def _build_own(
 def _build_torchvision(
     found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
 ) -> nn.Module:
+    import torchvision
+
     build = torchvision.models.get_model_builder(found.name)
     network = inspect.signature(build).return_annotation
     allowed = [*_arguments(network), *_OUTSIDE_CLASS.get(network.__name__, ())]
@@ -133,6 +135,8 @@ def _build_torchvision(
 def _build_timm(
     found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
 ) -> nn.Module:
+    import timm
+
     network = _timm_network(found)
     known = _arguments(network) if network else []
     _check_options(found, given, None)
@@ -144,6 +148,8 @@ def _build_timm(
 
 def _timm_network(found: ModelName) -> type | None:
     """The class of timm's model, where its entry point says so; of 1371 models, 1295 do (timm 1.0.31)."""
+    from timm.models import model_entrypoint
+
     network = inspect.signature(model_entrypoint(found.name)).return_annotation
     return network if inspect.isclass(network) and network is not inspect.Signature.empty else None
 
@@ -215,6 +221,8 @@ def _set_drop_path(model: nn.Module, found: ModelName, rate: float, constant: bo
 
     After the fact, since many of torchvision's builders (swin_t, maxvit_t) fix the constructor's argument.
     """
+    from torchvision.ops import StochasticDepth
+
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if found.name == "vit":
         return
@@ -242,11 +250,15 @@ def model_normalisation(name: str) -> tuple[Numbers, Numbers]:
     """
     found = find_model(name)
     if found.library == "timm":
+        import timm
+
         config = timm.get_pretrained_cfg(found.full_name)
         return (_three(config.mean), _three(config.std)) if config is not None else IMAGENET
     if found.name in _INCEPTIONS and found.library == "torchvision":
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     if found.library == "torchvision":
+        from stagewright.model.pretrained import torchvision_weights
+
         view = torchvision_weights(found).transforms()
         return _three(view.mean), _three(view.std)
     return IMAGENET
