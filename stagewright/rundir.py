@@ -107,6 +107,7 @@ class RunDir:
     @classmethod
     def create(cls, root: Path) -> RunDir:
         """An empty run directory; StorageError where it cannot be made or written, CheckpointError where one stands."""
+        run = cls(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
             probe = root / ".probe"
@@ -118,14 +119,16 @@ class RunDir:
                 "a folder on a disk with room that this user may write",
                 "give another place with --out",
             ) from None
-        if any(root.iterdir()):
+        # What a process leaves that was killed while it wrote a run's beginning is no run yet, and none in the way.
+        beginning = {path.name for path in (run.manifest, run.recipe, run.env)}
+        if any(path.name not in beginning and not path.name.startswith(".") for path in root.iterdir()):
             what = "already holds a run" if (root / "plan.json").exists() else "is not empty"
             raise CheckpointError(
                 f"{root} {what}",
                 "a new or empty folder: a run never writes into another's",
                 f"stagewright resume {root} goes on with it; another --out, or none, begins a new one",
             )
-        return cls(root)
+        return run
 
     def write_start(self, plan: Plan, manifest: Manifest, env: Mapping[str, Any]) -> None:
         """What stands before the first step. The plan comes last: a folder with a plan has all of it."""

@@ -174,6 +174,17 @@ def test_a_failed_set_up_leaves_no_directory(picture_folder: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_process_killed_before_the_plan_was_written_does_not_block_the_next(
+    picture_folder: Path, tmp_path: Path, finished: sw.Run
+) -> None:
+    """A job that is restarted with the same command must not find its own beginnings in the way."""
+    (tmp_path / "run").mkdir()
+    for name in ("manifest.parquet", "recipe.yaml"):
+        shutil.copy(finished.path / name, tmp_path / "run" / name)
+    (tmp_path / "run" / ".env.json.tmp").write_text("{")
+    assert small(picture_folder, tmp_path / "run", "epochs=2st", resume=True).finished
+
+
 def test_unknown_device(picture_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--device cuda:77[\s\S]*auto, cpu"):
         small(picture_folder, tmp_path / "run", execution=Execution(device="cuda:77"))

@@ -102,6 +102,8 @@ def choice_sentence(record: RunRecord) -> str:
                 f", against {percent_text(other.get('top1'))} with the {WEIGHT_NAMES.get(others[0], others[0])} "
             )
             words.append("weights of the same step")
+            if other.get("top1") == result.get("top1"):
+                words.append(" (at a tie the averaged ones are taken)")
     words.append(". ")
     evaluations = record.evaluations
     candidates = sum(len(event.get("results", {})) for event in evaluations)
