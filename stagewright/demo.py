@@ -24,7 +24,7 @@ def run_demo(data: str, out: Path | None) -> Run:
     target = out or next_free(Path("runs"), "demo")
     flags = "".join(f" --set {shlex.quote(one.replace(' ', ''))}" for one in overrides)
     print(f"$ stagewright train {data} --recipe quick{flags} --out {target}\n")
-    run = train(data, recipes.load("quick", overrides), out=target, execution=Execution(device="auto"))
+    run = train(data, recipes.load("quick", overrides), out=target, execution=Execution())
     if not run.finished:
         return run
     split = "test" if run.summary["top1"]["test"] is not None else "val"

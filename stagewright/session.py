@@ -39,7 +39,7 @@ _SMALL_PIXELS = 100
 class Execution:
     """Where and how a plan happens to run: free to change between a stop and a resume, without effect on the result."""
 
-    device: str = "cpu"
+    device: str = "auto"
     workers: int | None = None
     """Threads that read and decode; 0 does it between the steps; None goes by the cores and the pictures' size."""
     prefetch: int = 4

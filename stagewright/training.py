@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ def train(
     with StopSignal() as stop:
         chosen = recipes.override(recipe, overrides) if isinstance(recipe, Recipe) else None
         chosen = chosen or recipes.load(str(recipe), overrides)
-        execution = execution or Execution(device="auto")
+        execution = execution or Execution()
         dataset, plan = prepare(data, chosen, execution, say)
         run, parent = _directory(plan, None if out is None else Path(out), resume, say)
         created = not run.plan.exists()
@@ -122,23 +123,28 @@ def resume(
 ) -> Run:
     """Goes on with a run from its newest valid checkpoint; a finished run is left as it is.
 
-    ``overrides`` change the plan, so they fork: a new run beside it begins with this one's newest weights, and names it
+    ``overrides`` that change the plan fork: a new run beside it begins with this one's newest weights, and names it
     as its parent. ``arm`` is handed the session before the loop begins; the resume check plants its kills there.
     """
     began = time.perf_counter()
     with StopSignal() as stop:
         old = RunDir.existing(Path(run))
         plan, manifest = old.read_plan(), Manifest.read(old.manifest)
-        execution = execution or Execution(device="auto")
+        execution = execution or Execution()
         target = old
+        changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
         if overrides:
-            target, plan = _fork(old, plan, overrides)
-            env = {**old.read_env(), "command": " ".join(command or own_command()), "parent": str(old.root)}
+            changed = resolve(recipes.override(plan.recipe, overrides), plan.dataset, precision=plan.precision)
+        if changed.digest == plan.digest:
+            plan = changed  # at most how often is saved, which changes nothing that comes out
+        else:
+            target, plan = _fork(old, plan, changed)
+            env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             target.write_start(plan, manifest, env)
             say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
-        elif read_summary(old).get("status") == "finished":
-            say(f"{old.root} is finished; nothing is left to do.")
-            return Run(old.root)
+        if read_summary(target).get("status") == "finished":
+            say(f"{target.root} is finished; nothing is left to do.")
+            return Run(target.root)
         return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, arm)
 
 
@@ -200,9 +206,10 @@ def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
     return [] if old == new else [path]
 
 
-def _fork(old: RunDir, plan: Plan, overrides: Sequence[str]) -> tuple[RunDir, Plan]:
-    recipe = recipes.override(plan.recipe, overrides)
-    if not any(one.startswith("model.weights=") for one in overrides):
+def _fork(old: RunDir, plan: Plan, changed: Plan) -> tuple[RunDir, Plan]:
+    """A new directory for the changed plan, which begins with the old run's newest weights unless it names others."""
+    recipe = changed.recipe
+    if recipe.model.weights == plan.recipe.model.weights:
         newest, _ = checkpoint.newest(old.checkpoints, plan.digest)
         if newest is None:
             raise CheckpointError(

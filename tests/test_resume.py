@@ -23,7 +23,7 @@ from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution, Session
 from stagewright.training import resume
 
-QUIET = Execution(workers=2, pages=False, quiet=True, save_minutes=1e9)
+QUIET = Execution(device="cpu", workers=2, pages=False, quiet=True, save_minutes=1e9)
 
 
 def three_stages() -> Recipe:
@@ -166,14 +166,14 @@ def test_stopped_in_every_evaluation(start: Start, unbroken: RunDir) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_worker_count_changes_nothing(start: Start, unbroken: RunDir, workers: int) -> None:
     run, _ = start()
-    assert go(run, execution=Execution(workers=workers, prefetch=1 + workers, pages=False, quiet=True))
+    assert go(run, execution=Execution(device="cpu", workers=workers, prefetch=1 + workers, pages=False, quiet=True))
     assert differences(unbroken, run) == []
 
 
 def test_worker_count_may_change_on_resume(start: Start, unbroken: RunDir) -> None:
     run, plan = start()
     for step, workers in zip(range(2, plan.total_steps, 3), [0, 3, 1, 2, 0, 3], strict=False):
-        go(run, stop_after(step), Execution(workers=workers, pages=False, quiet=True))
+        go(run, stop_after(step), Execution(device="cpu", workers=workers, pages=False, quiet=True))
     assert go(run)
     assert differences(unbroken, run) == []
 

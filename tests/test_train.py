@@ -25,7 +25,7 @@ from stagewright.session import Execution, Session
 from stagewright.state import Score
 from stagewright.stop import EXIT_STOPPED
 
-QUIET = Execution(workers=1, pages=False, quiet=True)
+QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True)
 SMALL = [
     *("model.options={width: 4}", "image_size=16", "batch_size=16", "eval.every=1ep", "epochs=2ep"),
     *("data.val=0.2", "data.test=0.2"),
@@ -144,6 +144,15 @@ def test_a_changed_plan_forks(picture_folder: Path, finished: sw.Run, tmp_path: 
     notices = [event["text"] for event in read_events(on.path / "events.jsonl") if event["kind"] == "notice"]
     assert any("parameters loaded (100.0 %" in text for text in notices), notices
     assert checkpoint.load(parent / "checkpoints" / "last").step == finished.summary["step"], "the parent is untouched"
+
+
+def test_saving_more_often_is_no_other_plan(picture_folder: Path, tmp_path: Path) -> None:
+    stopped = small(picture_folder, tmp_path / "run", observers=[StopAtEvaluation()])
+    run = sw.resume(
+        stopped.path, overrides=["checkpoints.every=1st", "checkpoints.keep=9"], execution=QUIET, say=silent
+    )
+    assert run.path == stopped.path and run.finished
+    assert len(list((run.path / "checkpoints").glob("step_*"))) > 3
 
 
 def test_a_checkpoint_of_another_plan_is_refused(finished: sw.Run, picture_folder: Path, tmp_path: Path) -> None:
