@@ -28,7 +28,7 @@ from stagewright.clock import Clock
 from stagewright.data.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import Dataset, load_dataset, open_images
-from stagewright.errors import CheckpointError, Stopped
+from stagewright.errors import CheckpointError, Stopped, StorageError
 from stagewright.events import EventLog, Observer
 from stagewright.finish import finish, read_summary, write_summary
 from stagewright.model.bundle import Bundle, load_bundle
@@ -258,9 +258,11 @@ def _carry(
             error = f"{type(problem).__name__}: {problem}"
             raise
         finally:
-            if status != "finished":
-                session.recorder.log.emit("stopped", session.state.step, reason=error or stop.reason or status)
-                write_summary(session, status, error=error)
+            # On a full disk neither can be written, and the error under way says more than theirs would.
+            with contextlib.suppress(StorageError, OSError):
+                if status != "finished":
+                    session.recorder.log.emit("stopped", session.state.step, reason=error or stop.reason or status)
+                    write_summary(session, status, error=error)
     return Run(run.root)
 
 

@@ -171,6 +171,38 @@ def test_a_full_disk_is_noticed_before_the_first_step(
         small(picture_folder, tmp_path / "run")
 
 
+def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write fails from the third checkpoint on, also those of the log: the message is the checkpoint's own."""
+    from stagewright.steplog import AppendFile
+
+    full = False
+    save, append = torch.save, AppendFile.append
+
+    def no_room(*arguments: Any, **options: Any) -> None:
+        nonlocal full
+        if (tmp_path / "run" / "checkpoints" / "step_000002").exists():
+            full = True
+            raise OSError(28, "No space left on device")
+        save(*arguments, **options)
+
+    def no_room_either(self: AppendFile, data: bytes) -> None:
+        if full:
+            raise StorageError("the log is full too")
+        append(self, data)
+
+    monkeypatch.setattr(torch, "save", no_room)
+    monkeypatch.setattr(AppendFile, "append", no_room_either)
+    with pytest.raises(
+        StorageError, match=r"step 3 could not be written[\s\S]*last valid checkpoint step_000002 stands"
+    ):
+        small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "eval.every=9ep")
+    monkeypatch.undo()
+    run = sw.resume(tmp_path / "run", execution=QUIET, say=silent)
+    assert run.finished and run.summary["restarts"] == 1
+
+
 def test_a_place_that_cannot_be_written(picture_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot be written[\s\S]*--out"):
