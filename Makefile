@@ -9,7 +9,7 @@ DATA ?= digits
 env: $(VENV)/.ready
 
 # uv makes this a matter of seconds; where it cannot be had, pip does the same more slowly.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt $(wildcard native/*.[ch])
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt uv || true
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \

@@ -11,15 +11,18 @@ switched off for its own modules, as nobody can act on them; what cannot be read
 from __future__ import annotations
 
 import io
+import math
+import os
 import warnings
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from stagewright.data.stored import Stored, read_file, read_stored
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -46,14 +49,22 @@ _UPRIGHT = {
 
 
 class Images(Protocol):
-    """Pictures by row of a manifest."""
+    """Pictures by row of a manifest. All of it may be called from many threads."""
 
     def __len__(self) -> int:
         """The number of pictures."""
         ...
 
     def load(self, row: int) -> Image.Image:
-        """The upright RGB picture of ``row``; OSError if it cannot be read. May be called from many threads."""
+        """The upright RGB picture of ``row``; OSError if it cannot be read."""
+        ...
+
+    def stored(self, rows: NDArray[np.int64]) -> Stored:
+        """The pictures of ``rows`` as they are stored, to crop from."""
+        ...
+
+    def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``boxes`` (N, 4) in pixels of the manifest's sizes, in pixels of what is stored."""
         ...
 
 
@@ -68,12 +79,24 @@ class FileImages:
         return len(self.paths)
 
     def read(self, row: int) -> bytes:
-        """The bytes of the file of ``row``; OSError if there is none or it cannot be opened."""
-        return Path(self.root, self.paths[row].as_py()).read_bytes()
+        """The bytes of the file of ``row``; OSError if there is none or it cannot be read, after several attempts."""
+        return read_file(self.path(row))
+
+    def path(self, row: int) -> str:
+        """Where the file of ``row`` lies."""
+        return os.path.join(self.root, self.paths[row].as_py())
 
     def load(self, row: int) -> Image.Image:
         """The upright RGB picture of ``row``; OSError if it cannot be read."""
         return decode(self.read(row))
+
+    def stored(self, rows: NDArray[np.int64]) -> Stored:
+        """The bytes of the files of ``rows``."""
+        return read_stored([self.path(row) for row in rows.tolist()])
+
+    def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``boxes`` as they are: files hold what the manifest says."""
+        return boxes
 
 
 class ArrayImages:
@@ -91,8 +114,23 @@ class ArrayImages:
         """The picture of ``row``."""
         return Image.fromarray(self.array[row])
 
+    def ensure(self, rows: NDArray[np.int64]) -> None:
+        """Does nothing: all pictures are there."""
 
-def decode(data: bytes) -> Image.Image:
+    def stored(self, rows: NDArray[np.int64]) -> Stored:
+        """The pictures of ``rows`` within the array."""
+        height, width = self.array.shape[1:3]
+        count, each = len(rows), height * width * 3
+        sizes = np.tile(np.array([width, height], np.int32), (count, 1))
+        lengths, flat = np.full(count, each, np.int64), self.array.reshape(-1)
+        return Stored("raw", [flat], np.zeros(count, np.int32), rows.astype(np.int64) * each, lengths, sizes)
+
+    def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``boxes`` as they are."""
+        return boxes
+
+
+def decode(data: bytes | memoryview) -> Image.Image:
     """The picture in the bytes of a file: upright, RGB, first frame; OSError with a one-line reason if it is damaged.
 
     Alpha is dropped, which leaves the colours that transparent pixels have underneath. Grey of 16 or 32 bits and floats
@@ -103,6 +141,30 @@ def decode(data: bytes) -> Image.Image:
         return _upright_rgb(_open(data))
     except Exception as error:
         raise _unreadable(error) from error
+
+
+def decode_for(data: bytes | memoryview, shrink: float | None) -> tuple[Image.Image, int, tuple[int, int]]:
+    """As :func:`decode`, at a half, a quarter or an eighth of the size where the file is a JPEG and ``shrink``, by how much
+    what is wanted of it will shrink at least, allows that. Returns the picture, 1, 2, 4 or 8, and its full size."""
+    scale = 1
+    while shrink is not None and scale < 8 and shrink >= 2 * scale:
+        scale *= 2
+    try:
+        image = _open(data)
+        size = image.size
+        if scale > 1 and image.format in ("JPEG", "MPO"):
+            image.draft("RGB", (max(size[0] // scale, 1), max(size[1] // scale, 1)))
+            scale = scale if image.size != size else 1
+        else:
+            scale = 1
+        upright = _upright_rgb(image)
+        return upright, scale, upright.size if scale == 1 else _turned(size, image)
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    return (size[1], size[0]) if _orientation(image) >= 5 else size
 
 
 def measure(data: bytes) -> tuple[int, int]:
@@ -116,10 +178,10 @@ def measure(data: bytes) -> tuple[int, int]:
         image = _open(data)
         if image.format not in ("JPEG", "MPO"):
             return _upright_rgb(image).size
-        width, height = image.size
+        size = image.size
         image.draft("L", (1, 1))
         image.load()
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return _turned(size, image)
     except Exception as error:
         raise _unreadable(error) from error
 
@@ -146,8 +208,9 @@ def crop_resize(
     """The part ``box`` of an RGB ``image``, resized to ``size``: uint8 of shape (height, width, 3), read-only.
 
     ``box`` is (left, top, right, bottom) in pixels of ``image``, fractions allowed; ``size`` is (width, height). The
-    filter is widened by the scale, so nothing aliases. A box that leaves the picture by less than a thousandth of a
-    pixel (rounding) is clamped; ValueError for one that leaves it by more, or is empty.
+    filter is widened by the scale, so nothing aliases, and sees no pixel that the box does not touch. A box that leaves
+    the picture by less than a thousandth of a pixel (rounding) is clamped; ValueError for one that leaves it by more, or
+    is empty.
     """
     left, top, right, bottom = box
     width, height = image.size
@@ -157,7 +220,22 @@ def crop_resize(
     if not (-slack <= left < right <= width + slack and -slack <= top < bottom <= height + slack):
         raise ValueError(f"the box {box} does not lie within a picture of {width} x {height} pixels")
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    return np.asarray(image.resize(size, _FILTERS[interpolation], box=inside, reducing_gap=None))
+    whole = whole_pixels(inside, image.size)
+    part = image.crop(whole)
+    within = (inside[0] - whole[0], inside[1] - whole[1], inside[2] - whole[0], inside[3] - whole[1])
+    return np.asarray(part.resize(size, _FILTERS[interpolation], box=within, reducing_gap=None))
+
+
+def whole_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels of a picture of ``size`` (width, height) that ``box`` touches, as left, top, right, bottom."""
+    left, top, right, bottom = box
+    width, height = size
+    return (
+        max(math.floor(left), 0),
+        max(math.floor(top), 0),
+        min(math.ceil(right), width),
+        min(math.ceil(bottom), height),
+    )
 
 
 def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -195,7 +273,7 @@ def picture_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def _open(data: bytes) -> ImageFile:
+def _open(data: bytes | memoryview) -> ImageFile:
     _silence_pillow()
     if not data:
         raise OSError("the file is empty")

@@ -59,7 +59,7 @@ def eval_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> 
     for at in range(0, len(rows), stage.micro_batch_size):
         chosen = rows[at : at + stage.micro_batch_size]
         geometry = eval_geometry(plan.recipe.eval, manifest.widths[chosen], manifest.heights[chosen])
-        yield _spec(plan, manifest, at // stage.micro_batch_size, chosen, geometry, size)
+        yield _spec(plan, manifest, at // stage.micro_batch_size, chosen, geometry, size, exact=True)
 
 
 def eval_image_size(plan: Plan, stage: StagePlan) -> int:
@@ -80,11 +80,18 @@ def _train_spec(
         stage.image_size,
         plan.recipe.eval,
     )
-    return _spec(plan, manifest, step, rows, geometry, stage.image_size)
+    return _spec(plan, manifest, step, rows, geometry, stage.image_size, exact=plan.recipe.decode == "exact")
 
 
 def _spec(
-    plan: Plan, manifest: Manifest, step: int, rows: NDArray[np.int64], geometry: Geometry, image_size: int
+    plan: Plan,
+    manifest: Manifest,
+    step: int,
+    rows: NDArray[np.int64],
+    geometry: Geometry,
+    image_size: int,
+    *,
+    exact: bool,
 ) -> BatchSpec:
     labels = manifest.labels[rows].astype(np.int64)
-    return BatchSpec(step, rows, labels, geometry, image_size, plan.recipe.interpolation)
+    return BatchSpec(step, rows, labels, geometry, image_size, plan.recipe.interpolation, exact)

@@ -18,8 +18,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from stagewright.augment.params import Geometry, eval_geometry, train_geometry
+from stagewright.data.crop import UNREADABLE
 from stagewright.data.decode import ArrayImages, FileImages, Images, crop_resize
 from stagewright.data.loader import Batch, BatchSpec, load_batches
+from stagewright.data.stored import Stored
 from stagewright.errors import DataError
 from stagewright.recipe import Augment, Evaluation
 
@@ -29,7 +31,7 @@ PAD = Augment(crop="pad")
 
 
 class OneByOne:
-    """Pictures in memory that the loader must load one by one; ``before`` is called with each row."""
+    """Pictures in memory that are stored elsewhere; ``before`` is called with each row that is read."""
 
     def __init__(self, array: np.ndarray, before: Callable[[int], object] = lambda row: None) -> None:
         self.array, self.before = array, before
@@ -40,6 +42,20 @@ class OneByOne:
     def load(self, row: int) -> Image.Image:
         self.before(row)
         return Image.fromarray(self.array[row])
+
+    def stored(self, rows: np.ndarray) -> Stored:
+        found = ArrayImages(self.array).stored(rows)
+        for at, row in enumerate(rows.tolist()):
+            try:
+                self.before(row)
+            except UNREADABLE as error:
+                found.failures[at] = error
+                assert found.sizes is not None
+                found.sizes[at] = 0
+        return found
+
+    def to_stored(self, rows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        return boxes
 
 
 def pictures(count: int = COUNT, width: int = 16, height: int = 16) -> np.ndarray:
@@ -135,7 +151,9 @@ def test_a_batch_holds_the_views_of_its_pictures(workers: int, crop: str, image_
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for at, row in enumerate(wanted.rows):
             expected = seen(Image.fromarray(images.array[row]), wanted, at)
-            assert np.array_equal(batch.images[at].permute(1, 2, 0).numpy(), expected)
+            pixels = batch.images[at].permute(1, 2, 0).numpy()
+            resized = image_size != 16 or crop != "pad"
+            assert np.abs(pixels.astype(int) - expected).max() <= (2 if resized else 0)
         assert batch.labels.tolist() == (wanted.rows % 5).tolist() and batch.labels.dtype == torch.int64
         assert batch.valid.tolist() == [True] * 11 and batch.bad_rows == ()
 
@@ -153,10 +171,10 @@ def test_the_way_by_whole_batches_gives_the_same_bits() -> None:
 
 
 def test_the_way_by_whole_batches_is_taken_where_nothing_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: ArrayImages, row: int) -> Image.Image:
-        raise AssertionError("loaded one by one")
+    def refuse(self: ArrayImages, rows: np.ndarray) -> Stored:
+        raise AssertionError("cropped one by one")
 
-    monkeypatch.setattr(ArrayImages, "load", refuse)
+    monkeypatch.setattr(ArrayImages, "stored", refuse)
     whole = Evaluation(crop=1.0)
     evaluated = eval_geometry(whole, np.full(8, 16), np.full(8, 16))
     for wanted in (spec(0, 8, 16), BatchSpec(0, np.arange(8), np.arange(8), evaluated, 16, "bilinear")):
@@ -283,7 +301,7 @@ def test_closing_early_ends_the_threads_without_reading_on() -> None:
     before, began = len(loaded), time.monotonic()
     batches.close()
     assert loader_threads() == []
-    assert time.monotonic() - began < 1 and len(loaded) <= before + 3
+    assert time.monotonic() - began < 2 and len(loaded) <= before + 3 * 8  # the task that each thread is at
 
 
 def test_being_forgotten_or_exhausted_ends_the_threads() -> None:

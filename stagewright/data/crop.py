@@ -1,0 +1,150 @@
+"""Crops: from stored pictures and boxes to square views in the memory of a batch, by the fastest way there is.
+
+The native decoder does what it can, in one call; Pillow and torch do the rest, picture by picture, and everything where
+there is no native decoder. Both see the same boxes and stay within rounding of each other: against full decoding and
+Pillow's antialiased resize, the median over 250 photographs is 56 dB (PSNR) at 224 pixels for either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from stagewright.data import native
+from stagewright.data.decode import ArrayImages, Images, crop_resize, decode_for, whole_pixels
+from stagewright.data.stored import Stored
+from stagewright.errors import DataError
+from stagewright.recipe import Interpolation
+
+Pixels = NDArray[np.uint8]
+BadPlace = tuple[int, str]
+
+# What reading a damaged or missing picture may raise. All else is a bug or an emergency and reaches the consumer,
+# MemoryError too: where it is the picture that asks for too much, decode has made an OSError of it.
+UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBombError)
+
+
+def crop_into(
+    images: Images,
+    rows: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    shifts: NDArray[np.int64],
+    flips: NDArray[np.bool_],
+    interpolation: Interpolation,
+    exact: bool,
+    out: Pixels,
+) -> list[BadPlace]:
+    """Fills ``out``, uint8 (N, S, S, 3) and contiguous, with views of the pictures ``rows``: cut out, resized, shifted, flipped.
+
+    ``boxes``, ``shifts`` and ``flips`` as in :class:`stagewright.augment.params.Geometry`. Unless ``exact``, JPEGs may be
+    decoded at a half, a quarter or an eighth of their size where the view needs no more. Returns (place, reason) of
+    those that could not be read, in order; they are zeros.
+    """
+    if isinstance(images, ArrayImages) and keeps_size(images.array, boxes, out.shape[1]):
+        images.ensure(rows)
+        gather(images.array, rows, shifts, flips, out)
+        return []
+    stored = images.stored(rows)
+    edges = images.to_stored(rows, boxes)
+    size = out.shape[1]
+    todo = np.ones(len(rows), np.bool_)
+    if native.available():
+        todo = native.crop(stored, edges, flips, size, interpolation, exact, out) != native.DONE
+    bad: list[BadPlace] = []
+    for at in np.flatnonzero(todo).tolist():
+        try:
+            _view(stored, at, edges[at], bool(flips[at]), interpolation, exact, out[at])
+        except UNREADABLE as error:
+            out[at] = 0
+            bad.append((at, f"{type(error).__name__}: {error}"))
+    for at in np.flatnonzero(shifts.any(axis=1)).tolist():
+        x, y = shifts[at].tolist()
+        _shift(out[at], -x if flips[at] else x, y)
+    return bad
+
+
+def keeps_size(array: Pixels, boxes: NDArray[np.float64], size: int) -> bool:
+    """Whether every picture is seen whole and at its own size, so that nothing is resized."""
+    height, width = array.shape[1:3]
+    return height == width == size and bool(np.all(boxes == (0, 0, width, height)))
+
+
+def gather(
+    array: Pixels, rows: NDArray[np.int64], shifts: NDArray[np.int64], flips: NDArray[np.bool_], out: Pixels
+) -> None:
+    """Views of pictures that keep their size, all at once: in NumPy 260,000 pictures of 32 pixels a second on one core."""
+    if native.available() and array.flags.c_contiguous:
+        native.gather(array, rows, shifts, flips, out)
+        return
+    size, count = out.shape[1], len(rows)
+    pad = int(np.abs(shifts).max(initial=0))
+    if pad:
+        padded = np.zeros((count, size + 2 * pad, size + 2 * pad, 3), dtype=np.uint8)
+        padded[:, pad : pad + size, pad : pad + size] = array[rows]
+        # Rows of pixels lie together, so a window of a row is one copy of 3 S bytes.
+        lines = padded.reshape(count, size + 2 * pad, -1)
+        windows = np.lib.stride_tricks.sliding_window_view(lines, 3 * size, axis=2)[:, :, ::3]
+        top, left = shifts[:, 1, None] + pad + np.arange(size), shifts[:, 0, None] + pad
+        out.reshape(count, size, 3 * size)[...] = windows[np.arange(count)[:, None], top, left]
+    else:
+        np.take(array, rows, axis=0, out=out)
+    flipped = np.flatnonzero(flips)
+    whole = out.view("V3")[..., 0]  # a pixel as one item of 3 bytes: reversed more than twice as fast as bytes
+    whole[flipped] = whole[flipped][:, :, ::-1]
+
+
+def _view(
+    stored: Stored,
+    at: int,
+    box: NDArray[np.float64],
+    flip: bool,
+    interpolation: Interpolation,
+    exact: bool,
+    out: Pixels,
+) -> None:
+    """Cuts out, resizes and flips the picture at place ``at`` into ``out`` (S, S, 3), decoding it with Pillow."""
+    if at in stored.failures:
+        raise stored.failures[at]
+    size = len(out)
+    left, top, right, bottom = box.tolist()
+    if stored.sizes is not None:
+        width, height = stored.sizes[at].tolist()
+        picture, scale = Image.frombytes("RGB", (width, height), stored.data(at)), 1
+    else:
+        wanted = None if exact else min(right - left, bottom - top) / size
+        picture, scale, (width, height) = decode_for(stored.data(at), wanted)
+    if right > width or bottom > height:
+        raise DataError(f"the picture is {width} x {height} pixels now and was larger when it was scanned")
+    scaled = (left / scale, top / scale, right / scale, bottom / scale)
+    if native.available():
+        pixels = Stored.of_array(np.asarray(picture))
+        native.crop(pixels, np.array([scaled]), np.array([flip]), size, interpolation, exact, out[None])
+    else:
+        view = _resized(picture, scaled, size, interpolation)
+        out[...] = view[:, ::-1] if flip else view
+
+
+def _resized(
+    picture: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: Interpolation
+) -> Pixels:
+    """torch where the box has whole pixels, since its antialiased resize is two to three times as fast; else Pillow."""
+    if not all(edge.is_integer() for edge in box):
+        return crop_resize(picture, box, (size, size), interpolation)
+    part = np.array(picture.crop(whole_pixels(box, picture.size)))
+    if part.shape == (size, size, 3):
+        return part
+    tensor = torch.from_numpy(part).permute(2, 0, 1)[None]
+    resized: Any = interpolate(tensor, (size, size), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _shift(view: Pixels, x: int, y: int) -> None:
+    """Moves the window over ``view`` (S, S, 3) by ``x`` pixels right and ``y`` down, in place; outside is black."""
+    size = len(view)
+    padded = np.pad(view, ((abs(y),) * 2, (abs(x),) * 2, (0, 0)))
+    view[...] = padded[abs(y) + y :, abs(x) + x :][:size, :size]

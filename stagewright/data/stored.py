@@ -1,0 +1,100 @@
+"""Stored: where the bytes of pictures lie, in a form that many of them can be cropped from in one call."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before each further attempt at a read that failed."""
+
+# What another attempt does not change.
+_FINAL = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """N pictures as they lie in memory: ``buffers[which[i]][offsets[i] : offsets[i] + lengths[i]]``."""
+
+    kind: Literal["encoded", "raw"]
+    """The bytes of a file of any format; or uint8 (height, width, 3), upright."""
+    buffers: Sequence[Any]
+    """Objects with the buffer protocol, contiguous and of single bytes."""
+    which: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    """Bytes; 0 where a picture could not be read."""
+    sizes: NDArray[np.int32] | None = None
+    """Raw: (N, 2), width and height; 0 where a picture could not be read."""
+    failures: dict[int, Exception] = field(default_factory=dict)
+    """Why a picture could not be read, by its place here."""
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    @classmethod
+    def of_array(cls, picture: NDArray[np.uint8]) -> Stored:
+        """One raw picture, uint8 (height, width, 3)."""
+        flat = np.ascontiguousarray(picture).reshape(-1)
+        height, width = picture.shape[:2]
+        sizes, lengths = np.array([[width, height]], np.int32), np.array([flat.size], np.int64)
+        return cls("raw", [flat], np.zeros(1, np.int32), np.zeros(1, np.int64), lengths, sizes)
+
+    def data(self, at: int) -> memoryview:
+        """The bytes of the picture at place ``at``."""
+        start = int(self.offsets[at])
+        return memoryview(self.buffers[self.which[at]]).cast("B")[start : start + int(self.lengths[at])]
+
+
+def read_stored(paths: Sequence[str]) -> Stored:
+    """The bytes of the files ``paths``, one after the other; what fails is in ``failures``."""
+    buffers: list[bytes] = []
+    failures: dict[int, Exception] = {}
+    for at, path in enumerate(paths):
+        try:
+            buffers.append(read_file(path))
+        except OSError as error:
+            buffers.append(b"")
+            failures[at] = error
+    lengths = np.array([len(data) for data in buffers], np.int64)
+    which = np.arange(len(buffers), dtype=np.int32)
+    return Stored("encoded", buffers, which, np.zeros(len(buffers), np.int64), lengths, failures=failures)
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file. A read that fails is tried again, four times in all within 3 seconds, unless the file is
+    missing or forbidden; then OSError with the name of the file."""
+    for pause in (*_PAUSES, None):
+        try:
+            return _read_once(path)
+        except OSError as error:
+            if error.errno in _FINAL:
+                raise
+            if pause is None:
+                reason = f"{error.strerror or error}, {len(_PAUSES) + 1} attempts"
+                raise OSError(error.errno or errno.EIO, reason, path) from error
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def _read_once(path: str) -> bytes:
+    # Fewer system calls than open().read(), which also seeks and asks whether it is a terminal.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        size = os.fstat(file).st_size
+        first = os.read(file, size + 1)
+        if len(first) == size:
+            return first
+        parts = [first]
+        while chunk := os.read(file, 1 << 20):
+            parts.append(chunk)
+        return b"".join(parts)
+    finally:
+        os.close(file)
