@@ -11,8 +11,8 @@
 
 /* Rows of the result that are made together: the horizontal pass runs down them, sixteen 16-bit lanes at once. */
 #define LANES 16
+/* Bits behind the point that sums carry between the passes. */
 #define FRACTION_BITS 6
-#define WEIGHT_ONE 32768
 /* Each product of the fast code is rounded by itself; with more terms than this the errors could reach a level. */
 #define MOST_FAST_TAPS 32
 
@@ -20,8 +20,17 @@
 typedef struct {
     int taps;
     int32_t *start;
-    int16_t *weights; /* size x taps, 32768 capped to 32767; zeros at the end of short ones */
+    int16_t *weights; /* size x taps, a one of 15 bits capped to 32767; zeros where fewer are needed */
 } Axis;
+
+/*
+ * Fixed point of a filter. A rounded product is value * weight >> 15. The triangle's weights have 15 bits, so products
+ * keep the bits of their value. The cubic's may exceed one at a border and have 14, so each pass of the fast code loses
+ * one bit; the first pass makes up for it by starting from one bit more, the second does not.
+ */
+typedef struct {
+    int weight_bits, value_bits, final_bits, wide;
+} Fixed;
 
 void scratch_free(Scratch *scratch)
 {
@@ -70,8 +79,10 @@ static int taps_needed(double scale, double support, int first, int end)
 }
 
 /* Weights for the stretch low..high of an axis, using the places first..end (exclusive) and no others. */
-static void fill_axis(Axis *axis, double low, double high, int first, int end, int size, Filter filter)
+static void fill_axis(
+    Axis *axis, double low, double high, int first, int end, int size, Filter filter, int weight_bits)
 {
+    const int one = 1 << weight_bits, most = one < 32767 ? 32767 : one - 1;
     double scale = (high - low) / size, widened = scale > 1.0 ? scale : 1.0;
     double reach = (filter == FILTER_BICUBIC ? 2.0 : 1.0) * widened;
     for (int at = 0; at < size; at++) {
@@ -89,7 +100,7 @@ static void fill_axis(Axis *axis, double low, double high, int first, int end, i
         axis->start[at] = from;
         if (sum <= 0.0) { /* a box thinner than a pixel, between two centres */
             memset(weights, 0, axis->taps * sizeof *weights);
-            weights[0] = WEIGHT_ONE - 1;
+            weights[0] = (int16_t)(one < most ? one : most);
             continue;
         }
         /* Rounding the running sum makes the weights sum to one exactly, so that flat colour stays as it is. */
@@ -97,10 +108,10 @@ static void fill_axis(Axis *axis, double low, double high, int first, int end, i
             double x = (place + 0.5 - centre) / widened;
             int next, weight;
             running += (filter == FILTER_BICUBIC ? cubic(x) : triangle(x)) / sum;
-            next = (int)floor(running * WEIGHT_ONE + 0.5);
+            next = (int)floor(running * one + 0.5);
             weight = next - rounded;
             rounded = next;
-            weights[place - from] = (int16_t)(weight > WEIGHT_ONE - 1 ? WEIGHT_ONE - 1 : weight);
+            weights[place - from] = (int16_t)(weight > most ? most : weight);
         }
         for (int tap = to - from; tap < axis->taps; tap++)
             weights[tap] = 0;
@@ -119,28 +130,28 @@ static inline int16_t rounded_product(int16_t value, int16_t weight)
     return (int16_t)(((int32_t)value * weight + 16384) >> 15);
 }
 
-static inline uint8_t to_level(int value)
+static inline uint8_t to_level(int value, int bits)
 {
-    value = (value + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS;
+    value = (value + (1 << (bits - 1))) >> bits;
     return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
 /* One group of up to LANES rows: `columns` holds [3 * width][LANES] after the vertical pass. */
 static void vertical_scalar(
-    Picture picture, const Axis *axis, int first_row, int rows, int left, int width, int wide, int16_t *columns)
+    Picture picture, const Axis *axis, int first_row, int rows, int left, int width, Fixed fixed, int16_t *columns)
 {
     for (int lane = 0; lane < rows; lane++) {
         const int16_t *weights = axis->weights + (size_t)(first_row + lane) * axis->taps;
         const uint8_t *source = picture.pixels + (size_t)axis->start[first_row + lane] * picture.stride + 3 * (size_t)left;
         for (int x = 0; x < 3 * width; x++) {
             int32_t sum = 0;
-            if (wide) {
+            if (fixed.wide) {
                 for (int tap = 0; tap < axis->taps; tap++)
                     sum += source[tap * picture.stride + x] * (int32_t)weights[tap];
-                sum = (sum + (1 << (14 - FRACTION_BITS))) >> (15 - FRACTION_BITS);
+                sum = (sum + (1 << (fixed.weight_bits - FRACTION_BITS - 1))) >> (fixed.weight_bits - FRACTION_BITS);
             } else {
                 for (int tap = 0; tap < axis->taps; tap++)
-                    sum += rounded_product((int16_t)(source[tap * picture.stride + x] << FRACTION_BITS), weights[tap]);
+                    sum += rounded_product((int16_t)(source[tap * picture.stride + x] << fixed.value_bits), weights[tap]);
             }
             columns[(size_t)x * LANES + lane] = (int16_t)sum;
         }
@@ -148,7 +159,7 @@ static void vertical_scalar(
 }
 
 static void horizontal_scalar(
-    const int16_t *columns, const Axis *axis, int left, int rows, int size, int wide, int flip, uint8_t *out)
+    const int16_t *columns, const Axis *axis, int left, int rows, int size, Fixed fixed, int flip, uint8_t *out)
 {
     for (int x = 0; x < size; x++) {
         const int16_t *weights = axis->weights + (size_t)x * axis->taps;
@@ -159,10 +170,15 @@ static void horizontal_scalar(
             for (int tap = 0; tap < axis->taps; tap++) {
                 const int16_t *values = source + (size_t)(3 * tap + channel) * LANES;
                 for (int lane = 0; lane < LANES; lane++)
-                    sums[lane] += wide ? (int32_t)values[lane] * weights[tap] : rounded_product(values[lane], weights[tap]);
+                    sums[lane] += fixed.wide ? (int32_t)values[lane] * weights[tap]
+                                             : rounded_product(values[lane], weights[tap]);
             }
-            for (int lane = 0; lane < rows; lane++)
-                place[(size_t)lane * 3 * size + channel] = to_level(wide ? (sums[lane] + 16384) >> 15 : sums[lane]);
+            for (int lane = 0; lane < rows; lane++) {
+                int32_t sum = sums[lane];
+                if (fixed.wide)
+                    sum = (sum + (1 << (fixed.weight_bits - 1))) >> fixed.weight_bits;
+                place[(size_t)lane * 3 * size + channel] = to_level(sum, fixed.wide ? FRACTION_BITS : fixed.final_bits);
+            }
         }
     }
 }
@@ -195,8 +211,9 @@ __attribute__((target("avx2"))) static inline void transpose(__m256i row[16])
 
 /* 3 * width >= 16: the last block of columns overlaps the one before it, so that no byte beyond the row is read. */
 __attribute__((target("avx2"))) static void vertical_avx2(
-    Picture picture, const Axis *axis, int first_row, int rows, int left, int width, int16_t *columns)
+    Picture picture, const Axis *axis, int first_row, int rows, int left, int width, Fixed fixed, int16_t *columns)
 {
+    const __m128i value_bits = _mm_cvtsi32_si128(fixed.value_bits);
     int end = 3 * width;
     for (int block = 0; block < end; block += LANES) {
         int x = block + LANES <= end ? block : end - LANES;
@@ -208,7 +225,7 @@ __attribute__((target("avx2"))) static void vertical_avx2(
             __m256i sum = _mm256_setzero_si256();
             for (int tap = 0; tap < axis->taps; tap++, source += picture.stride) {
                 __m256i values = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)source));
-                values = _mm256_slli_epi16(values, FRACTION_BITS);
+                values = _mm256_sll_epi16(values, value_bits);
                 sum = _mm256_add_epi16(sum, _mm256_mulhrs_epi16(values, _mm256_set1_epi16(weights[tap])));
             }
             lanes[lane] = sum;
@@ -223,9 +240,11 @@ __attribute__((target("avx2"))) static void vertical_avx2(
 
 /* `results` holds [3 * size, rounded up to LANES][LANES]. */
 __attribute__((target("avx2"))) static void horizontal_avx2(
-    const int16_t *columns, const Axis *axis, int left, int rows, int size, int flip, int16_t *results, uint8_t *out)
+    const int16_t *columns, const Axis *axis, int left, int rows, int size, Fixed fixed, int flip, int16_t *results,
+    uint8_t *out)
 {
-    const __m256i half = _mm256_set1_epi16(1 << (FRACTION_BITS - 1));
+    const __m256i half = _mm256_set1_epi16((short)(1 << (fixed.final_bits - 1)));
+    const __m128i final_bits = _mm_cvtsi32_si128(fixed.final_bits);
     for (int x = 0; x < size; x++) {
         const int16_t *weights = axis->weights + (size_t)x * axis->taps;
         const __m256i *source = (const __m256i *)(columns + (size_t)(axis->start[x] - left) * 3 * LANES);
@@ -237,9 +256,9 @@ __attribute__((target("avx2"))) static void horizontal_avx2(
             green = _mm256_add_epi16(green, _mm256_mulhrs_epi16(_mm256_load_si256(source + 1), weight));
             blue = _mm256_add_epi16(blue, _mm256_mulhrs_epi16(_mm256_load_si256(source + 2), weight));
         }
-        _mm256_store_si256(place, _mm256_srai_epi16(red, FRACTION_BITS));
-        _mm256_store_si256(place + 1, _mm256_srai_epi16(green, FRACTION_BITS));
-        _mm256_store_si256(place + 2, _mm256_srai_epi16(blue, FRACTION_BITS));
+        _mm256_store_si256(place, _mm256_sra_epi16(red, final_bits));
+        _mm256_store_si256(place + 1, _mm256_sra_epi16(green, final_bits));
+        _mm256_store_si256(place + 2, _mm256_sra_epi16(blue, final_bits));
     }
     for (int block = 0; block < 3 * size; block += LANES) {
         __m256i lanes[LANES];
@@ -293,7 +312,8 @@ static size_t aligned(size_t bytes)
 int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uint8_t *out, Scratch *scratch)
 {
     int left = (int)floor(box.left), right = (int)ceil(box.right);
-    int top = (int)floor(box.top), bottom = (int)ceil(box.bottom), wide, width = right - left;
+    int top = (int)floor(box.top), bottom = (int)ceil(box.bottom), width = right - left;
+    Fixed fixed = filter == FILTER_BICUBIC ? (Fixed){14, 7, 5, 0} : (Fixed){15, 6, 6, 0};
     double support = filter == FILTER_BICUBIC ? 2.0 : 1.0;
     size_t columns_size, results_size = aligned(((size_t)3 * size + LANES) * LANES * sizeof(int16_t));
     size_t weights_x, weights_y, starts = aligned((size_t)size * sizeof(int32_t));
@@ -303,7 +323,7 @@ int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uin
 
     x_axis.taps = taps_needed((box.right - box.left) / size, support, left, right);
     y_axis.taps = taps_needed((box.bottom - box.top) / size, support, top, bottom);
-    wide = x_axis.taps > MOST_FAST_TAPS || y_axis.taps > MOST_FAST_TAPS;
+    fixed.wide = x_axis.taps > MOST_FAST_TAPS || y_axis.taps > MOST_FAST_TAPS;
     columns_size = aligned((size_t)3 * width * LANES * sizeof(int16_t));
     weights_x = aligned((size_t)size * x_axis.taps * sizeof(int16_t));
     weights_y = aligned((size_t)size * y_axis.taps * sizeof(int16_t));
@@ -316,22 +336,22 @@ int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uin
     y_axis.weights = (int16_t *)(memory += weights_x);
     x_axis.start = (int32_t *)(memory += weights_y);
     y_axis.start = (int32_t *)(memory += starts);
-    fill_axis(&x_axis, box.left, box.right, left, right, size, filter);
-    fill_axis(&y_axis, box.top, box.bottom, top, bottom, size, filter);
+    fill_axis(&x_axis, box.left, box.right, left, right, size, filter, fixed.weight_bits);
+    fill_axis(&y_axis, box.top, box.bottom, top, bottom, size, filter, fixed.weight_bits);
 
     for (int row = 0; row < size; row += LANES) {
         int rows = size - row < LANES ? size - row : LANES;
         uint8_t *place = out + (size_t)row * 3 * size;
 #ifdef HAVE_AVX2_CODE
-        if (!wide && have_avx2() && 3 * width >= LANES) {
-            vertical_avx2(picture, &y_axis, row, rows, left, width, columns);
-            horizontal_avx2(columns, &x_axis, left, rows, size, flip, results, place);
+        if (!fixed.wide && have_avx2() && 3 * width >= LANES) {
+            vertical_avx2(picture, &y_axis, row, rows, left, width, fixed, columns);
+            horizontal_avx2(columns, &x_axis, left, rows, size, fixed, flip, results, place);
             continue;
         }
 #endif
         memset(columns, 0, columns_size);
-        vertical_scalar(picture, &y_axis, row, rows, left, width, wide, columns);
-        horizontal_scalar(columns, &x_axis, left, rows, size, wide, flip, place);
+        vertical_scalar(picture, &y_axis, row, rows, left, width, fixed, columns);
+        horizontal_scalar(columns, &x_axis, left, rows, size, fixed, flip, place);
     }
     (void)results;
     return 0;

@@ -39,8 +39,7 @@ void resize_force_scalar(int scalar);
 /*
  * Resizes the part `box` of `picture`, which must lie within it and not be empty, to size x size pixels in `out`
  * (size * size * 3 bytes), mirrored left to right where `flip` is set. The filter sees the pixels that the box touches
- * and no others. Weights are fixed point of 15 bits, sums between the passes carry 6 bits behind the point; all of it
- * is integer arithmetic after the weights. Returns 0, or -1 where there is no memory.
+ * and no others. Everything after the weights is integer arithmetic, the same on every machine. Returns 0, or -1 where there is no memory.
  */
 int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uint8_t *out, Scratch *scratch);
 
