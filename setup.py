@@ -10,12 +10,12 @@ setup(
     ext_modules=[
         Extension(
             "stagewright.data._native",
-            ["native/module.c", "native/jpeg.c", "native/resize.c"],
+            ["native/module.c", "native/jpeg.c", "native/resize.c", "native/exact.c"],
             depends=["native/jpeg.h", "native/resize.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             libraries=["jpeg"] if WINDOWS else ["jpeg", "m"],
-            extra_compile_args=["/O2"] if WINDOWS else ["-O3", "-std=c11", "-fvisibility=hidden"],
+            extra_compile_args=["/O2"] if WINDOWS else ["-O3", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden"],
             optional=True,
         )
     ],

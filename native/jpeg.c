@@ -285,6 +285,21 @@ static Box clipped(Box box, double width, double height)
     return result;
 }
 
+/* From decoded pixels to the upright result. */
+static CropResult finish(
+    JpegCropper *cropper, Picture picture, Box box, int turned_by, int size, Filter filter, int flip, int exact,
+    uint8_t *out)
+{
+    int upright = turned_by == 1;
+    uint8_t *target = upright ? out : cropper->tile;
+    if ((exact ? resize_crop_exact : resize_crop)(
+            picture, box, size, filter, upright && flip, target, &cropper->resizing))
+        return CROP_NO_MEMORY;
+    if (!upright)
+        turn_tile(cropper->tile, TURNS[turned_by], size, flip, out);
+    return CROP_DONE;
+}
+
 /* Everything that may jump to the caller's setjmp; nothing here owns memory that would be lost by it. */
 static CropResult crop(
     JpegCropper *cropper, const uint8_t *data, size_t length, Box box, int size, Filter filter, int flip, int exact,
@@ -306,7 +321,8 @@ static CropResult crop(
         && jpeg->jpeg_color_space != JCS_RGB)
         return CROP_UNUSUAL;
     turned_by = orientation(jpeg);
-    if (!turned_by)
+    /* Resized before it is turned, a picture is rounded in another order: not to the bit what was asked for. */
+    if (!turned_by || (exact && turned_by != 1))
         return CROP_UNUSUAL;
     turn = TURNS[turned_by];
     width = turn.swap ? jpeg->image_height : jpeg->image_width;
@@ -334,15 +350,7 @@ static CropResult crop(
         return result;
     if (cropper->errors.warnings)
         return CROP_DAMAGED;
-    if (turned_by == 1) {
-        if (resize_crop(picture, box, size, filter, flip, out, &cropper->resizing))
-            return CROP_NO_MEMORY;
-        return CROP_DONE;
-    }
-    if (resize_crop(picture, box, size, filter, 0, cropper->tile, &cropper->resizing))
-        return CROP_NO_MEMORY;
-    turn_tile(cropper->tile, turn, size, flip, out);
-    return CROP_DONE;
+    return finish(cropper, picture, box, turned_by, size, filter, flip, exact, out);
 }
 
 CropResult jpeg_crop(

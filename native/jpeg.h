@@ -7,7 +7,7 @@
 /* Why a picture was not done; whoever calls tries another decoder then. */
 typedef enum {
     CROP_DONE = 0,
-    CROP_UNUSUAL = 1,  /* not a JPEG of 8-bit grey, YCbCr or RGB, or with an orientation that is not plainly stated */
+    CROP_UNUSUAL = 1,  /* not a JPEG of 8-bit grey, YCbCr or RGB, or not plainly upright (exact: not upright) */
     CROP_DAMAGED = 2,  /* libjpeg stopped or warned, or there is no end-of-image marker near the end */
     CROP_OUTSIDE = 3,  /* the box does not lie within the picture */
     CROP_NO_MEMORY = 4
@@ -26,7 +26,8 @@ int jpeg_turbo_version(void);
 /*
  * Decodes the part `box` (in upright pixels, EXIF orientation applied) of the JPEG in `data` and resizes it to
  * size x size pixels of RGB in `out`. Unless `exact`, decodes at the smallest of 1/8, 1/4, 1/2 and 1 at which the box
- * still has size x size pixels; `exact` decodes at full size. Decoding ends at the last row that the box touches, so
+ * still has size x size pixels; `exact` decodes at full size and resizes
+ * as Pillow does, to the bit. Decoding ends at the last row that the box touches, so
  * damage below it is not noticed, but for a missing end of the file.
  */
 CropResult jpeg_crop(

@@ -168,11 +168,11 @@ end:
 
 PyDoc_STRVAR(
     crop_raw_doc,
-    "crop_raw(sources, which, offsets, sizes, boxes, flips, size, filter, out) -> bytes\n\n"
+    "crop_raw(sources, which, offsets, sizes, boxes, flips, size, filter, exact, out) -> bytes\n\n"
     "As crop_jpegs for pictures of uint8 (height, width, 3); sizes is int32 (N, 2), width and height, 0 where\n"
     "there is no picture. Codes 0, 3, 4.");
 
-static CropResult crop_one_raw(const Call *call, Py_ssize_t at, Scratch *scratch)
+static CropResult crop_one_raw(const Call *call, Py_ssize_t at, int exact, Scratch *scratch)
 {
     const int32_t *sizes = (const int32_t *)call->arrays[SIZES].buf + 2 * at;
     Picture picture = {data_of(call, at), sizes[0], sizes[1], 3 * (size_t)sizes[0]};
@@ -180,7 +180,8 @@ static CropResult crop_one_raw(const Call *call, Py_ssize_t at, Scratch *scratch
     if (!(box.left >= 0 && box.top >= 0 && box.left < box.right && box.top < box.bottom && box.right <= sizes[0]
           && box.bottom <= sizes[1]))
         return CROP_OUTSIDE;
-    return resize_crop(picture, box, call->size, call->filter, flip_of(call, at), out_of(call, at), scratch)
+    return (exact ? resize_crop_exact : resize_crop)(
+               picture, box, call->size, call->filter, flip_of(call, at), out_of(call, at), scratch)
         ? CROP_NO_MEMORY
         : CROP_DONE;
 }
@@ -188,14 +189,14 @@ static CropResult crop_one_raw(const Call *call, Py_ssize_t at, Scratch *scratch
 static PyObject *crop_raw(PyObject *module, PyObject *arguments)
 {
     PyObject *sources, *which, *offsets, *sizes, *boxes, *flips, *out, *lengths = NULL, *codes = NULL;
-    int size, filter;
+    int size, filter, exact;
     Call call = {0};
     Scratch scratch = {0};
     Py_buffer view;
     char *code;
     (void)module;
     if (!PyArg_ParseTuple(
-            arguments, "OOOOOOiiO", &sources, &which, &offsets, &sizes, &boxes, &flips, &size, &filter, &out))
+            arguments, "OOOOOOiipO", &sources, &which, &offsets, &sizes, &boxes, &flips, &size, &filter, &exact, &out))
         return NULL;
     /* The lengths follow from the sizes. */
     if (PyObject_GetBuffer(sizes, &view, PyBUF_SIMPLE))
@@ -218,7 +219,7 @@ static PyObject *crop_raw(PyObject *module, PyObject *arguments)
     code = PyBytes_AsString(codes);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t at = 0; at < call.count; at++)
-        code[at] = (char)crop_one_raw(&call, at, &scratch);
+        code[at] = (char)crop_one_raw(&call, at, exact, &scratch);
     scratch_free(&scratch);
     Py_END_ALLOW_THREADS
 end:

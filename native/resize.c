@@ -290,7 +290,7 @@ void resize_force_scalar(int scalar)
     scalar_only = scalar;
 }
 
-static int have_avx2(void)
+int resize_has_avx2(void)
 {
 #ifdef HAVE_AVX2_CODE
     return !scalar_only && __builtin_cpu_supports("avx2");
@@ -301,7 +301,7 @@ static int have_avx2(void)
 
 const char *resize_path(void)
 {
-    return have_avx2() ? "avx2" : "scalar";
+    return resize_has_avx2() ? "avx2" : "scalar";
 }
 
 static size_t aligned(size_t bytes)
@@ -343,7 +343,7 @@ int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uin
         int rows = size - row < LANES ? size - row : LANES;
         uint8_t *place = out + (size_t)row * 3 * size;
 #ifdef HAVE_AVX2_CODE
-        if (!fixed.wide && have_avx2() && 3 * width >= LANES) {
+        if (!fixed.wide && resize_has_avx2() && 3 * width >= LANES) {
             vertical_avx2(picture, &y_axis, row, rows, left, width, fixed, columns);
             horizontal_avx2(columns, &x_axis, left, rows, size, fixed, flip, results, place);
             continue;

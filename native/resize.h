@@ -30,6 +30,9 @@ void scratch_free(Scratch *scratch);
 /* At least `size` bytes, aligned to 64; NULL where there is no memory. What was there before is lost. */
 void *scratch_take(Scratch *scratch, size_t size);
 
+/* Whether this machine has AVX2 and it may be used. */
+int resize_has_avx2(void);
+
 /* Which code resize_crop runs: "avx2" or "scalar". Both give the same bits. */
 const char *resize_path(void);
 
@@ -42,5 +45,8 @@ void resize_force_scalar(int scalar);
  * and no others. Everything after the weights is integer arithmetic, the same on every machine. Returns 0, or -1 where there is no memory.
  */
 int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uint8_t *out, Scratch *scratch);
+
+/* As resize_crop, bit by bit as Pillow resizes the pixels that the box touches. */
+int resize_crop_exact(Picture picture, Box box, int size, Filter filter, int flip, uint8_t *out, Scratch *scratch);
 
 #endif

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from stagewright.data import native
 from stagewright.data.decode import ArrayImages, Images, crop_resize, decode_for, whole_pixels
+from stagewright.data.kept import KeptImages
 from stagewright.data.stored import Stored
 from stagewright.errors import DataError
 from stagewright.recipe import Interpolation
@@ -27,6 +28,8 @@ BadPlace = tuple[int, str]
 # What reading a damaged or missing picture may raise. All else is a bug or an emergency and reaches the consumer,
 # MemoryError too: where it is the picture that asks for too much, decode has made an OSError of it.
 UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBombError)
+
+IN_MEMORY = (ArrayImages, KeptImages)
 
 
 def crop_into(
@@ -45,10 +48,11 @@ def crop_into(
     decoded at a half, a quarter or an eighth of their size where the view needs no more. Returns (place, reason) of
     those that could not be read, in order; they are zeros.
     """
-    if isinstance(images, ArrayImages) and keeps_size(images.array, boxes, out.shape[1]):
-        images.ensure(rows)
+    if isinstance(images, IN_MEMORY) and images.array is not None and keeps_size(images.array, boxes, out.shape[1]):
+        failures = images.ensure(rows)
         gather(images.array, rows, shifts, flips, out)
-        return []
+        out[list(failures)] = 0
+        return [(at, _in_words(error)) for at, error in failures.items()]
     stored = images.stored(rows)
     edges = images.to_stored(rows, boxes)
     size = out.shape[1]
@@ -61,11 +65,15 @@ def crop_into(
             _view(stored, at, edges[at], bool(flips[at]), interpolation, exact, out[at])
         except UNREADABLE as error:
             out[at] = 0
-            bad.append((at, f"{type(error).__name__}: {error}"))
+            bad.append((at, _in_words(error)))
     for at in np.flatnonzero(shifts.any(axis=1)).tolist():
         x, y = shifts[at].tolist()
         _shift(out[at], -x if flips[at] else x, y)
     return bad
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def keeps_size(array: Pixels, boxes: NDArray[np.float64], size: int) -> bool:
@@ -125,15 +133,15 @@ def _view(
         pixels = Stored.of_array(np.asarray(picture))
         native.crop(pixels, np.array([scaled]), np.array([flip]), size, interpolation, exact, out[None])
     else:
-        view = _resized(picture, scaled, size, interpolation)
+        view = _resized(picture, scaled, size, interpolation, exact)
         out[...] = view[:, ::-1] if flip else view
 
 
 def _resized(
-    picture: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: Interpolation
+    picture: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: Interpolation, exact: bool
 ) -> Pixels:
     """torch where the box has whole pixels, since its antialiased resize is two to three times as fast; else Pillow."""
-    if not all(edge.is_integer() for edge in box):
+    if exact or not all(edge.is_integer() for edge in box):
         return crop_resize(picture, box, (size, size), interpolation)
     part = np.array(picture.crop(whole_pixels(box, picture.size)))
     if part.shape == (size, size, 3):

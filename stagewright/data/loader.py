@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stagewright.augment.draw import Draws
 from stagewright.augment.params import Geometry
-from stagewright.data.crop import crop_into
-from stagewright.data.decode import ArrayImages, Images
+from stagewright.data.crop import IN_MEMORY, crop_into
+from stagewright.data.decode import Images
 from stagewright.recipe import Interpolation
 
 BadRow = tuple[int, str]
@@ -49,6 +50,10 @@ class BatchSpec:
     interpolation: Interpolation
     exact: bool = False
     """Whether JPEGs are decoded at full size however small the view is."""
+    draws: Draws | None = None
+    """What is done to the pictures on the device, after cropping and flipping."""
+    drawn_for: NDArray[np.int64] | None = None
+    """The places in the batch that ``draws`` are for; None: all of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +69,9 @@ class Batch:
     """bool (B,): False where the picture could not be read; its pixels are zeros."""
     bad_rows: tuple[BadRow, ...]
     """(manifest row, reason) of each picture that could not be read, in the order of the batch."""
+    draws: Draws | None = None
+    """What is still to be done to the pictures, as in the specification."""
+    drawn_for: NDArray[np.int64] | None = None
 
 
 def load_batches(
@@ -135,8 +143,7 @@ class _Draft:
 
     def parts(self, closed: threading.Event) -> list[Part]:
         """The pieces of work; each returns the rows it could not read, and does nothing once ``closed`` is set."""
-        in_memory = isinstance(self.images, ArrayImages)
-        each = _ARRAYS_A_TASK if in_memory else _PICTURES_A_TASK
+        each = _ARRAYS_A_TASK if isinstance(self.images, IN_MEMORY) else _PICTURES_A_TASK
         return [partial(self._fill, slice(start, start + each), closed) for start in range(0, len(self.valid), each)]
 
     def _fill(self, chunk: slice, closed: threading.Event) -> list[BadRow]:
@@ -160,4 +167,5 @@ class _Draft:
     def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
         """The batch, once ``bad_rows`` (of all parts, in order) is exhausted."""
         bad = tuple(row for part in bad_rows for row in part)
-        return Batch(self.spec.step, self.buffer.permute(0, 3, 1, 2), self.labels, self.valid, bad)
+        spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
+        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for)

@@ -61,7 +61,7 @@ def crop(
 ) -> NDArray[np.uint8]:
     """Fills ``out``, uint8 (N, size, size, 3) and contiguous, with the parts ``boxes`` (upright pixels) of N pictures.
 
-    ``exact`` decodes at full size; otherwise at the smallest of 1/8, 1/4, 1/2 and 1 at which the box still has ``size``
+    ``exact`` decodes at full size and resizes as Pillow does, to the bit; otherwise at the smallest of 1/8, 1/4, 1/2 and 1 at which the box still has ``size``
     pixels either way. Returns a code for each, :data:`DONE` where it was done; ``out`` is undefined elsewhere.
     """
     chosen, edges = _FILTERS[interpolation], np.ascontiguousarray(boxes, np.float64)
@@ -69,7 +69,7 @@ def crop(
     if stored.kind == "raw":
         sizes = np.ascontiguousarray(stored.sizes, np.int32)
         codes = _module().crop_raw(
-            stored.buffers, stored.which, stored.offsets, sizes, edges, mirrored, size, chosen, out
+            stored.buffers, stored.which, stored.offsets, sizes, edges, mirrored, size, chosen, exact, out
         )
     else:
         codes = _module().crop_jpegs(

@@ -7,10 +7,12 @@ whichever step the stream begins at.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.augment.draw import draw
 from stagewright.augment.params import Geometry, eval_geometry, train_geometry
 from stagewright.data.loader import BatchSpec
 from stagewright.data.manifest import Manifest
@@ -18,8 +20,11 @@ from stagewright.data.order import batch_places, subset
 from stagewright.plan import Plan, StagePlan
 from stagewright.rng import Stream, key, permutation
 
-# Re-estimating batch-norm statistics draws crops of a pass that no training reaches.
+# Re-estimating batch-norm statistics draws crops of a pass that no training reaches, and so do augmented copies.
 _RECALIBRATION_PASS = 2**62
+_COPY_PASS = 2**61
+# In the place of a pass: the picture is seen as the evaluation sees it.
+_AS_IT_IS = -1
 
 
 def stage_rows(plan: Plan, manifest: Manifest, stage: StagePlan) -> NDArray[np.int64]:
@@ -34,11 +39,15 @@ def train_specs(plan: Plan, manifest: Manifest, first_step: int) -> Iterator[Bat
         if stage.end_step <= first_step:
             continue
         rows = stage_rows(plan, manifest, stage)
+        count = len(rows) * (1 + stage.augment.copies)
         for step in range(max(first_step, stage.first_step), stage.end_step):
             places, passes = batch_places(
-                plan.recipe.seed, len(rows), stage.first_pass, stage.batch_size, step - stage.first_step
+                plan.recipe.seed, count, stage.first_pass, stage.batch_size, step - stage.first_step
             )
-            yield _train_spec(plan, manifest, stage, step, rows[places], passes)
+            copies, within = np.divmod(places, len(rows))
+            if stage.augment.copies:
+                passes = np.where(copies > 0, _COPY_PASS + copies, _AS_IT_IS)
+            yield _train_spec(plan, manifest, stage, step, rows[within], passes)
 
 
 def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_images: int) -> Iterator[BatchSpec]:
@@ -80,7 +89,14 @@ def _train_spec(
         stage.image_size,
         plan.recipe.eval,
     )
-    return _spec(plan, manifest, step, rows, geometry, stage.image_size, exact=plan.recipe.decode == "exact")
+    drawn_for, changed = None, slice(None)
+    if (passes == _AS_IT_IS).any():
+        same = np.flatnonzero(passes == _AS_IT_IS)
+        geometry.put(same, eval_geometry(plan.recipe.eval, manifest.widths[rows[same]], manifest.heights[rows[same]]))
+        changed = drawn_for = np.flatnonzero(passes != _AS_IT_IS)
+    draws = draw(stage.augment, plan.recipe.seed, rows[changed], passes[changed], stage.image_size)
+    spec = _spec(plan, manifest, step, rows, geometry, stage.image_size, exact=plan.recipe.decode == "exact")
+    return replace(spec, draws=draws, drawn_for=drawn_for) if draws is not None else spec
 
 
 def _spec(

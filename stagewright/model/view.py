@@ -33,7 +33,7 @@ class Preprocessing:
         """The part of an upright RGB ``image`` that the model sees: uint8 (image_size, image_size, 3)."""
         width, height = image.size
         boxes = eval_boxes(np.array([width]), np.array([height]), self.crop, self.fit)
-        left, top, right, bottom = (float(edge) for edge in boxes[0])
+        left, top, right, bottom = boxes[0].tolist()
         return crop_resize(image, (left, top, right, bottom), (self.image_size, self.image_size), self.interpolation)
 
     def batch(self, views: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from stagewright.augment.params import train_geometry
 from stagewright.data import crop, native
-from stagewright.data.decode import ArrayImages, decode, decode_for
+from stagewright.data.decode import ArrayImages, crop_resize, decode, decode_for
 from stagewright.data.stored import Stored
 from stagewright.recipe import Augment, Evaluation
 
@@ -57,12 +57,18 @@ def cropped(
 
 
 def resized(
-    pixels: np.ndarray, box: Any, size: int, *, flip: bool = False, interpolation: Any = "bilinear"
+    pixels: np.ndarray,
+    box: Any,
+    size: int,
+    *,
+    flip: bool = False,
+    interpolation: Any = "bilinear",
+    exact: bool = False,
 ) -> np.ndarray:
     """The native resize of decoded pixels, which other tests hold against Pillow."""
     out = np.empty((1, size, size, 3), np.uint8)
     codes = native.crop(
-        Stored.of_array(pixels), np.array([box], float), np.array([flip]), size, interpolation, True, out
+        Stored.of_array(pixels), np.array([box], float), np.array([flip]), size, interpolation, exact, out
     )
     assert codes.tolist() == [0]
     return out[0]
@@ -91,7 +97,7 @@ def test_a_part_has_the_pixels_of_the_whole(photos: list[bytes], size: int, exac
         picture, scale, _ = decode_for(data, None if exact else min(box[2] - box[0], box[3] - box[1]) / size)
         if codes[at] == 0:
             scales.add(scale)
-            expected = resized(np.asarray(picture), box / scale, size, flip=bool(geometry.flips[at]))
+            expected = resized(np.asarray(picture), box / scale, size, flip=bool(geometry.flips[at]), exact=exact)
             assert np.array_equal(out[at], expected), at
     assert sum(code != 0 for code in codes) <= 2, codes
     assert scales == ({1} if exact else {224: {1, 2}, 96: {1, 2, 4}, 40: {2, 4, 8}}[size]) or not exact
@@ -154,6 +160,24 @@ def test_the_resize_is_pillows_within_rounding(data: st.DataObject, interpolatio
     assert np.abs(mine - theirs).max() <= 1
 
 
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), interpolation=st.sampled_from(["bilinear", "bicubic"]), size=st.integers(1, 70))
+def test_the_exact_resize_is_pillows_to_the_bit(data: st.DataObject, interpolation: Any, size: int) -> None:
+    width, height = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300))
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    left, top = data.draw(st.floats(0, width - 0.5)), data.draw(st.floats(0, height - 0.5))
+    right, bottom = data.draw(st.floats(left + 0.25, width)), data.draw(st.floats(top + 0.25, height))
+    box, flip = (left, top, right, bottom), data.draw(st.booleans())
+    expected = crop_resize(Image.fromarray(pixels), box, (size, size), interpolation)
+    for scalar in (False, True):
+        native._module().force_scalar(scalar)
+        try:
+            mine = resized(pixels, box, size, flip=flip, interpolation=interpolation, exact=True)
+        finally:
+            native._module().force_scalar(False)
+        assert np.array_equal(mine, expected[:, ::-1] if flip else expected)
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), interpolation=st.sampled_from(["bilinear", "bicubic"]), size=st.integers(1, 70))
 def test_vector_instructions_change_no_bit(data: st.DataObject, interpolation: Any, size: int) -> None:
@@ -182,10 +206,12 @@ def test_pictures_are_upright(orientation: int, flip: bool) -> None:
     data = jpeg(picture, exif=exif.tobytes(), subsampling=0)
     upright = decode(data)
     box = (10.0, 22.0, upright.width - 31.0, upright.height - 13.0)
-    out, codes = cropped([data], [box], 48, flips=[flip])
+    out, codes = cropped([data], [box], 48, flips=[flip], exact=False)
     assert codes == [0]
     expected = resized(np.asarray(upright), box, 48, flip=flip).astype(int)
-    assert np.abs(out[0] - expected).max() <= 1  # the two passes of the resize in the other order
+    assert np.abs(out[0] - expected).max() <= 1  # the two passes of the resize came in the other order
+    # Which is why turned pictures are left to Pillow where each bit counts.
+    assert cropped([data], [box], 48, flips=[flip], exact=True)[1] == [0 if orientation == 1 else UNUSUAL]
 
 
 def test_orientation_that_is_not_plainly_stated_is_left_to_pillow() -> None:
@@ -202,7 +228,7 @@ def test_orientation_that_is_not_plainly_stated_is_left_to_pillow() -> None:
         "in XMP": (jpeg(picture, xmp=b"<x tiff:Orientation='6'/>"), UNUSUAL),
     }
     for name, (data, expected) in cases.items():
-        assert (name, cropped([data], [box], 16)[1]) == (name, [expected])
+        assert (name, cropped([data], [box], 16, exact=False)[1]) == (name, [expected])
 
 
 def test_unusual_files_are_left_to_pillow_and_usual_ones_are_not() -> None:
@@ -227,7 +253,7 @@ def test_unusual_files_are_left_to_pillow_and_usual_ones_are_not() -> None:
         out, codes = cropped([data], [box], 48)
         assert (name, codes) == (name, [expected])
         if expected == 0:
-            assert np.array_equal(out[0], resized(np.asarray(decode(data)), box, 48)), name
+            assert np.array_equal(out[0], resized(np.asarray(decode(data)), box, 48, exact=True)), name
 
 
 def test_damage_is_noticed_and_left_to_pillow_to_judge() -> None:
