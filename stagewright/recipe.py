@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from stagewright.augment.fields import AugmentFields
 from stagewright.duration import Duration
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -127,24 +128,8 @@ class LR(Part):
         return self
 
 
-class Augment(Part):
-    """What happens to each training picture, as a function of (seed, pass, sample)."""
-
-    crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    """``random_resized`` (arXiv:1409.4842), ``pad`` (pad by an eighth and crop, as for CIFAR), or the evaluation's view."""
-    scale: tuple[Fraction, Fraction] = (0.25, 1.0)
-    """Random-resized-crop: share of the picture's area."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Random-resized-crop: width / height."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> Self:
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if low > high or high <= 0:
-                raise ValueError(f"{name} must rise from low to high, not {[low, high]}")
-        return self
+class Augment(AugmentFields, Part):
+    """What happens to each training picture, as a function of (seed, pass, sample). docs/augmentation.md tells the order."""
 
 
 class Mix(Part):
@@ -278,6 +263,9 @@ class Recipe(Part):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     average: Average = Average()
     interpolation: Interpolation = "bilinear"
+    decode: Literal["fast", "exact"] = "fast"
+    """``fast``: training JPEGs are decoded at a half, a quarter or an eighth of their size where the crop needs no more
+    (docs/data.md says what that changes); ``exact``: at full size. Evaluation always is exact."""
     mean: tuple[float, float, float] | None = None
     std: tuple[Positive, Positive, Positive] | None = None
     """Normalisation of pictures in [0, 1]; None: what the pretrained weights want, else ImageNet's."""

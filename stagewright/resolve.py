@@ -50,7 +50,9 @@ def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
     lengths: list[Length] = []
     for stage in stages:
         assert stage.epochs is not None and stage.batch_size is not None and stage.data_fraction is not None
+        assert stage.augment is not None
         num_images = subset_size(dataset.num_train, len(dataset.classes), stage.data_fraction)
+        num_images *= 1 + stage.augment.copies
         asked = stage.epochs
         if asked.unit == "run":
             # A share of epochs stays exact (0.25 of 30ep is 7.5ep); only steps and images round.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stagewright import checkpoint
-from stagewright.augment.apply import normalise
 from stagewright.augment.mixing import draw_mix
 from stagewright.clock import Clock
 from stagewright.data.decode import Images
@@ -44,6 +43,8 @@ class Execution:
     """Threads that read and decode; 0 does it between the steps; None goes by the cores and the pictures' size."""
     prefetch: int = 4
     """Batches read ahead."""
+    keep_decoded: bool = True
+    """Whether a set that is small enough stays decoded in memory after its first use (:mod:`stagewright.data.kept`)."""
     save_minutes: float = 10.0
     """Beside the plan's saves, one at least this often."""
     pages: bool = True
@@ -174,11 +175,9 @@ class Session:
     def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         device = self.state.device
         for batch in batches:
-            pictures = batch.images[batch.valid].to(device)
+            there = on_device(batch, device)
             with self.numerics.autocast(device):
-                yield normalise(
-                    pictures, self.numerics.mean, self.numerics.std, channels_last=self.numerics.channels_last
-                )
+                yield self.numerics.network_input(there)[there.valid]
 
 
 def auto_workers(manifest: Manifest) -> int:
@@ -196,10 +195,9 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``."""
     if device.type == "cpu":
         return batch
-    return Batch(
-        batch.step,
-        batch.images.to(device, non_blocking=True),
-        batch.labels.to(device, non_blocking=True),
-        batch.valid.to(device, non_blocking=True),
-        batch.bad_rows,
+    return replace(
+        batch,
+        images=batch.images.to(device, non_blocking=True),
+        labels=batch.labels.to(device, non_blocking=True),
+        valid=batch.valid.to(device, non_blocking=True),
     )

@@ -1,6 +1,7 @@
 """One update: numerics only, no clock, no files.
 
-The order inside an update is fixed: seed, mix, forward and backward by micro-batches, unscale, clip, step, average.
+The order inside an update is fixed: seed, augment, normalise, mix, forward and backward by micro-batches, unscale,
+clip, step, average.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from stagewright.augment.apply import normalise
+from stagewright.augment.apply import augment_some, normalise
 from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix
 from stagewright.data.loader import Batch
 from stagewright.optim import set_hyper
@@ -30,6 +31,13 @@ class Numerics:
     std: tuple[float, float, float]
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
+
+    def network_input(self, batch: Batch) -> Tensor:
+        """The pictures of ``batch`` with all that was drawn for them done to them, and normalised: float32 (B, 3, S, S)."""
+        pictures = batch.images
+        if batch.draws is not None:
+            pictures = augment_some(pictures, batch.draws, batch.drawn_for, fill=[255 * level for level in self.mean])
+        return normalise(pictures, self.mean, self.std, channels_last=self.channels_last)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Mixed precision where it was asked for; otherwise a context that does nothing."""
@@ -54,7 +62,7 @@ def train_step(
     """
     torch.manual_seed(seed)
     set_hyper(state.optimizer, lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay)
-    images = normalise(batch.images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
+    images = numerics.network_input(batch)
     mixed = apply_mix(images, batch.labels, batch.valid, draw)
     total_weight = mixed.weight.sum().clamp(min=1.0)
     loss_sum = correct_sum = torch.zeros((), device=images.device)

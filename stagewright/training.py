@@ -26,6 +26,7 @@ from stagewright.build import (
 )
 from stagewright.clock import Clock
 from stagewright.data.decode import Images
+from stagewright.data.kept import keep
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import Dataset, load_dataset, open_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
@@ -289,6 +290,9 @@ def open_session(
         say(f"Passed over {one.name}: {one.reason}")
     if rejected and restored is None:
         say("No checkpoint is left that can be used: the run starts over at step 0.")
+    if execution.keep_decoded:
+        smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
+        images = keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
     state, lines = build_state(plan, device, restored)
     if restored is not None:
         relink(run, state)

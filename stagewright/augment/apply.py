@@ -1,11 +1,27 @@
-"""Turns the loader's 8-bit batches into what a network takes, on the device they lie on."""
+"""Turns the loader's 8-bit batches into what a network takes, on the device they lie on: augmented, then normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from stagewright.augment.draw import Draws
+from stagewright.augment.pipeline import augment
+
+
+def augment_some(images: Tensor, draws: Draws, places: NDArray[np.int64] | None, fill: Sequence[float]) -> Tensor:
+    """``images``, uint8 (B, 3, S, S), with ``draws`` done to those at ``places`` (None: all), which stay as they are.
+
+    ``fill`` as in :func:`stagewright.augment.pipeline.augment`.
+    """
+    if places is None:
+        return augment(images, draws, fill)
+    chosen = torch.from_numpy(places).to(images.device)
+    return images.index_copy(0, chosen, augment(images.index_select(0, chosen), draws, fill))
 
 
 def normalise(

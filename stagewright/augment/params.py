@@ -36,6 +36,10 @@ class Geometry:
     def __len__(self) -> int:
         return len(self.flips)
 
+    def put(self, places: NDArray[np.int64], other: Geometry) -> None:
+        """Sees the pictures at ``places`` as ``other`` (as many) says."""
+        self.boxes[places], self.shifts[places], self.flips[places] = other.boxes, other.shifts, other.flips
+
 
 def train_geometry(
     augment: Augment,
