@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.datacli import data_app
+
 app = typer.Typer(
     name="stagewright",
     help="Trains image classifiers in stages: planned before it runs, exactly resumable, honest about what came out.",
@@ -201,6 +203,7 @@ recipes_app = typer.Typer(
     help="List the shipped recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
 
 
 @recipes_app.callback()
@@ -250,6 +253,15 @@ def resume_check(
     chosen = _recipe(recipe, overrides, model, None, None, None, None, None, seed)
     if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=print):
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
+    from stagewright.doctor import examine, plain, print_checks
+
+    checks = examine()
+    print(json.dumps(plain(checks), indent=1)) if as_json else print_checks(checks)
 
 
 @app.command()

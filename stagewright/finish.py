@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from stagewright import checkpoint
 from stagewright.data.decode import FileImages, Images
+from stagewright.data.kept import KeptImages
 from stagewright.data.stream import eval_image_size
 from stagewright.errors import CheckpointError
 from stagewright.evaluate import Evaluation, Interrupted
@@ -54,6 +55,7 @@ def finish(session: Session) -> bool:
         chosen={"step": score.step, "weights": score.weights},
         val_top1=top1.get("val"),
         test_top1=top1.get("test"),
+        clock={"loading": session.load_times.verdict(state.seconds["train"] - session.trained_before)},
     )
     session.recorder.sync()
     write_summary(session, "finished", score=score, results=results)
@@ -166,8 +168,9 @@ def golden_samples(session: Session) -> list[tuple[bytes, str]]:
 
 
 def _original(images: Images, row: int, path: str) -> tuple[bytes, str]:
-    if isinstance(images, FileImages):
-        return images.read(row), Path(path).suffix.lower() or ".img"
+    files = images.images if isinstance(images, KeptImages) else images
+    if isinstance(files, FileImages):
+        return files.read(row), Path(path).suffix.lower() or ".img"
     buffer = io.BytesIO()
     images.load(row).save(buffer, format="PNG")
     return buffer.getvalue(), ".png"
@@ -210,6 +213,7 @@ def write_summary(
         **seconds,
         "wall_seconds": round(sum(state.seconds.values()), 3),
         "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
+        "loading": session.load_times.plain(state.seconds["train"] - session.trained_before),
         "restarts": sum(event["kind"] == "resumed" for event in events),
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "unreadable": len(bad) + sum(result.unreadable for result in results.values()),

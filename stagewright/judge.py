@@ -23,10 +23,11 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset, open_images
 from stagewright.errors import DataError, nearest
 from stagewright.evaluate import Evaluation, evaluate
+from stagewright.machine import cores
 from stagewright.model.bundle import Bundle, load_bundle
 from stagewright.report.intervals import wilson
 from stagewright.rundir import RunDir
-from stagewright.session import auto_workers, cores
+from stagewright.session import auto_workers
 from stagewright.step import Numerics
 
 _BATCH = 64

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from stagewright import recipes
+from stagewright.data import native
 from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError, StorageError
+from stagewright.machine import cores, memory_bytes
 from stagewright.plan import Plan
 
 _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "pyarrow")
@@ -166,8 +168,9 @@ def environment(data: str, command: Sequence[str], device: str, device_name: str
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "ram_gb": _ram_gb(),
+        "cores": cores(),
+        "decoder": native.describe(),
+        "ram_gb": round(memory / 2**30, 1) if (memory := memory_bytes()) else None,
         **{library: _version(library) for library in _LIBRARIES},
         "git_commit": _git_commit(),
         "device": device,
@@ -249,13 +252,6 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _ram_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError):
-        return None
 
 
 def _git_commit() -> str | None:

@@ -55,7 +55,9 @@ def _finished(event: Event) -> str:
         for split in ("val", "test")
         if event[f"{split}_top1"] is not None
     )
-    return f"finished: top-1 {scores or 'not measured'} with the {chosen['weights']} weights of step {chosen['step']:,}"
+    text = f"finished: top-1 {scores or 'not measured'} with the {chosen['weights']} weights of step {chosen['step']:,}"
+    loading = event["clock"].get("loading")
+    return f"{text}\n{loading}" if loading else text
 
 
 _SENTENCES = {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,9 @@ from stagewright.data.decode import Images
 from stagewright.data.loader import Batch, BatchSpec, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.stream import eval_specs, recalibration_specs, train_specs
+from stagewright.data.times import LoadTimes
 from stagewright.evaluate import Evaluation, evaluate
+from stagewright.machine import cores
 from stagewright.model.average import WeightAverage, has_batch_norm, recalibrate
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.optim import reset_state
@@ -66,10 +67,17 @@ class Session:
     recorder: Recorder
     clock: Clock
     stop: StopSignal
+    load_times: LoadTimes = field(default_factory=LoadTimes)
+    """Of the training batches, since this process began."""
+    trained_before: float = field(init=False)
+    """Seconds of training that processes before this one had spent."""
+
+    def __post_init__(self) -> None:
+        self.trained_before = self.state.seconds["train"]
 
     def batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """The training batches from ``first_step`` to the end of the plan, to be used in a ``with``."""
-        return self._loading(train_specs(self.plan, self.manifest, first_step))
+        return self._loading(train_specs(self.plan, self.manifest, first_step), self.load_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
         """Puts the model into the stage's shape, alike whether arriving or resuming; (trainable, frozen) parameters."""
@@ -164,13 +172,14 @@ class Session:
         self.recorder.log.emit("saved", state.step, checkpoint=path.name)
 
     @contextmanager
-    def _loading(self, specs: Iterable[BatchSpec]) -> Iterator[Iterator[Batch]]:
+    def _loading(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:
+        """Batches on the host; on CUDA page-locked, and on their way to the device while the one before is worked on."""
         pinned = self.state.device.type == "cuda"
         workers = auto_workers(self.manifest) if self.execution.workers is None else self.execution.workers
         prefetch = self.execution.prefetch
-        batches = load_batches(self.images, specs, workers=workers, prefetch=prefetch, pin_memory=pinned)
+        batches = load_batches(self.images, specs, workers=workers, prefetch=prefetch, pin_memory=pinned, times=times)
         with closing(batches):
-            yield batches
+            yield copied_ahead(batches, self.state.device) if pinned else batches
 
     def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         device = self.state.device
@@ -186,14 +195,9 @@ def auto_workers(manifest: Manifest) -> int:
     return 1 if small else min(8, cores())
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on ``device``."""
-    if device.type == "cpu":
+    if batch.images.device == device or device.type == "cpu":
         return batch
     return replace(
         batch,
@@ -201,3 +205,27 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         labels=batch.labels.to(device, non_blocking=True),
         valid=batch.valid.to(device, non_blocking=True),
     )
+
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """``batches`` on the CUDA ``device``, each copied on a stream of its own while the one before is worked on."""
+    copies = torch.cuda.Stream(device)
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = on_device(batch, device)
+            arrived = copies.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead, device)
+        ahead = moved, arrived
+    if ahead is not None:
+        yield _arrived(*ahead, device)
+
+
+def _arrived(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
+    """``batch``, safe to use on the device's current stream, which keeps its memory until it is done with it."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(arrived)
+    for tensor in (batch.images, batch.labels, batch.valid):
+        tensor.record_stream(stream)
+    return batch

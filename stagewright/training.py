@@ -25,6 +25,7 @@ from stagewright.build import (
     prepare_torch,
 )
 from stagewright.clock import Clock
+from stagewright.data import native
 from stagewright.data.decode import Images
 from stagewright.data.kept import keep
 from stagewright.data.manifest import Manifest
@@ -32,6 +33,7 @@ from stagewright.data.sources import Dataset, load_dataset, open_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
 from stagewright.events import EventLog, Observer
 from stagewright.finish import finish, read_summary, write_summary
+from stagewright.machine import cores
 from stagewright.model.bundle import Bundle, load_bundle
 from stagewright.observers.console import Console, ScanProgress
 from stagewright.observers.pages import Pages
@@ -42,7 +44,7 @@ from stagewright.record import Recorder
 from stagewright.resolve import resolve
 from stagewright.run import carry_out
 from stagewright.rundir import RunDir, check_room, environment, lock, next_free, own_command
-from stagewright.session import Execution, Session, cores
+from stagewright.session import Execution, Session
 from stagewright.state import TrainState
 from stagewright.stop import StopSignal
 
@@ -315,6 +317,9 @@ def open_session(
         log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})
         for note in run.read_env().get("data_notes", []):
             log.emit("notice", 0, text=note, clock={"told": True})
+    elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
+        text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
+        log.emit("notice", state.step, text=text)
     for line in lines:
         log.emit("notice", state.step, text=line)
     numerics = numerics_of(plan)

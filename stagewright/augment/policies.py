@@ -140,7 +140,8 @@ def _three_augment(augment: Augment, uniforms: Floats) -> Layer:
     sigma = augment.blur_sigma[0] + (augment.blur_sigma[1] - augment.blur_sigma[0]) * uniforms[:, 1]
     which = _below(uniforms[:, 0], 3)
     ops = np.array([Op.SATURATION, Op.SOLARIZE, Op.BLUR], dtype=np.int8)
-    return Layer(ops[which], np.choose(which, [np.zeros(len(which)), float(augment.solarize_threshold), sigma]))
+    values = np.select([which == 1, which == 2], [np.full(len(which), float(augment.solarize_threshold)), sigma])
+    return Layer(ops[which], values)
 
 
 def _ranges(policy: str, image_size: int) -> dict[Op, tuple[float, float]]:

@@ -180,7 +180,7 @@ def _split(pictures: _Pictures, settings: Data, seed: int) -> tuple[Parts, list[
     val, test = settings.val, 0.0 if has_test else settings.test
     notes: tuple[str, ...] = ()
     if len(open_) and pictures.groups is not None:
-        groups = _group_keys(pictures.groups, pictures.content)[open_]
+        groups = group_keys(pictures.groups, pictures.content)[open_]
         parts[open_], notes = grouped(content, labels, groups, val, test, seed)
     elif len(open_):
         parts[open_] = stratified(content, labels, val, test, seed)
@@ -199,7 +199,7 @@ def _split(pictures: _Pictures, settings: Data, seed: int) -> tuple[Parts, list[
     return parts, [f"split {how}: {shares}", *notes, *straddling, *_gaps(pictures, parts)]
 
 
-def _group_keys(groups: pa.StringArray, content: Keys) -> Keys:
+def group_keys(groups: pa.StringArray, content: Keys) -> Keys:
     """A hash of each picture's group, which does not depend on the other groups; of the picture where it has none."""
     encoded = groups.dictionary_encode()
     hashed = [

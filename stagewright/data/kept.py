@@ -6,14 +6,13 @@ at a part of their size are left alone, whatever memory there is.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.decode import FileImages, Images
 from stagewright.data.stored import Stored
+from stagewright.machine import memory_bytes
 
 MOST_BYTES = 2**31
 """No set of more bytes than this is kept, nor one of more than an eighth of the machine's memory."""
@@ -89,7 +88,7 @@ def keep(
     if not isinstance(images, FileImages) or not len(images):
         return images
     scaled = not exact and int(np.minimum(widths, heights).max()) >= 2 * image_size
-    most = min(MOST_BYTES, _physical_memory() // 8)
+    most = min(MOST_BYTES, (memory_bytes() or 8 * MOST_BYTES) // 8)
     if scaled or int(decoded_bytes(widths, heights).sum()) > most:
         return images
     return KeptImages(images, widths, heights)
@@ -98,10 +97,3 @@ def keep(
 def decoded_bytes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> NDArray[np.int64]:
     """Bytes of each picture once it is decoded, int64 (N,)."""
     return 3 * widths.astype(np.int64) * heights
-
-
-def _physical_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 8 * MOST_BYTES

@@ -86,9 +86,8 @@ def class_folders(classes: Sequence[str]) -> list[str]:
     """A folder's name for each class: its own where it can be one and is read as one, else one like it."""
     wanted = [_usable(name) for name in classes]
     several = {name for name, count in Counter(wanted).items() if count > 1}
-    taken = set(classes)
     return [
-        name if name == class_ or (name not in several and name not in taken) else _marked(name, class_)
+        name if name == class_ or name not in several else _marked(name, class_)
         for class_, name in zip(classes, wanted, strict=True)
     ]
 

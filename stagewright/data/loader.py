@@ -9,6 +9,7 @@ zeros, not valid and named; it is never replaced. Nothing is normalised here: ba
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from stagewright.augment.draw import Draws
 from stagewright.augment.params import Geometry
 from stagewright.data.crop import IN_MEMORY, crop_into
 from stagewright.data.decode import Images
+from stagewright.data.times import LoadTimes
 from stagewright.recipe import Interpolation
 
 BadRow = tuple[int, str]
@@ -48,7 +50,7 @@ class BatchSpec:
     image_size: int
     """Side S of the square pictures in pixels."""
     interpolation: Interpolation
-    exact: bool = False
+    exact: bool = True
     """Whether JPEGs are decoded at full size however small the view is."""
     draws: Draws | None = None
     """What is done to the pictures on the device, after cropping and flipping."""
@@ -81,30 +83,38 @@ def load_batches(
     workers: int,
     prefetch: int = 4,
     pin_memory: bool = False,
+    times: LoadTimes | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of ``specs``, in their order, made by ``workers`` threads (0: by the calling thread).
 
     Specs are drawn in the calling thread, once each, and no more than ``prefetch`` beyond the batch handed out, which
     also bounds the memory; with 0 workers none. Close the generator (``contextlib.closing``) to end the threads; being
     garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and no longer.
-    ``pin_memory`` allocates page-locked tensors and needs CUDA. An error of the reader that is not in
-    ``crop.UNREADABLE`` is raised when its batch is due. ValueError for workers < 0 or prefetch < 1.
+    ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go. An error of the
+    reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for workers < 0 or
+    prefetch < 1.
     """
     if workers < 0 or prefetch < 1:
         raise ValueError(f"workers {workers} must not be negative, prefetch {prefetch} must be at least 1")
-    drafts = (_Draft(images, spec, pin_memory) for spec in specs)
-    return _in_threads(drafts, workers, prefetch) if workers else _in_turn(drafts)
+    times = times or LoadTimes()
+    times.workers = workers
+    drafts = (_Draft(images, spec, pin_memory, times) for spec in specs)
+    return _in_threads(drafts, workers, prefetch, times) if workers else _in_turn(drafts, times)
 
 
-def _in_turn(drafts: Iterator[_Draft]) -> Generator[Batch, None, None]:
-    yield from map(_finish, drafts)
+def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, None, None]:
+    def finish(draft: _Draft) -> Batch:
+        began = time.perf_counter()
+        batch = draft.finished(part() for part in draft.parts(threading.Event()))
+        times.waited(time.perf_counter() - began)
+        return batch
+
+    yield from map(finish, drafts)
 
 
-def _finish(draft: _Draft) -> Batch:
-    return draft.finished(part() for part in draft.parts(threading.Event()))
-
-
-def _in_threads(drafts: Iterator[_Draft], workers: int, prefetch: int) -> Generator[Batch, None, None]:
+def _in_threads(
+    drafts: Iterator[_Draft], workers: int, prefetch: int, times: LoadTimes
+) -> Generator[Batch, None, None]:
     closed = threading.Event()
     under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=_THREAD_NAME)
@@ -115,7 +125,9 @@ def _in_threads(drafts: Iterator[_Draft], workers: int, prefetch: int) -> Genera
 
     def take() -> Batch:
         draft, futures = under_way.popleft()
+        began = time.perf_counter()
         batch = draft.finished(future.result() for future in futures)
+        times.waited(time.perf_counter() - began)
         top_up()
         return batch
 
@@ -133,9 +145,9 @@ def _in_threads(drafts: Iterator[_Draft], workers: int, prefetch: int) -> Genera
 class _Draft:
     """A batch in the making: its buffers, and the pieces of work that fill them, in any order or at once."""
 
-    def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool) -> None:
+    def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool, times: LoadTimes) -> None:
         size = spec.image_size
-        self.images, self.spec = images, spec
+        self.images, self.spec, self.times = images, spec, times
         self.buffer = torch.empty((len(spec.rows), size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
         self.labels = torch.empty(len(spec.rows), dtype=torch.int64, pin_memory=pin_memory)
         self.valid = torch.ones(len(spec.rows), dtype=torch.bool, pin_memory=pin_memory)
@@ -159,6 +171,7 @@ class _Draft:
             spec.interpolation,
             spec.exact,
             self.buffer.numpy()[chunk],
+            self.times,
         )
         for at, _ in bad:
             self.valid.numpy()[chunk][at] = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,8 @@ class Manifest:
     heights: NDArray[np.int32]
     groups: pa.StringArray | None = None
     """What never straddles a split (site, patient); null where a picture has none of its own."""
+    variant: str = ""
+    """What was made of the pictures before training reads them, e.g. ``pack of 256 px, jpeg q90``; empty: nothing."""
 
     def __post_init__(self) -> None:
         columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups)
@@ -73,15 +76,17 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 in hexadecimal over the classes and every row's path, hash, label, group and split, in order.
+        """sha256 in hexadecimal over the classes, every row's path, hash, label, group and split, in order, and the variant.
 
         Where the pictures lie (``root``) and how they were named (``source``) make no difference.
         """
         digest = hashlib.sha256(json.dumps(["stagewright manifest", _VERSION, len(self), self.classes]).encode())
         for column in (self.paths, self.hashes, self.groups):
-            digest.update(b"-" if column is None else _column_bytes(column))
+            digest.update(b"-" if column is None else column_bytes(column))
         digest.update(np.ascontiguousarray(self.labels, "<i4").tobytes())
         digest.update(np.ascontiguousarray(self.splits, "<i1").tobytes())
+        if self.variant:  # without one, the digest is that of versions which knew none
+            digest.update(json.dumps(["variant", self.variant]).encode())
         return digest.hexdigest()
 
     def info(self) -> DatasetInfo:
@@ -93,7 +98,9 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Writes one Parquet file in the place of ``path``, whole or not at all."""
-        head = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
+        head: dict[str, Any] = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
+        if self.variant:
+            head["variant"] = self.variant
         columns: dict[str, Any] = {
             "path": self.paths,
             "hash": self.hashes,
@@ -125,6 +132,7 @@ class Manifest:
                 widths=table["width"].to_numpy().astype(np.int32),
                 heights=table["height"].to_numpy().astype(np.int32),
                 groups=one_array(table["group"]) if "group" in table.column_names else None,
+                variant=head.get("variant", ""),
             )
         except FileNotFoundError:
             raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
@@ -152,11 +160,12 @@ def write_table(table: pa.Table, path: Path) -> None:
         raise
 
 
-def read_table(path: str | Path) -> pa.Table:
-    """The Parquet file ``path``; OSError or pyarrow.ArrowException if there is none or it is damaged."""
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The Parquet file ``path``, or some of its columns; OSError or pyarrow.ArrowException if there is none or it is
+    damaged."""
     # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read()
+        return file.read(columns)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.StringArray:
@@ -164,7 +173,7 @@ def one_array(column: pa.ChunkedArray) -> pa.StringArray:
     return pa.concat_arrays([chunk.cast(pa.string()) for chunk in column.chunks] or [pa.array([], pa.string())])
 
 
-def _column_bytes(column: pa.StringArray) -> bytes:
+def column_bytes(column: pa.StringArray) -> bytes:
     """The strings of ``column`` one after the other, after their lengths and which of them are null."""
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i4")
     text = pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column.fill_null("")), "")[0].as_py()

@@ -63,7 +63,10 @@ def _tidy(base: str, name: str) -> str:
     """``name`` with ``/``, without ``./`` and ``..`` where possible, and relative to ``base`` if it exists elsewhere."""
     name = posixpath.normpath(name.strip().replace("\\", "/"))
     if os.path.isabs(name):
-        return os.path.relpath(name, base).replace(os.sep, "/") if os.path.isfile(name) else name.lstrip("/")
+        if not os.path.isfile(name):
+            return name.lstrip("/")
+        # As the system sees it: ``..`` of a link leads beside what it points at, not beside the link.
+        return os.path.relpath(os.path.realpath(name), os.path.realpath(base)).replace(os.sep, "/")
     return name
 
 

@@ -61,8 +61,9 @@ def crop(
 ) -> NDArray[np.uint8]:
     """Fills ``out``, uint8 (N, size, size, 3) and contiguous, with the parts ``boxes`` (upright pixels) of N pictures.
 
-    ``exact`` decodes at full size and resizes as Pillow does, to the bit; otherwise at the smallest of 1/8, 1/4, 1/2 and 1 at which the box still has ``size``
-    pixels either way. Returns a code for each, :data:`DONE` where it was done; ``out`` is undefined elsewhere.
+    ``exact`` decodes at full size and resizes as Pillow does, to the bit; otherwise JPEGs are decoded at the smallest of
+    1/8, 1/4, 1/2 and 1 at which the box still has ``size`` pixels either way. Returns a code for each, :data:`DONE`
+    where it was done; ``out`` is undefined elsewhere.
     """
     chosen, edges = _FILTERS[interpolation], np.ascontiguousarray(boxes, np.float64)
     mirrored = np.ascontiguousarray(flips, np.bool_)

@@ -97,9 +97,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
+    """A record that has been made."""
+
     at: int
+    """Its number."""
     data: bytes
     original_bytes: int
+    """Size of the file that it was made of."""
 
 
 def stored_size(width: int, height: int, size: int) -> tuple[int, int]:

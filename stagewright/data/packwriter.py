@@ -179,6 +179,7 @@ def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Tabl
 
 
 def write_head(file: Path, head: Head) -> None:
+    """Writes ``head`` in the place of ``file``: whole or not at all, and on disk when this returns."""
     temporary = file.with_name(f".part-{file.name}")
     with temporary.open("w", encoding="utf-8") as opened:
         opened.write(head.to_json())

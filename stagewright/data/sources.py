@@ -6,7 +6,7 @@ Owns the forms that DATA may take.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stagewright.data.assemble import assemble
@@ -14,6 +14,8 @@ from stagewright.data.builtin import TORCHVISION, digits_folder, load_arrays
 from stagewright.data.decode import ArrayImages, FileImages, Images
 from stagewright.data.listing import TABLES, Excluded, Listing, list_folder
 from stagewright.data.manifest import Manifest
+from stagewright.data.pack import Pack, is_pack
+from stagewright.data.packcheck import check_records
 from stagewright.data.scan import Progress, hex_strings, scan
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, nearest
@@ -21,7 +23,7 @@ from stagewright.recipe import Data
 
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "
-    f"torchvision:NAME ({', '.join(TORCHVISION)})"
+    f"torchvision:NAME ({', '.join(TORCHVISION)}); a NAME.pack (made by data pack)"
 )
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
@@ -45,7 +47,8 @@ def load_dataset(
     """Finds, opens and splits the pictures of ``source``; a pure function of files, ``settings`` and ``seed``.
 
     Every file is decoded once, with ``workers`` threads, unless an earlier call has done so; ``progress(done, total)`` is
-    called meanwhile. DataError where ``source`` is none of :data:`FORMS` or cannot be trained on.
+    called meanwhile. Of a pack, every record's checksum is compared instead, and the manifest is the one that its originals
+    give, but for the variant. DataError where ``source`` is none of :data:`FORMS` or cannot be trained on.
     """
     if settings.val + settings.test >= 1:
         raise DataError(
@@ -57,7 +60,10 @@ def load_dataset(
         arrays = load_arrays(source)
         manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
         return Dataset(manifest, ArrayImages(arrays.pictures), notes, excluded)
-    listing = _list(source, settings)
+    place = Path(os.path.abspath(Path(source).expanduser()))
+    if is_pack(place):
+        return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
+    listing = list_source(source, settings)
     found = scan(listing.root, listing.paths, workers=workers, progress=progress)
     manifest, notes, excluded = assemble(source, listing, found, settings, seed)
     return Dataset(manifest, FileImages(manifest.root, manifest.paths), notes, excluded)
@@ -74,6 +80,8 @@ def open_images(manifest: Manifest) -> Images:
                 "restore its files, or start a new run",
             )
         return ArrayImages(arrays.pictures)
+    if manifest.variant:
+        return _open_pack(manifest)
     root = str(digits_folder()) if manifest.source == "digits" else manifest.root
     if not os.path.isdir(root):
         raise DataError(
@@ -84,8 +92,29 @@ def open_images(manifest: Manifest) -> Images:
     return FileImages(root, manifest.paths)
 
 
-def _list(source: str, settings: Data) -> Listing:
-    """The files of ``source``; DataError if it is no form of data that is known."""
+def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int, progress: Progress | None) -> Dataset:
+    listing = pack.listing(settings)
+    manifest, notes, excluded = assemble(source, listing, pack.scan(), settings, seed)
+    manifest = replace(manifest, variant=pack.head.variant)
+    check_notes = check_records(pack, workers=workers, progress=progress)
+    return Dataset(manifest, pack.images(manifest.paths), (*notes, *check_notes), excluded)
+
+
+def _open_pack(manifest: Manifest) -> Images:
+    """The pictures of ``manifest`` in the pack that it was made of; DataError if it is another one now."""
+    pack = Pack.open(Path(manifest.root))
+    if pack.head.variant != manifest.variant:
+        raise DataError(
+            f"{manifest.root} is a {pack.head.variant}, and was a {manifest.variant} when the run began",
+            "the pack that the run was begun with",
+            "restore it, or start a new run",
+        )
+    check_records(pack)
+    return pack.images(manifest.paths, manifest.hashes)
+
+
+def list_source(source: str, settings: Data) -> Listing:
+    """The files of ``source``, a folder, a table or digits; DataError if it is no form of data that is known."""
     if source == "digits":
         return list_folder(digits_folder())
     if source.startswith("hf:") or "://" in source:

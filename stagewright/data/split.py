@@ -70,7 +70,7 @@ def grouped(
     StratifiedGroupKFold, which gives whole folds, comes to 0.30 and 0.06 with 7 folds, 0.24 and 0.19 with 20.
     """
     unit_keys, unit_of = np.unique(groups, return_inverse=True)
-    sets, crossing = _join_by_content(unit_of, content)
+    sets, crossing = join_by_content(unit_of, content)
     notes: tuple[str, ...] = ()
     if np.bincount(sets[unit_of]).max() <= max(len(content) / 2, np.bincount(unit_of).max()):
         first = np.unique(sets, return_index=True)[1]  # of each set, the group with the lowest key
@@ -89,7 +89,7 @@ def grouped(
             "at least one group for each part; groups never straddle a split",
             "ask for fewer parts (--set data.test=0), or give up the groups (--set data.group=none)",
         )
-    parts = _spread(unit_of, labels, unit_keys, shares[wanted], seed)
+    parts = spread(unit_of, labels, unit_keys, shares[wanted], seed)
     parts = _every_class_trains(wanted[parts], unit_of, labels, unit_keys)
     missing = [_NAMES[part] for part in wanted if not (parts == part).any()]
     if missing:
@@ -129,7 +129,7 @@ def _every_class_trains(parts: Parts, unit_of: Index, labels: Labels, unit_keys:
     return parts
 
 
-def _join_by_content(group_of: Index, content: Keys) -> tuple[Index, int]:
+def join_by_content(group_of: Index, content: Keys) -> tuple[Index, int]:
     """For each group the set of groups that identical pictures join it to, through others too, as numbers from 0; and
     how many pictures have copies in other groups."""
     pictures, picture_of = np.unique(content, return_inverse=True)
@@ -142,7 +142,7 @@ def _join_by_content(group_of: Index, content: Keys) -> tuple[Index, int]:
     return sets[:num_groups].astype(np.int64), int(several[picture_of].sum())
 
 
-def _spread(unit_of: Index, labels: Labels, unit_keys: Keys, shares: NDArray[np.float64], seed: int) -> Parts:
+def spread(unit_of: Index, labels: Labels, unit_keys: Keys, shares: NDArray[np.float64], seed: int) -> Parts:
     """Parts 0 .. len(shares) - 1 of the units, with pictures and classes spread by ``shares`` as evenly as is found."""
     sizes = np.bincount(unit_of)
     num_classes = int(labels.max()) + 1
