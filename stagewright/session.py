@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stagewright import checkpoint
@@ -188,6 +189,13 @@ class Session:
             with self.numerics.autocast(device):
                 yield self.numerics.network_input(there)[there.valid]
 
+    def _name_slow(self, rows: NDArray[np.int64], seconds: float) -> None:
+        """Says which pictures the loader has been waiting for."""
+        names = [self.manifest.paths[int(row)].as_py() for row in rows[:3]]
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        text = f"waiting for {', '.join(names)}{more} for {seconds:.0f} s now: is the storage in order?"
+        self.recorder.log.emit("notice", self.state.step, text=text)
+
 
 def auto_workers(manifest: Manifest) -> int:
     """A thread for each core, 8 at most; one where pictures are so small that threads wait for each other (docs/log.md)."""
@@ -212,9 +220,10 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
     copies = torch.cuda.Stream(device)
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
+        arrived = torch.cuda.Event()
         with torch.cuda.stream(copies):
             moved = on_device(batch, device)
-            arrived = copies.record_event()
+            arrived.record(copies)
         if ahead is not None:
             yield _arrived(*ahead, device)
         ahead = moved, arrived

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from stagewright import checkpoint, recipes
+from stagewright.augment.custom import load_custom
 from stagewright.build import (
     auto_precision,
     build_state,
@@ -287,6 +288,8 @@ def open_session(
     device = choose_device(execution.device)
     execution = replace(execution, device=str(device))
     prepare_torch(plan.recipe, device)
+    for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
+        load_custom(name)  # a function that is not there is told of now, not in the middle of the run
     restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
     for one in rejected:
         say(f"Passed over {one.name}: {one.reason}")

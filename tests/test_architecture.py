@@ -32,7 +32,31 @@ NO_TORCH = {
         "clock",
     ),
     *("wording", "sentences", "rundir", "cli", "stop"),
-    *("data.manifest", "data.sources", "data.scan", "data.split", "data.decode", "data.order", "augment.params"),
+    *("data.pack", "data.packcheck", "data.packfile", "data.packrecords", "data.packwriter", "data.packing"),
+    *("data.splitting", "data.folds", "data.links", "data.splitsummary", "data.stored", "data.native", "data.times"),
+    *(
+        "data.inspect",
+        "data.findings",
+        "data.fingerprint",
+        "data.inspectpage",
+        "augment.draw",
+        "augment.policies",
+        "augment.matrices",
+        "augment.custom",
+        "augment.fields",
+        "machine",
+    ),
+    *(
+        "data.kept",
+        "datacli",
+        "data.manifest",
+        "data.sources",
+        "data.scan",
+        "data.split",
+        "data.decode",
+        "data.order",
+        "augment.params",
+    ),
 }
 
 

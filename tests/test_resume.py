@@ -27,7 +27,8 @@ QUIET = Execution(device="cpu", workers=2, pages=False, quiet=True, save_minutes
 
 
 def three_stages() -> Recipe:
-    """16/24/32 px, other batch sizes, head first, mixing then none, EMA, SWA last; dropout, drop-path and clipping."""
+    """16/24/32 px, other batch sizes, head first, mixing then none, EMA, SWA last; RandAugment and augmented
+    copies; dropout, drop-path and clipping."""
     return recipes.from_plain(
         {
             "name": "three",
@@ -48,6 +49,7 @@ def three_stages() -> Recipe:
                     **{"name": "middle", "epochs": "6st", "image_size": 24, "batch_size": 8},
                     **{"mix": {"mixup": 0.4, "cutmix": 1.0}, "average": {"kind": "ema", "half_life": "2st"}},
                     "at_seam": "reset",
+                    "augment": {"policy": "randaugment", "brightness": 0.3, "erasing": 0.5},
                 },
                 {
                     **{"name": "full", "epochs": "5st", "image_size": 32, "batch_size": 6, "label_smoothing": 0.1},
@@ -55,6 +57,7 @@ def three_stages() -> Recipe:
                     "train": "last:3",
                     "average": {"kind": "swa", "every": "2st", "recalibrate": 12},
                     "lr": {"schedule": "swa", "peak": 0.02, "warmup": "2st"},
+                    "augment": {"crop": "pad", "rotation": 15, "blur": 0.5, "copies": 1},
                 },
             ],
         }

@@ -21,7 +21,13 @@ def augment_some(images: Tensor, draws: Draws, places: NDArray[np.int64] | None,
     if places is None:
         return augment(images, draws, fill)
     chosen = torch.from_numpy(places).to(images.device)
-    return images.index_copy(0, chosen, augment(images.index_select(0, chosen), draws, fill))
+    changed = augment(images.index_select(0, chosen), draws, fill)
+    result = images.clone()
+    if images.device.type == "cpu":  # whole pictures by memcpy; indexed writes go byte by byte
+        result.numpy()[places] = changed.numpy()
+    else:
+        result[chosen] = changed
+    return result
 
 
 def normalise(

@@ -198,7 +198,7 @@ def _set_finding(
     rest = ~(crossing | conflicting)
     if sets := joined(e.units, one[rest], two[rest]):
         share = sum(len(rows) for rows in sets) / len(e.labels)
-        given = (e.listing.parts != UNDECIDED).all()
+        given = (e.parts == e.listing.parts)[e.looks.readable].all()
         kept = "" if given else "; a split made here keeps them together"
         if kind != "copies" and not given:
             kept = "; a split made here keeps identical files together, but not these"

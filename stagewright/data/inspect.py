@@ -170,7 +170,8 @@ class Inspection:
                 for what in ("width", "height")]  # fmt: skip
         how = {
             "given": "split as DATA gives it",
-            "made": f"split made here with seed {self.seed}: identical files stay together, near duplicates need not",
+            "made": f"split made here, where DATA has none, with seed {self.seed}: identical files stay together, near "
+            "duplicates need not",
             "none": "no split can be made",
         }
         lines = [f"{formats}; {plain['bytes'] / 1e6:,.1f} MB", ", ".join(size), how[self.split]]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -34,6 +34,9 @@ Part = Callable[[], list[BadRow]]
 # Small enough to keep all threads busy on one batch, large enough that handing out costs nothing.
 _PICTURES_A_TASK = 8
 _ARRAYS_A_TASK = 512
+
+SLOW_SECONDS = 30.0
+"""A read that takes longer than this is named."""
 _THREAD_NAME = "stagewright-loader"
 
 
@@ -84,22 +87,26 @@ def load_batches(
     prefetch: int = 4,
     pin_memory: bool = False,
     times: LoadTimes | None = None,
+    on_slow: Callable[[NDArray[np.int64], float], None] | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of ``specs``, in their order, made by ``workers`` threads (0: by the calling thread).
 
     Specs are drawn in the calling thread, once each, and no more than ``prefetch`` beyond the batch handed out, which
     also bounds the memory; with 0 workers none. Close the generator (``contextlib.closing``) to end the threads; being
     garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and no longer.
-    ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go. An error of the
-    reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for workers < 0 or
-    prefetch < 1.
+    ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go, and
+    ``on_slow`` which rows the consumer has been waiting for, with the seconds, from :data:`SLOW_SECONDS` on, ever more
+    rarely. An error of the reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for
+    workers < 0 or prefetch < 1.
     """
     if workers < 0 or prefetch < 1:
         raise ValueError(f"workers {workers} must not be negative, prefetch {prefetch} must be at least 1")
     times = times or LoadTimes()
     times.workers = workers
     drafts = (_Draft(images, spec, pin_memory, times) for spec in specs)
-    return _in_threads(drafts, workers, prefetch, times) if workers else _in_turn(drafts, times)
+    return (
+        _in_threads(drafts, workers, prefetch, times, on_slow or _say_nothing) if workers else _in_turn(drafts, times)
+    )
 
 
 def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, None, None]:
@@ -113,7 +120,11 @@ def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, Non
 
 
 def _in_threads(
-    drafts: Iterator[_Draft], workers: int, prefetch: int, times: LoadTimes
+    drafts: Iterator[_Draft],
+    workers: int,
+    prefetch: int,
+    times: LoadTimes,
+    on_slow: Callable[[NDArray[np.int64], float], None],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
     under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
@@ -126,6 +137,11 @@ def _in_threads(
     def take() -> Batch:
         draft, futures = under_way.popleft()
         began = time.perf_counter()
+        for rows, future in zip(draft.rows_of_parts(), futures, strict=True):
+            patience = SLOW_SECONDS
+            while not future.done() and wait([future], timeout=patience).not_done:
+                on_slow(rows, time.perf_counter() - began)
+                patience *= 2
         batch = draft.finished(future.result() for future in futures)
         times.waited(time.perf_counter() - began)
         top_up()
@@ -142,6 +158,10 @@ def _in_threads(
         pool.shutdown(wait=not own, cancel_futures=True)
 
 
+def _say_nothing(rows: NDArray[np.int64], seconds: float) -> None:
+    pass
+
+
 class _Draft:
     """A batch in the making: its buffers, and the pieces of work that fill them, in any order or at once."""
 
@@ -155,8 +175,15 @@ class _Draft:
 
     def parts(self, closed: threading.Event) -> list[Part]:
         """The pieces of work; each returns the rows it could not read, and does nothing once ``closed`` is set."""
+        return [partial(self._fill, chunk, closed) for chunk in self._chunks()]
+
+    def rows_of_parts(self) -> list[NDArray[np.int64]]:
+        """The manifest rows that each piece of work reads."""
+        return [self.spec.rows[chunk] for chunk in self._chunks()]
+
+    def _chunks(self) -> list[slice]:
         each = _ARRAYS_A_TASK if isinstance(self.images, IN_MEMORY) else _PICTURES_A_TASK
-        return [partial(self._fill, slice(start, start + each), closed) for start in range(0, len(self.valid), each)]
+        return [slice(start, start + each) for start in range(0, len(self.valid), each)]
 
     def _fill(self, chunk: slice, closed: threading.Event) -> list[BadRow]:
         if closed.is_set():

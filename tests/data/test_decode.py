@@ -257,7 +257,9 @@ def test_crop_resize_is_exact_to_the_fraction_of_a_pixel(
     rows = box[1] + (np.arange(size[1]) + 0.5) * (box[3] - box[1]) / size[1] - 0.5
     # The outermost see nothing beyond the box, so the ramp bends there.
     assert np.abs(out[..., 0] - columns).max() <= 1.25 and np.abs(out[:, 1:-1, 0] - columns[1:-1]).max() <= 0.75
-    assert np.abs(out[..., 1] - rows[:, None]).max() <= 1.25 and np.abs(out[1:-1, :, 1] - rows[1:-1, None]).max() <= 0.75
+    assert (
+        np.abs(out[..., 1] - rows[:, None]).max() <= 1.25 and np.abs(out[1:-1, :, 1] - rows[1:-1, None]).max() <= 0.75
+    )
 
 
 def test_crop_resize_does_not_alias() -> None:

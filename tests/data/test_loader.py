@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import gc
 import subprocess
 import sys
@@ -18,10 +19,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from stagewright.augment.params import Geometry, eval_geometry, train_geometry
+from stagewright.data import loader, stored
 from stagewright.data.crop import UNREADABLE
 from stagewright.data.decode import ArrayImages, FileImages, Images, crop_resize
 from stagewright.data.loader import Batch, BatchSpec, load_batches
 from stagewright.data.stored import Stored
+from stagewright.data.times import LoadTimes
 from stagewright.errors import DataError
 from stagewright.recipe import Augment, Evaluation
 
@@ -338,6 +341,60 @@ def test_a_loader_may_be_collected_by_its_own_thread() -> None:
         time.sleep(0.005)
 
 
+def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SLOW_SECONDS", 0.05)
+
+    def hang(row: int) -> None:
+        if row == 13:
+            time.sleep(0.5)
+
+    told: list[tuple[list[int], float]] = []
+    batches = load_batches(
+        OneByOne(pictures(), hang),
+        [spec(step, 20, 16) for step in range(2)],
+        workers=2,
+        on_slow=lambda rows, seconds: told.append((rows.tolist(), seconds)),
+    )
+    assert len(list(batches)) == 2
+    assert 1 <= len(told) <= 4 and all(rows == list(range(8, 16)) for rows, _ in told)
+    assert told[0][1] >= 0.05 and [seconds for _, seconds in told] == sorted(seconds for _, seconds in told)
+
+
+def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"picture")
+    failures, read_once, pauses = [5], stored._read_once, []
+
+    def flaky(path: str) -> bytes:
+        if failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read_once(path)
+
+    monkeypatch.setattr(stored, "_read_once", flaky)
+    monkeypatch.setattr(stored.time, "sleep", pauses.append)
+    with pytest.raises(OSError, match=r"Input/output error, 4 attempts: '.*a\.jpg'"):
+        stored.read_file(str(file))
+    assert failures == [1] and pauses == [0.1, 0.5, 2.0]
+    assert stored.read_file(str(file)) == b"picture" and len(pauses) == 4
+    with pytest.raises(FileNotFoundError):
+        stored.read_file(str(tmp_path / "b.jpg"))
+    assert len(pauses) == 4
+
+
+def test_where_the_time_goes_is_told(files: FileImages) -> None:
+    for workers in (0, 2):
+        times = LoadTimes()
+        count = sum(len(batch.labels) for batch in load_batches(files, file_specs(), workers=workers, times=times))
+        assert (times.images, times.workers) == (count, workers)
+        assert times.read_seconds > 0 and times.decode_seconds > 0 and times.wait_seconds > 0
+        told = times.plain(train_seconds=times.wait_seconds * 2)
+        assert told["images"] == count and "training waited for pictures 50.0 % of its time" in told["verdict"]
+        assert "stagewright data pack" in told["verdict"]
+        assert "kept up" in times.verdict(times.wait_seconds * 100)
+    assert LoadTimes().verdict(1.0) == "no pictures were loaded"
+
+
 def test_ctrl_c_while_waiting_ends_the_threads() -> None:
     def interrupt(row: int) -> None:
         if row == 5:
@@ -348,6 +405,10 @@ def test_ctrl_c_while_waiting_ends_the_threads() -> None:
     with pytest.raises(KeyboardInterrupt):
         for _ in batches:
             pass
+    # Where it comes while a thread is being started, the pool does not know that thread yet: it ends a moment later.
+    deadline = time.monotonic() + 5
+    while loader_threads() and time.monotonic() < deadline:
+        time.sleep(0.005)
     assert loader_threads() == []
 
 
