@@ -282,7 +282,9 @@ def main() -> None:
             print(table(case, results[case]), flush=True)
     if options.out:
         command = f"python benchmarks/loader.py --rounds {options.rounds} --workers {options.workers}"
-        content = {"command": command, "decoder": native.describe(), "environment": environment(), "results": results}
+        found = environment("photos-250", command.split(), "cpu", "")
+        del found["cwd"]  # a path of this machine
+        content = {"environment": found, "results": results}
         options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -292,7 +294,9 @@ def table(case: str, ways: dict[str, Any]) -> str:
     for name, found in ways.items():
         low, high = min(found["rounds"]), max(found["rounds"])
         value = found["median"]
-        lines.append(f"{name:<20} {value:10,.0f} {value / base:10.2f} {value / as_bytes:8.2f}   {low:,.0f} to {high:,.0f}")
+        lines.append(
+            f"{name:<20} {value:10,.0f} {value / base:10.2f} {value / as_bytes:8.2f}   {low:,.0f} to {high:,.0f}"
+        )
     return "\n".join(lines) + "\n"
 
 

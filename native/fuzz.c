@@ -54,6 +54,7 @@ static int num_segments;
 
 static uint64_t state, run_seed;
 static volatile sig_atomic_t failing_soon;
+static long starved; /* calls that came to nothing for want of memory, on purpose */
 static char finding_name[64];
 static const uint8_t *current;
 static size_t current_length;
@@ -413,6 +414,8 @@ static void add_exif(void)
     size_t before = length, size;
     int little = one_in(2), sound = one_in(2);
     unsigned entries = sound ? 1 + (unsigned)below(3) : counts[below(7)];
+    if (length + sizeof block > MOST_BYTES)
+        return;
     put_16(0xFFE1);
     put_16(0);
     put_all(one_in(8) ? "Exix\0" : "Exif\0", 6);
@@ -471,8 +474,12 @@ static void put_huffman(uint8_t id, const uint8_t *values)
 static void put_tables(int progressive)
 {
     static const uint8_t dc[] = {0, 2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2};
-    static const uint8_t ac[] = {0x00, 0x01, 0x11, 0x02, 0x21, 0x03, 0xF0, 0x31, 0x12, 0x04, 0x41, 0x05, 0x0A, 0xE1, 0x51};
-    static const uint8_t runs[] = {0x00, 0x01, 0x10, 0x11, 0x21, 0x20, 0xF0, 0x31, 0x30, 0x41, 0x40, 0x51, 0x50, 0xE0, 0x61};
+    static const uint8_t ac[] = {
+        0x00, 0x01, 0x11, 0x02, 0x21, 0x03, 0xF0, 0x31, 0x12, 0x04, 0x41, 0x05, 0x0A, 0xE1, 0x51,
+    };
+    static const uint8_t runs[] = {
+        0x00, 0x01, 0x10, 0x11, 0x21, 0x20, 0xF0, 0x31, 0x30, 0x41, 0x40, 0x51, 0x50, 0xE0, 0x61,
+    };
     put_16(0xFFDB);
     put_16(2 + 65);
     put(0);
@@ -482,19 +489,84 @@ static void put_tables(int progressive)
     put_huffman(0x10, progressive ? runs : ac);
 }
 
-/* Zeros are flat colour, random bits are noise. */
-static void put_entropy(size_t size)
+/* The frame that is being made. */
+static struct {
+    unsigned width, height, interval;
+    int arithmetic, progressive, components, h[4], v[4], most_h, most_v, blocks;
+} plan;
+
+/* Sampling that libjpeg knows has factors which divide the largest; now and then there are others. */
+static int factor(int most)
 {
-    int kind = (int)below(3);
-    for (size_t at = 0; at < size; at++) {
-        uint8_t byte = kind == 0 ? 0 : kind == 1 ? (uint8_t)next() : (uint8_t)(next() & next() & next());
+    int chosen = 1 + (int)below((size_t)most);
+    return most % chosen && !one_in(20) ? most : chosen;
+}
+
+static void make_plan(void)
+{
+    int most_h = 1 + (int)below(one_in(2) ? 2 : 4), most_v = 1 + (int)below(one_in(2) ? 2 : 4), plain = one_in(3);
+    plan.arithmetic = one_in(4);
+    plan.progressive = one_in(3);
+    plan.width = 1 + (unsigned)below(one_in(8) ? 900 : 120);
+    plan.height = 1 + (unsigned)below(one_in(8) ? 900 : 120);
+    if (one_in(40))
+        plan.width = 1 + (unsigned)below(65500), plan.height = 1 + (unsigned)below(16);
+    else if (one_in(40))
+        plan.height = 1 + (unsigned)below(65500), plan.width = 1 + (unsigned)below(16);
+    else if (one_in(400))
+        plan.width = plan.height = one_in(2) ? 13377 : 1 + (unsigned)below(13377);
+    plan.interval = one_in(6) ? 1 + (unsigned)below(one_in(2) ? 20 : 65535) : 0;
+    plan.components = one_in(16) ? (int)(2 + 2 * below(2)) : one_in(4) ? 1 : 3;
+    plan.most_h = plan.most_v = plan.blocks = 0;
+    for (int at = 0; at < plan.components; at++) {
+        plan.h[at] = plain ? (at ? 1 : most_h) : factor(most_h);
+        plan.v[at] = plain ? (at ? 1 : most_v) : factor(most_v);
+        plan.most_h = plan.h[at] > plan.most_h ? plan.h[at] : plan.most_h;
+        plan.most_v = plan.v[at] > plan.most_v ? plan.v[at] : plan.most_v;
+        plan.blocks += plan.h[at] * plan.v[at];
+    }
+}
+
+static unsigned up(unsigned value, unsigned by)
+{
+    return (value + by - 1) / by;
+}
+
+static void put_bits(size_t bytes, int noise)
+{
+    for (; bytes; bytes--) {
+        uint8_t byte = noise == 0 ? 0 : noise == 1 ? (uint8_t)(next() & next() & next()) : (uint8_t)next();
         put(byte);
         if (byte == 0xFF)
             put(0);
     }
 }
 
-static void put_scan(int first, int components, int from, int to, int high, int low, size_t size)
+/* As many bits as the blocks of a scan take, with restart markers; anything else would count as damage. */
+static void put_blocks(int first, int components, size_t bits, int noise)
+{
+    size_t units = (size_t)up(plan.width, 8 * (unsigned)plan.most_h) * up(plan.height, 8 * (unsigned)plan.most_v);
+    if (components > 1) {
+        bits *= (size_t)plan.blocks;
+    } else {
+        unsigned width = up(plan.width * (unsigned)plan.h[first], (unsigned)plan.most_h);
+        unsigned height = up(plan.height * (unsigned)plan.v[first], (unsigned)plan.most_v);
+        units = (size_t)up(width, 8) * up(height, 8);
+    }
+    if (units * bits > 1000000) /* some 30 million pixels, more than enough time */
+        units = 1000000 / bits;
+    if (plan.arithmetic && !noise) /* the end of the data stands for any number of zeros */
+        return;
+    for (unsigned restart = 0; units; restart++) {
+        size_t some = plan.interval && plan.interval < units ? plan.interval : units;
+        put_bits((some * bits + 7) / 8, noise);
+        units -= some;
+        if (units)
+            put_16(0xFFD0 + restart % 8);
+    }
+}
+
+static void put_scan(int first, int components, int from, int to, int high, int low)
 {
     put_16(0xFFDA);
     put_16(6 + 2u * (unsigned)components);
@@ -506,71 +578,81 @@ static void put_scan(int first, int components, int from, int to, int high, int 
     put((uint8_t)from);
     put((uint8_t)to);
     put((uint8_t)(high << 4 | low));
-    put_entropy(size);
 }
 
-static void put_scans(int components, int progressive, size_t size)
+static int in_one_scan(void)
 {
-    if (!progressive && one_in(3)) { /* each component by itself */
-        for (int at = 0; at < components; at++)
-            put_scan(at, 1, 0, 63, 0, 0, size);
-    } else if (!progressive) {
-        put_scan(0, components, 0, 63, 0, 0, size * (size_t)components);
-    } else {
-        int low = (int)below(3);
-        put_scan(0, components, 0, 0, 0, low, size);
-        for (size_t times = below(one_in(64) ? 150 : 8); times; times--) {
-            int from = 1 + (int)below(63), high = (int)below(3);
-            put_scan((int)below((size_t)components), 1, from, from + (int)below(64 - (size_t)from), high,
-                     high ? high - 1 : (int)below(3), 1 + below(size));
-        }
-        for (; low; low--)
-            put_scan(0, components, 0, 0, low, low - 1, size);
+    return plan.components == 1 || (plan.blocks <= 10 && !one_in(4));
+}
+
+static void put_whole(int together, int high, int low, size_t bits, int noise)
+{
+    int components = together ? plan.components : 1;
+    for (int at = 0; at < plan.components; at += components) {
+        put_scan(at, components, 0, plan.progressive ? 0 : 63, high, low);
+        put_blocks(at, components, bits, noise);
     }
+}
+
+/*
+ * Zeros are flat colour and of a known length, two bits a block or one where progressive. Noise has an unknown length,
+ * which is no matter where only one scan is decoded, nor in the last bits of a progressive DC, one a block.
+ */
+static void put_scans(void)
+{
+    int low = (int)below(3), sequence = !one_in(8), together = in_one_scan();
+    if (!plan.progressive) {
+        int noise = together || one_in(8) ? (int)below(3) : 0;
+        put_whole(together, 0, 0, noise ? 30 : 2, noise);
+        return;
+    }
+    put_whole(together, 0, low, 1, one_in(16));
+    for (size_t times = one_in(64) ? 150 : below(8), band = 1; times && band < 63; times--) {
+        int component = (int)below((size_t)plan.components), bit = (int)below(2);
+        size_t first = sequence ? band : 1 + below(63), last = first + below(times > 8 ? 1 : 64 - first);
+        put_scan(component, 1, (int)first, (int)last, 0, bit);
+        put_blocks(component, 1, 1, one_in(32));
+        if (bit) { /* and the bit that it left out */
+            put_scan(component, 1, (int)first, (int)last, 1, 0);
+            put_blocks(component, 1, 1, 0);
+        }
+        band = last + 1;
+    }
+    for (; low; low--)
+        put_whole(in_one_scan(), low, low - 1, 1, plan.arithmetic ? 0 : 2);
 }
 
 /* Any kind of frame, any sampling factors, with data that fits it: what Pillow's encoder never writes. */
 static void build(void)
 {
-    static const uint8_t types[] = {0xC0, 0xC0, 0xC0, 0xC1, 0xC2, 0xC2, 0xC9, 0xCA};
-    uint8_t type = types[below(sizeof types)];
-    int components = one_in(16) ? (int)(2 + 2 * below(2)) : one_in(4) ? 1 : 3, plain = one_in(3);
-    unsigned width = 1 + (unsigned)below(one_in(8) ? 900 : 120), height = 1 + (unsigned)below(one_in(8) ? 900 : 120);
-    size_t blocks;
-    if (one_in(40))
-        width = 1 + (unsigned)below(65500), height = 1 + (unsigned)below(16);
-    else if (one_in(40))
-        height = 1 + (unsigned)below(65500), width = 1 + (unsigned)below(16);
-    else if (one_in(400))
-        width = height = one_in(2) ? 13377 : 1 + (unsigned)below(13377);
-    blocks = ((size_t)width / 8 + 2) * (height / 8 + 2);
+    make_plan();
     length = 0;
     put_16(0xFFD8);
     if (one_in(4)) {
         put_16(0xFFEE);
         put_16(14);
         put_all("Adobe\0\144\0\0\0\0", 11);
-        put((uint8_t)below(3));
+        put((uint8_t)(one_in(16) || plan.components == 4 ? below(4) : below(2)));
     }
-    put_tables(type == 0xC2);
-    if (one_in(8)) {
+    put_tables(plan.progressive);
+    if (plan.interval) {
         put_16(0xFFDD);
         put_16(4);
-        put_16((unsigned)below(one_in(2) ? 20 : 65536));
+        put_16(plan.interval);
     }
     put(0xFF);
-    put(type);
-    put_16(8 + 3u * (unsigned)components);
+    put((uint8_t)((plan.progressive ? 0xC2 : plan.arithmetic ? 0xC1 : 0xC0 + below(2)) + 8 * plan.arithmetic));
+    put_16(8 + 3u * (unsigned)plan.components);
     put(8);
-    put_16(height);
-    put_16(width);
-    put((uint8_t)components);
-    for (int at = 0; at < components; at++) {
+    put_16(plan.height);
+    put_16(plan.width);
+    put((uint8_t)plan.components);
+    for (int at = 0; at < plan.components; at++) {
         put((uint8_t)(1 + at));
-        put((uint8_t)(plain ? (at ? 0x11 : 0x11 * (1 + below(2))) : (1 + below(4)) << 4 | (1 + below(4))));
+        put((uint8_t)(plan.h[at] << 4 | plan.v[at]));
         put(0);
     }
-    put_scans(components, type == 0xC2 || type == 0xCA, (blocks < 30000 ? blocks : 30000) * (1 + below(3)) / 2 + 1);
+    put_scans();
     end_image();
 }
 
@@ -637,7 +719,9 @@ static void make_input(void)
 
 static double odd_edge(double side)
 {
-    static const double edges[] = {NAN, INFINITY, -INFINITY, 1e300, -1e300, 2147483648.0, -2147483649.0, 0.0, -0.0, 5e-324};
+    static const double edges[] = {
+        NAN, INFINITY, -INFINITY, 1e300, -1e300, 2147483648.0, -2147483649.0, 0.0, -0.0, 5e-324,
+    };
     return one_in(3) ? edges[below(10)] : (unit() * 3.0 - 1.0) * side;
 }
 
@@ -710,17 +794,41 @@ static JpegCropper *new_cropper(void)
     return cropper;
 }
 
-/* The same again with nothing left over from earlier pictures. */
-static void check_again(
-    const uint8_t *data, size_t size_of_data, Box box, int size, Filter filter, int flip, int exact, const uint8_t *out)
+static void describe(const char *kind, Box box, int size, Filter filter, int flip, int exact)
 {
-    size_t bytes = 3 * (size_t)size * size;
-    uint8_t *again = block_of(bytes);
+    snprintf(
+        current_call, sizeof current_call, "%sbox %.17g %.17g %.17g %.17g size %d filter %d flip %d exact %d\n", kind,
+        box.left, box.top, box.right, box.bottom, size, (int)filter, flip, exact);
+}
+
+typedef struct {
+    uint8_t *data, *out;
+    size_t length, out_size;
+    Box box;
+    int size, flip, exact;
+    Filter filter;
+} Call;
+
+static CropResult made(JpegCropper *cropper, const Call *call, uint8_t *out)
+{
+    return jpeg_crop(
+        cropper, call->data, call->length, call->box, call->size, call->filter, call->flip, call->exact, out);
+}
+
+/* The same again with nothing left over from earlier pictures, and from the start where memory had failed before. */
+static void check_again(const Call *call, CropResult expected, int failing)
+{
+    uint8_t *again = block_of(call->out_size);
     JpegCropper *cropper = new_cropper();
-    memset(again, 0x5A, bytes);
-    if (jpeg_crop(cropper, data, size_of_data, box, size, filter, flip, exact, again) != CROP_DONE)
-        found("\nDone once, and not again with a new cropper.\n");
-    if (memcmp(out, again, bytes))
+    memset(again, 0x5A, call->out_size);
+    if (failing) {
+        failing_soon = failing;
+        starved += made(cropper, call, again) != expected;
+        failing_soon = 0;
+    }
+    if (made(cropper, call, again) != expected)
+        found("\nA new cropper comes to another result.\n");
+    if (expected == CROP_DONE && memcmp(call->out, again, call->out_size))
         found("\nA new cropper gives another picture.\n");
     jpeg_cropper_free(cropper);
     free(again);
@@ -728,44 +836,37 @@ static void check_again(
 
 static CropResult one_jpeg(JpegCropper *cropper)
 {
+    Call call = {.length = length, .size = any_size(), .flip = one_in(2), .exact = one_in(2)};
     const Segment *frame;
     double width = 64, height = 64;
-    Box box;
-    int size = any_size(), flip = one_in(2), exact = one_in(2);
-    Filter filter = one_in(2) ? FILTER_BILINEAR : FILTER_BICUBIC;
-    uint8_t *block = block_of(length), *out = block_of(3 * (size_t)size * size);
     CropResult result;
 
+    call.filter = one_in(2) ? FILTER_BILINEAR : FILTER_BICUBIC;
+    call.data = memcpy(block_of(length), work, length);
+    call.out_size = 3 * (size_t)call.size * call.size;
+    call.out = memset(block_of(call.out_size), 0xA5, call.out_size);
     find_segments();
     frame = any_segment("F");
     if (frame && frame->length >= 9) {
         height = (double)work[frame->at + 5] * 256 + work[frame->at + 6];
         width = (double)work[frame->at + 7] * 256 + work[frame->at + 8];
     }
-    box = one_in(4) ? any_box(height, width) : any_box(width, height);
-    memcpy(block, work, length);
-    memset(out, 0xA5, 3 * (size_t)size * size);
-    current = block;
+    call.box = one_in(4) ? any_box(height, width) : any_box(width, height);
+    current = call.data;
     current_length = length;
-    snprintf(
-        current_call, sizeof current_call, "box %.17g %.17g %.17g %.17g size %d filter %d flip %d exact %d\n", box.left,
-        box.top, box.right, box.bottom, size, (int)filter, flip, exact);
-#ifdef FAILING_MALLOC
-    failing_soon = one_in(50) ? 1 + (int)below(12) : 0;
-#endif
-    result = jpeg_crop(cropper, block, length, box, size, filter, flip, exact, out);
-    failing_soon = 0;
+    describe("", call.box, call.size, call.filter, call.flip, call.exact);
+    result = made(cropper, &call, call.out);
 #ifdef PLANTED_BUG
     if (result == CROP_DONE)
-        *(volatile uint8_t *)out = *(volatile uint8_t *)(block + length);
+        call.out[0] = *(volatile uint8_t *)(call.data + length);
 #endif
     if (result < CROP_DONE || result > CROP_NO_MEMORY)
         found("\nA result that is none.\n");
-    if (result == CROP_DONE && one_in(4))
-        check_again(block, length, box, size, filter, flip, exact, out);
+    if (one_in(result == CROP_DONE ? 4 : 40))
+        check_again(&call, result, one_in(4) ? 1 + (int)below(one_in(2) ? 3 : 20) : 0);
     current = NULL;
-    free(block);
-    free(out);
+    free(call.data);
+    free(call.out);
     return result;
 }
 
@@ -776,6 +877,7 @@ static void one_raw(Scratch *scratch, int scalar)
     Filter filter = one_in(2) ? FILTER_BILINEAR : FILTER_BICUBIC;
     size_t bytes, result_bytes = 3 * (size_t)size * size;
     uint8_t *pixels, *out, *other;
+    char kind[64];
     Box box;
     if (width > 90 && height > 90)
         height = 1 + height % 90;
@@ -798,10 +900,8 @@ static void one_raw(Scratch *scratch, int scalar)
     Picture picture = {pixels, width, height, 3 * (size_t)width};
     current = pixels;
     current_length = bytes;
-    snprintf(
-        current_call, sizeof current_call,
-        "raw %d x %d box %.17g %.17g %.17g %.17g size %d filter %d flip %d exact %d scalar %d\n", width, height, box.left,
-        box.top, box.right, box.bottom, size, (int)filter, flip, exact, scalar);
+    snprintf(kind, sizeof kind, "raw %d x %d, %s first, ", width, height, scalar ? "scalar" : "vector");
+    describe(kind, box, size, filter, flip, exact);
     memset(out, 0xA5, result_bytes);
     memset(other, 0x5A, result_bytes);
     resize_force_scalar(scalar);
@@ -893,6 +993,9 @@ int main(int count_of_arguments, char **arguments)
     signal(SIGABRT, on_abort);
     signal(SIGPROF, on_time);
     begin = now();
+    failing_soon = 1;
+    jpeg_cropper_free(jpeg_cropper_new());
+    failing_soon = 0;
     for (long at = first; at < first + count; at++) {
         if (at % RUN == 0) {
             jpeg_cropper_free(cropper);
@@ -914,8 +1017,8 @@ int main(int count_of_arguments, char **arguments)
         free(seeds[at].data);
     printf(
         "{\"inputs\": %ld, \"raw\": %ld, \"seconds\": %.2f, \"peak_mib\": %ld, \"done\": %ld, \"unusual\": %ld, "
-        "\"damaged\": %ld, \"outside\": %ld, \"no_memory\": %ld}\n",
+        "\"damaged\": %ld, \"outside\": %ld, \"no_memory\": %ld, \"starved\": %ld}\n",
         count, raw, now() - begin, peak_mib(), results[CROP_DONE], results[CROP_UNUSUAL], results[CROP_DAMAGED],
-        results[CROP_OUTSIDE], results[CROP_NO_MEMORY]);
+        results[CROP_OUTSIDE], results[CROP_NO_MEMORY], starved);
     return 0;
 }

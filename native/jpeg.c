@@ -72,22 +72,14 @@ static void on_progress(j_common_ptr jpeg)
 
 JpegCropper *jpeg_cropper_new(void)
 {
-    JpegCropper *volatile cropper = calloc(1, sizeof *cropper);
+    JpegCropper *cropper = calloc(1, sizeof *cropper);
     if (!cropper)
         return NULL;
     cropper->jpeg.err = jpeg_std_error(&cropper->errors.base);
     cropper->errors.base.error_exit = on_error;
     cropper->errors.base.emit_message = on_message;
     cropper->errors.base.output_message = on_output;
-    if (setjmp(cropper->errors.escape)) {
-        jpeg_destroy_decompress(&cropper->jpeg);
-        free(cropper);
-        return NULL;
-    }
-    jpeg_create_decompress(&cropper->jpeg);
     cropper->progress.base.progress_monitor = on_progress;
-    cropper->jpeg.progress = &cropper->progress.base;
-    jpeg_save_markers(&cropper->jpeg, JPEG_APP0 + 1, 0xFFFF);
     return cropper;
 }
 
@@ -95,7 +87,6 @@ void jpeg_cropper_free(JpegCropper *cropper)
 {
     if (!cropper)
         return;
-    jpeg_destroy_decompress(&cropper->jpeg);
     scratch_free(&cropper->pixels);
     scratch_free(&cropper->resizing);
     free(cropper->tile);
@@ -312,6 +303,13 @@ static CropResult crop(
     int turned_by, scale;
     double width, height;
 
+    /*
+     * A new one for each picture: libjpeg keeps tables for the pictures that follow, so that a file which has lost its
+     * own would be decoded with those of whichever picture came before it.
+     */
+    jpeg_create_decompress(jpeg);
+    jpeg->progress = &cropper->progress.base;
+    jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xFFFF);
     jpeg_mem_src(jpeg, data, (unsigned long)length);
     if (jpeg_read_header(jpeg, TRUE) != JPEG_HEADER_OK)
         return CROP_UNUSUAL;
@@ -330,6 +328,9 @@ static CropResult crop(
     if (!inside(box, width, height))
         return CROP_OUTSIDE;
     box = turned(clipped(box, width, height), turn, jpeg->image_width, jpeg->image_height);
+    /* Mirrored, a box thinner than the numbers are fine at its new place has nothing left between its edges. */
+    if (!(box.left < box.right && box.top < box.bottom))
+        return CROP_OUTSIDE;
 
     scale = 1;
     if (!exact)
@@ -373,8 +374,7 @@ CropResult jpeg_crop(
     cropper->errors.warnings = 0;
     if (!setjmp(cropper->errors.escape))
         result = crop(cropper, data, length, box, size, filter, flip, exact, out);
-    /* Not finish: rows below the box are never decoded. A second setjmp, since this may fail too. */
-    if (!setjmp(cropper->errors.escape))
-        jpeg_abort_decompress(&cropper->jpeg);
+    /* Not finish: rows below the box are never decoded. */
+    jpeg_destroy_decompress(&cropper->jpeg);
     return result;
 }

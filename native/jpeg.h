@@ -10,7 +10,8 @@ typedef enum {
     CROP_UNUSUAL = 1,  /* not a JPEG of 8-bit grey, YCbCr or RGB, or not plainly upright (exact: not upright) */
     CROP_DAMAGED = 2,  /* libjpeg stopped or warned, or there is no end-of-image marker near the end */
     CROP_OUTSIDE = 3,  /* the box does not lie within the picture */
-    CROP_NO_MEMORY = 4
+    CROP_NO_MEMORY = 4,
+    CROP_UNREADABLE = 5 /* the file, by crop_files */
 } CropResult;
 
 typedef struct JpegCropper JpegCropper;

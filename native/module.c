@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "file.h"
 #include "jpeg.h"
 
 /* Arrays of a call, as the buffers that Python gave; released together. */
@@ -164,6 +165,76 @@ static PyObject *crop_jpegs(PyObject *module, PyObject *arguments)
 end:
     release(&call);
     return codes;
+}
+
+PyDoc_STRVAR(
+    crop_files_doc,
+    "crop_files(paths, boxes, flips, size, filter, exact, out) -> (bytes, float)\n\n"
+    "As crop_jpegs for whole files, read here: paths is a list of bytes, as os.fsencode gives them. Code 5: the file could\n"
+    "not be read. Also returns the seconds that reading took.");
+
+static PyObject *crop_files(PyObject *module, PyObject *arguments)
+{
+    PyObject *paths, *boxes, *flips, *out, *codes = NULL, *result = NULL;
+    int size, filter, exact;
+    Call call = {0};
+    JpegCropper *cropper = NULL;
+    FileReader reader = {0};
+    const char **names = NULL;
+    char *code;
+    (void)module;
+    if (!PyArg_ParseTuple(
+            arguments, "O!OOiipO", &PyList_Type, &paths, &boxes, &flips, &size, &filter, &exact, &out))
+        return NULL;
+    call.count = PyList_Size(paths);
+    call.size = size;
+    call.filter = (Filter)filter;
+    if (size < 1 || size > 16384 || (filter != FILTER_BILINEAR && filter != FILTER_BICUBIC)
+        || call.count > PY_SSIZE_T_MAX / ((Py_ssize_t)3 * size * size)) {
+        PyErr_SetString(PyExc_ValueError, "size must be 1 to 16384 and filter 0 (bilinear) or 1 (bicubic)");
+        return NULL;
+    }
+    names = PyMem_Malloc(sizeof *names * (call.count ? call.count : 1));
+    if (!names)
+        return PyErr_NoMemory();
+    paths = PyList_GetSlice(paths, 0, call.count); /* of our own, so that the names stay while the lock is given up */
+    if (!paths)
+        goto end;
+    for (Py_ssize_t at = 0; at < call.count; at++) {
+        names[at] = PyBytes_AsString(PyList_GetItem(paths, at));
+        if (!names[at])
+            goto end;
+    }
+    if (hold(&call, BOXES, boxes, call.count * 32, "boxes (float64, four each)", 0)
+        || hold(&call, FLIPS, flips, call.count, "flips (bool)", 0)
+        || hold(&call, OUT, out, call.count * 3 * size * size, "out (uint8)", 1))
+        goto end;
+    codes = PyBytes_FromStringAndSize(NULL, call.count);
+    if (!codes)
+        goto end;
+    code = PyBytes_AsString(codes);
+    Py_BEGIN_ALLOW_THREADS
+    cropper = jpeg_cropper_new();
+    for (Py_ssize_t at = 0; at < call.count; at++) {
+        if (!cropper)
+            code[at] = CROP_NO_MEMORY;
+        else if (file_read(&reader, names[at]))
+            code[at] = CROP_UNREADABLE;
+        else
+            code[at] = (char)jpeg_crop(
+                cropper, reader.memory, reader.length, box_of(&call, at), size, call.filter, flip_of(&call, at), exact,
+                out_of(&call, at));
+    }
+    jpeg_cropper_free(cropper);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("Od", codes, reader.seconds);
+end:
+    file_reader_free(&reader);
+    release(&call);
+    PyMem_Free((void *)names);
+    Py_XDECREF(paths);
+    Py_XDECREF(codes);
+    return result;
 }
 
 PyDoc_STRVAR(
@@ -331,6 +402,7 @@ static PyObject *info(PyObject *module, PyObject *nothing)
 
 static PyMethodDef methods[] = {
     {"crop_jpegs", crop_jpegs, METH_VARARGS, crop_jpegs_doc},
+    {"crop_files", crop_files, METH_VARARGS, crop_files_doc},
     {"crop_raw", crop_raw, METH_VARARGS, crop_raw_doc},
     {"gather", gather, METH_VARARGS, gather_doc},
     {"force_scalar", force_scalar, METH_O, force_scalar_doc},

@@ -125,6 +125,32 @@ static void fill_axis(
     }
 }
 
+/* Weights that are nowhere needed at the end of the rows, as most scales have one, are left out. */
+static void trim_axis(Axis *axis, int size)
+{
+    int most = 1;
+    for (int at = 0; at < size; at++) {
+        int16_t *weights = axis->weights + (size_t)at * axis->taps;
+        int lead = 0, count = axis->taps;
+        while (count > 1 && weights[count - 1] == 0)
+            count--;
+        while (lead < count - 1 && weights[lead] == 0)
+            lead++;
+        most = count - lead > most ? count - lead : most;
+    }
+    if (most == axis->taps)
+        return;
+    for (int at = 0; at < size; at++) {
+        int16_t *weights = axis->weights + (size_t)at * axis->taps;
+        int lead = 0;
+        while (lead < axis->taps - most && weights[lead] == 0)
+            lead++;
+        axis->start[at] += lead;
+        memmove(axis->weights + (size_t)at * most, weights + lead, most * sizeof *weights);
+    }
+    axis->taps = most;
+}
+
 static inline int16_t rounded_product(int16_t value, int16_t weight)
 {
     return (int16_t)(((int32_t)value * weight + 16384) >> 15);
@@ -339,6 +365,8 @@ int resize_crop(Picture picture, Box box, int size, Filter filter, int flip, uin
     fill_axis(&x_axis, box.left, box.right, left, right, size, filter, fixed.weight_bits);
     fill_axis(&y_axis, box.top, box.bottom, top, bottom, size, filter, fixed.weight_bits);
 
+    trim_axis(&x_axis, size);
+    trim_axis(&y_axis, size);
     for (int row = 0; row < size; row += LANES) {
         int rows = size - row < LANES ? size - row : LANES;
         uint8_t *place = out + (size_t)row * 3 * size;

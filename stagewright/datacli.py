@@ -141,8 +141,8 @@ def pack(
         print(json.dumps({"folder": str(made.folder), **{name: getattr(made, name) for name in names}}, indent=1))
         return
     room = f"{made.bytes / 1e6:,.1f} MB from {made.original_bytes / 1e6:,.1f} MB"
-    print(f"{made.folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
-    print(f"Train  stagewright train {made.folder}")
+    print(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
+    print(f"Train  stagewright train {folder}")
 
 
 @data_app.command()

@@ -164,6 +164,31 @@ def decode_for(data: bytes | memoryview, shrink: float | None) -> tuple[Image.Im
         raise _unreadable(error) from error
 
 
+def is_plain_jpeg(data: bytes | memoryview) -> bool:
+    """Whether the file says that it is an upright JPEG of 8 bits in grey or three colours that ends where it should."""
+    if bytes(data[:2]) != b"\xff\xd8" or b"\xff\xd9" not in bytes(data[-4096:]):
+        return False
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        kind, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if kind in (0xC0, 0xC1, 0xC2):
+            return data[at + 4] == 8 and data[at + 9] in (1, 3)
+        if kind == 0xE1:  # EXIF or XMP, where an orientation may stand
+            return _is_plain_to_pillow(data)
+        if length < 2 or kind in (0xD8, 0xD9, 0xDA) or kind >= 0xF0:
+            return False
+        at += 2 + length
+    return False
+
+
+def _is_plain_to_pillow(data: bytes | memoryview) -> bool:
+    try:
+        image = _open(data)
+    except Exception:
+        return False
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
+
+
 def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     return (size[1], size[0]) if _orientation(image) >= 5 else size
 

@@ -7,6 +7,7 @@ Optional: without a compiler or libjpeg's header at installation, or with ``STAG
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -78,6 +79,28 @@ def crop(
             *(edges, mirrored, size, chosen, exact, out),
         )
     return np.frombuffer(codes, np.uint8)
+
+
+def crop_files(
+    paths: Sequence[str],
+    boxes: NDArray[np.float64],
+    flips: NDArray[np.bool_],
+    size: int,
+    interpolation: Literal["bilinear", "bicubic"],
+    exact: bool,
+    out: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint8], float]:
+    """As :func:`crop` for the files ``paths``, which it reads; also the seconds that reading took."""
+    codes, seconds = _module().crop_files(
+        [os.fsencode(path) for path in paths],
+        np.ascontiguousarray(boxes, np.float64),
+        np.ascontiguousarray(flips, np.bool_),
+        size,
+        _FILTERS[interpolation],
+        exact,
+        out,
+    )
+    return np.frombuffer(codes, np.uint8), seconds
 
 
 def gather(

@@ -122,7 +122,7 @@ def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
         raise DataError(
             f"{some(map(str, there), 3)} {'is' if len(there) == 1 else 'are'} there already",
             "files that do not exist yet",
-            "name another file, or ask for it to be overwritten",
+            "name another file with --out, or give --overwrite",
         )
     folders = [table for table in there if table.is_dir()]
     if folders:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 _PAUSES = (0.1, 0.5, 2.0)
 """Seconds before each further attempt at a read that failed."""
@@ -53,27 +56,49 @@ class Stored:
         return memoryview(self.buffers[self.which[at]]).cast("B")[start : start + int(self.lengths[at])]
 
 
+class _Buffer(threading.local):
+    """Memory that each thread reads files into, again and again: new memory for each would cost a third of the read."""
+
+    memory = bytearray()
+
+    def room(self, end: int) -> bytearray:
+        """At least ``end`` bytes; what was there before is kept."""
+        if len(self.memory) < end:
+            self.memory = self.memory + bytes(max(end, _LEAST_ROOM, len(self.memory) * 3 // 2) - len(self.memory))
+        return self.memory
+
+
+_BUFFER = _Buffer()
+_LEAST_ROOM = 1 << 20
+
+
 def read_stored(paths: Sequence[str]) -> Stored:
-    """The bytes of the files ``paths``, one after the other; what fails is in ``failures``."""
-    buffers: list[bytes] = []
+    """The bytes of the files ``paths``, one after the other, until the same thread calls again; what fails is in
+    ``failures``."""
     failures: dict[int, Exception] = {}
+    offsets, lengths = np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64)
+    end = 0
     for at, path in enumerate(paths):
+        offsets[at] = end
         try:
-            buffers.append(read_file(path))
+            end = _patiently(path, lambda path, end=end: _read_behind(path, end))
         except OSError as error:
-            buffers.append(b"")
             failures[at] = error
-    lengths = np.array([len(data) for data in buffers], np.int64)
-    which = np.arange(len(buffers), dtype=np.int32)
-    return Stored("encoded", buffers, which, np.zeros(len(buffers), np.int64), lengths, failures=failures)
+        lengths[at] = end - offsets[at]
+    return Stored("encoded", [_BUFFER.memory], np.zeros(len(paths), np.int32), offsets, lengths, failures=failures)
 
 
 def read_file(path: str) -> bytes:
     """The bytes of a file. A read that fails is tried again, four times in all within 3 seconds, unless the file is
     missing or forbidden; then OSError with the name of the file."""
+    end = _patiently(path, lambda path: _read_behind(path, 0))
+    return bytes(memoryview(_BUFFER.memory)[:end])
+
+
+def _patiently(path: str, read: Callable[[str], T]) -> T:
     for pause in (*_PAUSES, None):
         try:
-            return _read_once(path)
+            return read(path)
         except OSError as error:
             if error.errno in _FINAL:
                 raise
@@ -84,17 +109,19 @@ def read_file(path: str) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _read_once(path: str) -> bytes:
-    # Fewer system calls than open().read(), which also seeks and asks whether it is a terminal.
+def _read_behind(path: str, start: int) -> int:
+    """Reads a file into this thread's buffer from ``start`` on; returns where it ends."""
+    # Fewer system calls than open().readinto(), which also seeks and asks whether it is a terminal.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
-        size = os.fstat(file).st_size
-        first = os.read(file, size + 1)
-        if len(first) == size:
-            return first
-        parts = [first]
-        while chunk := os.read(file, 1 << 20):
-            parts.append(chunk)
-        return b"".join(parts)
+        end, room = start, start + os.fstat(file).st_size + 1
+        while True:
+            memory = memoryview(_BUFFER.room(room))
+            count = os.readv(file, [memory[end:room]])
+            if not count:
+                return end
+            end += count
+            if end == room:  # it has grown
+                room += 1 << 20
     finally:
         os.close(file)

@@ -363,15 +363,15 @@ def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"picture")
-    failures, read_once, pauses = [5], stored._read_once, []
+    failures, read_behind, pauses = [5], stored._read_behind, []
 
-    def flaky(path: str) -> bytes:
+    def flaky(path: str, start: int) -> int:
         if failures[0]:
             failures[0] -= 1
             raise OSError(errno.EIO, "Input/output error", path)
-        return read_once(path)
+        return read_behind(path, start)
 
-    monkeypatch.setattr(stored, "_read_once", flaky)
+    monkeypatch.setattr(stored, "_read_behind", flaky)
     monkeypatch.setattr(stored.time, "sleep", pauses.append)
     with pytest.raises(OSError, match=r"Input/output error, 4 attempts: '.*a\.jpg'"):
         stored.read_file(str(file))
