@@ -10,8 +10,8 @@ setup(
     ext_modules=[
         Extension(
             "stagewright.data._native",
-            ["native/module.c", "native/jpeg.c", "native/resize.c", "native/exact.c", "native/file.c"],
-            depends=["native/file.h", "native/jpeg.h", "native/resize.h"],
+            ["native/module.c", "native/jpeg.c", "native/resize.c", "native/exact.c", "native/file.c", "native/huffman.c"],
+            depends=["native/file.h", "native/huffman.h", "native/jpeg.h", "native/resize.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
             libraries=["jpeg"] if WINDOWS else ["jpeg", "m"],

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 NATIVE = Path(__file__).resolve().parent
-SOURCES = ("fuzz.c", "jpeg.c", "resize.c", "exact.c")
+SOURCES = ("fuzz.c", "jpeg.c", "resize.c", "exact.c", "huffman.c")
 AWKWARD = NATIVE.parent.parent / "shared" / "data" / "awkward-images.zip"
 FLAGS = ("-std=c11", "-g", "-O1", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 RESULTS = ("done", "unusual", "damaged", "outside", "no_memory", "starved")

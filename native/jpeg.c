@@ -1,5 +1,7 @@
 #include "jpeg.h"
 
+#include "huffman.h"
+
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -19,6 +21,12 @@
 /* Upsampling of colour looks at its neighbours, so columns decoded alone begin and end a little outside of the box. */
 #define MARGIN 4
 
+#if JPEG_LIB_VERSION >= 70
+#define MIN_SCALED_SIZE(jpeg) ((jpeg)->min_DCT_h_scaled_size)
+#else
+#define MIN_SCALED_SIZE(jpeg) ((jpeg)->min_DCT_scaled_size)
+#endif
+
 /* The first two members are what libjpeg knows; its callbacks find the rest by the same address. */
 typedef struct {
     struct jpeg_error_mgr base;
@@ -35,6 +43,7 @@ struct JpegCropper {
     Errors errors;
     Progress progress;
     Scratch pixels, resizing;
+    Huffman *huffman;
     uint8_t *tile;
     size_t tile_size;
 };
@@ -70,11 +79,21 @@ static void on_progress(j_common_ptr jpeg)
         longjmp(((Errors *)jpeg->err)->escape, 1);
 }
 
+static void on_damage(struct jpeg_decompress_struct *jpeg)
+{
+    longjmp(((Errors *)jpeg->err)->escape, 1);
+}
+
 JpegCropper *jpeg_cropper_new(void)
 {
     JpegCropper *cropper = calloc(1, sizeof *cropper);
     if (!cropper)
         return NULL;
+    cropper->huffman = huffman_new();
+    if (!cropper->huffman) {
+        free(cropper);
+        return NULL;
+    }
     cropper->jpeg.err = jpeg_std_error(&cropper->errors.base);
     cropper->errors.base.error_exit = on_error;
     cropper->errors.base.emit_message = on_message;
@@ -89,6 +108,7 @@ void jpeg_cropper_free(JpegCropper *cropper)
         return;
     scratch_free(&cropper->pixels);
     scratch_free(&cropper->resizing);
+    huffman_free(cropper->huffman);
     free(cropper->tile);
     free(cropper);
 }
@@ -220,6 +240,16 @@ static int clamp(double value, int low, int high)
     return value < low ? low : value > high ? high : (int)value;
 }
 
+/* Puts the faster entropy decoder in place, told of the MCU columns that libjpeg will use after jpeg_crop_scanline. */
+static void take_entropy(JpegCropper *cropper, JDIMENSION offset)
+{
+    struct jpeg_decompress_struct *jpeg = &cropper->jpeg;
+    int across = jpeg->num_components == 1 ? 1 : jpeg->max_h_samp_factor;
+    int width = MIN_SCALED_SIZE(jpeg) * across;
+    int last = ((int)(offset + jpeg->output_width) + width - 1) / width - 1;
+    huffman_take_over(cropper->huffman, jpeg, (int)offset / width, last, on_damage);
+}
+
 /* Decodes what `box` (in pixels of the file, already scaled) touches; its coordinates then belong to the result. */
 static CropResult decode_box(JpegCropper *cropper, Box *box, Picture *picture)
 {
@@ -239,6 +269,7 @@ static CropResult decode_box(JpegCropper *cropper, Box *box, Picture *picture)
         jpeg_crop_scanline(jpeg, &offset, &columns);
     else
         offset = 0;
+    take_entropy(cropper, offset);
 
     picture->stride = 3 * (size_t)jpeg->output_width;
     pixels = scratch_take(&cropper->pixels, picture->stride * (size_t)(bottom - top));

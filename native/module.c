@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "file.h"
+#include "huffman.h"
 #include "jpeg.h"
 
 /* Arrays of a call, as the buffers that Python gave; released together. */
@@ -275,7 +276,7 @@ static PyObject *crop_raw(PyObject *module, PyObject *arguments)
     lengths = PyByteArray_FromStringAndSize(NULL, view.len);
     for (Py_ssize_t at = 0; lengths && at < view.len / 8; at++) {
         const int32_t *pair = (const int32_t *)view.buf + 2 * at;
-        int bad = pair[0] < 1 || pair[1] < 1;
+        int bad = pair[0] < 1 || pair[1] < 1 || pair[0] > 1 << 24 || pair[1] > 1 << 24;
         ((int64_t *)PyByteArray_AsString(lengths))[at] = bad ? 0 : (int64_t)3 * pair[0] * pair[1];
     }
     PyBuffer_Release(&view);
@@ -391,6 +392,19 @@ static PyObject *force_scalar(PyObject *module, PyObject *on)
     return Py_NewRef(Py_None);
 }
 
+PyDoc_STRVAR(
+    library_entropy_doc, "library_entropy(on): leave entropy decoding to libjpeg-turbo; for tests, the pixels are the same.");
+
+static PyObject *library_entropy(PyObject *module, PyObject *on)
+{
+    int off = PyObject_IsTrue(on);
+    (void)module;
+    if (off < 0)
+        return NULL;
+    huffman_switch_off(off);
+    return Py_NewRef(Py_None);
+}
+
 PyDoc_STRVAR(info_doc, "info() -> (libjpeg's version, libjpeg-turbo's version or 0, \"avx2\" or \"scalar\")");
 
 static PyObject *info(PyObject *module, PyObject *nothing)
@@ -406,6 +420,7 @@ static PyMethodDef methods[] = {
     {"crop_raw", crop_raw, METH_VARARGS, crop_raw_doc},
     {"gather", gather, METH_VARARGS, gather_doc},
     {"force_scalar", force_scalar, METH_O, force_scalar_doc},
+    {"library_entropy", library_entropy, METH_O, library_entropy_doc},
     {"info", info, METH_NOARGS, info_doc},
     {NULL, NULL, 0, NULL},
 };

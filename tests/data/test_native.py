@@ -103,6 +103,54 @@ def test_a_part_has_the_pixels_of_the_whole(photos: list[bytes], size: int, exac
     assert scales == ({1} if exact else {224: {1, 2}, 96: {1, 2, 4}, 40: {2, 4, 8}}[size]) or not exact
 
 
+@pytest.mark.parametrize("size", [224, 96, 40, 12])
+def test_the_faster_entropy_decoder_gives_the_coefficients_of_libjpegs(photos: list[bytes], size: int) -> None:
+    module: Any = native._module()
+    files, kinds = list(photos), ("L", "RGB")
+    random = np.random.default_rng(5)
+    for at in range(60):  # odd sizes, every subsampling, optimised tables, qualities from coarse to without loss
+        noise = Image.fromarray(
+            random.integers(0, 256, (int(random.integers(1, 90)), int(random.integers(1, 90)), 3), np.uint8)
+        )
+        picture = (noise if at % 3 else photo(noise.width, noise.height, at)).convert(kinds[at % 5 != 0])
+        options = {"quality": int(random.integers(1, 101)), "optimize": bool(at % 2)}
+        files.append(jpeg(picture, **options, **({"subsampling": at % 3} if picture.mode == "RGB" else {})))
+    geometry = views(files, size)
+    fast, codes = cropped(files, geometry.boxes, size, flips=geometry.flips, exact=False)
+    module.library_entropy(True)
+    try:
+        slow, others = cropped(files, geometry.boxes, size, flips=geometry.flips, exact=False)
+    finally:
+        module.library_entropy(False)
+    assert codes == others and codes.count(0) > len(files) - 3
+    assert np.array_equal(fast[np.array(codes) == 0], slow[np.array(codes) == 0])
+
+
+def test_damaged_entropy_data_is_never_done_where_libjpeg_complains(photos: list[bytes]) -> None:
+    """Where bits are flipped, ours may refuse more than libjpeg's, which makes something up; never the other way round."""
+    module: Any = native._module()
+    random, files = np.random.default_rng(1), []
+    for data in photos[:20]:
+        for _ in range(10):
+            broken = bytearray(data)
+            for place in random.integers(len(data) // 3, len(data) - 2, 3):
+                broken[place] ^= 1 << int(random.integers(0, 8))
+            files.append(bytes(broken))
+    sides = np.array([Image.open(io.BytesIO(data)).size for data in files], float)
+    boxes = np.concatenate([np.zeros_like(sides), sides], axis=1)
+    fast, codes = cropped(files, boxes, 64, exact=False)
+    module.library_entropy(True)
+    try:
+        slow, others = cropped(files, boxes, 64, exact=False)
+    finally:
+        module.library_entropy(False)
+    done, wrong = np.array(codes) == 0, np.array(others) != 0
+    assert wrong.sum() > 3 and (~done).sum() > wrong.sum()
+    both = done & ~wrong
+    assert np.array_equal(fast[both], slow[both])
+    assert not (done & wrong).any()
+
+
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(((one.astype(float) - other) ** 2).mean(), 1e-9)))
 
