@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torchvision
-from torchvision import transforms
+from torchvision import transforms as _transforms
 
 from stagewright import recipes
 from stagewright.augment.apply import normalise
@@ -44,6 +44,7 @@ from stagewright.recipe import Data
 from stagewright.resolve import resolve
 from stagewright.rundir import environment
 
+transforms: Any = _transforms  # its parts are not declared where type checkers look
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 64
 WARM_UP = 6
@@ -102,7 +103,7 @@ def timm_way(folder: Path, size: int, workers: int) -> Way:
     from timm.data import create_dataset, create_transform  # pyright: ignore[reportPrivateImportUsage]
     from timm.data.loader import fast_collate
 
-    dataset = create_dataset("", str(folder))
+    dataset: Any = create_dataset("", str(folder))
     dataset.transform = create_transform(size, is_training=True, use_prefetcher=True, scale=(0.25, 1.0), hflip=0.5)
 
     def batches() -> Iterator[int]:

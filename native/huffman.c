@@ -16,7 +16,10 @@
 #define SCALED_SIZE(info) ((info)->DCT_scaled_size)
 #endif
 
-/* The part of libjpeg's entropy decoder that its other parts call; alike in all versions, though not in its manual. */
+/*
+ * The part of libjpeg's entropy decoder that its other parts call: in no manual, but alike in every release of
+ * libjpeg-turbo from 1.0 to 3.1. The tests compare what comes of it with libjpeg's own, file by file.
+ */
 typedef struct {
     void (*start_pass)(j_decompress_ptr jpeg);
     boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
@@ -377,6 +380,9 @@ int huffman_take_over(
 {
     /* Shared with libjpeg's headers by name only, and with its memory by address. */
     EntropyDecoder *decoder = (EntropyDecoder *)jpeg->entropy;
+#ifndef LIBJPEG_TURBO_VERSION_NUMBER
+    return 0;
+#endif
     if (switched_off || jpeg->progressive_mode || jpeg->arith_code || jpeg->restart_interval
         || jpeg_has_multiple_scans(jpeg) || jpeg->data_precision != 8 || !decoder || !decoder->decode_mcu)
         return 0;

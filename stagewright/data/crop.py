@@ -214,7 +214,7 @@ def _by_torch(
     from torchvision.io import ImageReadMode, decode_jpeg  # torchvision takes seconds to import
 
     try:
-        picture = decode_jpeg(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), mode=ImageReadMode.RGB)
+        picture: Any = decode_jpeg(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise OSError(str(error).splitlines()[0]) from error
     left, top, right, bottom = box
