@@ -10,7 +10,14 @@ setup(
     ext_modules=[
         Extension(
             "stagewright.data._native",
-            ["native/module.c", "native/jpeg.c", "native/resize.c", "native/exact.c", "native/file.c", "native/huffman.c"],
+            [
+                "native/module.c",
+                "native/jpeg.c",
+                "native/resize.c",
+                "native/exact.c",
+                "native/file.c",
+                "native/huffman.c",
+            ],
             depends=["native/file.h", "native/huffman.h", "native/jpeg.h", "native/resize.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             py_limited_api=True,
