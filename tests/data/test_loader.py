@@ -341,6 +341,16 @@ def test_a_loader_may_be_collected_by_its_own_thread() -> None:
         time.sleep(0.005)
 
 
+def test_the_interpreters_switch_interval_is_given_back() -> None:
+    before = sys.getswitchinterval()
+    with closing(load_batches(OneByOne(pictures()), Counted(), workers=2)) as batches:
+        next(batches)
+        assert sys.getswitchinterval() == pytest.approx(1e-4, rel=0.05)
+        assert len(list(load_batches(OneByOne(pictures()), [spec(0, 4, 16)], workers=1))) == 1
+        assert sys.getswitchinterval() == pytest.approx(1e-4, rel=0.05)
+    assert sys.getswitchinterval() == before
+
+
 def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLOW_SECONDS", 0.05)
 
