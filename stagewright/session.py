@@ -178,7 +178,15 @@ class Session:
         pinned = self.state.device.type == "cuda"
         workers = auto_workers(self.manifest) if self.execution.workers is None else self.execution.workers
         prefetch = self.execution.prefetch
-        batches = load_batches(self.images, specs, workers=workers, prefetch=prefetch, pin_memory=pinned, times=times)
+        batches = load_batches(
+            self.images,
+            specs,
+            workers=workers,
+            prefetch=prefetch,
+            pin_memory=pinned,
+            times=times,
+            on_slow=self._name_slow,
+        )
         with closing(batches):
             yield copied_ahead(batches, self.state.device) if pinned else batches
 

@@ -194,7 +194,7 @@ def _check_fits(width: int, height: int, right: float, bottom: float) -> None:
 
 
 def _by_torch(
-    data: memoryview, box: tuple[int, int, int, int], size: int, flip: bool, interpolation: Interpolation
+    data: bytes | memoryview, box: tuple[int, int, int, int], size: int, flip: bool, interpolation: Interpolation
 ) -> Pixels:
     """A plain JPEG without native help: torchvision's decoder and torch's antialiased resize take a sixth less time than
     Pillow's, unless that can decode at half the size."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,49 +49,33 @@ class Stored:
         sizes, lengths = np.array([[width, height]], np.int32), np.array([flat.size], np.int64)
         return cls("raw", [flat], np.zeros(1, np.int32), np.zeros(1, np.int64), lengths, sizes)
 
-    def data(self, at: int) -> memoryview:
-        """The bytes of the picture at place ``at``."""
-        start = int(self.offsets[at])
-        return memoryview(self.buffers[self.which[at]]).cast("B")[start : start + int(self.lengths[at])]
-
-
-class _Buffer(threading.local):
-    """Memory that each thread reads files into, again and again: new memory for each would cost a third of the read."""
-
-    memory = bytearray()
-
-    def room(self, end: int) -> bytearray:
-        """At least ``end`` bytes; what was there before is kept."""
-        if len(self.memory) < end:
-            self.memory = self.memory + bytes(max(end, _LEAST_ROOM, len(self.memory) * 3 // 2) - len(self.memory))
-        return self.memory
-
-
-_BUFFER = _Buffer()
-_LEAST_ROOM = 1 << 20
+    def data(self, at: int) -> bytes | memoryview:
+        """The bytes of the picture at place ``at``; not copied."""
+        buffer, start = self.buffers[self.which[at]], int(self.offsets[at])
+        if isinstance(buffer, bytes) and len(buffer) == self.lengths[at]:
+            return buffer  # which io.BytesIO shares, and copies of a memoryview
+        return memoryview(buffer).cast("B")[start : start + int(self.lengths[at])]
 
 
 def read_stored(paths: Sequence[str]) -> Stored:
-    """The bytes of the files ``paths``, one after the other, until the same thread calls again; what fails is in
-    ``failures``."""
+    """The bytes of the files ``paths``; what fails is in ``failures``."""
     failures: dict[int, Exception] = {}
-    offsets, lengths = np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64)
-    end = 0
+    buffers: list[bytes] = []
     for at, path in enumerate(paths):
-        offsets[at] = end
         try:
-            end = _patiently(path, lambda path, end=end: _read_behind(path, end))
+            buffers.append(read_file(path))
         except OSError as error:
             failures[at] = error
-        lengths[at] = end - offsets[at]
-    return Stored("encoded", [_BUFFER.memory], np.zeros(len(paths), np.int32), offsets, lengths, failures=failures)
+            buffers.append(b"")
+    count = len(paths)
+    lengths = np.fromiter(map(len, buffers), np.int64, count)
+    return Stored("encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths, failures=failures)
 
 
 def read_file(path: str) -> bytes:
     """The bytes of a file. A read that fails is tried again, four times in all within 3 seconds, unless the file is
     missing or forbidden; then OSError with the name of the file."""
-    end = _patiently(path, lambda path: _read_behind(path, 0))
-    return bytes(memoryview(_BUFFER.memory)[:end])
+    return _patiently(path, _read)
 
 
 def _patiently(path: str, read: Callable[[str], T]) -> T:
@@ -109,19 +92,17 @@ def _patiently(path: str, read: Callable[[str], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def _read_behind(path: str, start: int) -> int:
-    """Reads a file into this thread's buffer from ``start`` on; returns where it ends."""
-    # Fewer system calls than open().readinto(), which also seeks and asks whether it is a terminal.
+def _read(path: str) -> bytes:
+    # Fewer system calls than open().read(), which also seeks and asks whether it is a terminal.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
-        end, room = start, start + os.fstat(file).st_size + 1
-        while True:
-            memory = memoryview(_BUFFER.room(room))
-            count = os.readv(file, [memory[end:room]])
-            if not count:
-                return end
-            end += count
-            if end == room:  # it has grown
-                room += 1 << 20
+        size = os.fstat(file).st_size
+        data = os.read(file, size + 1)
+        if len(data) == size:  # all of it, and one more byte was asked for
+            return data
+        parts = [data]
+        while parts[-1]:  # it has grown or shrunk, or the system hands it out in pieces
+            parts.append(os.read(file, 1 << 20))
+        return b"".join(parts)
     finally:
         os.close(file)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import _thread
 import errno
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -351,6 +352,25 @@ def test_the_interpreters_switch_interval_is_given_back() -> None:
     assert sys.getswitchinterval() == before
 
 
+def test_its_threads_bring_no_team_of_torch_along() -> None:
+    own, seen = torch.get_num_threads(), set()
+    images = OneByOne(pictures(), lambda row: seen.add(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    try:
+        assert len(list(load_batches(images, [spec(0, 20, 16)], workers=2))) == 1
+        assert seen == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(own)
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(bytes(range(200)) * 20_000)
+    stat = os.stat_result((0, 0, 0, 0, 0, 0, 1000, 0, 0, 0))  # what it was
+    monkeypatch.setattr(stored.os, "fstat", lambda _: stat)
+    assert stored.read_file(str(file)) == file.read_bytes()
+
+
 def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SLOW_SECONDS", 0.05)
 
@@ -373,15 +393,15 @@ def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"picture")
-    failures, read_behind, pauses = [5], stored._read_behind, []
+    failures, read, pauses = [5], stored._read, []
 
-    def flaky(path: str, start: int) -> int:
+    def flaky(path: str) -> bytes:
         if failures[0]:
             failures[0] -= 1
             raise OSError(errno.EIO, "Input/output error", path)
-        return read_behind(path, start)
+        return read(path)
 
-    monkeypatch.setattr(stored, "_read_behind", flaky)
+    monkeypatch.setattr(stored, "_read", flaky)
     monkeypatch.setattr(stored.time, "sleep", pauses.append)
     with pytest.raises(OSError, match=r"Input/output error, 4 attempts: '.*a\.jpg'"):
         stored.read_file(str(file))
