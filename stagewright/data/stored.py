@@ -69,7 +69,9 @@ def read_stored(paths: Sequence[str]) -> Stored:
             buffers.append(b"")
     count = len(paths)
     lengths = np.fromiter(map(len, buffers), np.int64, count)
-    return Stored("encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths, failures=failures)
+    return Stored(
+        "encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths, failures=failures
+    )
 
 
 def read_file(path: str) -> bytes:
