@@ -17,6 +17,7 @@ from stagewright.clock import Clock
 from stagewright.data.decode import Images
 from stagewright.data.loader import Batch, BatchSpec, load_batches
 from stagewright.data.manifest import Manifest
+from stagewright.data.resident import Resident, reside
 from stagewright.data.stream import eval_specs, recalibration_specs, train_specs
 from stagewright.data.times import LoadTimes
 from stagewright.evaluate import Evaluation, evaluate
@@ -70,10 +71,12 @@ class Session:
     stop: StopSignal
     load_times: LoadTimes = field(default_factory=LoadTimes)
     """Of the training batches, since this process began."""
+    resident: Resident | None = field(init=False)
     trained_before: float = field(init=False)
     """Seconds of training that processes before this one had spent."""
 
     def __post_init__(self) -> None:
+        self.resident = reside(self.images, self.state.device) if self.execution.keep_decoded else None
         self.trained_before = self.state.seconds["train"]
 
     def batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -186,6 +189,7 @@ class Session:
             pin_memory=pinned,
             times=times,
             on_slow=self._name_slow,
+            resident=self.resident,
         )
         with closing(batches):
             yield copied_ahead(batches, self.state.device) if pinned else batches

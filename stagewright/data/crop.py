@@ -67,7 +67,7 @@ def crop_into(
         gather(images.array, rows, shifts, flips, out)
         out[list(failures)] = 0
         times.loaded(len(rows), read - began, time.perf_counter() - read)
-        return [(at, _in_words(error)) for at, error in failures.items()]
+        return [(at, in_words(error)) for at, error in failures.items()]
     edges = images.to_stored(rows, boxes)
     if isinstance(images, FileImages) and native.available():
         paths = [images.path(row) for row in rows.tolist()]
@@ -110,11 +110,12 @@ def _views(
             view(stored, int(number), edges[at], bool(flips[at]), interpolation, exact, out[at])
         except UNREADABLE as error:
             out[at] = 0
-            bad.append((at, _in_words(error)))
+            bad.append((at, in_words(error)))
     return bad
 
 
-def _in_words(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """Why a picture could not be read, on one line."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from stagewright.augment.draw import Draws
 from stagewright.augment.params import Geometry
-from stagewright.data.crop import IN_MEMORY, crop_into
+from stagewright.data.crop import IN_MEMORY, crop_into, in_words
 from stagewright.data.decode import Images
+from stagewright.data.resident import Resident
 from stagewright.data.times import LoadTimes
 from stagewright.recipe import Interpolation
 
@@ -95,6 +96,7 @@ def load_batches(
     pin_memory: bool = False,
     times: LoadTimes | None = None,
     on_slow: Callable[[NDArray[np.int64], float], None] | None = None,
+    resident: Resident | None = None,
 ) -> Generator[Batch, None, None]:
     """The batches of ``specs``, in their order, made by ``workers`` threads (0: by the calling thread).
 
@@ -103,21 +105,27 @@ def load_batches(
     garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and no longer.
     ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go, and
     ``on_slow`` which rows the consumer has been waiting for, with the seconds, from :data:`SLOW_SECONDS` on, ever more
-    rarely. An error of the reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for
+    rarely. Batches that ``resident`` serves are made by the consumer's thread on its device, the moment they are handed out.
+    An error of the reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for
     workers < 0 or prefetch < 1.
     """
     if workers < 0 or prefetch < 1:
         raise ValueError(f"workers {workers} must not be negative, prefetch {prefetch} must be at least 1")
     times = times or LoadTimes()
     times.workers = workers
-    drafts = (_Draft(images, spec, pin_memory, times) for spec in specs)
+    drafts = (
+        _ResidentDraft(resident, spec, times)
+        if resident is not None and resident.serves(spec.geometry, spec.image_size)
+        else _Draft(images, spec, pin_memory, times)
+        for spec in specs
+    )
     return (
         _in_threads(drafts, workers, prefetch, times, on_slow or _say_nothing) if workers else _in_turn(drafts, times)
     )
 
 
-def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, None, None]:
-    def finish(draft: _Draft) -> Batch:
+def _in_turn(drafts: Iterator[_Draft | _ResidentDraft], times: LoadTimes) -> Generator[Batch, None, None]:
+    def finish(draft: _Draft | _ResidentDraft) -> Batch:
         began = time.perf_counter()
         batch = draft.finished(part() for part in draft.parts(threading.Event()))
         times.waited(time.perf_counter() - began)
@@ -127,14 +135,14 @@ def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, Non
 
 
 def _in_threads(
-    drafts: Iterator[_Draft],
+    drafts: Iterator[_Draft | _ResidentDraft],
     workers: int,
     prefetch: int,
     times: LoadTimes,
     on_slow: Callable[[NDArray[np.int64], float], None],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
-    under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
+    under_way: deque[tuple[_Draft | _ResidentDraft, list[Future[list[BadRow]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=_THREAD_NAME, initializer=_alone)
 
     def top_up() -> None:
@@ -226,3 +234,38 @@ class _Draft:
         bad = tuple(row for part in bad_rows for row in part)
         spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
         return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for)
+
+
+class _ResidentDraft:
+    """A batch that waits on the device: nothing is left for the threads to do."""
+
+    def __init__(self, resident: Resident, spec: BatchSpec, times: LoadTimes) -> None:
+        self.resident, self.spec, self.times = resident, spec, times
+
+    def parts(self, closed: threading.Event) -> list[Part]:
+        """No pieces of work."""
+        return []
+
+    def rows_of_parts(self) -> list[NDArray[np.int64]]:
+        """No pieces, no rows."""
+        return []
+
+    def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
+        """The batch, on the device."""
+        spec, device = self.spec, self.resident.pictures.device
+        began = time.perf_counter()
+        images, failures = self.resident.views(spec.rows, spec.geometry)
+        valid = np.ones(len(spec.rows), np.bool_)
+        valid[list(failures)] = False
+        labels, there = torch.from_numpy(spec.labels.astype(np.int64)), torch.from_numpy(valid)
+        bad = tuple((int(spec.rows[at]), in_words(error)) for at, error in failures.items())
+        self.times.loaded(len(spec.rows), 0.0, time.perf_counter() - began)
+        return Batch(
+            spec.step,
+            images.permute(0, 3, 1, 2),
+            labels.to(device),
+            there.to(device),
+            bad,
+            spec.draws,
+            spec.drawn_for,
+        )
