@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stagewright import checkpoint, recipes
-from stagewright.data.loader import Batch
+from stagewright.data.loader import Batch, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
 from stagewright.plan import Plan, StagePlan
@@ -250,3 +251,14 @@ def _no_threads_left() -> Iterator[None]:
     import threading
 
     assert [t.name for t in threading.enumerate() if t.name.startswith("stagewright")] == []
+
+
+def test_reads_that_take_long_are_told_of(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*given: Any, on_slow: Callable[[np.ndarray, float], None], **named: Any) -> Any:
+        on_slow(np.arange(5), 61.0)
+        return load_batches(*given, on_slow=on_slow, **named)
+
+    monkeypatch.setattr("stagewright.session.load_batches", slowly)
+    run, _ = start()
+    assert not go(run, stop_after(1))
+    assert "and 2 more for 61 s now: is the storage in order?" in run.events.read_text()

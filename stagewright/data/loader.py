@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from stagewright.augment.draw import Draws
 from stagewright.augment.params import Geometry
-from stagewright.data.crop import IN_MEMORY, crop_into, in_words
+from stagewright.data.crop import IN_MEMORY, BadPlace, crop_into, in_words
 from stagewright.data.decode import Images
 from stagewright.data.resident import Resident
 from stagewright.data.times import LoadTimes
@@ -105,9 +106,8 @@ def load_batches(
     garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and no longer.
     ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go, and
     ``on_slow`` which rows the consumer has been waiting for, with the seconds, from :data:`SLOW_SECONDS` on, ever more
-    rarely. Batches that ``resident`` serves are made by the consumer's thread on its device, the moment they are handed out.
-    An error of the reader that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for
-    workers < 0 or prefetch < 1.
+    rarely. Batches that ``resident`` serves are made on its device, the moment they are handed out. An error of the reader
+    that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for workers < 0 or prefetch < 1.
     """
     if workers < 0 or prefetch < 1:
         raise ValueError(f"workers {workers} must not be negative, prefetch {prefetch} must be at least 1")
@@ -116,7 +116,7 @@ def load_batches(
     drafts = (
         _ResidentDraft(resident, spec, times)
         if resident is not None and resident.serves(spec.geometry, spec.image_size)
-        else _Draft(images, spec, pin_memory, times)
+        else _HostDraft(images, spec, pin_memory, times)
         for spec in specs
     )
     return (
@@ -124,8 +124,8 @@ def load_batches(
     )
 
 
-def _in_turn(drafts: Iterator[_Draft | _ResidentDraft], times: LoadTimes) -> Generator[Batch, None, None]:
-    def finish(draft: _Draft | _ResidentDraft) -> Batch:
+def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, None, None]:
+    def finish(draft: _Draft) -> Batch:
         began = time.perf_counter()
         batch = draft.finished(part() for part in draft.parts(threading.Event()))
         times.waited(time.perf_counter() - began)
@@ -135,14 +135,14 @@ def _in_turn(drafts: Iterator[_Draft | _ResidentDraft], times: LoadTimes) -> Gen
 
 
 def _in_threads(
-    drafts: Iterator[_Draft | _ResidentDraft],
+    drafts: Iterator[_Draft],
     workers: int,
     prefetch: int,
     times: LoadTimes,
     on_slow: Callable[[NDArray[np.int64], float], None],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
-    under_way: deque[tuple[_Draft | _ResidentDraft, list[Future[list[BadRow]]]]] = deque()
+    under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=_THREAD_NAME, initializer=_alone)
 
     def top_up() -> None:
@@ -187,36 +187,61 @@ def _say_nothing(rows: NDArray[np.int64], seconds: float) -> None:
     pass
 
 
-class _Draft:
-    """A batch in the making: its buffers, and the pieces of work that fill them, in any order or at once."""
+class _Draft(ABC):
+    """A batch in the making: the pieces of work that prepare it, in any order or at once, and what is made of them."""
 
-    def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool, times: LoadTimes) -> None:
-        size = spec.image_size
+    def __init__(self, images: Images, spec: BatchSpec, times: LoadTimes) -> None:
         self.images, self.spec, self.times = images, spec, times
-        self.buffer = torch.empty((len(spec.rows), size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
-        self.labels = torch.empty(len(spec.rows), dtype=torch.int64, pin_memory=pin_memory)
-        self.valid = torch.ones(len(spec.rows), dtype=torch.bool, pin_memory=pin_memory)
-        self.labels.numpy()[:] = spec.labels
 
     def parts(self, closed: threading.Event) -> list[Part]:
         """The pieces of work; each returns the rows it could not read, and does nothing once ``closed`` is set."""
-        return [partial(self._fill, chunk, closed) for chunk in self._chunks()]
+        return [partial(self._do, chunk, closed) for chunk in self._chunks()]
 
     def rows_of_parts(self) -> list[NDArray[np.int64]]:
         """The manifest rows that each piece of work reads."""
         return [self.spec.rows[chunk] for chunk in self._chunks()]
 
+    @abstractmethod
+    def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
+        """The batch, once ``bad_rows`` (of all parts, in order) is exhausted."""
+
     def _chunks(self) -> list[slice]:
         each = _ARRAYS_A_TASK if isinstance(self.images, IN_MEMORY) else _PICTURES_A_TASK
-        return [slice(start, start + each) for start in range(0, len(self.valid), each)]
+        return [slice(start, start + each) for start in range(0, len(self.spec.rows), each)]
 
-    def _fill(self, chunk: slice, closed: threading.Event) -> list[BadRow]:
+    def _do(self, chunk: slice, closed: threading.Event) -> list[BadRow]:
         if closed.is_set():
             return []
-        spec, rows, geometry = self.spec, self.spec.rows[chunk], self.spec.geometry
+        rows = self.spec.rows[chunk]
+        return [(int(rows[at]), reason) for at, reason in self._fill(chunk)]
+
+    @abstractmethod
+    def _fill(self, chunk: slice) -> list[BadPlace]:
+        """Prepares a chunk; which places of it could not be read."""
+
+
+class _HostDraft(_Draft):
+    """A batch on the host: its buffers are filled piece by piece."""
+
+    def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool, times: LoadTimes) -> None:
+        super().__init__(images, spec, times)
+        size = spec.image_size
+        self.buffer = torch.empty((len(spec.rows), size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
+        self.labels = torch.empty(len(spec.rows), dtype=torch.int64, pin_memory=pin_memory)
+        self.valid = torch.ones(len(spec.rows), dtype=torch.bool, pin_memory=pin_memory)
+        self.labels.numpy()[:] = spec.labels
+
+    def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
+        """The batch, in the buffers."""
+        bad = tuple(row for part in bad_rows for row in part)
+        spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
+        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for)
+
+    def _fill(self, chunk: slice) -> list[BadPlace]:
+        spec, geometry = self.spec, self.spec.geometry
         bad = crop_into(
             self.images,
-            rows,
+            spec.rows[chunk],
             geometry.boxes[chunk],
             geometry.shifts[chunk],
             geometry.flips[chunk],
@@ -227,45 +252,33 @@ class _Draft:
         )
         for at, _ in bad:
             self.valid.numpy()[chunk][at] = False
-        return [(int(rows[at]), reason) for at, reason in bad]
-
-    def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
-        """The batch, once ``bad_rows`` (of all parts, in order) is exhausted."""
-        bad = tuple(row for part in bad_rows for row in part)
-        spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
-        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for)
+        return bad
 
 
-class _ResidentDraft:
-    """A batch that waits on the device: nothing is left for the threads to do."""
+class _ResidentDraft(_Draft):
+    """A batch that is made on the device: the threads decode what has not been used before, and nothing else."""
 
     def __init__(self, resident: Resident, spec: BatchSpec, times: LoadTimes) -> None:
-        self.resident, self.spec, self.times = resident, spec, times
-
-    def parts(self, closed: threading.Event) -> list[Part]:
-        """No pieces of work."""
-        return []
-
-    def rows_of_parts(self) -> list[NDArray[np.int64]]:
-        """No pieces, no rows."""
-        return []
+        super().__init__(resident.images, spec, times)
+        self.resident = resident
+        self.all_there = resident.holds(spec.rows)
 
     def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
         """The batch, on the device."""
-        spec, device = self.spec, self.resident.pictures.device
+        bad = tuple(row for part in bad_rows for row in part)
+        spec, resident = self.spec, self.resident
         began = time.perf_counter()
-        images, failures = self.resident.views(spec.rows, spec.geometry)
-        valid = np.ones(len(spec.rows), np.bool_)
-        valid[list(failures)] = False
-        labels, there = torch.from_numpy(spec.labels.astype(np.int64)), torch.from_numpy(valid)
-        bad = tuple((int(spec.rows[at]), in_words(error)) for at, error in failures.items())
+        valid = ~np.isin(spec.rows, [row for row, _ in bad])
+        images = resident.views(spec.rows, spec.geometry, valid).permute(0, 3, 1, 2)
+        labels, there = resident.copied(spec.labels), resident.copied(valid)
         self.times.loaded(len(spec.rows), 0.0, time.perf_counter() - began)
-        return Batch(
-            spec.step,
-            images.permute(0, 3, 1, 2),
-            labels.to(device),
-            there.to(device),
-            bad,
-            spec.draws,
-            spec.drawn_for,
-        )
+        return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for)
+
+    def _chunks(self) -> list[slice]:
+        return [] if self.all_there else super()._chunks()
+
+    def _fill(self, chunk: slice) -> list[BadPlace]:
+        began = time.perf_counter()
+        failures = self.resident.images.ensure(self.spec.rows[chunk])
+        self.times.loaded(0, time.perf_counter() - began, 0.0)
+        return [(at, in_words(error)) for at, error in failures.items()]

@@ -6,6 +6,8 @@ row numbers, shifts and flips: some kilobytes. The bits are those of :func:`stag
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,42 +35,44 @@ class Resident:
         """Whether the views are of whole pictures at their own size, so that nothing is resized."""
         return keeps_size(self.array, geometry.boxes, size)
 
-    def views(self, rows: NDArray[np.int64], geometry: Geometry) -> tuple[Tensor, dict[int, Exception]]:
-        """Views of ``rows``, shifted and flipped, uint8 (N, H, W, 3) on the device; and why pictures could not be read, by
-        their place in ``rows``: they are zeros."""
-        failures = self._bring(rows)
-        device, (height, width) = self.pictures.device, self.array.shape[1:3]
+    def holds(self, rows: NDArray[np.int64]) -> bool:
+        """Whether all of ``rows`` are on the device already."""
+        return bool(self.there[rows].all())
+
+    def views(self, rows: NDArray[np.int64], geometry: Geometry, readable: NDArray[np.bool_]) -> Tensor:
+        """Views of ``rows``, shifted and flipped, uint8 (N, H, W, 3) on the device; zeros where not ``readable`` (N,).
+
+        The readable ones are in memory by now (``images.ensure``)."""
+        self._bring(rows[readable])
+        height, width = self.array.shape[1:3]
         down = np.arange(height) + geometry.shifts[:, 1, None]
         right = np.arange(width) + geometry.shifts[:, 0, None]
         right[geometry.flips] = right[geometry.flips, ::-1]
         # One small copy for all: row, and where each line and column of the view comes from; -1 is outside, so black.
-        down[(down < 0) | (down >= height)] = -1
+        down[(down < 0) | (down >= height) | ~readable[:, None]] = -1
         right[(right < 0) | (right >= width)] = -1
-        down[list(failures)] = -1
-        packed = torch.from_numpy(np.concatenate([rows[:, None], down, right], axis=1).astype(np.int64))
-        if device.type == "cuda":
-            packed = packed.pin_memory()
-        packed = packed.to(device, non_blocking=True)
+        packed = self.copied(np.concatenate([rows[:, None], down, right], axis=1))
         row, down_there, right_there = (
             packed[:, :1, None],
             packed[:, 1 : 1 + height, None],
             packed[:, None, 1 + height :],
         )
         seen = self.pictures[row, down_there.clamp(min=0), right_there.clamp(min=0)]
-        return seen * ((down_there >= 0) & (right_there >= 0))[..., None], failures
+        return seen * ((down_there >= 0) & (right_there >= 0))[..., None]
 
-    def _bring(self, rows: NDArray[np.int64]) -> dict[int, Exception]:
+    def copied(self, values: NDArray[Any]) -> Tensor:
+        """``values`` on the device, by way of page-locked memory, so that nobody waits for the copy."""
+        tensor = torch.tensor(values)
+        if self.pictures.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.pictures.device, non_blocking=True)
+
+    def _bring(self, rows: NDArray[np.int64]) -> None:
         """Copies what is not on the device yet."""
-        places = np.flatnonzero(~self.there[rows])
-        if not len(places):
-            return {}
-        failures = {int(places[at]): error for at, error in self.images.ensure(rows[places]).items()}
-        new = rows[[at for at in places.tolist() if at not in failures]]
-        self.pictures[torch.from_numpy(new).to(self.pictures.device)] = torch.from_numpy(self.array[new]).to(
-            self.pictures.device
-        )
-        self.there[new] = True
-        return failures
+        new = np.unique(rows[~self.there[rows]])
+        if len(new):
+            self.pictures[self.copied(new)] = self.copied(self.array[new])
+            self.there[new] = True
 
 
 def reside(images: Images, device: torch.device) -> Resident | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,16 @@ def test_files_come_to_the_device_as_they_are_used(tmp_path: Path, workers: int,
     assert [plain(batch) for batch in batches] == [plain(batch) for batch in expected]
     assert [batch.images.device.type for batch in batches] == [device] * 3
     assert resident.there.tolist() == [True, False, True, False, False, True]
+
+
+def test_the_threads_decode_what_is_new_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, threads = ArrayImages(pictures(6, 8)), []
+    monkeypatch.setattr(images, "ensure", lambda rows: threads.append((threading.get_ident(), rows.tolist())) or {})
+    still, straight = np.zeros((2, 2), np.int64), np.zeros(2, np.bool_)
+    specs = [spec(rows, 8, still, straight) for rows in ([0, 4], [4, 0], [4, 5])]
+    list(load_batches(images, specs, workers=1, prefetch=1, resident=Resident(images, CPU)))
+    assert [rows for _, rows in threads] == [[0, 4], [4, 5]]
+    assert threading.get_ident() not in {thread for thread, _ in threads}
 
 
 def test_what_must_be_resized_takes_the_other_way() -> None:
