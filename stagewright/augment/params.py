@@ -8,6 +8,7 @@ Boxes are (left, top, right, bottom) in source pixels, edges between pixels, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,15 +55,16 @@ def train_geometry(
     """The training view of B samples, drawn by the key (seed, pass, row) of each.
 
     ``rows`` (manifest rows), ``passes``, ``widths`` and ``heights`` (upright pixels) have shape (B,).
-    ``random_resized`` gives whole-pixel boxes, ``pad`` the evaluation's full view (crop 1.0) shifted by at most
-    ``max(1, image_size // 8)`` either way, ``none`` the evaluation's own view. ``augment.flip`` acts on all three.
+    ``random_resized`` gives whole-pixel boxes, on the grid of :func:`jpeg_scale` where they are that much larger than
+    ``image_size``; ``pad`` the evaluation's full view (crop 1.0) shifted by at most ``max(1, image_size // 8)`` either
+    way; ``none`` the evaluation's own view. ``augment.flip`` acts on all three.
     """
     resized = augment.crop == "random_resized"
     keys = rng.keys(seed, rng.Stream.AUGMENT, passes, rows)
     draws = rng.uniform(keys, _FIRST_TRY + (2 * _TRIES if resized else 0))
     shifts = np.zeros((len(keys), 2), dtype=np.int64)
     if resized:
-        boxes = _random_resized_boxes(augment, draws, widths, heights)
+        boxes = _random_resized_boxes(augment, draws, widths, heights, image_size)
     elif augment.crop == "pad":
         boxes = eval_boxes(widths, heights, 1.0, evaluation.fit)
         pad = max(1, image_size // 8)
@@ -95,8 +97,19 @@ def eval_boxes(widths: Ints, heights: Ints, crop: float, fit: str) -> Floats:
     return np.stack([left, top, left + box_width, top + box_height], axis=-1)
 
 
-def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights: Ints) -> Floats:
-    """Inception's crop (arXiv:1409.4842) as torchvision's RandomResizedCrop.get_params draws it, all tries at once."""
+def jpeg_scale(box_widths: Floats | np.float64, box_heights: Floats | np.float64, image_size: int) -> Any:
+    """1, 2, 4 or 8, int64 as many as there are boxes: the largest by which JPEGs may be decoded smaller with boxes of these
+    sizes in source pixels still at least ``image_size`` pixels wide and high."""
+    shorter = np.minimum(box_widths, box_heights)
+    return 2 ** sum((shorter >= scale * image_size).astype(np.int64) for scale in (2, 4, 8))
+
+
+def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights: Ints, image_size: int) -> Floats:
+    """Inception's crop (arXiv:1409.4842) as torchvision's RandomResizedCrop.get_params draws it, all tries at once.
+
+    Boxes that a smaller decoding serves have sides and positions in steps of that :func:`jpeg_scale`, so that their edges
+    are whole pixels there too, which the fastest antialiased resize takes; by that they are up to 7 pixels smaller.
+    """
     width, height = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     tries = draws[:, _FIRST_TRY:].reshape(-1, _TRIES, 2)
     area = (width * height)[:, None] * _between(tries[..., 0], *augment.scale)
@@ -108,8 +121,11 @@ def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights
     whole_width, whole_height = _central_size(width, height, augment.ratio)
     box_width = np.where(fitting, box_widths[first], whole_width)
     box_height = np.where(fitting, box_heights[first], whole_height)
-    left = np.where(fitting, _below(draws[:, _X], width - box_width + 1), (width - box_width) // 2)
-    top = np.where(fitting, _below(draws[:, _Y], height - box_height + 1), (height - box_height) // 2)
+    step = jpeg_scale(box_width, box_height, image_size).astype(np.float64)
+    box_width, box_height = box_width // step * step, box_height // step * step
+    over_x, over_y = (width - box_width) // step, (height - box_height) // step
+    left = step * np.where(fitting, _below(draws[:, _X], over_x + 1), over_x // 2)
+    top = step * np.where(fitting, _below(draws[:, _Y], over_y + 1), over_y // 2)
     return np.stack([left, top, left + box_width, top + box_height], axis=-1)
 
 

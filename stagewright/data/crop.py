@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from stagewright.augment.params import jpeg_scale
 from stagewright.data import native
 from stagewright.data.decode import (
     ArrayImages,
@@ -24,7 +25,7 @@ from stagewright.data.decode import (
     Images,
     crop_resize,
     decode_for,
-    is_plain_jpeg,
+    decode_plain,
     whole_pixels,
 )
 from stagewright.data.kept import KeptImages
@@ -145,7 +146,7 @@ def gather(
     else:
         np.take(array, rows, axis=0, out=out)
     flipped = np.flatnonzero(flips)
-    whole = out.view("V3")[..., 0]  # a pixel as one item of 3 bytes: reversed more than twice as fast as bytes
+    whole = _as_pixels(out)
     whole[flipped] = whole[flipped][:, :, ::-1]
 
 
@@ -167,17 +168,15 @@ def view(
     if at in stored.failures:
         raise stored.failures[at]
     left, top, right, bottom = box.tolist()
-    size, scale, native_resize = len(out), 1, native.available() and not without_native
-    shrink = None if exact else min(right - left, bottom - top) / size
-    whole = all(edge.is_integer() for edge in (left, top, right, bottom))
+    size, native_resize = len(out), native.available() and not without_native
+    scale = 1 if exact else int(jpeg_scale(box[2] - box[0], box[3] - box[1], size))
     if stored.sizes is not None:
         width, height = stored.sizes[at].tolist()
-        picture = Image.frombytes("RGB", (width, height), stored.data(at))
-    elif whole and shrink is not None and shrink < 2 and not native_resize and is_plain_jpeg(stored.data(at)):
-        out[...] = _by_torch(stored.data(at), (int(left), int(top), int(right), int(bottom)), size, flip, interpolation)
-        return
+        picture, scale = Image.frombytes("RGB", (width, height), stored.data(at)), 1
     else:
-        picture, scale, (width, height) = decode_for(stored.data(at), shrink)
+        if not (exact or native_resize) and _plain_view(stored.data(at), box, scale, interpolation, flip, out):
+            return
+        picture, scale, (width, height) = decode_for(stored.data(at), scale)
     _check_fits(width, height, right, bottom)
     scaled = (left / scale, top / scale, right / scale, bottom / scale)
     if native_resize:
@@ -185,7 +184,7 @@ def view(
         native.crop(pixels, np.array([scaled]), np.array([flip]), size, interpolation, exact, out[None])
     else:
         seen = _resized(picture, scaled, size, interpolation, exact)
-        out[...] = seen[:, ::-1] if flip else seen
+        _put(seen, flip, out)
 
 
 def _check_fits(width: int, height: int, right: float, bottom: float) -> None:
@@ -194,23 +193,38 @@ def _check_fits(width: int, height: int, right: float, bottom: float) -> None:
         raise DataError(f"the picture is {width} x {height} pixels now and was larger when it was scanned")
 
 
-def _by_torch(
-    data: bytes | memoryview, box: tuple[int, int, int, int], size: int, flip: bool, interpolation: Interpolation
-) -> Pixels:
-    """A plain JPEG without native help: torchvision's decoder and torch's antialiased resize take a sixth less time than
-    Pillow's, unless that can decode at half the size."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # torchvision takes seconds to import
+def _plain_view(
+    data: bytes | memoryview,
+    box: NDArray[np.float64],
+    scale: int,
+    interpolation: Interpolation,
+    flip: bool,
+    out: Pixels,
+) -> bool:
+    """Fills ``out`` where ``data`` is a plain JPEG and ``box`` has whole pixels at 1 / ``scale`` of it; else False."""
+    scaled = [edge / scale for edge in box.tolist()]
+    if not all(edge.is_integer() for edge in scaled):
+        return False
+    decoded = decode_plain(data, scale)
+    if decoded is None:
+        return False
+    pixels, (width, height) = decoded
+    _check_fits(width, height, box[2], box[3])
+    left, top, right, bottom = map(int, scaled)
+    _put(_torch_resized(pixels[top:bottom, left:right], len(out), interpolation), flip, out)
+    return True
 
-    try:
-        picture: Any = decode_jpeg(torch.from_numpy(np.frombuffer(data, np.uint8).copy()), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
-    left, top, right, bottom = box
-    _check_fits(picture.shape[2], picture.shape[1], right, bottom)
-    part = picture[:, top:bottom, left:right]
-    if part.shape[1:] != (size, size):
-        part = interpolate(part[None], (size, size), mode=interpolation, antialias=True)[0]
-    return (part.flip(2) if flip else part).permute(1, 2, 0).numpy()
+
+def _put(seen: Pixels, flip: bool, out: Pixels) -> None:
+    if flip:
+        _as_pixels(out)[...] = _as_pixels(np.ascontiguousarray(seen))[:, ::-1]
+    else:
+        out[...] = seen
+
+
+def _as_pixels(array: Pixels) -> NDArray[np.void]:
+    """``array`` (..., 3) with a pixel as one item of 3 bytes: reversed more than twice as fast as bytes."""
+    return array.view("V3")[..., 0]
 
 
 def _resized(
@@ -219,7 +233,11 @@ def _resized(
     """torch where the box has whole pixels, since its antialiased resize is two to three times as fast; else Pillow."""
     if exact or not all(edge.is_integer() for edge in box):
         return crop_resize(picture, box, (size, size), interpolation, exact=exact)
-    part = np.array(picture.crop(whole_pixels(box, picture.size)))
+    return _torch_resized(np.array(picture.crop(whole_pixels(box, picture.size))), size, interpolation)
+
+
+def _torch_resized(part: Pixels, size: int, interpolation: Interpolation) -> Pixels:
+    """The whole of ``part`` (H, W, 3) as (size, size, 3), antialiased."""
     if part.shape == (size, size, 3):
         return part
     tensor = torch.from_numpy(part).permute(2, 0, 1)[None]

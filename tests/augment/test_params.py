@@ -29,7 +29,7 @@ def draw(
     seed: int = 0,
     first_row: int = 0,
     pass_index: int = 0,
-    image_size: int = 32,
+    image_size: int = 512,
     evaluation: Evaluation = EVALUATION,
 ) -> Geometry:
     rows = np.arange(first_row, first_row + count)
@@ -81,9 +81,31 @@ def test_every_box_is_the_one_torchvision_would_take(
 @given(SIDES, SIDES, st.sampled_from(["random_resized", "pad", "none"]), st.sampled_from(["crop", "squash"]))
 def test_boxes_lie_in_the_picture(width: int, height: int, crop: str, fit: str) -> None:
     augment, evaluation = Augment.model_validate({"crop": crop}), Evaluation.model_validate({"fit": fit})
-    left, top, right, bottom = draw(augment, 32, width, height, evaluation=evaluation).boxes.T
+    geometry = draw(augment, 32, width, height, image_size=32, evaluation=evaluation)
+    left, top, right, bottom = geometry.boxes.T
     assert np.all((left >= 0) & (left < right) & (right <= width))
     assert np.all((top >= 0) & (top < bottom) & (bottom <= height))
+
+
+@pytest.mark.parametrize(("image_size", "step"), [(188, 1), (187, 2), (94, 2), (93, 4), (46, 8), (10, 8)])
+def test_boxes_of_which_less_is_decoded_lie_on_the_pixels_of_the_smaller_picture(image_size: int, step: int) -> None:
+    width, height = 500, 375
+    augment = Augment(scale=(0.999, 1.0), ratio=(1.0, 1.1), flip=0.0)  # boxes of about 375 x 375 or nothing
+    whole = draw(augment, 500, width, height, image_size=512).boxes
+    stepped = draw(augment, 500, width, height, image_size=image_size).boxes
+    assert np.array_equal(stepped % step, np.zeros_like(stepped))
+    sides, stepped_sides = whole[:, 2:] - whole[:, :2], stepped[:, 2:] - stepped[:, :2]
+    assert np.array_equal(stepped_sides, sides // step * step)
+    assert np.all(stepped_sides >= image_size * step)
+    assert np.abs(stepped[:, :2] - whole[:, :2]).max() <= step
+
+
+def test_stepped_boxes_are_spread_evenly() -> None:
+    boxes = draw(Augment(scale=(0.25, 0.25), ratio=(1.0, 1.0)), 20000, 400, 400, image_size=100).boxes
+    assert set(boxes[:, 2] - boxes[:, 0]) == {200.0}
+    places, counts = np.unique(boxes[:, 0], return_counts=True)
+    assert places.tolist() == list(range(0, 201, 2))
+    assert counts.min() > 130 and counts.max() < 270  # 198 expected, within five standard deviations
 
 
 def test_area_and_ratio_keep_their_ranges() -> None:
@@ -174,7 +196,7 @@ def test_first_draws_stay_what_they_were() -> None:
     resized = draw(RESIZED, 3, 500, 375)
     assert resized.boxes.tolist() == GOLDEN_BOXES
     assert resized.flips.tolist() == GOLDEN_FLIPS
-    assert draw(PAD, 3, 32, 32).shifts.tolist() == GOLDEN_SHIFTS
+    assert draw(PAD, 3, 32, 32, image_size=32).shifts.tolist() == GOLDEN_SHIFTS
 
 
 GOLDEN_BOXES = [[119.0, 18.0, 371.0, 330.0], [41.0, 80.0, 262.0, 364.0], [45.0, 0.0, 437.0, 375.0]]

@@ -22,6 +22,7 @@ from stagewright.data.decode import (
     FileImages,
     crop_resize,
     decode,
+    decode_plain,
     identified,
     measure,
     picture_extensions,
@@ -299,3 +300,53 @@ def test_array_images() -> None:
     assert np.array_equal(np.asarray(images.load(2)), array[2])
     with pytest.raises(ValueError, match=r"uint8 \(N, H, W, 3\), not uint8 \(3, 5, 7\)"):
         ArrayImages(array[..., 0])
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_finds(scale: int, mode: str) -> None:
+    picture = photo(203, 131).convert(mode)
+    data = encoded(picture, "JPEG", quality=92, exif=Image.Exif())
+    for given in (data, memoryview(data)):
+        decoded = decode_plain(given, scale)
+        assert decoded is not None and decoded[1] == (203, 131)
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (203 // scale, 131 // scale))
+            expected = np.asarray(image.convert("RGB"), np.int16)
+        assert decoded[0].shape == expected.shape
+        assert np.abs(decoded[0] - expected).max() <= 1  # two builds of one library
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
+    turned = Image.Exif()
+    turned[274] = 6
+    good = encoded(photo(), "JPEG")
+    left = {
+        "turned": encoded(photo(), "JPEG", exif=turned),
+        "png": encoded(photo(), "PNG"),
+        "cmyk": encoded(photo().convert("CMYK"), "JPEG"),
+        "cut": good[:-200],
+        "cut, with an end": good[: len(good) // 2] + b"\xff\xd9",
+        "nothing": b"",
+        "begins": good[:12],
+        "huge": good.replace(struct.pack(">HH", 40, 60), struct.pack(">HH", 60000, 60000), 1),
+    }
+    assert decode_plain(good, 1) is not None
+    assert {name: decode_plain(data, 1) for name, data in left.items()} == dict.fromkeys(left)
+
+
+def test_damaged_jpegs_are_left_to_pillow_or_read_as_it_reads_them(awkward: dict[str, bytes]) -> None:
+    random = np.random.default_rng(3)
+    files = [data for name, data in awkward.items() if name.endswith((".jpg", ".jpeg"))]
+    files += [encoded(photo(90, 70), "JPEG", quality=80, progressive=odd) for odd in (False, True)]
+    read = 0
+    for data in files:
+        for _ in range(40):
+            spoilt = bytearray(data)
+            for at in random.integers(0, len(data), random.integers(0, 4)):
+                spoilt[at] = random.integers(0, 256)
+            decoded = decode_plain(bytes(spoilt), int(2 ** random.integers(0, 4)))
+            if decoded is not None:
+                read += 1
+                assert decode(bytes(spoilt)).size == decoded[1]
+    assert read > 100

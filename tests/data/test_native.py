@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stagewright.augment.params import train_geometry
+from stagewright.augment.params import jpeg_scale, train_geometry
 from stagewright.data import crop, native
 from stagewright.data.decode import ArrayImages, crop_resize, decode, decode_for
 from stagewright.data.stored import Stored
@@ -94,7 +94,7 @@ def test_a_part_has_the_pixels_of_the_whole(photos: list[bytes], size: int, exac
     out, codes = cropped(photos, geometry.boxes, size, flips=geometry.flips, exact=exact)
     for at, data in enumerate(photos):
         box = geometry.boxes[at]
-        picture, scale, _ = decode_for(data, None if exact else min(box[2] - box[0], box[3] - box[1]) / size)
+        picture, scale, _ = decode_for(data, 1 if exact else int(jpeg_scale(box[2] - box[0], box[3] - box[1], size)))
         if codes[at] == 0:
             scales.add(scale)
             expected = resized(np.asarray(picture), box / scale, size, flip=bool(geometry.flips[at]), exact=exact)
