@@ -13,7 +13,29 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright import plancli
 from stagewright.datacli import data_app
+from stagewright.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    ImgSize,
+    LearningRate,
+    Model,
+    NoPages,
+    Overrides,
+    Quiet,
+    RecipeName,
+    RunPath,
+    SaveMinutes,
+    Seed,
+    Weights,
+    Workers,
+    recipe_of,
+    speaker,
+)
 
 app = typer.Typer(
     name="stagewright",
@@ -23,41 +45,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
-    ),
-]
-RunPath = Annotated[Path, typer.Argument(help="A run directory, e.g. runs/quick-1.")]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Override a recipe field, e.g. optimizer.weight_decay=0.05 or stages.0.epochs=3ep; repeatable."
-    ),
-]
-Model = Annotated[
-    str | None, typer.Option(help="Any torchvision or timm model, cifar_resnet18, cifar_preact_resnet18, vit.")
-]
-Weights = Annotated[str | None, typer.Option(help="default (the library's), a weights file, a run directory, or none.")]
-Epochs = Annotated[str | None, typer.Option(help="Length of the run: 30 or 30ep, 500st; stages keep their shares.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", help="Pictures per update, over all devices.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
-ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
-NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
-SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
 @app.command()
@@ -91,9 +78,9 @@ def train(
         raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN goes on with a given run")
     if resume == "auto" and out is None:
         raise RecipeError("--resume auto without --out", "--out DIR, the run to go on with", "name the directory")
-    chosen = _recipe(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
+    chosen = recipe_of(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    run = training.train(data, chosen, out=out, resume=resume == "auto", execution=execution, say=_say(quiet))
+    run = training.train(data, chosen, out=out, resume=resume == "auto", execution=execution, say=speaker(quiet))
     _close(run, quiet)
 
 
@@ -112,40 +99,8 @@ def resume(
     from stagewright.session import Execution
 
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    done = training.resume(run, overrides=overrides or (), execution=execution, say=_say(quiet))
+    done = training.resume(run, overrides=overrides or (), execution=execution, say=speaker(quiet))
     _close(done, quiet)
-
-
-@app.command()
-def plan(
-    data: Data,
-    recipe: RecipeName = "quick",
-    overrides: Overrides = None,
-    model: Model = None,
-    weights: Weights = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    img_size: ImgSize = None,
-    seed: Seed = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-    steps: Annotated[bool, typer.Option("--steps", help="With --json: every step's hyper-parameters too.")] = False,
-) -> None:
-    """Print what would happen, and exit."""
-    from rich.console import Console
-
-    from stagewright.planview import plan_view
-    from stagewright.session import Execution
-    from stagewright.training import prepare
-
-    chosen = _recipe(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
-    _, made = prepare(data, chosen, Execution(device=device, quiet=as_json), _say(as_json))
-    if as_json:
-        content = made.to_json()
-        print(json.dumps({**content, "hyper": list(made.steps())} if steps else content, indent=1))
-    else:
-        Console().print(plan_view(made))
 
 
 @app.command()
@@ -204,6 +159,7 @@ recipes_app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+plancli.register(app)
 
 
 @recipes_app.callback()
@@ -235,26 +191,6 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
         print(f"{name:<48} {library}")
 
 
-@app.command("resume-check")
-def resume_check(
-    data: Data,
-    recipe: RecipeName = "quick",
-    overrides: Overrides = None,
-    model: Model = None,
-    steps: Annotated[int, typer.Option(help="Length of the rehearsal, shared by the recipe's stages.")] = 24,
-    kills: Annotated[int, typer.Option(help="Random steps at which it is killed.")] = 3,
-    seed: Seed = None,
-    device: Device = "auto",
-    workers: Workers = None,
-) -> None:
-    """Fire drill: kill a real run at random steps, in evaluation and at a stage change, and compare bits."""
-    from stagewright.resume_check import check
-
-    chosen = _recipe(recipe, overrides, model, None, None, None, None, None, seed)
-    if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=print):
-        raise typer.Exit(1)
-
-
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
@@ -273,52 +209,6 @@ def demo(
     from stagewright.demo import run_demo
 
     run_demo(data, out)
-
-
-def _recipe(
-    name: str,
-    overrides: list[str] | None,
-    model: str | None,
-    weights: str | None,
-    epochs: str | None,
-    batch_size: int | None,
-    lr: float | None,
-    img_size: int | None,
-    seed: int | None,
-) -> Any:
-    """The recipe with the common flags applied, then ``--set``, which has the last word."""
-    from stagewright import recipes
-    from stagewright.errors import RecipeError
-
-    flags: dict[str, Any] = {
-        "model.name": model,
-        "model.weights": weights,
-        "batch_size": batch_size,
-        "lr.peak": lr,
-        "image_size": img_size,
-        "seed": seed,
-    }
-    recipe = recipes.load(name)
-    if model is not None and model != recipe.model.name:
-        flags = {"model.options": {}, "model.drop_path": None, **flags}  # they were meant for the recipe's own model
-    for field in ("batch_size", "image_size"):
-        own = [stage.name or str(at) for at, stage in enumerate(recipe.stages) if getattr(stage, field) is not None]
-        if flags[field] is not None and own:
-            raise RecipeError(
-                f"--{'img-size' if field == 'image_size' else 'batch-size'} on recipe {name!r}, "
-                f"whose stages {', '.join(own)} give their own",
-                f"--set stages.{own[0]}.{field}={flags[field]} for each of them",
-                "set the stages, or take a recipe of one size",
-            )
-    given = {field: value for field, value in flags.items() if value is not None or field == "model.drop_path"}
-    recipe = recipes.override(recipe, [f"{field}={json.dumps(value)}" for field, value in given.items()])
-    if epochs is not None:
-        recipe = recipes.stretch(recipe, epochs)
-    return recipes.override(recipe, overrides or [])
-
-
-def _say(quiet: bool) -> Any:
-    return (lambda text: None) if quiet else print
 
 
 def _close(run: Any, quiet: bool) -> None:

@@ -21,7 +21,7 @@ from stagewright.errors import RecipeError
 from stagewright.recipe import Augment, Average, Mix, Recipe
 from stagewright.schedule import Curve
 
-FORMAT = 1
+FORMAT = 2
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -35,6 +35,17 @@ class DatasetInfo(BaseModel):
     num_test: int
     classes: tuple[str, ...]
     digest: str
+
+
+class Measured(BaseModel):
+    """What was measured before the plan was made, and stands in it from then on, so that no resume measures again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lr: float | None = None
+    """Learning rate that the range test found at the first stage's batch size; what ``lr: auto`` means."""
+    micro_batch_size: int | None = None
+    """Pictures that fit on the device at the largest stage; what ``micro_batch_size: auto`` means. None: all of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,7 @@ class Plan(BaseModel):
     recipe: Recipe
     dataset: DatasetInfo
     precision: Precision
+    measured: Measured = Measured()
     stages: tuple[StagePlan, ...]
     total_steps: int
     eval_steps: tuple[int, ...]

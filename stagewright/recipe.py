@@ -9,187 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from stagewright.augment.fields import AugmentFields
 from stagewright.duration import Duration
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Size = Annotated[int, Field(ge=4, le=4096)]
-Batch = Annotated[int, Field(ge=1)]
-Interpolation = Literal["bilinear", "bicubic"]
-
-
-class Part(BaseModel):
-    """A frozen part of a recipe that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Data(Part):
-    """How DATA is read. Column names matter for CSV and Parquet only."""
-
-    val: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share of the pictures that validates, where DATA brings no validation part of its own."""
-    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share that tests, where DATA brings neither a test nor a validation part."""
-    path: str | None = None
-    """Column with the file's path; None finds it (path, filepath, file, filename, image, id)."""
-    label: str | None = None
-    """Column with the class; None finds it (label, class, category, breed, ...) or one-hot class columns."""
-    group: str | None = None
-    """Column whose values never straddle a split (site, patient, sequence); None finds one, "none" wants none."""
-    split: str | None = None
-    """Column with train/val/test; None finds it."""
-    images: str | None = None
-    """Folder that a table's paths are relative to; None means the table's own."""
-    bad_images: Literal["exclude", "fail"] = "exclude"
-    """What to do with pictures that cannot be read: list and exclude them, or stop with their names."""
-
-
-class Model(Part):
-    """Which network, and what it starts from."""
-
-    name: str = "cifar_resnet18"
-    weights: str | None = None
-    """None or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
-    drop_path: Fraction | None = None
-    """Stochastic depth (arXiv:1603.09382); None leaves the network's own."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the network's constructor, e.g. ``{patch: 4, depth: 6, heads: 8, width: 384}`` of ``vit``."""
-
-    @field_validator("weights")
-    @classmethod
-    def _none_in_words(cls, value: str | None) -> str | None:
-        return None if value == "none" else value
-
-
-class Optimizer(Part):
-    """Which optimizer, and its constants. The learning rate stands in ``lr``."""
-
-    name: str = "sgd"
-    """``sgd``, ``adam``, ``adamw`` (torch's own) or any optimizer of timm."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """SGD's momentum, Adam's beta1."""
-    nesterov: bool = False
-    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
-    decay_norm_and_bias: bool = False
-    """Whether weight decay also acts on biases and normalisation layers (one-dimensional parameters)."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further constructor arguments, e.g. ``{betas: [0.9, 0.99]}``."""
-    clip_norm: Positive | None = None
-    """Gradients are scaled down to this global norm."""
-    at_seam: Literal["keep", "reset"] = "keep"
-    """What a stage does on entry with momentum and other optimizer state of the stage before."""
-
-
-class LR(Part):
-    """The learning rate as a schedule: factors of a peak, over the run or over each stage."""
-
-    schedule: Literal["constant", "linear", "cosine", "one_cycle", "piecewise", "swa"] = "cosine"
-    peak: Positive = 0.1
-    batch: Batch | None = None
-    """``peak`` is meant for this batch size and scales linearly with the stage's (arXiv:1706.02677); None: as it is."""
-    cap: Positive | None = None
-    """The scaled peak never exceeds this."""
-    warmup: Duration = Duration(0.0, "epochs")
-    """Linear warm-up before linear, cosine, constant and piecewise; the rising part of one_cycle; the annealing of swa."""
-    warmup_start: Fraction = 0.0
-    """Factor of the peak at the first step of the warm-up."""
-    final: Fraction = 0.0
-    """Factor of the peak that linear and cosine end at."""
-    milestones: dict[str, Fraction] = Field(default_factory=dict)
-    """Piecewise: duration from the start of the span -> factor of the peak from there on."""
-    interpolate: bool = False
-    """Piecewise: straight lines between milestones instead of steps."""
-    div: Positive = 25.0
-    """One-cycle: the first LR is peak / div."""
-    final_div: Positive = 1e4
-    """One-cycle: the last LR is peak / div / final_div."""
-    anneal: Literal["cos", "linear"] = "cos"
-    """One-cycle and swa: shape of the change."""
-    momentum: tuple[Fraction, Fraction] | None = None
-    """One-cycle: momentum cycles from the second value down to the first and back; None holds it."""
-    span: Literal["run", "stage"] = "run"
-    """Whether the schedule runs once over the whole run or anew in every stage."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_number(cls, value: object) -> object:
-        return {"peak": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    @model_validator(mode="after")
-    def _milestones_are_durations(self) -> Self:
-        for text in self.milestones:
-            Duration.parse(text)
-        if self.schedule == "piecewise" and not self.milestones:
-            raise ValueError("piecewise needs milestones such as {30ep: 0.1, 60ep: 0.01}")
-        return self
-
-
-class Augment(AugmentFields, Part):
-    """What happens to each training picture, as a function of (seed, pass, sample). docs/augmentation.md tells the order."""
-
-
-class Mix(Part):
-    """Mixing of pictures within a batch; one kind is drawn for each batch. ``none`` switches it off."""
-
-    mixup: Annotated[float, Field(ge=0.0)] = 0.0
-    """Alpha of mixup's Beta distribution (arXiv:1710.09412); 0 is off."""
-    cutmix: Annotated[float, Field(ge=0.0)] = 0.0
-    """Alpha of cutmix's Beta distribution (arXiv:1905.04899); 0 is off."""
-    probability: Fraction = 1.0
-    """Share of the batches that are mixed at all."""
-    cutmix_share: Fraction = 0.5
-    """Share of cutmix among mixed batches where both are on."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _none_is_off(cls, value: object) -> object:
-        return {"mixup": 0.0, "cutmix": 0.0} if value is False or value in ("none", "off") else value
-
-
-class Average(Part):
-    """A second set of weights, averaged over steps, evaluated beside the raw ones. ``none``, ``ema`` or ``swa``."""
-
-    kind: Literal["none", "ema", "swa"] = "none"
-    half_life: Duration = Duration(0.02, "run")
-    """EMA: after this length a step's weight has halved. Means the same at every batch size; bias-corrected."""
-    every: Duration = Duration(1.0, "epochs")
-    """SWA (arXiv:1803.05407): distance between the weights that are averaged with equal weight."""
-    recalibrate: Annotated[int, Field(ge=0)] | None = None
-    """Training pictures that re-estimate batch-norm statistics of the averaged weights before each evaluation; 0 averages
-    the statistics like the weights; None: 4096 for swa, 0 for ema."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_kind(cls, value: object) -> object:
-        if value is False:
-            value = "none"
-        return {"kind": value} if isinstance(value, str) else value
-
-
-class Evaluation(Part):
-    """How pictures are seen when it counts, and how often."""
-
-    every: Duration = Duration(1.0, "epochs")
-    image_size: Size | None = None
-    """None: the stage's own image size."""
-    crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
-    """Side of the central square, as a share of the picture's shorter side."""
-    fit: Literal["crop", "squash"] = "crop"
-    """``squash`` takes the whole picture and gives up its aspect ratio instead."""
-    select: Literal["best", "last"] = "best"
-    """Whether the finished model is the best of all evaluations or stands at the last step (better of raw and averaged,
-    by validation top-1, in both cases)."""
-
-
-class Checkpoints(Part):
-    """How often the whole state is saved, and how many are kept (best and last always are)."""
-
-    every: Duration = Duration(1.0, "epochs")
-    keep: Annotated[int, Field(ge=1)] = 3
+from stagewright.parts import LR as LR
+from stagewright.parts import Augment as Augment
+from stagewright.parts import Average as Average
+from stagewright.parts import Batch as Batch
+from stagewright.parts import Checkpoints as Checkpoints
+from stagewright.parts import Data as Data
+from stagewright.parts import Evaluation as Evaluation
+from stagewright.parts import Guard as Guard
+from stagewright.parts import Interpolation as Interpolation
+from stagewright.parts import Mix as Mix
+from stagewright.parts import Model as Model
+from stagewright.parts import Optimizer as Optimizer
+from stagewright.parts import Part, Positive, Size
+from stagewright.parts import Stop as Stop
 
 
 class Stage(Part):
@@ -202,7 +38,8 @@ class Stage(Part):
     batch_size: Batch | None = None
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     train: str | tuple[str, ...] | None = None
-    """``all``, ``head``, ``last:N`` (head and the last N blocks) or patterns of parameter names (``layer4.*``)."""
+    """``all``, ``head``, ``last:N`` (head and the last N blocks) or patterns of parameter names (``layer4.*``), of which one
+    with ``!`` in front (``!layer2.*``) takes away from those before it, or from all."""
     mix: Mix | None = None
     augment: Augment | None = None
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
@@ -218,6 +55,8 @@ class Stage(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.lr is not None and self.lr.peak == "auto":
+            raise ValueError("lr: auto is the recipe's; a stage gives lr_scale, a share of what is found")
         if self.lr is not None and self.lr_scale is not None:
             raise ValueError("give lr (a schedule of the stage's own) or lr_scale (of the run's), not both")
         _check_train(self.train)
@@ -253,14 +92,22 @@ class Recipe(Part):
     lr: LR = LR()
     image_size: Size = 224
     batch_size: Batch = 64
-    micro_batch_size: Batch | None = None
-    """Pictures that go through the network at a time, and so those that batch-norm statistics are taken over; None: the
-    whole batch. The update is that of the whole batch either way."""
+    micro_batch_size: Batch | Literal["auto"] = "auto"
+    """Pictures that go through the network at a time, and so those that batch-norm statistics are taken over; ``auto``: the
+    whole batch, or on CUDA as much of it as fits. The update is that of the whole batch either way."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     train: str | tuple[str, ...] = "all"
     augment: Augment = Augment()
     mix: Mix = Mix()
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """``bce``: every class a yes or no of its own, averaged over classes (arXiv:2110.00476, section 2.1)."""
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
+    """Weight of each class in the loss, scaled to a mean of 1 over the training pictures: ``balanced`` gives every class the
+    same sum, a mapping names some (the others count 1)."""
+    sampling: Literal["natural", "square_root", "balanced"] = "natural"
+    """How often classes are seen: as often as they have pictures, as the square root of that, or all alike. An epoch stays as
+    long; pictures of rare classes come several times in it, each time augmented anew."""
     average: Average = Average()
     interpolation: Interpolation = "bilinear"
     decode: Literal["fast", "exact"] = "fast"
@@ -271,9 +118,12 @@ class Recipe(Part):
     """Normalisation of pictures in [0, 1]; None: what the pretrained weights want, else ImageNet's."""
     eval: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    stop: Stop = Stop()
+    guard: Guard = Guard()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | Literal["cudagraphs"] = False
+    """``torch.compile``, one graph for each shape; ``cudagraphs`` replays them whole (CUDA alone; small models gain most)."""
     deterministic: bool = False
     """On CUDA: deterministic kernels, at a price in speed, so that resuming gives the same bits. On CPU they always are."""
 

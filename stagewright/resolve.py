@@ -7,32 +7,37 @@ from collections.abc import Sequence
 
 from stagewright.duration import Duration
 from stagewright.errors import RecipeError
-from stagewright.plan import DatasetInfo, Plan, Precision, StagePlan, subset_size
+from stagewright.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.recipe import LR, Average, Recipe, Stage
 from stagewright.schedule import Curve
+
+_NOTHING = Measured()
 
 Length = tuple[Stage, int, int]  # resolved stage, steps, pictures
 
 
-def resolve(recipe: Recipe, dataset: DatasetInfo, *, precision: Precision = "fp32") -> Plan:
+def resolve(
+    recipe: Recipe, dataset: DatasetInfo, *, precision: Precision = "fp32", measured: Measured = _NOTHING
+) -> Plan:
     """The plan of ``recipe`` on ``dataset``; RecipeError names the field that cannot be.
 
-    ``precision`` is what ``precision: auto`` means on the device at hand; a recipe that names one overrules it.
+    ``precision`` is what ``precision: auto`` means on the device at hand, ``measured`` what other ``auto`` fields mean; a
+    recipe that gives a value overrules them.
     """
     if dataset.num_train < 1:
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
     lengths = _stage_lengths(recipe, dataset)
     stages: list[StagePlan] = []
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
-    total_images = sum(num_steps * stage.batch_size for stage, num_steps, _ in lengths if stage.batch_size)
-    for stage, num_steps, num_images in lengths:
-        stages.append(_stage_plan(recipe, stage, num_steps, num_images, stages, lengths, total_steps, total_images))
+    for _ in lengths:
+        stages.append(_stage_plan(recipe, stages, lengths, measured))
     every_eval = [_multiples(stage, recipe.eval.every, total_steps) for stage in stages]
     every_save = [_multiples(stage, recipe.checkpoints.every, total_steps) for stage in stages]
     return Plan(
         recipe=recipe,
         dataset=dataset,
         precision=precision if recipe.precision == "auto" else recipe.precision,
+        measured=measured,
         stages=tuple(stages),
         total_steps=total_steps,
         eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
@@ -84,15 +89,10 @@ def _steps_within(duration: Duration, span: Sequence[Length]) -> float:
 
 
 def _stage_plan(
-    recipe: Recipe,
-    stage: Stage,
-    num_steps: int,
-    num_images: int,
-    before: Sequence[StagePlan],
-    lengths: Sequence[Length],
-    total_steps: int,
-    total_images: int,
+    recipe: Recipe, before: Sequence[StagePlan], lengths: Sequence[Length], measured: Measured
 ) -> StagePlan:
+    """The stage behind those of ``before``."""
+    stage, num_steps, num_images = lengths[len(before)]
     assert stage.batch_size and stage.epochs and stage.average and stage.augment and stage.mix and stage.name
     last = before[-1] if before else None
     first_step = last.end_step if last else 0
@@ -102,13 +102,14 @@ def _stage_plan(
     lr = stage.lr or recipe.lr
     own_span = lr.span == "stage"
     span = [lengths[len(before)]] if own_span else lengths
-    peak = lr.peak * (stage.batch_size / lr.batch if lr.batch else 1.0)
-    peak = min(peak, lr.cap or peak) * (stage.lr_scale or 1.0)
+    peak = _peak_lr(lr, stage, lengths[0][0].batch_size, measured)
+    micro = measured.micro_batch_size if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
     if lr.schedule == "swa" and not own_span:
         raise RecipeError(
             "lr.schedule: swa spans the whole run", "swa in one stage's lr", "put lr: {schedule: swa} into that stage"
         )
     start_lr = last.hyper(first_step - 1).lr if last else peak
+    total_images = sum(steps * one.batch_size for one, steps, _ in lengths if one.batch_size)
     log_decay, log_before = _ema_logs(stage.average, num_images, stage.batch_size, total_images, last)
     return StagePlan(
         index=len(before),
@@ -117,7 +118,7 @@ def _stage_plan(
         num_steps=num_steps,
         image_size=stage.image_size or recipe.image_size,
         batch_size=stage.batch_size,
-        micro_batch_size=min(recipe.micro_batch_size or stage.batch_size, stage.batch_size),
+        micro_batch_size=min(micro or stage.batch_size, stage.batch_size),
         num_images=num_images,
         data_fraction=stage.data_fraction or 1.0,
         first_pass=last.first_pass + last.num_passes if last else 0,
@@ -142,6 +143,22 @@ def _stage_plan(
         average_log_before=log_before,
         average_every=max(1, round(_steps_within(stage.average.every, [lengths[len(before)]]))),
     )
+
+
+def _peak_lr(lr: LR, stage: Stage, first_batch_size: int | None, measured: Measured) -> float:
+    """The schedule's peak in a stage: scaled with its batch size, capped, times its ``lr_scale``."""
+    assert stage.batch_size and first_batch_size
+    peak, batch = lr.peak, lr.batch
+    if peak == "auto":
+        if measured.lr is None:
+            raise RecipeError(
+                "lr.peak: auto, and nothing was measured",
+                "a number, or a range test before the plan is made",
+                "stagewright lr-find DATA finds one; train and plan do it by themselves",
+            )
+        peak, batch = measured.lr, lr.batch and first_batch_size
+    peak *= stage.batch_size / batch if batch else 1.0
+    return min(peak, lr.cap or peak) * (stage.lr_scale or 1.0)
 
 
 def _curve(lr: LR, span: Sequence[Length], start_factor: float) -> Curve:

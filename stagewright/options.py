@@ -1,0 +1,91 @@
+"""What several commands share on the command line: their common options, and the recipe that these add up to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(help="A run directory, e.g. runs/quick-1.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a recipe field, e.g. optimizer.weight_decay=0.05 or stages.0.epochs=3ep; repeatable."
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Any torchvision or timm model, cifar_resnet18, cifar_preact_resnet18, vit.")
+]
+Weights = Annotated[str | None, typer.Option(help="default (the library's), a weights file, a run directory, or none.")]
+Epochs = Annotated[str | None, typer.Option(help="Length of the run: 30 or 30ep, 500st; stages keep their shares.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", help="Pictures per update, over all devices.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
+NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
+SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def recipe_of(
+    name: str,
+    overrides: list[str] | None,
+    model: str | None,
+    weights: str | None,
+    epochs: str | None,
+    batch_size: int | None,
+    lr: float | None,
+    img_size: int | None,
+    seed: int | None,
+) -> Any:
+    """The recipe with the common flags applied, then ``--set``, which has the last word."""
+    from stagewright import recipes
+    from stagewright.errors import RecipeError
+
+    flags: dict[str, Any] = {
+        "model.name": model,
+        "model.weights": weights,
+        "batch_size": batch_size,
+        "lr.peak": lr,
+        "image_size": img_size,
+        "seed": seed,
+    }
+    recipe = recipes.load(name)
+    if model is not None and model != recipe.model.name:
+        flags = {"model.options": {}, "model.drop_path": None, **flags}  # they were meant for the recipe's own model
+    for field in ("batch_size", "image_size"):
+        own = [stage.name or str(at) for at, stage in enumerate(recipe.stages) if getattr(stage, field) is not None]
+        if flags[field] is not None and own:
+            raise RecipeError(
+                f"--{'img-size' if field == 'image_size' else 'batch-size'} on recipe {name!r}, "
+                f"whose stages {', '.join(own)} give their own",
+                f"--set stages.{own[0]}.{field}={flags[field]} for each of them",
+                "set the stages, or take a recipe of one size",
+            )
+    given = {field: value for field, value in flags.items() if value is not None or field == "model.drop_path"}
+    recipe = recipes.override(recipe, [f"{field}={json.dumps(value)}" for field, value in given.items()])
+    if epochs is not None:
+        recipe = recipes.stretch(recipe, epochs)
+    return recipes.override(recipe, overrides or [])
+
+
+def speaker(quiet: bool) -> Any:
+    """Prints what the set-up has to say, unless ``quiet``."""
+    return (lambda text: None) if quiet else print
