@@ -106,6 +106,11 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
     return None, rejected
 
 
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, rising, without looking into them."""
+    return sorted(_steps(folder))
+
+
 def load(path: Path) -> Checkpoint:
     """The checkpoint in the directory ``path`` (or ``folder / "best"``); CheckpointError says what is wrong with it."""
     try:

@@ -55,12 +55,14 @@ def evaluate(
     batches: Iterable[Batch],
     numerics: Numerics,
     *,
+    inputs: Callable[[Batch], Tensor] | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """How the model answers ``batches``, in eval mode; its training modes are restored.
 
-    ``stop`` is asked before every batch and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
+    ``inputs`` gives what ``forward`` takes of a batch; None: its pictures, normalised. ``stop`` is asked before every batch
+    and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
     """
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
@@ -73,13 +75,7 @@ def evaluate(
             if stop():
                 raise Interrupted
             with torch.no_grad(), numerics.autocast(device):
-                images = normalise(
-                    batch.images.to(device, non_blocking=True),
-                    numerics.mean,
-                    numerics.std,
-                    channels_last=numerics.channels_last,
-                )
-                logits = forward(images).float()
+                logits = forward(inputs(batch) if inputs else _pictures(batch, numerics, device)).float()
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
             columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))
@@ -89,6 +85,11 @@ def evaluate(
         for module, training in modes.items():
             module.training = training
     return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes)
+
+
+def _pictures(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
+    images = batch.images.to(device, non_blocking=True)
+    return normalise(images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
 
 
 def _answers(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:

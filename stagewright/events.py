@@ -2,8 +2,8 @@
 
 The convention: an event is ``{"kind", "step", ..., "clock"}``. All but ``clock`` is a function of the plan, so that an
 interrupted run's live events equal an unbroken one's; what depends on time or machine goes into ``clock``. Kinds that
-depend on how often a process was started are the session kinds. Nothing is ever removed: a ``resumed`` event of step k
-supersedes every event of a later step that stands before it. Floats that are not finite are written ``NaN`` and
+depend on how often a process was started are the session kinds. Nothing is ever removed: a ``resumed`` or ``rolled_back``
+event of step k supersedes every event of a later step that stands before it. Floats that are not finite are written ``NaN`` and
 ``Infinity``, as Python's json reads them.
 """
 
@@ -23,7 +23,9 @@ Event = dict[str, Any]
 
 SESSION_KINDS = frozenset({"started", "resumed", "saved", "stopped", "notice"})
 """Kinds that depend on interruptions, and are left out when runs are compared."""
-TRANSIENT_KINDS = frozenset({"progress", "evaluating"})
+REWINDING_KINDS = frozenset({"resumed", "rolled_back"})
+"""Kinds that supersede the events of later steps before them."""
+TRANSIENT_KINDS = frozenset({"progress", "evaluating", "computing"})
 """Kinds that observers see and the log does not keep."""
 
 _log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class EventLog:
             if self._file.cut_bytes:
                 text = f"cut {self._file.cut_bytes} bytes of an unfinished last line from {path.name}"
                 self.emit("notice", resume_step, text=text)
-            self._standing = {_canonical(event) for event in comparable(live_events(path))}
+            self._standing = self._live()
 
     def emit(self, kind: str, step: int, *, clock: Mapping[str, Any] | None = None, **payload: Any) -> None:
         """Writes one event and tells the observers; after it returns a ``kill -9`` cannot lose it.
@@ -92,6 +94,15 @@ class EventLog:
                 observer.see(json.loads(line))
             except Exception as error:
                 self._switch_off(observer, step, error)
+
+    def rolled_back(self, step: int, **payload: Any) -> None:
+        """Writes that the run goes on from ``step`` again. What it does again up to where it was is not written twice."""
+        self._standing = self._live()  # a process that was killed right after this event may have written it
+        self.emit("rolled_back", step, **payload)
+        self._standing = self._live()
+
+    def _live(self) -> set[str]:
+        return {_canonical(event) for event in comparable(live_events(self._file.path))}
 
     def _switch_off(self, observer: Observer, step: int, error: Exception) -> None:
         if observer not in self._observers:  # it failed again on the notice of another's failure
@@ -132,7 +143,7 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
         except (ValueError, TypeError, KeyError):
             damaged(f"{path.name}: line {number} is damaged and left out")
             continue
-        if kind == "resumed":
+        if kind in REWINDING_KINDS:
             for earlier in events:
                 earlier["superseded"] = earlier["superseded"] or earlier["step"] > step
         events.append({**event, "line": number, "superseded": False})

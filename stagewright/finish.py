@@ -216,6 +216,13 @@ def write_summary(
         "loading": session.load_times.plain(state.seconds["train"] - session.trained_before),
         "restarts": sum(event["kind"] == "resumed" for event in events),
         "parameters": sum(p.numel() for p in state.model.parameters()),
+        "ended_early": state.step < plan.total_steps and session.over,
+        "guard": {
+            "rollbacks": state.guard.rollbacks,
+            "left_out_steps": [update + 1 for update in state.guard.left_out],
+            "masked": [session.manifest.paths[row].as_py() for row in state.guard.masked],
+            "micro_batch_size": state.guard.micro_batch_size,
+        },
         "unreadable": len(bad) + sum(result.unreadable for result in results.values()),
         "precision": plan.precision,
         "device": str(state.device),

@@ -19,9 +19,9 @@ from torch import Tensor
 from stagewright.clock import Clock
 from stagewright.data.loader import BadRow
 from stagewright.data.manifest import Manifest
-from stagewright.errors import Diverged
 from stagewright.evaluate import Evaluation
 from stagewright.events import EventLog
+from stagewright.guard import Row
 from stagewright.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import RunDir
 from stagewright.state import Score, TrainState
@@ -51,6 +51,8 @@ class Recorder:
     device: torch.device
     pending: list[tuple[int, Hyper, Tensor, tuple[BadRow, ...]]] = field(default_factory=list)
     since_evaluation: list[tuple[float, float]] = field(default_factory=list)
+    recent: list[Row] = field(default_factory=list)
+    """The updates since the guard's last window began."""
 
     def __post_init__(self) -> None:
         self.steps = StepLog(self.run.steps, STEPS)
@@ -59,17 +61,22 @@ class Recorder:
         self.rate = _Rate()
         self._fetched_at = time.perf_counter()
         self._timed_at = self._fetched_at
-        self._skipped = 0
 
     def resume(self, state: TrainState) -> None:
-        """Cuts what a lost process wrote past the state, and takes up the means since the last evaluation."""
+        """Cuts what was written past the state, and takes up what is known since its last evaluation and window."""
+        self.pending.clear()
         self.steps.truncate_after(state.step)
         self.timing.truncate_after(state.step)
         self.metrics.truncate_after(state.evaluated_step)
+        rows = self.steps.rows()
         self.since_evaluation = [
-            (float(row["loss"]), float(row["top1"]))
-            for row in self.steps.rows()
-            if int(row["step"]) > state.evaluated_step
+            (loss, float(row["top1"]))
+            for row in rows
+            if int(row["step"]) > state.evaluated_step and math.isfinite(loss := float(row["loss"]))
+        ]
+        since = self._window_start(state.guard.checked)
+        self.recent = [
+            (int(row["step"]), float(row["loss"]), float(row["grad_norm"])) for row in rows if int(row["step"]) > since
         ]
 
     def step(self, step: int, hyper: Hyper, stats: Tensor, bad_rows: tuple[BadRow, ...]) -> None:
@@ -79,7 +86,7 @@ class Recorder:
             self.fetch()
 
     def fetch(self) -> None:
-        """Brings the pending numbers to the host and into steps.csv; :class:`Diverged` where they are not finite."""
+        """Brings the pending numbers to the host and into steps.csv."""
         if not self.pending:
             return
         numbers: list[list[float]] = torch.stack([stats for _, _, stats, _ in self.pending]).tolist()
@@ -87,9 +94,12 @@ class Recorder:
         for (step, hyper, _, bad_rows), (loss, share, grad_norm) in zip(self.pending, numbers, strict=True):
             stage = self.plan.stage_at(step)
             done, top1 = step + 1, 100.0 * share
-            self._check_finite(step, loss, grad_norm)
+            if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
+                self.log.emit("skipped", done, reason="fp16 overflow: update left out, scale lowered")
             rows.append([done, stage.index, stage.epoch_at(done), hyper.lr, hyper.momentum, loss, top1, grad_norm])
-            self.since_evaluation.append((loss, top1))
+            if math.isfinite(loss):  # not of an update that was left out
+                self.since_evaluation.append((loss, top1))
+            self.recent.append((done, loss, grad_norm))
             if bad_rows:
                 self._name_bad(done, bad_rows)
             self.rate.worked(stage)
@@ -154,25 +164,14 @@ class Recorder:
             log.close()
         self.log.close()
 
-    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
-        if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
-            # The scaler left this update out and halves its scale; only a long row of them is a fault.
-            self._skipped += 1
-            self.log.emit("skipped", step + 1, reason="fp16 overflow: update left out, scale lowered")
-            if self._skipped < 50:
-                return
-        else:
-            self._skipped = 0
-        # An infinite norm means that this update has just spoilt the weights, though its own loss was still finite.
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)) or self._skipped >= 50:
-            stage = self.plan.stage_at(step)
-            raise Diverged(
-                f"loss {loss} at step {step + 1} (stage {stage.name!r}, LR {stage.hyper(step).lr:.3g}, "
-                f"gradient norm {grad_norm:.3g})",
-                "finite numbers",
-                "fork from the last checkpoint with a lower LR or with clipping: "
-                f"stagewright resume {self.run.root} --set lr.peak=... --set optimizer.clip_norm=1.0",
-            )
+    def looked(self, step: int) -> None:
+        """The guard has looked at all up to ``step``: what lies before its present window is not needed any more."""
+        since = self._window_start(step)
+        self.recent = [row for row in self.recent if row[0] > since]
+
+    def _window_start(self, step: int) -> int:
+        window = self.plan.recipe.guard.window
+        return step // window * window
 
     def _name_bad(self, done: int, bad_rows: tuple[BadRow, ...]) -> None:
         paths = [self.manifest.paths[row].as_py() for row, _ in bad_rows]

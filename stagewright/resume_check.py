@@ -11,21 +11,21 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stagewright import checkpoint
 from stagewright.data.decode import ArrayImages
 from stagewright.data.loader import Batch
 from stagewright.data.manifest import Manifest
-from stagewright.data.sources import Dataset
+from stagewright.data.sample import sample_manifest
 from stagewright.errors import DataError
 from stagewright.events import Event, comparable, live_events
+from stagewright.pending import Pending
 from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
@@ -55,10 +55,11 @@ class Kill:
         """Makes ``session`` kill its own process right after the update."""
         update = session.update
 
-        def update_then_die(stage: StagePlan, batch: Batch) -> None:
-            update(stage, batch)
+        def update_then_die(stage: StagePlan, batch: Batch) -> bool:
+            done = update(stage, batch)
             if session.state.step == self.step:
                 _die()
+            return done
 
         session.update = update_then_die
 
@@ -78,7 +79,7 @@ class _Assassin:
 
 def check(
     data: str,
-    recipe: Recipe,
+    recipe: Recipe | Pending,
     *,
     steps: int,
     kills: int,
@@ -94,8 +95,8 @@ def check(
     if isinstance(dataset.images, ArrayImages) and not dataset.manifest.source.startswith("torchvision:"):
         raise DataError("pictures in memory alone", "a DATA form that a new process can open", "write them to a folder")
     with tempfile.TemporaryDirectory(prefix="stagewright-check-") as folder:
-        manifest = _sample(dataset)
-        plan = resolve(shortened(recipe, steps), manifest.info(), precision=asked.precision)
+        manifest = sample_manifest(dataset.manifest, train=_TRAIN_PICTURES, val=_VAL_PICTURES, test=_VAL_PICTURES)
+        plan = resolve(shortened(asked.recipe, steps), manifest.info(), precision=asked.precision)
         unbroken, broken = (_start(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
         say(f"Rehearsal: {plan.total_steps} steps in {len(plan.stages)} stages on {len(manifest)} of the pictures.")
         say("Unbroken run ...")
@@ -183,34 +184,6 @@ def _start(root: Path, plan: Plan, manifest: Manifest, data: str) -> RunDir:
     run = RunDir.create(root)
     run.write_start(plan, manifest, environment(data, ["stagewright", "resume-check", data], "", ""))
     return run
-
-
-def _sample(dataset: Dataset) -> Manifest:
-    """A manifest of some pictures of every split and, as far as that goes, every class."""
-    manifest = dataset.manifest
-    if manifest.source.startswith("torchvision:"):
-        return manifest  # its arrays are opened whole
-    kept = [
-        _spread(manifest.rows(split), manifest.labels, limit)
-        for split, limit in (("train", _TRAIN_PICTURES), ("val", _VAL_PICTURES), ("test", _VAL_PICTURES))
-    ]
-    rows = np.sort(np.concatenate(kept))
-    return replace(
-        manifest,
-        paths=manifest.paths.take(rows),
-        hashes=manifest.hashes.take(rows),
-        labels=manifest.labels[rows],
-        splits=manifest.splits[rows],
-        widths=manifest.widths[rows],
-        heights=manifest.heights[rows],
-        groups=manifest.groups.take(rows) if manifest.groups is not None else None,
-    )
-
-
-def _spread(rows: np.ndarray, labels: np.ndarray, limit: int) -> np.ndarray:
-    """Up to ``limit`` of ``rows``, every class in turn."""
-    by_class = rows[np.argsort(labels[rows], kind="stable")]
-    return by_class[np.unique(np.linspace(0, len(by_class) - 1, min(limit, len(by_class))).astype(int))]
 
 
 def _final(run: RunDir) -> dict[str, Any]:

@@ -14,13 +14,28 @@ def carry_out(session: Session) -> bool:
     Stopping after any step and calling again on the saved state gives the same weights, bit for bit on the same machine
     and versions (on CUDA with ``deterministic``). An evaluation that a stop interrupted is made up for first.
     """
-    plan, state, stop = session.plan, session.state, session.stop
+    plan, state = session.plan, session.state
     eval_steps, save_steps = frozenset(plan.eval_steps), frozenset(plan.save_steps)
-    stage = None
     session.clock.switch("train")
-    owes_evaluation = state.step in eval_steps and state.evaluated_step < state.step
-    if owes_evaluation and not settle(session, eval_steps, save_steps):
-        return False
+    while True:
+        owes_evaluation = state.step in eval_steps and state.evaluated_step < state.step
+        if owes_evaluation and not settle(session, eval_steps, save_steps):
+            return False
+        if session.over:
+            return True
+        session.recovery.keep(state)
+        try:
+            if not go_on(session, eval_steps, save_steps):
+                return False
+        except Interrupted:
+            session.save()
+            return False
+
+
+def go_on(session: Session, eval_steps: frozenset[int], save_steps: frozenset[int]) -> bool:
+    """Reads and trains from ``state.step`` on, until no update is left or the guard has gone back; False to stop."""
+    plan, state, stop = session.plan, session.state, session.stop
+    stage = None
     saved_at = time.monotonic()
     with session.batches(first_step=state.step) as batches:
         for batch in batches:
@@ -29,12 +44,16 @@ def carry_out(session: Session) -> bool:
                 counts = session.enter(stage)
                 if batch.step == stage.first_step:
                     session.begin(stage, counts)
-            session.update(stage, batch)
+            if not session.update(stage, batch) or not session.recovery.check(session):
+                return True  # it has gone back, and reads from there
             overdue = time.monotonic() - saved_at > 60.0 * session.execution.save_minutes
             if state.step in eval_steps or state.step in save_steps or overdue or stop.requested:
                 if not settle(session, eval_steps, save_steps, overdue=overdue):
                     return False
                 saved_at = time.monotonic()
+            session.recovery.keep(state)  # behind the evaluation, so that going back owes none
+            if session.over:
+                break
     return True
 
 
@@ -50,6 +69,6 @@ def settle(session: Session, eval_steps: frozenset[int], save_steps: frozenset[i
         except Interrupted:
             pass
         stopping = stop.requested
-    if state.step in save_steps or improved or overdue or stopping:
+    if state.step in save_steps or improved or overdue or stopping or session.over:
         session.save()
     return not stopping

@@ -48,6 +48,15 @@ def _bad_image(event: Event) -> str:
     return f"step {event['step']:,}: masked {len(event['paths'])} that could not be read: {named}"
 
 
+def _rolled_back(event: Event) -> str:
+    return f"step {event['at']:,}: {event['reason']}. Back to step {event['step']:,}: {event['remedy']}"
+
+
+def _suspect(event: Event) -> str:
+    named = ", ".join(event["paths"][:5]) + (f" and {len(event['paths']) - 5} more" if len(event["paths"]) > 5 else "")
+    return f"step {event['step']:,}: {event['verdict']}: {named}"
+
+
 def _finished(event: Event) -> str:
     chosen = event["chosen"]
     scores = ", ".join(
@@ -66,6 +75,9 @@ _SENTENCES = {
     "evaluated": _evaluated,
     "resumed": _resumed,
     "bad_image": _bad_image,
+    "rolled_back": _rolled_back,
+    "suspect": _suspect,
+    "ended_early": lambda event: f"ended early after step {event['step']:,}: {event['reason']}",
     "skipped": lambda event: f"step {event['step']:,}: {event['reason']}",
     "notice": lambda event: event["text"],
     "stopped": lambda event: f"stopped at step {event['step']:,}: {event['reason']}",

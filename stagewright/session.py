@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stagewright import checkpoint
 from stagewright.augment.mixing import draw_mix
@@ -18,20 +19,25 @@ from stagewright.data.decode import Images
 from stagewright.data.loader import Batch, BatchSpec, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.resident import Resident, reside
-from stagewright.data.stream import eval_specs, recalibration_specs, train_specs
+from stagewright.data.stream import eval_specs, recalibration_specs, sees_pictures_alike, train_specs, whole_specs
 from stagewright.data.times import LoadTimes
 from stagewright.evaluate import Evaluation, evaluate
+from stagewright.features import MOST_BYTES, Cut, Features, Kept, find_cut
+from stagewright.guard import Guard
 from stagewright.machine import cores
 from stagewright.model.average import WeightAverage, has_batch_norm, recalibrate
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.optim import reset_state
 from stagewright.plan import Plan, StagePlan
+from stagewright.recipe import Stop
 from stagewright.record import Recorder, verdict
+from stagewright.recovery import Recovery, masked, out_of_memory
 from stagewright.rng import Stream, torch_seed
 from stagewright.rundir import RunDir
-from stagewright.state import TrainState
+from stagewright.state import TrainState, Watch
 from stagewright.step import Numerics, train_step
 from stagewright.stop import StopSignal
+from stagewright.transfer import copied_ahead, on_device
 
 _SWA_RECALIBRATION = 4096
 _SMALL_PIXELS = 100
@@ -74,19 +80,55 @@ class Session:
     resident: Resident | None = field(init=False)
     trained_before: float = field(init=False)
     """Seconds of training that processes before this one had spent."""
+    recovery: Recovery = field(init=False)
+    features: Features | None = field(init=False, default=None)
+    """Of the stage the model is in, where its head trains on features of a frozen body."""
+    _entered: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         self.resident = reside(self.images, self.state.device) if self.execution.keep_decoded else None
         self.trained_before = self.state.seconds["train"]
+        self.recovery = Recovery(Guard(self.plan))
+
+    @property
+    def over(self) -> bool:
+        """Whether no update is left: all are done, or the evaluations no longer improve."""
+        patience = self.plan.recipe.stop.patience
+        ended = patience is not None and self.state.watch.stale >= patience
+        return ended or self.state.step >= self.plan.total_steps
+
+    @cached_property
+    def cuts(self) -> dict[int, Cut]:
+        """By stage index: where the network is cut in stages that train a head on features of a frozen body."""
+        found: dict[int, Cut] = {}
+        for stage in self.plan.stages:
+            if sees_pictures_alike(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
+                apply_trainable(self.state.model, stage.train)
+                set_train_mode(self.state.model)
+                blank = torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
+                cut = find_cut(self.state.model, blank)
+                pictures = max(stage.num_images, self.plan.dataset.num_val)
+                if cut is not None and cut.bytes_each * pictures <= MOST_BYTES:
+                    found[stage.index] = cut
+        return found
+
+    @property
+    def unread(self) -> frozenset[int]:
+        """Stages whose pictures the training need not read, since features stand in their place."""
+        return frozenset(self.cuts)
 
     def batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """The training batches from ``first_step`` to the end of the plan, to be used in a ``with``."""
-        return self._loading(train_specs(self.plan, self.manifest, first_step), self.load_times)
+        return self.loading(train_specs(self.plan, self.manifest, first_step, self.unread), self.load_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
         """Puts the model into the stage's shape, alike whether arriving or resuming; (trainable, frozen) parameters."""
+        cut = self.cuts.get(stage.index)
         counts = apply_trainable(self.state.model, stage.train)
         set_train_mode(self.state.model)
+        if self._entered != stage.index:
+            self._entered = stage.index
+            self.features = None if cut is None else Features(self.state.model, cut)
         return counts
 
     def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:
@@ -101,21 +143,84 @@ class Session:
             "stage", stage.first_step, stage=stage.index, name=stage.name, trainable=trainable, frozen=frozen
         )
 
-    def update(self, stage: StagePlan, batch: Batch) -> None:
-        """Carries out the update that ``batch`` belongs to."""
+    def update(self, stage: StagePlan, batch: Batch) -> bool:
+        """Carries out the update that ``batch`` belongs to; False where memory did not suffice and it has gone back.
+
+        ``Interrupted`` where a stop was asked for while features were computed.
+        """
+        record, seed = self.state.guard, self.plan.recipe.seed
+        if record.examine is not None and record.examine[1] == batch.step:
+            self.recovery.examine(self, record.examine[0])
         hyper = stage.hyper(batch.step)
-        seed = self.plan.recipe.seed
-        stats = train_step(
-            self.state,
-            on_device(batch, self.state.device),
-            hyper,
-            draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
-            seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
-            micro_batch_size=stage.micro_batch_size,
-            numerics=self.numerics,
-        )
+        hyper = replace(hyper, lr=hyper.lr * record.lr_factor(batch.step))
+        micro_batch_size = self.micro_batch_size(stage)
+        batch = self.masked(self.filled(batch))
+        if batch.step in record.left_out:
+            stats = torch.full((3,), torch.nan, device=self.state.device)
+        else:
+            try:
+                stats = train_step(
+                    self.state,
+                    batch,
+                    hyper,
+                    draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
+                    seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
+                    micro_batch_size=micro_batch_size,
+                    numerics=self.numerics,
+                    forward=self.forward,
+                )
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                stats = None
+            if stats is None:  # out here, where the error no longer holds on to what it was computed from
+                self.recovery.shrink(self, batch.step, micro_batch_size)
+                return False
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
+        return True
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The part of the network that takes a batch in the present stage."""
+        return self.state.forward if self.features is None else self.features.head
+
+    def micro_batch_size(self, stage: StagePlan) -> int:
+        """Pictures that go through the network at a time: as planned, or fewer where those did not fit."""
+        return min(stage.micro_batch_size, self.state.guard.micro_batch_size or stage.micro_batch_size)
+
+    def masked(self, batch: Batch) -> Batch:
+        """``batch`` on the device, without the pictures that the guard leaves out."""
+        batch = on_device(batch, self.state.device)
+        return masked(batch, self.state.guard.masked) if self.state.guard.masked else batch
+
+    def filled(self, batch: Batch) -> Batch:
+        """``batch`` with features in the place of its pictures, in a stage that trains on them."""
+        return batch if self.features is None else self.kept_features("train").put_into(batch)
+
+    def kept_features(self, split: str) -> Kept:
+        """The features of a split in the present stage, computed at the first call; ``Interrupted`` where that is stopped."""
+        features, stage = self.features, self.plan.stages[self._entered]
+        assert features is not None
+        if split not in features.kept:
+            total = stage.num_images if split == "train" else len(self.manifest.rows(split))
+            self.recorder.log.emit(
+                "notice",
+                self.state.step,
+                text=f"stage {stage.name!r}: the body is frozen and sees pictures alike, so its features of {total:,} "
+                f"{split} pictures are computed once",
+            )
+            specs = whole_specs(self.plan, self.manifest, stage, split)
+            with self.loading(specs) as batches, self.numerics.autocast(self.state.device):
+                features.kept[split] = features.compute(
+                    batches,
+                    lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
+                    stop=lambda: self.stop.requested,
+                    progress=lambda done: self.recorder.log.emit(
+                        "computing", self.state.step, done=done, total=total, what=f"features of {split} pictures"
+                    ),
+                )
+        return features.kept[split]
 
     def evaluate(self) -> None:
         """Evaluates raw and averaged weights on the validation split; ``Interrupted`` leaves everything as it was."""
@@ -124,37 +229,67 @@ class Session:
         before = state.seconds["eval"]
         self.enter(stage)  # a resumed run may owe the evaluation of a stage it is already past
         with self.clock.phase("eval"):
-            results = {"raw": self.evaluate_split("val", stage)}
+            results = {"raw": self.evaluate_split("val", stage, self.features)}
             if stage.average.kind != "none" and state.average.tensors:
+                # Where the frozen body is the averaged one too, its features serve both.
+                features = self.features if self._averages_the_head_alone() else None
                 with state.average.swapped_in(state.model):
                     self.recalibrate(stage)
-                    results[stage.average.kind] = self.evaluate_split("val", stage)
+                    results[stage.average.kind] = self.evaluate_split("val", stage, features)
         state.latest = verdict(state.step, results)
         if state.best is None or state.latest.top1 > state.best.top1:
             state.best = state.latest
         state.evaluated_step = state.step
+        state.watch = watched(self.plan.recipe.stop, state.watch, results[state.latest.weights])
         self.recorder.evaluated(state, stage, results, state.seconds["eval"] - before)
+        if self.over and state.step < self.plan.total_steps:
+            stop = self.plan.recipe.stop
+            reason = f"{stop.metric} has not improved on {state.watch.best:.4g} in {state.watch.stale} evaluations"
+            self.recorder.log.emit("ended_early", state.step, reason=reason)
 
-    def evaluate_split(self, split: str, stage: StagePlan) -> Evaluation:
-        """How the model's present weights answer a split, seen as evaluations in ``stage`` see it."""
+    def _averages_the_head_alone(self) -> bool:
+        """Whether the averaged tensors that features hang on are those of the model, bit for bit."""
+        model, features = self.state.model, self.features
+        if features is None:
+            return False
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        averaged = self.state.average.tensors
+        return all(features.inside(name) or torch.equal(averaged[name], tensor) for name, tensor in own.items())
+
+    def evaluate_split(self, split: str, stage: StagePlan, features: Features | None = None) -> Evaluation:
+        """How the model's present weights answer a split, seen as evaluations in ``stage`` see it; ``features`` are those of
+        its present body."""
         total = len(self.manifest.rows(split))
-        with self._loading(eval_specs(self.plan, self.manifest, stage, split)) as batches:
-            return evaluate(
-                self.state.model,
-                self.state.forward,
-                batches,
-                self.numerics,
-                stop=lambda: self.stop.requested,
-                progress=lambda done: self.recorder.log.emit("evaluating", self.state.step, done=done, total=total),
-            )
+        kept = None if features is None else self.kept_features(split)
+        while True:
+            most = self.micro_batch_size(stage)
+            specs = eval_specs(self.plan, self.manifest, stage, split, most=most, unread=kept is not None)
+            try:
+                with self.loading(specs) as batches:
+                    return evaluate(
+                        self.state.model,
+                        self.state.forward if features is None else features.head,
+                        batches if kept is None else map(kept.put_into, batches),
+                        self.numerics,
+                        inputs=None if kept is None else self.numerics.network_input,
+                        stop=lambda: self.stop.requested,
+                        progress=lambda done: self.recorder.log.emit(
+                            "evaluating", self.state.step, done=done, total=total
+                        ),
+                    )
+            except RuntimeError as error:
+                if not out_of_memory(error) or most == 1:
+                    raise
+            self.state.guard.micro_batch_size = most // 2
+            text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
+            self.recorder.log.emit("notice", self.state.step, text=text)
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, where the recipe wants it."""
-        asked = stage.average.recalibrate
-        count = asked if asked is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
-        if not count or not has_batch_norm(self.state.model):
+        count = recalibrated_images(stage, self.state.model)
+        if not count:
             return
-        with self._loading(recalibration_specs(self.plan, self.manifest, stage, count)) as batches:
+        with self.loading(recalibration_specs(self.plan, self.manifest, stage, count)) as batches:
             recalibrate(self.state.model, self._normalised(batches))
 
     def save(self) -> None:
@@ -162,13 +297,17 @@ class Session:
         with self.clock.phase("checkpoint"):
             self.recorder.sync()
             state = self.state
+            # What a rollback may go back to, and the best weights as they were there, live as long as the state.
+            horizon = self.recovery.guard.horizon(state.step)
+            before = [step for step in checkpoint.steps(self.run.checkpoints) if step <= horizon]
+            bests = [kept["best"]["step"] for kept in self.recovery.kept if kept["best"]]
             path = checkpoint.save(
                 self.run.checkpoints,
                 state.step,
                 state.content(),
                 {"plan_digest": self.plan.digest},
                 keep=self.plan.recipe.checkpoints.keep,
-                protect=[state.best.step] if state.best else [],
+                protect=sorted({*before[-1:], *bests, *([state.best.step] if state.best else [])}),
             )
             checkpoint.link(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
@@ -176,7 +315,7 @@ class Session:
         self.recorder.log.emit("saved", state.step, checkpoint=path.name)
 
     @contextmanager
-    def _loading(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:
+    def loading(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:
         """Batches on the host; on CUDA page-locked, and on their way to the device while the one before is worked on."""
         pinned = self.state.device.type == "cuda"
         workers = auto_workers(self.manifest) if self.execution.workers is None else self.execution.workers
@@ -209,44 +348,23 @@ class Session:
         self.recorder.log.emit("notice", self.state.step, text=text)
 
 
+def watched(stop: Stop, watch: Watch, result: Evaluation) -> Watch:
+    """What early stopping has seen after one more evaluation, of which ``result`` is the better one."""
+    value = result.top1 if stop.metric == "val_top1" else -result.loss
+    best = None if watch.best is None else (watch.best if stop.metric == "val_top1" else -watch.best)
+    if best is None or value > best + stop.min_delta:
+        return Watch(result.top1 if stop.metric == "val_top1" else result.loss, 0)
+    return Watch(watch.best, watch.stale + 1)
+
+
+def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:
+    """How many training pictures re-estimate the batch-norm statistics of averaged weights before they are evaluated."""
+    asked = stage.average.recalibrate
+    count = asked if asked is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
+    return count if has_batch_norm(model) else 0
+
+
 def auto_workers(manifest: Manifest) -> int:
     """A thread for each core, 8 at most; one where pictures are so small that threads wait for each other (docs/log.md)."""
     small = len(manifest) == 0 or float(np.median(manifest.widths)) < _SMALL_PIXELS
     return 1 if small else min(8, cores())
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``."""
-    if batch.images.device == device or device.type == "cpu":
-        return batch
-    return replace(
-        batch,
-        images=batch.images.to(device, non_blocking=True),
-        labels=batch.labels.to(device, non_blocking=True),
-        valid=batch.valid.to(device, non_blocking=True),
-    )
-
-
-def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """``batches`` on the CUDA ``device``, each copied on a stream of its own while the one before is worked on."""
-    copies = torch.cuda.Stream(device)
-    ahead: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
-        arrived = torch.cuda.Event()
-        with torch.cuda.stream(copies):
-            moved = on_device(batch, device)
-            arrived.record(copies)
-        if ahead is not None:
-            yield _arrived(*ahead, device)
-        ahead = moved, arrived
-    if ahead is not None:
-        yield _arrived(*ahead, device)
-
-
-def _arrived(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
-    """``batch``, safe to use on the device's current stream, which keeps its memory until it is done with it."""
-    stream = torch.cuda.current_stream(device)
-    stream.wait_event(arrived)
-    for tensor in (batch.images, batch.labels, batch.valid):
-        tensor.record_stream(stream)
-    return batch

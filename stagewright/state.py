@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from stagewright.guard import Record
 from stagewright.model.average import WeightAverage
 
 REMEMBERED = (
@@ -25,6 +26,8 @@ REMEMBERED = (
     "best",
     "latest",
     "evaluated_step",
+    "watch",
+    "guard",
     "seconds",
 )
 
@@ -39,6 +42,14 @@ class Score:
     weights: str
     """``raw``, ``ema`` or ``swa``."""
     top1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What early stopping has seen: the ``best`` value of its metric, and for how many evaluations in a row it stood."""
+
+    best: float | None = None
+    stale: int = 0
 
 
 @dataclass
@@ -60,6 +71,8 @@ class TrainState:
     """Best of all evaluations."""
     latest: Score | None = None
     """Better of raw and averaged weights at the last evaluation."""
+    watch: Watch = Watch()
+    guard: Record = field(default_factory=Record)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Wall-clock seconds by phase, over all restarts."""
 
@@ -78,6 +91,8 @@ class TrainState:
             "best": asdict(self.best) if self.best else None,
             "latest": asdict(self.latest) if self.latest else None,
             "evaluated_step": self.evaluated_step,
+            "watch": asdict(self.watch),
+            "guard": self.guard.plain(),
             "seconds": dict(self.seconds),
         }
 
@@ -91,4 +106,27 @@ class TrainState:
         self.latest = Score(**content["latest"]) if content["latest"] else None
         self.step = content["step"]
         self.evaluated_step = content["evaluated_step"]
+        self.watch = Watch(**content["watch"])
+        self.guard = Record.of(content["guard"])
         self.seconds = dict(content["seconds"])
+
+    def snapshot(self, device: torch.device) -> dict[str, Any]:
+        """What :meth:`content` gives, copied to ``device``: a state to go back to while this one goes on."""
+        return _copied(self.content(), device)
+
+    def rewind(self, content: dict[str, Any]) -> None:
+        """Goes back to a snapshot, which stays as it is; the seconds spent and the guard's remedies stay too."""
+        seconds, guard = self.seconds, self.guard
+        self.restore(_copied(content, self.device))
+        self.seconds, self.guard = seconds, guard.rewound(self.guard)
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    """Nested containers with every tensor copied to ``device``; scalars of an optimizer on the CPU stay there."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.ndim == 0 else value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(one, device) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(one, device) for one in value)
+    return value

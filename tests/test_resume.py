@@ -94,10 +94,11 @@ def stop_after(step: int) -> Callable[[Session], None]:
     def arm(session: Session) -> None:
         update = session.update
 
-        def update_then_stop(stage: StagePlan, batch: Batch) -> None:
-            update(stage, batch)
+        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
+            done = update(stage, batch)
             if session.state.step >= step:
                 session.stop.requested = True
+            return done
 
         session.update = update_then_stop
 
@@ -241,6 +242,8 @@ def test_state_remembers_this_and_no_more(start: Start, unbroken: RunDir) -> Non
         "best",
         "latest",
         "evaluated_step",
+        "watch",
+        "guard",
         "seconds",
     )
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -68,6 +68,8 @@ class BatchSpec:
     """What is done to the pictures on the device, after cropping and flipping."""
     drawn_for: NDArray[np.int64] | None = None
     """The places in the batch that ``draws`` are for; None: all of it."""
+    unread: bool = False
+    """Whether nothing is read at all, because what the network makes of these pictures is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +78,7 @@ class Batch:
 
     step: int
     images: Tensor
-    """uint8 (B, 3, S, S), channels_last in memory."""
+    """uint8 (B, 3, S, S), channels_last in memory; (B, 3, 0, 0) where the specification leaves them unread."""
     labels: Tensor
     """int64 (B,)."""
     valid: Tensor
@@ -86,6 +88,8 @@ class Batch:
     draws: Draws | None = None
     """What is still to be done to the pictures, as in the specification."""
     drawn_for: NDArray[np.int64] | None = None
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 (B,): rows of the manifest."""
 
 
 def load_batches(
@@ -115,7 +119,7 @@ def load_batches(
     times.workers = workers
     drafts = (
         _ResidentDraft(resident, spec, times)
-        if resident is not None and resident.serves(spec.geometry, spec.image_size)
+        if not spec.unread and resident is not None and resident.serves(spec.geometry, spec.image_size)
         else _HostDraft(images, spec, pin_memory, times)
         for spec in specs
     )
@@ -225,7 +229,7 @@ class _HostDraft(_Draft):
 
     def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool, times: LoadTimes) -> None:
         super().__init__(images, spec, times)
-        size = spec.image_size
+        size = 0 if spec.unread else spec.image_size
         self.buffer = torch.empty((len(spec.rows), size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
         self.labels = torch.empty(len(spec.rows), dtype=torch.int64, pin_memory=pin_memory)
         self.valid = torch.ones(len(spec.rows), dtype=torch.bool, pin_memory=pin_memory)
@@ -235,7 +239,10 @@ class _HostDraft(_Draft):
         """The batch, in the buffers."""
         bad = tuple(row for part in bad_rows for row in part)
         spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
-        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for)
+        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for, spec.rows)
+
+    def _chunks(self) -> list[slice]:
+        return [] if self.spec.unread else super()._chunks()
 
     def _fill(self, chunk: slice) -> list[BadPlace]:
         spec, geometry = self.spec, self.spec.geometry
@@ -272,7 +279,7 @@ class _ResidentDraft(_Draft):
         images = resident.views(spec.rows, spec.geometry, valid).permute(0, 3, 1, 2)
         labels, there = resident.copied(spec.labels), resident.copied(valid)
         self.times.loaded(len(spec.rows), 0.0, time.perf_counter() - began)
-        return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for)
+        return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for, spec.rows)
 
     def _chunks(self) -> list[slice]:
         return [] if self.all_there else super()._chunks()
