@@ -1,0 +1,195 @@
+"""The divergence guard: notices numbers that are not finite and losses that stay high, and says where to go back to.
+
+Pure: it sees the losses that were fetched anyway, at steps that the plan fixes (every ``window`` steps, and before every
+evaluation and save, so that neither is ever of spoilt weights). What it decides is a function of the plan and of those
+numbers, and what it remembers is saved with the state: a resumed run decides alike. The deeds are the session's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from stagewright.plan import Plan, StagePlan
+
+_OVERFLOWS = 50
+"""fp16 updates left out in a row by the loss scaler are its work; so many are a fault."""
+_HIGH_WINDOWS = 2
+KEPT_STATES = 4
+"""States kept to go back to: a spike is known two windows after it began, and the window before is not trusted either."""
+
+Row = tuple[int, float, float]
+"""Finished updates, loss and gradient norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ease:
+    """The learning rate of updates ``first .. end - 1`` is multiplied by ``factor``."""
+
+    first: int
+    end: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Trouble, and where to go back to."""
+
+    update: int
+    """The first update that shows it."""
+    back_to: int
+    """Finished updates of a state from before."""
+    kind: str
+    """``not finite``, ``spike`` or ``memory``."""
+    reason: str
+
+
+@dataclass
+class Record:
+    """What the guard remembers. ``remedies`` outlive a rollback, the rest is part of the state that is gone back to."""
+
+    rollbacks: int = 0
+    left_out: list[int] = field(default_factory=list)
+    """Updates that are left out."""
+    masked: list[int] = field(default_factory=list)
+    """Manifest rows of pictures that are left out wherever they come."""
+    eases: list[Ease] = field(default_factory=list)
+    examine: tuple[int, int] | None = None
+    """(update, at): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one."""
+    micro_batch_size: int | None = None
+    """Pictures at a time, since more of them did not fit into memory; None: as planned."""
+
+    checked: int = 0
+    """Finished updates that were looked at."""
+    stage: int = -1
+    lowest: float | None = None
+    """Lowest median loss of a window of the stage."""
+    high_since: int | None = None
+    """First update of the windows that are high now."""
+    overflows: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        """Plain containers for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Record:
+        """The record that :meth:`plain` gave."""
+        examine = content["examine"]
+        return cls(
+            **{
+                **content,
+                "eases": [Ease(**ease) for ease in content["eases"]],
+                "examine": None if examine is None else (examine[0], examine[1]),
+                "left_out": list(content["left_out"]),
+                "masked": list(content["masked"]),
+            }
+        )
+
+    def rewound(self, before: Record) -> Record:
+        """The record after going back to a state that held ``before``: its observations, and the remedies of now."""
+        return Record(
+            rollbacks=self.rollbacks,
+            left_out=self.left_out,
+            masked=self.masked,
+            eases=self.eases,
+            examine=self.examine,
+            micro_batch_size=self.micro_batch_size,
+            checked=before.checked,
+            stage=before.stage,
+            lowest=before.lowest,
+            high_since=before.high_since,
+            overflows=before.overflows,
+        )
+
+    def lr_factor(self, update: int) -> float:
+        """What the plan's learning rate of ``update`` is multiplied by."""
+        return math.prod(ease.factor for ease in self.eases if ease.first <= update < ease.end)
+
+
+class Guard:
+    """Decides for one plan when to look, and what was seen."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.settings = plan.recipe.guard
+        self._looks = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
+        # What a network that knows nothing loses, which is the scale of a loss that is too high.
+        classes = len(plan.dataset.classes)
+        self.blind_loss = max(1.0, math.log(max(classes, 2))) if plan.recipe.loss == "cross_entropy" else math.log(2)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the losses are looked at after ``step`` finished updates."""
+        return step % self.settings.window == 0 or step in self._looks
+
+    def keeps_state(self, step: int) -> bool:
+        """Whether the state after ``step`` finished updates is one to go back to."""
+        return self.settings.rollbacks > 0 and step % self.settings.window == 0
+
+    def look(self, record: Record, step: int, rows: Sequence[Row]) -> Fault | None:
+        """Looks at the updates up to ``step`` that it has not seen, and writes what it remembers into ``record``.
+
+        ``rows`` are those of the last window and later, in order; ``record.left_out`` updates among them are passed over.
+        """
+        rows = [row for row in rows if row[0] - 1 not in record.left_out]
+        fault = self._not_finite(record, [row for row in rows if row[0] > record.checked])
+        if fault is None and step % self.settings.window == 0:
+            fault = self._spike(record, step, rows)
+        record.checked = step
+        return fault
+
+    def _not_finite(self, record: Record, rows: Sequence[Row]) -> Fault | None:
+        for done, loss, grad_norm in rows:
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                record.overflows = 0
+                continue
+            if self.plan.precision == "fp16":
+                record.overflows += 1
+                if record.overflows < _OVERFLOWS:
+                    continue
+            what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+            return Fault(done - 1, self._state_before(done - 1), "not finite", what)
+        return None
+
+    def _spike(self, record: Record, step: int, rows: Sequence[Row]) -> Fault | None:
+        window = self.settings.window
+        stage = self.plan.stage_before(step)
+        if record.stage != stage.index:
+            record.stage, record.lowest, record.high_since = stage.index, None, None
+        first = max(step - window, stage.first_step)
+        losses = [loss for done, loss, _ in rows if done > first and math.isfinite(loss)]
+        if len(losses) < window / 2:
+            return None
+        level = median(losses)
+        limit = math.inf if record.lowest is None else record.lowest + self.settings.spike * self.blind_loss
+        record.lowest = level if record.lowest is None else min(record.lowest, level)
+        if level <= limit:
+            record.high_since = None
+            return None
+        if record.high_since is None:
+            record.high_since = first
+        if step - record.high_since < _HIGH_WINDOWS * window:
+            return None
+        began = record.high_since
+        what = f"the median loss of {window} steps is {level:.4g}, and was {record.lowest:.4g}"
+        return Fault(began, self._state_before(max(began - window, 0)), "spike", what)
+
+    def _state_before(self, update: int) -> int:
+        """Finished updates of the newest kept state that update ``update`` has not touched."""
+        return update // self.settings.window * self.settings.window
+
+    def ease(self, first: int) -> Ease:
+        """The learning rate lowered from update ``first`` on."""
+        return Ease(first, first + self.settings.ease_windows * self.settings.window, self.settings.ease)
+
+    def horizon(self, step: int) -> int:
+        """The oldest step that a fault found after ``step`` may go back to."""
+        return max(0, (step // self.settings.window - KEPT_STATES) * self.settings.window)
+
+
+def advice(stage: StagePlan, update: int, lr: float, fault: Fault) -> str:
+    """Where a fault happened, in words."""
+    return f"step {update + 1:,} (stage {stage.name!r}, LR {lr:.3g}): {fault.reason}"

@@ -1,0 +1,197 @@
+"""Recovery: the deeds of the divergence guard. States to go back to, going back, and finding the picture that is to blame.
+
+Going back is resuming at an earlier step with a remedy on record: the updates from there on are the same pure functions
+of the step, so that nothing but the remedy differs. A state that is not in memory any more (this process began later)
+is reached from an older checkpoint, by training up to it once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from stagewright import checkpoint
+from stagewright.build import build_state
+from stagewright.data.loader import Batch
+from stagewright.data.stream import train_specs
+from stagewright.errors import CheckpointError, Diverged, ModelError
+from stagewright.guard import KEPT_STATES, Fault, Guard
+
+if TYPE_CHECKING:
+    from stagewright.session import Session
+    from stagewright.state import TrainState
+
+_SHARE_OF_MEMORY = 0.1
+"""Kept states that would take more of a CUDA device's memory lie in the host's."""
+
+
+@dataclass
+class Recovery:
+    """What a session keeps to go back to."""
+
+    guard: Guard
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    """Snapshots, the oldest first."""
+
+    def keep(self, state: TrainState) -> None:
+        """Keeps the present state, if it is one to go back to."""
+        if not self.guard.keeps_state(state.step) or (self.kept and self.kept[-1]["step"] == state.step):
+            return
+        self.kept.append(state.snapshot(_home(state)))
+        del self.kept[:-KEPT_STATES]
+
+    def check(self, session: Session) -> bool:
+        """Looks at the losses where it is time; False where it has gone back to an earlier step."""
+        state, recorder = session.state, session.recorder
+        if not self.guard.is_due(state.step):
+            return True
+        recorder.fetch()
+        fault = self.guard.look(state.guard, state.step, recorder.recent)
+        recorder.looked(state.step)
+        if fault is not None:
+            self._go_back(session, fault)
+        return fault is None
+
+    def shrink(self, session: Session, update: int, used: int) -> None:
+        """Goes back to before ``update``, for which ``used`` pictures at a time were too many, and takes half as many."""
+        if used <= 1:
+            raise ModelError(
+                f"step {update + 1:,} needs more memory than {session.state.device} has, with one picture at a time",
+                "a smaller network or smaller pictures",
+                f"stagewright resume {session.run.root} --set image_size=... (a fork), or another device",
+            )
+        if session.state.device.type == "cuda":
+            torch.cuda.empty_cache()
+        session.state.guard.micro_batch_size = used // 2
+        back_to = max((kept["step"] for kept in self.kept if kept["step"] <= update), default=update)
+        reason = f"out of memory with {used} pictures at a time"
+        remedy = f"{used // 2} at a time from there on, batches as large as before"
+        self._restore(session, Fault(update, back_to, "memory", reason), remedy)
+
+    def _go_back(self, session: Session, fault: Fault) -> None:
+        record, settings = session.state.guard, self.guard.settings
+        stage = session.plan.stage_at(fault.update)
+        lr = stage.hyper(fault.update).lr * record.lr_factor(fault.update)
+        if record.rollbacks >= settings.rollbacks:
+            times = f" after going back {record.rollbacks} times" if record.rollbacks else ""
+            raise Diverged(
+                f"training diverges{times}: step {fault.update + 1:,} (stage {stage.name!r}, LR {lr:.3g}): {fault.reason}",
+                "finite losses that fall",
+                "fork from the last checkpoint with a lower LR or with clipping: "
+                f"stagewright resume {session.run.root} --set lr.peak=... --set optimizer.clip_norm=1.0",
+            )
+        record.rollbacks += 1
+        if fault.kind == "not finite":
+            record.examine = (fault.update, fault.back_to)
+            remedy = "the pictures of that step are looked at one by one"
+        else:
+            record.eases.append(self.guard.ease(fault.back_to))
+            remedy = f"the learning rate times {settings.ease:g} for {settings.ease_windows * settings.window} steps"
+        self._restore(session, fault, remedy)
+
+    def _restore(self, session: Session, fault: Fault, remedy: str) -> None:
+        state = session.state
+        found = state.step
+        state.rewind(self._state_before(session, fault.back_to))
+        self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
+        session.recorder.resume(state)
+        session.recorder.log.rolled_back(
+            fault.back_to, at=fault.update + 1, found=found, fault=fault.kind, reason=fault.reason, remedy=remedy
+        )
+        session.save()  # sets aside the checkpoints of what is given up
+
+    def _state_before(self, session: Session, step: int) -> dict[str, Any]:
+        """The newest state of at most ``step`` finished updates that there is: kept, saved, or the very first."""
+        for kept in reversed(self.kept):
+            if kept["step"] <= step:
+                return kept
+        for earlier in reversed(checkpoint.steps(session.run.checkpoints)):
+            if earlier <= step:
+                try:
+                    return checkpoint.load(session.run.checkpoints / checkpoint.name_of(earlier)).tensors
+                except CheckpointError:
+                    continue
+        return build_state(session.plan, session.state.device, None)[0].content()
+
+    def examine(self, session: Session, update: int) -> None:
+        """Looks for the pictures of ``update`` that give no finite loss, and writes the remedy into the record."""
+        record = session.state.guard
+        at, record.examine = session.state.step, None
+        batch = self._batch_of(session, update)
+        guilty = self._not_finite(session, batch)
+        named = batch.rows[guilty]
+        if len(named):
+            record.masked = sorted({*record.masked, *named.tolist()})
+            verdict = f"left out from here on, since what the network makes of it in step {update + 1:,} is not finite"
+        else:
+            record.left_out.append(update)
+            record.eases.append(self.guard.ease(at))
+            settings = self.guard.settings
+            steps = settings.ease_windows * settings.window
+            verdict = (
+                f"no single picture is to blame, so step {update + 1:,} is left out and the learning rate is times "
+                f"{settings.ease:g} for {steps} steps; its pictures were"
+            )
+            named = batch.rows
+        paths = [session.manifest.paths[int(row)].as_py() for row in named]
+        session.recorder.log.emit(
+            "suspect",
+            at,
+            update=update + 1,
+            rows=named.tolist(),
+            paths=paths,
+            verdict=verdict,
+            guilty=bool(guilty.any()),
+        )
+
+    def _batch_of(self, session: Session, update: int) -> Batch:
+        specs = train_specs(session.plan, session.manifest, update, session.unread)
+        with session.loading([next(specs)]) as batches:
+            return session.masked(session.filled(next(batches)))
+
+    def _not_finite(self, session: Session, batch: Batch) -> NDArray[np.bool_]:
+        """Which pictures of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
+        the others."""
+        state, numerics = session.state, session.numerics
+        modes = {module: module.training for module in state.model.modules()}
+        try:
+            state.model.eval()
+            with torch.no_grad(), numerics.autocast(state.device):
+                images = numerics.network_input(batch)
+                size = session.micro_batch_size(session.plan.stage_at(batch.step))
+                parts = [session.forward(images[start : start + size]) for start in range(0, len(images), size)]
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        losses: Tensor = cross_entropy(torch.cat(parts).float(), batch.labels, reduction="none")
+        return (~torch.isfinite(losses) & batch.valid).cpu().numpy()
+
+
+def masked(batch: Batch, rows: list[int]) -> Batch:
+    """``batch`` without the pictures of the manifest ``rows``: zeros that count for nothing."""
+    out = np.isin(batch.rows, rows)
+    if not out.any():
+        return batch
+    there = torch.from_numpy(~out).to(batch.images.device)
+    shape = (-1, *[1] * (batch.images.ndim - 1))
+    return replace(batch, images=batch.images * there.view(shape), valid=batch.valid & there)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or the host had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _home(state: TrainState) -> torch.device:
+    """Where snapshots lie: on the model's device, where they take little of it."""
+    if state.device.type != "cuda":
+        return state.device
+    needed = KEPT_STATES * checkpoint.num_bytes(state.content())
+    total = torch.cuda.get_device_properties(state.device).total_memory
+    return state.device if needed < _SHARE_OF_MEMORY * total else torch.device("cpu")
