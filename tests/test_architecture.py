@@ -58,6 +58,8 @@ NO_TORCH = {
         "data.split",
         "data.decode",
         "data.order",
+        "data.sample",
+        "recipes.tiny",
         "augment.params",
     ),
 }

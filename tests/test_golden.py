@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from stagewright import recipes
-from stagewright.plan import DatasetInfo
+from stagewright.plan import DatasetInfo, stage_ends
 from stagewright.planview import plan_view
 from stagewright.resolve import resolve
 
@@ -60,3 +60,34 @@ def test_plan_is_as_reviewed(name: str, info: DatasetInfo) -> None:
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}-{info.digest}.txt" for name in recipes.shipped() for info in (IMAGENET, SMALL)}
     assert {path.name for path in GOLDEN.iterdir()} == expected
+
+
+# The hybrid strategy as its authors wrote it down (docs/systems.md, E), on ImageNet: per stage the data fraction, pixels,
+# batch, epochs and learning rate over the base. Steps: epochs * fraction * 1,281,167 / batch, rounded.
+HYBRID = """
+coarse  0.50  128  1024  15  1.00   9384       0
+medium  0.75  160   768  15  0.70  18767    9384
+full    1.00  224   512  30  0.50  75068   28151
+polish  1.00  224   512  20  0.25  50046  103219
+"""
+
+
+def test_hybrid_on_imagenet_is_the_authors_table_to_the_step() -> None:
+    base = 0.4  # min(0.1 * 1024 / 256, 0.4)
+    for span in ("run", "stage"):
+        plan = resolve(recipes.load("hybrid", [f"lr.span={span}"]), IMAGENET)
+        rows = [
+            f"{s.name:<7} {s.data_fraction:.2f} {s.image_size:>4} {s.batch_size:>5} {s.epochs_given:>3.0f} "
+            f"{s.peak_lr / base:>5.2f} {s.num_steps:>6} {s.first_step:>7}"
+            for s in plan.stages
+        ]
+        assert [row.split() for row in rows] == [line.split() for line in HYBRID.strip().splitlines()]
+        assert plan.total_steps == 153_265
+        assert [stage.mix.mixup for stage in plan.stages] == [0.2, 0.2, 0.2, 0.0]
+        highest = [stage_ends(stage)["lr_peak"] / base for stage in plan.stages]
+        if span == "stage":  # each stage's own cycle rises to its share of the base
+            assert highest == pytest.approx([1.0, 0.7, 0.5, 0.25], rel=1e-4)
+        else:  # one cycle, which the first stage sees the top of, and falls through all the others
+            assert highest[0] == pytest.approx(1.0, rel=1e-4)
+            assert highest == sorted(highest, reverse=True)
+            assert all(top <= share for top, share in zip(highest, (1.0, 0.7, 0.5, 0.25), strict=True))

@@ -13,7 +13,7 @@ from stagewright.data.assemble import assemble
 from stagewright.data.builtin import TORCHVISION, digits_folder, load_arrays
 from stagewright.data.decode import ArrayImages, FileImages, Images
 from stagewright.data.listing import TABLES, Excluded, Listing, list_folder
-from stagewright.data.manifest import Manifest
+from stagewright.data.manifest import Manifest, pc
 from stagewright.data.pack import Pack, is_pack
 from stagewright.data.packcheck import check_records
 from stagewright.data.scan import Progress, hex_strings, scan
@@ -73,13 +73,14 @@ def open_images(manifest: Manifest) -> Images:
     """The pictures of ``manifest``, by row, where they lay when it was made; DataError if they are no longer there."""
     if manifest.source.startswith("torchvision:"):
         arrays = load_arrays(manifest.source)
-        if not hex_strings(arrays.scan.digests).equals(manifest.hashes):
+        rows = pc.index_in(manifest.paths, arrays.listing.paths).fill_null(0).to_numpy()
+        if not hex_strings(arrays.scan.digests).take(rows).equals(manifest.hashes):
             raise DataError(
                 f"{manifest.source} is not what it was when the run began",
                 "the same pictures in the same order",
                 "restore its files, or start a new run",
             )
-        return ArrayImages(arrays.pictures)
+        return ArrayImages(arrays.pictures if len(manifest) == len(arrays.pictures) else arrays.pictures[rows])
     if manifest.variant:
         return _open_pack(manifest)
     root = str(digits_folder()) if manifest.source == "digits" else manifest.root

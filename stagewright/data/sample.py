@@ -1,0 +1,77 @@
+"""A small part of a data set, with pictures of every class: what a rehearsal works on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stagewright.data.manifest import SPLITS, Manifest
+from stagewright.data.sources import Dataset, open_images
+
+Rows = NDArray[np.int64]
+
+
+def sample(dataset: Dataset, *, train: int, val: int, test: int) -> Dataset:
+    """``dataset`` with about so many pictures of each split, as :func:`sample_manifest` chooses them; a note says so."""
+    manifest = sample_manifest(dataset.manifest, train=train, val=val, test=test)
+    counts = [f"{len(manifest.rows(name))} of {len(dataset.manifest.rows(name)):,} {name}" for name in SPLITS]
+    note = f"A sample of the pictures is used: {', '.join(counts)}."
+    return replace(dataset, manifest=manifest, images=open_images(manifest), notes=(*dataset.notes, note))
+
+
+def sample_manifest(manifest: Manifest, *, train: int, val: int, test: int) -> Manifest:
+    """A manifest of up to ``train``, ``val`` and ``test`` pictures of the splits, the same ones every time.
+
+    A split keeps at least one picture of every class that it has, even where these are more than was asked for: data
+    fractions count on it. Classes that have pictures enough get equal shares.
+    """
+    limits = zip(SPLITS, (train, val, test), strict=True)
+    rows = np.sort(np.concatenate([spread(manifest.rows(name), manifest.labels, limit) for name, limit in limits]))
+    return replace(
+        manifest,
+        paths=manifest.paths.take(rows),
+        hashes=manifest.hashes.take(rows),
+        labels=manifest.labels[rows],
+        splits=manifest.splits[rows],
+        widths=manifest.widths[rows],
+        heights=manifest.heights[rows],
+        groups=manifest.groups.take(rows) if manifest.groups is not None else None,
+    )
+
+
+def spread(rows: Rows, labels: NDArray[np.int32], limit: int) -> Rows:
+    """Up to ``limit`` of ``rows``, and one of each class at least: every class in turn, and from all over each class.
+
+    ``labels`` is indexed by row. Ascending, int64.
+    """
+    if len(rows) <= limit:
+        return np.sort(rows)
+    by_class = rows[np.argsort(labels[rows], kind="stable")]
+    _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rounds: list[tuple[Rows, Rows]] = []
+    for start, count in zip(starts, counts, strict=True):
+        # Neighbours in a folder or table are often of one series, so the picks lie far apart; a class with few pictures
+        # leaves its share to others, which is why up to `limit` are picked of each.
+        picked = by_class[start + np.unique(np.linspace(0, count - 1, min(limit, int(count))).astype(np.int64))]
+        rounds.append((_far_apart(len(picked)), picked))
+    turn = np.concatenate([order for order, _ in rounds])
+    picked = np.concatenate([own for _, own in rounds])
+    chosen = np.argsort(turn, kind="stable")[: max(limit, len(counts))]
+    return np.sort(picked[chosen])
+
+
+@lru_cache(maxsize=64)
+def _far_apart(count: int) -> Rows:
+    """In which turn each of ``count`` places comes when those far from all before come first: the ends, then halves."""
+    turns = np.full(count, -1, np.int64)
+    turn, parts = 0, 1
+    while turn < count:
+        for place in np.unique(np.linspace(0, count - 1, parts + 1).astype(np.int64)):
+            if turns[place] < 0:
+                turns[place] = turn
+                turn += 1
+        parts *= 2
+    return turns
