@@ -141,16 +141,9 @@ def _fine_tuned(facts: Facts) -> _Draft:
     draft.put(f"{size} px: {why}", {"image_size": size})
     batch, why = _batch(facts, 64)
     draft.put(f"Batches of {batch}: {why}", {"batch_size": batch})
-    head, everything, why = _fine_tuned_epochs(facts, batch)
-    share = round(head / (head + everything), 3)
-    lengths = {
-        "epochs": f"{head + everything}ep",
-        "stages.head.epochs": share,
-        "stages.all.epochs": round(1 - share, 3),
-    }
-    draft.put(
-        f"{head} epochs of the new head on the frozen body, which cost little, then {everything} of all: {why}", lengths
-    )
+    head, others, why = _fine_tuned_epochs(facts, batch)
+    text = f"{head} epochs of the new head on the frozen body, which cost little, then {others} in which the body trains too: {why}"
+    draft.put(text, {"epochs": f"{head + others}ep", **_shares(draft.recipe, head, others)})
     _flip(draft, facts)
     draft.rest(
         "The rest is as in finetune: rates that fall towards the first layers, label smoothing, averaged weights"
@@ -160,6 +153,17 @@ def _fine_tuned(facts: Facts) -> _Draft:
 
 def _model(name: str, weights: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"model.name": name, "model.weights": weights, "model.options": dict(options)}
+
+
+def _shares(recipe: Recipe, head: int, others: int) -> dict[str, float]:
+    """Shares of the run for stages that train the head alone, ``head`` epochs in all, and for the others, as they were."""
+    shares = [stage.epochs.value if stage.epochs else 1.0 for stage in recipe.stages]
+    alone = [stage.train == "head" for stage in recipe.stages]
+    found: dict[str, float] = {}
+    for at, share in enumerate(shares[:-1]):
+        whole = sum(other for other, same in zip(shares, alone, strict=True) if same == alone[at])
+        found[f"stages.{at}.epochs"] = round(share / whole * (head if alone[at] else others) / (head + others), 3)
+    return found | {f"stages.{len(shares) - 1}.epochs": round(1 - sum(found.values()), 3)}
 
 
 def _fine_tuned_size(facts: Facts, model: str) -> tuple[int, str]:
@@ -285,7 +289,9 @@ def _scratch_optimizer(draft: _Draft, model: str) -> None:
         draft.put(f"Learning rate: one cycle up to {peak} (for batches of {batch}), which learns fast", rate)
     draft.put("Averaged weights (EMA): better than the raw ones at every moment", {"average.kind": "ema"})
     if draft.recipe.image_size <= 128:
-        draft.put("The whole square of a picture is judged: at few pixels there is no margin to spare", {"eval.crop": 1.0})
+        draft.put(
+            "The whole square of a picture is judged: at few pixels there is no margin to spare", {"eval.crop": 1.0}
+        )
 
 
 def _flip(draft: _Draft, facts: Facts) -> None:

@@ -49,4 +49,5 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAGEWRIGHT_CACHE", str(folder))
         patch.delenv("STAGEWRIGHT_DATA", raising=False)
+        patch.setenv("STAGEWRIGHT_OFFLINE", "1")  # whether a host answers must not decide what a test does
         yield folder

@@ -67,7 +67,7 @@ def test_plan_for_people_fits_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, picture_folder: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    answer = call(capsys, monkeypatch, "plan", picture_folder)
+    answer = call(capsys, monkeypatch, "plan", picture_folder, "-r", "quick")
     assert "3 classes" in answer.out and "learn" in answer.out and "settle" in answer.out
     assert max(map(len, answer.out.splitlines()[2:])) <= 80 and "…" not in answer.out
 

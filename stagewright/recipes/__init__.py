@@ -22,6 +22,10 @@ from stagewright.errors import RecipeError, nearest
 from stagewright.recipe import Recipe
 
 
+AUTO = "auto"
+"""The name of the recipe that is none yet: :mod:`stagewright.auto` chooses one when data and machine are known."""
+
+
 def shipped() -> list[str]:
     """Names of the recipes that come with stagewright, sorted."""
     files = resources.files(__name__).iterdir()
@@ -32,13 +36,19 @@ def text(name_or_file: str) -> str:
     """The YAML of a shipped recipe or of a file, with its comments; RecipeError where there is neither."""
     if name_or_file in shipped():
         return (resources.files(__name__) / f"{name_or_file}.yaml").read_text("utf-8")
+    if name_or_file == AUTO:
+        raise RecipeError(
+            "the recipe auto is chosen for given pictures, so there is none to read without them",
+            f"{', '.join(shipped())} or a YAML file",
+            "stagewright plan DATA shows what it chooses and why; the run's recipe.yaml then is an ordinary one",
+        )
     path = Path(name_or_file)
     if path.is_file():
         return path.read_text("utf-8")
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),
-        f"{', '.join(shipped())} or a YAML file" + nearest(name_or_file, shipped()),
+        f"{', '.join([AUTO, *shipped()])} or a YAML file" + nearest(name_or_file, [AUTO, *shipped()]),
         "stagewright recipes lists them; stagewright recipes show NAME prints one to start from",
     )
 
@@ -67,8 +77,18 @@ def from_plain(raw: Mapping[str, Any]) -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """YAML that reads back as an equal recipe, every default written out."""
-    return yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=110)
+    """YAML that reads back as an equal recipe, every default written out; texts of several lines stay as such."""
+    return yaml.dump(recipe.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, which people can read."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
