@@ -112,6 +112,9 @@ def test_reasons_name_every_field_that_is_not_a_default(case: str) -> None:
     unexplained = [path for path in differing(recipe) if not named & {path, path.partition(".")[0]}]
     inside_stages = any(path.startswith("stages") for path in named)
     assert [path for path in unexplained if not (path == "stages" and inside_stages)] == []
+    for path in ("model.name", "image_size", "batch_size", "epochs", "augment.flip"):
+        own = [reason.text for reason in reasons if path in reason.fields]
+        assert len(own) == 1 and not own[0].startswith("The rest"), f"{path} is a choice with a reason of its own"
     for reason in reasons:
         assert reason.text.endswith(".") and "\n" not in reason.text and not reason.text.endswith("..")
 
@@ -299,6 +302,16 @@ def test_a_silent_host_is_not_waited_for(silent_host: str, monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
     began = time.perf_counter()
     assert not reach.answers(silent_host, 0.3)
+    assert time.perf_counter() - began < 2.0
+
+
+def test_a_look_up_without_an_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-up of a name knows no time limit: it may hang where no time limit of a connection counts yet."""
+    for name in ("STAGEWRIGHT_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(reach, "urlopen", lambda request, timeout: time.sleep(5.0))
+    began = time.perf_counter()
+    assert not reach.answers("https://download.pytorch.org/weights.pth", 0.2)
     assert time.perf_counter() - began < 2.0
 
 
