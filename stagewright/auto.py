@@ -142,7 +142,7 @@ def _fine_tuned(facts: Facts) -> _Draft:
     batch, why = _batch(facts, 64)
     draft.put(f"Batches of {batch}: {why}", {"batch_size": batch})
     head, others, why = _fine_tuned_epochs(facts, batch)
-    text = f"{head} epochs of the new head on the frozen body, which cost little, then {others} in which the body trains too: {why}"
+    text = f"{head} epochs of the new head on the frozen body, which cost little, then {others} with the body: {why}"
     draft.put(text, {"epochs": f"{head + others}ep", **_shares(draft.recipe, head, others)})
     _flip(draft, facts)
     draft.rest(
@@ -328,9 +328,6 @@ def _for_the_data(draft: _Draft, facts: Facts) -> None:
         )
     if not facts.num_val:
         draft.put("The last weights are taken: no picture is left to validate", {"eval.select": "last"})
-    seconds = expected_seconds(facts, draft.recipe)
-    if seconds is not None:
-        draft.put(f"Expect training to take in the order of {_about(seconds)}", {})
 
 
 def expected_seconds(facts: Facts, recipe: Recipe) -> float | None:
@@ -351,11 +348,14 @@ def expected_seconds(facts: Facts, recipe: Recipe) -> float | None:
     return shown * cost
 
 
-def _about(seconds: float) -> str:
+def expectation(facts: Facts, recipe: Recipe) -> tuple[Reason, ...]:
+    """A sentence on how long training takes, where there is something to tell it from."""
+    seconds = expected_seconds(facts, recipe)
+    if seconds is None:
+        return ()
     minutes = max(1, round(seconds / 60))
-    if minutes < 90:
-        return f"{minutes} minute{'s'[: minutes != 1]}"
-    return f"{minutes / 60:.0f} hours"
+    length = f"{minutes} minute{'s'[: minutes != 1]}" if minutes < 90 else f"{minutes / 60:.0f} hours"
+    return (Reason((), f"Training takes in the order of {length} on this machine."),)
 
 
 def _between(low: int, value: int, high: int) -> int:

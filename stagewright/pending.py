@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stagewright import recipes
-from stagewright.auto import NAME, Reason, choose, differing
+from stagewright.auto import NAME, Reason, choose, differing, expectation
 from stagewright.facts import Asked, Facts
 from stagewright.recipe import Data, Recipe
 
@@ -39,6 +39,7 @@ class Pending:
         ]
         if given:
             told.append(Reason(given, f"As given: {', '.join(given)}."))
+        told.extend(expectation(facts, final))
         lines = [final.description.partition("\n")[0], *(f"- {reason.text}" for reason in told[1:])]
         return final.changed(description="\n".join(lines)), tuple(told)
 

@@ -224,6 +224,13 @@ def test_expected_time_grows_with_work_and_is_not_made_up() -> None:
     assert seconds(facts(device="cuda", weights=FETCHED)) is None and seconds(CASES["a model asked for"]) is None
 
 
+def test_the_time_told_is_that_of_what_will_run() -> None:
+    shorter = pending([], lambda recipe: recipe.changed(epochs="1ep"))
+    longer = pending([], lambda recipe: recipe.changed(epochs="4000ep"))
+    assert "in the order of 1 minute " in shorter.settled(facts())[1][-1].text
+    assert "hours" in longer.settled(facts())[1][-1].text
+
+
 # What is looked at
 
 
@@ -309,10 +316,18 @@ def test_a_look_up_without_an_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     """The look-up of a name knows no time limit: it may hang where no time limit of a connection counts yet."""
     for name in ("STAGEWRIGHT_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(reach, "urlopen", lambda request, timeout: time.sleep(5.0))
+    asked, enough = threading.Event(), threading.Event()
+
+    def hang(request: object, timeout: float) -> None:
+        asked.set()
+        enough.wait(10.0)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(reach, "urlopen", hang)
     began = time.perf_counter()
-    assert not reach.answers("https://download.pytorch.org/weights.pth", 0.2)
+    assert not reach.answers("https://download.pytorch.org/weights.pth", 0.2) and asked.is_set()
     assert time.perf_counter() - began < 2.0
+    enough.set()
 
 
 def test_a_host_that_answers_is_reached_and_a_missing_file_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +385,7 @@ def test_what_is_given_is_chosen_around_and_has_the_last_word() -> None:
     assert any("weight_decay" in text and text.startswith("As given") for text in texts)
     assert not any("Nesterov" in text for text in texts), "a reason for what was overridden would mislead"
     assert all(text in recipe.description for text in texts[1:])
-    assert wanted("auto", ["weights.x=1"]) and isinstance(wanted("quick"), Recipe)
+    assert wanted("auto", ["lr.peak=1"]) != wanted("auto") and isinstance(wanted("quick"), Recipe)
     with pytest.raises(RecipeError, match=r"data.vall: unknown field"):
         pending(["data.vall=0.3"], lambda recipe: recipe)
 
