@@ -2,6 +2,9 @@
 
 All parameters are in the groups from the start; freezing is ``requires_grad`` off and no gradient, which every
 optimizer here skips. There is no scheduler object: :func:`set_hyper` writes what the plan says for the step.
+
+torch's own optimizers run as one fused kernel, on the CPU too (measured: docs/log.md), unless ``options`` say ``fused: false``
+or name something that it cannot do.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from torch.optim import Optimizer
 from stagewright.errors import ModelError, nearest
 
 _ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_FUSED = ("sgd", *_ADAMS)
+_FUSED_DEVICES = ("cpu", "cuda")
+_FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def optimizer_names() -> list[str]:
@@ -33,11 +39,14 @@ def make_optimizer(
     nesterov: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Optimizer:
-    """The optimizer ``name`` over ready parameter groups (each with its own ``weight_decay``).
+    """The optimizer ``name`` over ready parameter groups (each with its own ``weight_decay`` and ``lr_scale``).
 
-    ``momentum`` is SGD's momentum or Adam's beta1. ModelError for an unknown name or option.
+    ``momentum`` is SGD's momentum or Adam's beta1. ModelError for an unknown name or option. Build it when the parameters
+    are on their device and in their memory format.
     """
     arguments: dict[str, Any] = {"lr": lr, **(options or {})}
+    if name in _FUSED:
+        arguments.setdefault("fused", _can_fuse(groups, arguments))
     plain = [{key: value for key, value in group.items() if key in ("params", "weight_decay")} for group in groups]
     try:
         if name == "sgd":
@@ -55,7 +64,45 @@ def make_optimizer(
         ) from None
     for group, made in zip(groups, optimizer.param_groups, strict=True):
         made["decays"] = bool(group.get("decays", True))
+        made["lr_scale"] = float(group.get("lr_scale", 1.0))
+    if name in _FUSED:
+        optimizer.register_load_state_dict_pre_hook(_keep_kernel)
+    if name == "sgd" and arguments["fused"]:
+        optimizer.register_step_pre_hook(_begin_momentum)
     return optimizer
+
+
+def _can_fuse(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> bool:
+    """Whether torch's fused kernels take the parameters of ``groups``, and nothing in ``options`` asks for another way."""
+    if any(options.get(other) for other in ("foreach", "differentiable", "dampening")):
+        return False
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(p.device.type in _FUSED_DEVICES and p.dtype in _FUSED_DTYPES for p in parameters)
+
+
+def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Momentum that does not exist yet begins at zero, which without dampening gives what torch's first step does.
+
+    Left to itself, torch's fused SGD (2.15) fails where some parameters of a group have momentum and others, just
+    unfrozen, have none; and where an fp16 overflow leaves out the first step, it takes up uninitialised memory as momentum.
+    """
+    for group in optimizer.param_groups:
+        if group["momentum"]:
+            for parameter in group["params"]:
+                if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _keep_kernel(optimizer: Optimizer, content: dict[str, Any]) -> dict[str, Any]:
+    """Which kernel runs is the machine's affair: a loaded state, perhaps of another device, does not decide it."""
+    kernels = ("fused", "foreach")
+    if len(content["param_groups"]) != len(optimizer.param_groups):
+        return content  # torch says what is wrong
+    loaded = [
+        {**group, **{name: own[name] for name in kernels if name in own}}
+        for group, own in zip(content["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**content, "param_groups": loaded}
 
 
 def _from_timm(groups: list[dict[str, Any]], name: str, momentum: float, arguments: dict[str, Any]) -> Optimizer:
@@ -75,10 +122,11 @@ def _from_timm(groups: list[dict[str, Any]], name: str, momentum: float, argumen
 def set_hyper(optimizer: Optimizer, *, lr: float, momentum: float, weight_decay: float) -> None:
     """Writes the step's learning rate, momentum (or beta1) and weight decay into every group that takes them.
 
-    Groups of norms and biases keep weight decay 0 unless they were built to decay.
+    A group's rate is ``lr`` times its ``lr_scale``. Groups of norms and biases keep weight decay 0 unless they were built to
+    decay.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
         if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])

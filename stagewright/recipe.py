@@ -70,6 +70,10 @@ def _check_train(train: str | tuple[str, ...] | None) -> None:
             raise ValueError(f"train: {train!r} is not all, head, last:N or a list of patterns such as ['layer4.*']")
     if train == ():
         raise ValueError("train: an empty list of patterns would train nothing")
+    if isinstance(train, tuple) and not all(pattern.removeprefix("!") for pattern in train):
+        raise ValueError(
+            f"train: {list(train)} holds an empty pattern; write e.g. layer4.* or, to take away, !layer2.*"
+        )
 
 
 def _as_tuple(value: object) -> object:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from stagewright.duration import Duration
-from stagewright.errors import RecipeError
+from stagewright.errors import RecipeError, nearest
 from stagewright.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.recipe import LR, Average, Recipe, Stage
 from stagewright.schedule import Curve
@@ -26,6 +26,7 @@ def resolve(
     """
     if dataset.num_train < 1:
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
+    _check_class_weights(recipe, dataset)
     lengths = _stage_lengths(recipe, dataset)
     stages: list[StagePlan] = []
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
@@ -43,6 +44,17 @@ def resolve(
         eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
         save_steps=tuple(step for steps in every_save for step in steps),
     )
+
+
+def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
+    for name in recipe.class_weights if isinstance(recipe.class_weights, dict) else ():
+        if name not in dataset.classes:
+            raise RecipeError(
+                f"class_weights: {name!r} is no class of the data{nearest(name, dataset.classes)}",
+                f"its {len(dataset.classes)} classes: {', '.join(dataset.classes[:20])}"
+                + (", ..." if len(dataset.classes) > 20 else ""),
+                "mend the name, or leave it out; classes that are not named count 1",
+            )
 
 
 def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:

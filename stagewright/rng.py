@@ -28,6 +28,7 @@ class Stream(IntEnum):
     MODEL = 7  # (seed, step, rank): dropout, drop-path
     RECALIBRATE = 8  # (seed): order and crops of batch-norm re-estimation
     FAULT = 9  # (seed): moments at which a resume check kills
+    SAMPLE = 10  # (seed, class, cycle): order in which a class's pictures are seen, where classes are sampled
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

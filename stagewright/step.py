@@ -6,16 +6,17 @@ clip, step, average.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from stagewright.augment.apply import augment_some, normalise
 from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix
 from stagewright.data.loader import Batch
+from stagewright.loss import LossName, mixed_losses
 from stagewright.optim import set_hyper
 from stagewright.plan import Hyper
 from stagewright.state import TrainState
@@ -25,16 +26,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """How a batch becomes numbers: normalisation of pictures in [0, 1], precision of the forward pass, memory format."""
+    """How a batch becomes numbers: normalisation of pictures in [0, 1], precision of the forward pass, memory format, loss."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
+    loss: LossName = "cross_entropy"
+    """What training minimises; evaluation is plain cross-entropy in any case."""
+    class_weights: Tensor | None = field(default=None, compare=False)
+    """float32 (K,) on the model's device: weight of each class in the training loss."""
 
     def network_input(self, batch: Batch) -> Tensor:
-        """The pictures of ``batch`` with all that was drawn for them done to them, and normalised: float32 (B, 3, S, S)."""
+        """The pictures of ``batch`` with all that was drawn for them done to them, and normalised: float32 (B, 3, S, S).
+
+        Features that stand in the place of pictures (:mod:`stagewright.features`) are handed on.
+        """
         pictures = batch.images
+        if pictures.is_floating_point():
+            return pictures
         if batch.draws is not None:
             pictures = augment_some(pictures, batch.draws, batch.drawn_for, fill=[255 * level for level in self.mean])
         return normalise(pictures, self.mean, self.std, channels_last=self.channels_last)
@@ -53,12 +63,14 @@ def train_step(
     seed: int,
     micro_batch_size: int,
     numerics: Numerics,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Carries out one update and returns (loss, top-1 share, gradient norm), float32 of shape (3,), on the device.
 
-    ``batch`` stands on the model's device. ``seed`` makes dropout and drop-path functions of (seed, step, rank). The
-    update is that of the whole batch whatever ``micro_batch_size`` is: each part's loss is divided by the weight of the
-    whole batch, so a smaller last part counts for what it holds. Nothing is copied to the host (but by fp16's scaler).
+    ``batch`` stands on the model's device; ``forward`` is the part of the network that takes it, None for all of it.
+    ``seed`` makes dropout and drop-path functions of (seed, step, rank). The update is that of the whole batch whatever
+    ``micro_batch_size`` is: each part's loss is divided by the weight of the whole batch, so a smaller last part counts for
+    what it holds. Nothing is copied to the host (but by fp16's scaler).
     """
     torch.manual_seed(seed)
     set_hyper(state.optimizer, lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay)
@@ -68,8 +80,8 @@ def train_step(
     loss_sum = correct_sum = torch.zeros((), device=images.device)
     for part in _parts(mixed, micro_batch_size):
         with numerics.autocast(images.device):
-            logits = state.forward(part.images)
-        losses = mixed_cross_entropy(logits.float(), part, hyper.label_smoothing)
+            logits = (forward or state.forward)(part.images)
+        losses = mixed_losses(logits.float(), part, numerics.loss, hyper.label_smoothing, numerics.class_weights)
         loss = (losses * part.weight).sum() / total_weight
         state.scaler.scale(loss).backward()
         loss_sum = loss_sum + loss.detach()
@@ -80,15 +92,6 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     state.average.update(state.model, hyper.average_weight)
     return torch.stack([loss_sum, correct_sum, grad_norm.to(loss_sum.dtype)])
-
-
-def mixed_cross_entropy(logits: Tensor, part: MixedBatch, label_smoothing: float) -> Tensor:
-    """Cross-entropy of each sample, float32 (B,): the mixture of both labels' losses, which is that of the mixed target."""
-    losses = cross_entropy(logits, part.labels_a, label_smoothing=label_smoothing, reduction="none")
-    if part.lam == 1.0:
-        return losses
-    other = cross_entropy(logits, part.labels_b, label_smoothing=label_smoothing, reduction="none")
-    return part.lam * losses + (1.0 - part.lam) * other
 
 
 def _mixed_correct(logits: Tensor, part: MixedBatch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.functional import cross_entropy
 
-from stagewright.augment.mixing import MixDraw
+from stagewright.augment.mixing import MixDraw, apply_mix
 from stagewright.data.loader import Batch
+from stagewright.loss import LossName, mixed_losses
 from stagewright.model.average import WeightAverage, recalibrate
 from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode
 from stagewright.optim import make_optimizer, set_hyper
 from stagewright.plan import Hyper
 from stagewright.state import TrainState
-from stagewright.step import Numerics, mixed_cross_entropy, train_step
+from stagewright.step import Numerics, train_step
 
 HALVES = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 NUMERICS = Numerics(*HALVES, "fp32", True)
@@ -107,15 +109,28 @@ def test_update_equals_plain_torch() -> None:
     assert torch.allclose(weights(state.model), weights(model), atol=1e-5)
 
 
-def test_mixed_loss_is_that_of_the_mixed_target() -> None:
-    from stagewright.augment.mixing import MixedBatch
-
-    logits = torch.randn(6, 4)
-    a, b = torch.randint(0, 4, (6,)), torch.randint(0, 4, (6,))
-    target = 0.3 * nn.functional.one_hot(a, 4) + 0.7 * nn.functional.one_hot(b, 4)
-    part = MixedBatch(torch.empty(0), a, b, 0.3, torch.ones(6))
-    expected = cross_entropy(logits, target.float(), label_smoothing=0.1, reduction="none")
-    assert torch.allclose(mixed_cross_entropy(logits, part, 0.1), expected, atol=1e-6)
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("kind", ["none", "mixup"])
+def test_class_weights_act_on_samples_and_the_count_divides(loss: LossName, kind: Any) -> None:
+    """Also over parts, with a picture masked out, and mixed: sum(loss * weight) / number of valid samples."""
+    class_weights = torch.tensor([0.1, 0.4, 2.5, 1.0])
+    numerics = Numerics(*HALVES, "fp32", True, loss, class_weights)
+    draw = NO_MIX if kind == "none" else MixDraw("mixup", 0.75, None, np.roll(np.arange(10), 1))
+    state, one, model = new_state(network()), batch(10, invalid=(4,)), network()
+    reported = update(state, one, hyper(), draw, micro=3, numerics=numerics)[0]
+    images = (one.images.float() / 255 - 0.5) / 0.25
+    mixed = apply_mix(images, one.labels, one.valid, draw)
+    losses = mixed_losses(model(mixed.images), mixed, loss, 0.1, class_weights)
+    expected = losses[mixed.weight > 0].sum() / (mixed.weight > 0).sum()
+    expected.backward()
+    assert torch.allclose(reported, expected, atol=1e-6)
+    plain = torch.optim.SGD(parameter_groups(model, 0.01, False), lr=0.1, momentum=0.9)
+    plain.step()
+    assert torch.allclose(weights(state.model), weights(model), atol=1e-6)
+    unweighted = new_state(network())
+    assert not torch.allclose(
+        update(unweighted, one, hyper(), draw, numerics=replace(numerics, class_weights=None))[0], expected, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -167,6 +182,116 @@ def test_hyper_reaches_every_group_and_norms_keep_no_decay() -> None:
         assert {g["lr"] for g in groups} == {0.02}
         assert {g[key] if key == "momentum" else g[key][0] for g in groups} == {0.7}
         assert sorted(g["weight_decay"] for g in groups) == [0.0, 0.3]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_layer_decay_scales_the_steps_rate_in_each_group(name: str) -> None:
+    model = network(norm=True)
+    groups = parameter_groups(model, 0.01, False, layer_decay=0.5)
+    optimizer = make_optimizer(groups, name, lr=0.1, momentum=0.9)
+    for lr in (0.02, 0.3):
+        set_hyper(optimizer, lr=lr, momentum=0.9, weight_decay=0.0)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        found = {n: rates[id(p)] / lr for n, p in model.named_parameters()}
+        assert found == pytest.approx({n: 1.0 if n.startswith("5.") else 0.5 for n in found})
+
+
+def test_layer_decay_slows_the_update_itself() -> None:
+    plain, slowed = network(), network()
+    state = TrainState(
+        slowed,
+        slowed,
+        make_optimizer(parameter_groups(slowed, 0.0, False, layer_decay=0.25), "sgd", lr=0.1, momentum=0.9),
+        GradScaler("cpu", enabled=False),
+    )
+    before = {n: p.clone() for n, p in plain.named_parameters()}
+    update(new_state(plain), batch(), hyper(weight_decay=0.0))
+    update(state, batch(), hyper(weight_decay=0.0))
+    for name, p in slowed.named_parameters():
+        share = 1.0 if name.startswith("5.") else 0.25
+        moved = plain.get_parameter(name) - before[name]
+        assert torch.allclose(p - before[name], share * moved, atol=1e-7)
+
+
+def kernels(optimizer: torch.optim.Optimizer) -> set[Any]:
+    return {bool(group.get("fused")) for group in optimizer.param_groups}
+
+
+def test_torchs_own_optimizers_are_fused_unless_asked_otherwise() -> None:
+    def made(name: str, model: nn.Module | None = None, **options: Any) -> torch.optim.Optimizer:
+        groups = parameter_groups(model or network(), 0.01, False)
+        return make_optimizer(groups, name, lr=0.1, momentum=0.9, options=options)
+
+    for name in ("sgd", "adam", "adamw"):
+        assert kernels(made(name)) == {True}
+        assert kernels(made(name, fused=False)) == kernels(made(name, foreach=True)) == {False}
+        assert kernels(made(name, model=nn.Linear(2, 2).to("meta"))) == {False}, "no kernel for such a device"
+    assert kernels(made("sgd", dampening=0.5)) == {False}, "its first step is another"
+    assert kernels(made("sgd", model=nn.Linear(2, 2, dtype=torch.complex64))) == {False}
+    assert kernels(made("lamb")) == {False}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_fused_updates_are_torchs_also_for_what_was_frozen(name: str, channels_last: bool) -> None:
+    """torch's fused SGD alone fails where a group holds parameters with momentum and others, just unfrozen, without."""
+
+    def trained(fused: bool) -> nn.Module:
+        layers = list(network(norm=True).children())
+        model = nn.Sequential(nn.Sequential(*layers[:3]), nn.Conv2d(6, 6, 3), nn.Sequential(*layers[3:]))
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        groups = parameter_groups(model, 0.01, False)
+        made = make_optimizer(groups, name, lr=0.1, momentum=0.9, options={"fused": fused, **more})
+        state = TrainState(model, model, made, GradScaler("cpu", enabled=False))
+        numerics = Numerics(*HALVES, "fp32", channels_last)
+        for step, train in enumerate(["2", "2", "all", ("!0.*",), "all"]):
+            apply_trainable(model, train if train == "all" else (train,) if isinstance(train, str) else train)
+            set_train_mode(model)
+            change = hyper(lr=0.01 * (1 + step), momentum=0.95 - 0.1 * step, weight_decay=0.02 * step)
+            update(state, batch(), change, numerics=numerics)
+        assert kernels(made) == {fused}
+        return model
+
+    more: dict[str, Any] = {} if name == "sgd" else {"eps": 1e-3}  # else rounding decides the sign of tiny gradients
+    assert torch.allclose(weights(trained(True)), weights(trained(False)), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_fp16_overflow_in_the_first_step_leaves_no_trace(name: str) -> None:
+    """torch's fused SGD alone would take up uninitialised memory as its momentum."""
+    numerics = Numerics(*HALVES, "fp16", True)
+
+    def trained(overflow: bool) -> torch.Tensor:
+        state = new_state(network(), optimizer=name, precision="fp16")
+        if overflow:
+            state.scaler = GradScaler("cpu", init_scale=1e30, enabled=True)
+            update(state, batch(), hyper(), numerics=numerics)
+            state.scaler = GradScaler("cpu", enabled=True)
+        for _ in range(3):
+            update(state, batch(), hyper(), numerics=numerics)
+        return weights(state.model)
+
+    assert torch.equal(trained(True), trained(False))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_loaded_state_does_not_choose_the_kernel(name: str, before: bool) -> None:
+    def fresh(fused: bool) -> TrainState:
+        model = network(norm=True)
+        options = {"fused": fused}
+        made = make_optimizer(parameter_groups(model, 0.01, False), name, lr=0.1, momentum=0.9, options=options)
+        return TrainState(model, model, made, GradScaler("cpu", enabled=False))
+
+    first, second, unbroken = fresh(before), fresh(not before), fresh(before)
+    update(first, batch(), hyper())
+    update(unbroken, batch(), hyper())
+    second.restore(copy.deepcopy(first.content()))
+    assert kernels(second.optimizer) == {not before}
+    update(second, batch(), hyper())
+    update(unbroken, batch(), hyper())
+    assert torch.allclose(weights(second.model), weights(unbroken.model), atol=1e-6)
 
 
 def test_average_is_the_weighted_mean_and_swaps_back_bit_for_bit() -> None:

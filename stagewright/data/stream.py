@@ -16,13 +16,18 @@ from stagewright.augment.draw import draw
 from stagewright.augment.params import Geometry, eval_geometry, train_geometry
 from stagewright.data.loader import BatchSpec
 from stagewright.data.manifest import Manifest
-from stagewright.data.order import batch_places, subset
+from stagewright.data.order import SampledClasses, batch_places, sampled_classes, sampled_places, subset
 from stagewright.plan import Plan, StagePlan
 from stagewright.rng import Stream, key, permutation
 
-# Re-estimating batch-norm statistics draws crops of a pass that no training reaches, and so do augmented copies.
-_RECALIBRATION_PASS = 2**62
+# What stands in the place of the pass in the key of a picture's augmentation, so that no two views share a key: the pass
+# (below 2**40) of natural sampling; for the v-th repeat within a pass of sampled classes _REPEAT * v more (below 2**60);
+# the same from _COPY_PASS on for augmented copies, which are the same in every pass; and from _RECALIBRATION_PASS on for
+# re-estimating batch-norm statistics.
+_REPEAT = 2**40
+_MOST_REPEATS = 2**20
 _COPY_PASS = 2**61
+_RECALIBRATION_PASS = 2**62
 # In the place of a pass: the picture is seen as the evaluation sees it.
 _AS_IT_IS = -1
 
@@ -33,42 +38,92 @@ def stage_rows(plan: Plan, manifest: Manifest, stage: StagePlan) -> NDArray[np.i
     return train[subset(plan.recipe.seed, manifest.labels[train], stage.data_fraction)]
 
 
-def train_specs(plan: Plan, manifest: Manifest, first_step: int) -> Iterator[BatchSpec]:
-    """One specification for each step from ``first_step`` to the end of the plan, across stage seams."""
+def train_specs(
+    plan: Plan, manifest: Manifest, first_step: int, unread: frozenset[int] = frozenset()
+) -> Iterator[BatchSpec]:
+    """One specification for each step from ``first_step`` to the end of the plan, across stage seams.
+
+    The pictures of the stages whose indices are in ``unread`` are not read.
+    """
     for stage in plan.stages:
         if stage.end_step <= first_step:
             continue
         rows = stage_rows(plan, manifest, stage)
         count = len(rows) * (1 + stage.augment.copies)
+        classes = _sampled(plan, np.tile(manifest.labels[rows], 1 + stage.augment.copies))
+        seed, first, size = plan.recipe.seed, stage.first_pass, stage.batch_size
         for step in range(max(first_step, stage.first_step), stage.end_step):
-            places, passes = batch_places(
-                plan.recipe.seed, count, stage.first_pass, stage.batch_size, step - stage.first_step
-            )
+            if classes is None:
+                places, passes = batch_places(seed, count, first, size, step - stage.first_step)
+                views = np.zeros(size, np.int64)
+            else:
+                places, passes, views = sampled_places(seed, classes, first, size, step - stage.first_step)
             copies, within = np.divmod(places, len(rows))
             if stage.augment.copies:
-                passes = np.where(copies > 0, _COPY_PASS + copies, _AS_IT_IS)
-            yield _train_spec(plan, manifest, stage, step, rows[within], passes)
+                passes = np.where((copies > 0) | (views > 0), _COPY_PASS + copies, _AS_IT_IS)
+            spec = _train_spec(plan, manifest, stage, step, rows[within], _viewed(passes, views))
+            yield replace(spec, unread=True) if stage.index in unread else spec
+
+
+def sees_pictures_alike(stage: StagePlan) -> bool:
+    """Whether the stage sees a picture in every pass as in the first, and nothing of another in it."""
+    augment, mix = stage.augment, stage.mix
+    if augment.crop != "none" or augment.flip or augment.copies or ((mix.mixup or mix.cutmix) and mix.probability):
+        return False
+    return draw(augment, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), stage.image_size) is None
+
+
+def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> Iterator[BatchSpec]:
+    """Every picture of ``split`` once, in the manifest's order, as the stage sees it: where ``split`` is "train", those that
+    it trains on, for a stage that sees pictures alike."""
+    if split != "train":
+        yield from eval_specs(plan, manifest, stage, split)
+        return
+    rows = stage_rows(plan, manifest, stage)
+    for at in range(0, len(rows), stage.micro_batch_size):
+        chosen = rows[at : at + stage.micro_batch_size]
+        yield _train_spec(plan, manifest, stage, at, chosen, np.zeros(len(chosen), np.int64))
 
 
 def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_images: int) -> Iterator[BatchSpec]:
-    """Training views of ``num_images`` (or all) of a stage's pictures in full batches, to re-estimate statistics from."""
+    """Training views of ``num_images`` (or all) of a stage's pictures in full batches, to re-estimate statistics from;
+    classes come as often as the stage sees them."""
     rows = stage_rows(plan, manifest, stage)
-    order = permutation(key(plan.recipe.seed, Stream.RECALIBRATE), len(rows))
+    own_key, classes = key(plan.recipe.seed, Stream.RECALIBRATE), _sampled(plan, manifest.labels[rows])
+    order = permutation(own_key, len(rows))
     size = min(stage.micro_batch_size, len(rows))
     count = max(1, min(num_images, len(rows)) // size)
     for at in range(count):
-        chosen = rows[order[at * size : (at + 1) * size]]
-        yield _train_spec(plan, manifest, stage, at, chosen, np.full(size, _RECALIBRATION_PASS))
+        places, views = order[at * size : (at + 1) * size], np.zeros(size, np.int64)
+        if classes is not None:
+            places, _, views = sampled_places(own_key, classes, 0, size, at)
+        passes = _viewed(np.full(size, _RECALIBRATION_PASS), views)
+        yield _train_spec(plan, manifest, stage, at, rows[places], passes)
 
 
-def eval_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> Iterator[BatchSpec]:
-    """Every picture of ``split`` exactly once, in the manifest's order, as the evaluation sees it in ``stage``."""
+def _sampled(plan: Plan, labels: NDArray[np.int32]) -> SampledClasses | None:
+    """The classes of a stage's places where they are not seen as often as they come."""
+    return None if plan.recipe.sampling == "natural" else sampled_classes(labels, plan.recipe.sampling)
+
+
+def _viewed(passes: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
+    return passes + views % _MOST_REPEATS * _REPEAT
+
+
+def eval_specs(
+    plan: Plan, manifest: Manifest, stage: StagePlan, split: str, *, most: int | None = None, unread: bool = False
+) -> Iterator[BatchSpec]:
+    """Every picture of ``split`` exactly once, in the manifest's order, as the evaluation sees it in ``stage``.
+
+    In batches of ``most`` pictures; None: the stage's micro-batches. ``unread`` pictures are not read.
+    """
     rows = manifest.rows(split)
-    size = eval_image_size(plan, stage)
-    for at in range(0, len(rows), stage.micro_batch_size):
-        chosen = rows[at : at + stage.micro_batch_size]
+    size, most = eval_image_size(plan, stage), most or stage.micro_batch_size
+    for at in range(0, len(rows), most):
+        chosen = rows[at : at + most]
         geometry = eval_geometry(plan.recipe.eval, manifest.widths[chosen], manifest.heights[chosen])
-        yield _spec(plan, manifest, at // stage.micro_batch_size, chosen, geometry, size, exact=True)
+        spec = _spec(plan, manifest, at // most, chosen, geometry, size, exact=True)
+        yield replace(spec, unread=unread)
 
 
 def eval_image_size(plan: Plan, stage: StagePlan) -> int:

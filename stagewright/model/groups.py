@@ -12,6 +12,8 @@ The convention this room owns, the same for every architecture and worked out fr
   head (the final norm, hidden layers of the classifier): it trains under ``last:1``, but not under ``head``.
 - ``last:N`` is the head and the last N blocks. Parameters that hang on no block (class token, positions) train only
   under ``all`` or by a pattern.
+- A parameter's **depth** is 0 in the head, 1 in the last block and so on; the first block, and what hangs on no block, is
+  the deepest. Layer-wise decay makes the learning rate ``layer_decay ** depth`` of the head's.
 
 Freezing is ``requires_grad`` off and eval mode, never a learning rate of 0.
 """
@@ -116,13 +118,15 @@ def trainable_names(model: nn.Module, train: str | tuple[str, ...]) -> set[str]:
     """Names of the parameters that ``train`` means: ``all``, ``head``, ``last:N``, or a tuple of patterns.
 
     A pattern is a parameter's name with shell wildcards (``layer4.*``, ``*.bias``) or a module's name, which takes all
-    of its parameters. ModelError for a pattern without a match, for N beyond the number of blocks and for other words.
+    of its parameters. One with ``!`` in front takes away from what those before it gave, or from all where it comes first.
+    ModelError for a pattern without a match, for patterns that leave nothing, for N beyond the number of blocks and for
+    other words.
     """
     names = [name for name, _ in model.named_parameters()]
     if train == "all":
         return set(names)
     if not isinstance(train, str):
-        return set().union(*(_matching(names, pattern) for pattern in train))
+        return _chosen(names, train)
     heads = head_modules(model)
     if train != "head":
         heads = [*heads, *_last_blocks(model, train)]
@@ -143,13 +147,30 @@ def _last_blocks(model: nn.Module, train: str) -> list[str]:
     return [name for names in found[-int(count) :] for name in names]
 
 
-def _matching(names: list[str], pattern: str) -> set[str]:
+def _chosen(names: list[str], patterns: tuple[str, ...]) -> set[str]:
+    chosen = set(names) if patterns[:1] and patterns[0].startswith("!") else set[str]()
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            chosen -= _matching(names, pattern[1:], "!")
+        else:
+            chosen |= _matching(names, pattern)
+    if not chosen:
+        raise ModelError(
+            f"train: the patterns {list(patterns)} leave no parameter to train",
+            "patterns that name parameters; !PATTERN takes away from those before it, or from all where it comes first",
+            "take away less, or begin with what is to train",
+        )
+    return chosen
+
+
+def _matching(names: list[str], pattern: str, sign: str = "") -> set[str]:
     found = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
     if not found:
         modules = {name.rsplit(".", end)[0] for name in names for end in range(1, name.count(".") + 1)}
-        hint = nearest(pattern, [*names, *sorted(modules), *(f"{module}.*" for module in sorted(modules))])
+        known = [*names, *sorted(modules), *(f"{module}.*" for module in sorted(modules))]
+        hint = nearest(sign + pattern, [sign + one for one in known])
         raise ModelError(
-            f"train: the pattern {pattern!r} matches no parameter{hint}",
+            f"train: the pattern {sign + pattern!r} matches no parameter{hint}",
             f"its parameters, from {names[0]} to {names[-1]}, with wildcards such as {names[-1].split('.')[0]}.*",
             "mend the pattern; train: all, head and last:N work with every model",
         )
@@ -180,23 +201,44 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """All parameters, frozen ones too, each once, in two groups for an optimizer: with weight decay and without.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """All parameters, frozen ones too, each once, in groups for an optimizer: with weight decay and without.
 
     Without are names that the model exempts (``no_weight_decay()`` of timm's models; class token, positions and
     relative position biases of torchvision's) and, unless ``decay_norm_and_bias``, whatever has one dimension or none:
     biases, norms, layer scales. A group has ``params``, ``names`` (in the model's order), ``weight_decay`` (0.0 where
-    ``decays`` is False) and ``decays``; a group that would be empty is left out.
+    ``decays`` is False), ``decays`` and ``lr_scale``; a group that would be empty is left out.
+
+    With ``layer_decay`` 1.0 these are two, of ``lr_scale`` 1.0; below it two for each depth, from the stem to the head, of
+    ``lr_scale = layer_decay ** depth``: 1.0 for the head, ``layer_decay`` for the last block, and the same for the first
+    block as for class token and positions, which hang on no block (so BEiT's reference code does, arXiv:2106.08254).
     """
     exempt: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
     never = set(exempt()) if exempt is not None else set()
-    groups: list[dict[str, Any]] = [
-        {"params": [], "names": [], "weight_decay": weight_decay, "decays": True},
-        {"params": [], "names": [], "weight_decay": 0.0, "decays": False},
-    ]
+    depths = parameter_depths(model) if layer_decay < 1.0 else {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for depth in range(max(depths.values(), default=0), -1, -1):
+        lr_scale = layer_decay**depth
+        for still in (False, True):
+            decay = 0.0 if still else weight_decay
+            groups[depth, still] = {"params": [], "names": [], "weight_decay": decay, "decays": not still}
+            groups[depth, still]["lr_scale"] = lr_scale
     for name, parameter in model.named_parameters():
         small = parameter.ndim <= 1 or name.endswith(".bias")
         still = name in never or name.rsplit(".", 1)[-1] in _NEVER_DECAY or (small and not decay_norm_and_bias)
-        groups[still]["params"].append(parameter)
-        groups[still]["names"].append(name)
-    return [group for group in groups if group["params"]]
+        group = groups[depths.get(name, 0), still]
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def parameter_depths(model: nn.Module) -> dict[str, int]:
+    """How many blocks lie between each parameter and the logits, as the module docstring defines it, by parameter name."""
+    heads, found = head_modules(model), _blocks(model)
+    depths: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        of_block = (len(found) - at for at, names in enumerate(found) if _within(name, names))
+        depths[name] = 0 if _within(name, heads) else next(of_block, len(found))
+    return depths

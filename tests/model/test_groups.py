@@ -11,6 +11,7 @@ from stagewright.model.groups import (
     apply_trainable,
     blocks,
     head_modules,
+    parameter_depths,
     parameter_groups,
     set_train_mode,
     trainable_names,
@@ -112,8 +113,27 @@ def test_patterns(models: dict[str, nn.Module]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "tops"),
+    [
+        (("!layer2.*",), {"conv1", "bn1", "layer1", "layer3", "layer4", "fc"}),
+        (("!layer2", "!layer3", "!*.bias"), {"conv1", "bn1", "layer1", "layer4", "fc"}),
+        (("layer3.*", "layer4.*", "!layer3.0"), {"layer3.1", "layer4"}),
+        (("layer4", "!layer4.0", "layer4.0.bn1"), {"layer4.1", "layer4.0.bn1"}),
+        (("!*", "fc"), {"fc"}),
+    ],
+)
+def test_patterns_that_take_away(models: dict[str, nn.Module], train: tuple[str, ...], tops: set[str]) -> None:
+    """In order: from what stands before them, or from all where one comes first."""
+    names = {n for n, _ in models["resnet18"].named_parameters() if any(n.startswith(f"{top}.") for top in tops)}
+    without = {name for name in names if name.endswith(".bias")} if "!*.bias" in train else set[str]()
+    assert trainable_names(models["resnet18"], train) == names - without
+
+
+@pytest.mark.parametrize(
     ("train", "given", "allowed"),
     [
+        (("!layre2.*",), "'!layre2.*' matches no parameter; did you mean '!layer2.*'?", "from conv1.weight to fc.bias"),
+        (("fc", "!fc.weight", "!fc.bias"), "['fc', '!fc.weight', '!fc.bias'] leave no parameter", "takes away"),
         (("layre4.*",), "'layre4.*' matches no parameter; did you mean 'layer4.*'?", "from conv1.weight to fc.bias"),
         ("last:6", "more blocks than the model has", "last:1 to last:5; its blocks are conv1, layer1"),
         ("last:0", "'last:0' means nothing", "last:N"),
@@ -170,6 +190,78 @@ def test_groups_hold_every_parameter_once(models: dict[str, nn.Module]) -> None:
             assert [id(p) for p in group["params"]] == [id(model.get_parameter(name)) for name in group["names"]]
             assert group["weight_decay"] == (0.05 if group["decays"] else 0.0)
             assert group["names"] == [name for name, _ in model.named_parameters() if name in set(group["names"])]
+
+
+def test_without_layer_decay_the_groups_are_two(models: dict[str, nn.Module]) -> None:
+    for model in models.values():
+        groups = parameter_groups(model, 0.05, decay_norm_and_bias=False)
+        assert [(g["decays"], g["lr_scale"]) for g in groups] == [(True, 1.0), (False, 1.0)]
+        again = parameter_groups(model, 0.05, decay_norm_and_bias=False, layer_decay=1.0)
+        assert [g["names"] for g in again] == [g["names"] for g in groups]
+
+
+def rates(model: nn.Module, layer_decay: float = 0.5) -> dict[str, float]:
+    """``lr_scale`` of every parameter, by name."""
+    groups = parameter_groups(model, 0.05, decay_norm_and_bias=False, layer_decay=layer_decay)
+    return {name: group["lr_scale"] for group in groups for name in group["names"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "some"),
+    [
+        (
+            "resnet18",
+            {"fc.weight": 0, "layer4.1.bn2.bias": 1, "layer3.0.conv1.weight": 2, "layer2.0.downsample.0.weight": 3}
+            | {"layer1.0.conv1.weight": 4, "bn1.weight": 5, "conv1.weight": 5},
+        ),
+        (
+            "mobilenet_v2",
+            {"classifier.1.bias": 0, "features.18.1.weight": 1, "features.17.conv.0.0.weight": 2}
+            | {"features.1.conv.0.0.weight": 18, "features.0.0.weight": 19},
+        ),
+        (
+            "swin_t",
+            {"head.weight": 0, "norm.weight": 1, "features.7.1.attn.qkv.weight": 1, "features.6.reduction.weight": 2}
+            | {"features.5.5.attn.relative_position_bias_table": 3, "features.1.0.norm1.bias": 7}
+            | {"features.0.0.weight": 8, "features.0.2.weight": 8},
+        ),
+        (
+            "vit",
+            {"head.bias": 0, "norm.weight": 1, "blocks.2.attn.qkv.weight": 1, "blocks.0.mlp.fc1.bias": 3}
+            | {"patch_embed.proj.weight": 4, "cls_token": 4, "pos_embed": 4},
+        ),
+        (
+            "vit_b_32",
+            {"heads.head.weight": 0, "encoder.ln.bias": 1, "encoder.layers.encoder_layer_0.mlp.0.weight": 12}
+            | {"conv_proj.weight": 13, "class_token": 13, "encoder.pos_embedding": 13},
+        ),
+    ],
+)
+def test_each_block_learns_slower_than_the_one_behind_it(
+    models: dict[str, nn.Module], name: str, some: dict[str, int]
+) -> None:
+    """What hangs on no block learns as slowly as the stem."""
+    depths, found = parameter_depths(models[name]), rates(models[name])
+    assert {parameter: depths[parameter] for parameter in some} == some
+    assert found == {parameter: 0.5**depth for parameter, depth in depths.items()}
+
+
+def test_layer_decay_of_every_network(models: dict[str, nn.Module]) -> None:
+    for model in models.values():
+        depths, groups = parameter_depths(model), parameter_groups(model, 0.05, False, layer_decay=0.8)
+        assert set(depths.values()) == set(range(len(blocks(model)) + 1)), "no depth is left out"
+        names = [name for group in groups for name in group["names"]]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        plain = parameter_groups(model, 0.05, False)
+        assert {n for g in groups if g["decays"] for n in g["names"]} == set(plain[0]["names"])
+        assert all(g["weight_decay"] == (0.05 if g["decays"] else 0.0) and g["params"] for g in groups)
+        assert all([id(model.get_parameter(n)) for n in g["names"]] == [id(p) for p in g["params"]] for g in groups)
+        assert [g["lr_scale"] for g in groups] == sorted(g["lr_scale"] for g in groups), "from the stem to the head"
+
+
+def test_a_network_of_one_layer_is_all_head() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert rates(model) == {"1.weight": 1.0, "1.bias": 1.0}
 
 
 @pytest.mark.parametrize(
