@@ -29,6 +29,9 @@ _MIXED = 80
 """From so many epochs from scratch on, pictures are mixed: in shorter trainings that costs more than it brings."""
 _HEAD_STEPS = 150
 """Updates that a new head gets at least; on a frozen body they cost next to nothing."""
+_TO_CHOOSE = 1_000
+"""Validation pictures that it takes to choose between the evaluations of a run: of 270, the first of many that got all but
+one right was the choice, from the middle of the run."""
 _IMBALANCED = 10.0
 """From this ratio of the largest class to the smallest on, rare classes are shown more often."""
 _OWN = ("cifar_resnet18", "cifar_preact_resnet18")
@@ -55,7 +58,8 @@ Without   a small network for small sizes: cifar_resnet18 at the pictures' own s
           100,000 pictures on, resnet50 at up to 224 px; more epochs for fewer pictures; mixing from 80 epochs on.
 Flips     off for digits, letters, and classes that tell left from right.
 Rare      classes are shown more often (sampling: square_root) where the largest has 10 times the smallest's pictures.
-Always    averaged weights (EMA), batches of 64 on a CPU, smaller where a pass would have few updates.
+Always    averaged weights (EMA); with under 1,000 validation pictures the weights at the end, not the best of all; batches
+          of 64 on a CPU, smaller where a pass would have few updates.
 
 docs/auto.md has the numbers; `stagewright recipes show finetune` and `quick` are what it is measured against.
 """
@@ -326,8 +330,9 @@ def _for_the_data(draft: _Draft, facts: Facts) -> None:
         draft.put(
             f"Groups ({facts.groups:,}) stay together in the split, so that the validation speaks of new ones", {}
         )
-    if not facts.num_val:
-        draft.put("The last weights are taken: no picture is left to validate", {"eval.select": "last"})
+    if facts.num_val < _TO_CHOOSE:
+        few = f"{facts.num_val:,} validation pictures are too few to tell the best of many evaluations"
+        draft.put(f"The weights at the end are taken, where the rate has come to rest: {few}", {"eval.select": "last"})
 
 
 def expected_seconds(facts: Facts, recipe: Recipe) -> float | None:

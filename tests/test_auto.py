@@ -168,6 +168,13 @@ def test_rare_classes_are_shown_more_often_only_where_classes_are_uneven() -> No
     assert any("100 times" in reason.text for reason in choose(CASES["uneven"])[1])
 
 
+def test_few_validation_pictures_do_not_choose_between_evaluations() -> None:
+    for weights in (GIVEN, Weights(None, None, "none")):
+        assert [choose(facts(num_val=count, weights=weights))[0].eval.select for count in (0, 270, 5000)] == [
+            *("last", "last", "best")
+        ]
+
+
 def test_mixing_is_for_long_runs_from_scratch_alone() -> None:
     def mixed(seen: Facts) -> bool:
         return any(stage.mix is not None and stage.mix.cutmix > 0 for stage in choose(seen)[0].stages)
