@@ -64,6 +64,7 @@ def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
         ("stages.0.epochs=30", r"30 is neither epochs nor steps; write 30ep or 30st", ""),
         ("stages.0.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
         ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, last:N or a list of patterns", ""),
+        ("train=['fc', '!']", "'fc', '!'. holds an empty pattern", ""),
         ("lr.schedule=cosin", "lr.schedule: 'cosin' is not allowed", "'cosine'"),
         ("model.weights.x=3", "model.weights is 'default', which has no fields of its own", ""),
         ("seed", "--set 'seed'", "FIELD=VALUE"),
