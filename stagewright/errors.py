@@ -53,6 +53,10 @@ class Diverged(StagewrightError):
     """Training produced numbers that are not finite; the last checkpoint is untouched."""
 
 
+class RangeTestError(StagewrightError):
+    """A learning-rate range test that cannot be made, or whose curve suggests no learning rate."""
+
+
 class Stopped(Exception):
     """A stop was asked for (SIGTERM, Ctrl-C); raised where there is nothing to save."""
 

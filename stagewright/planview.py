@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stagewright.lrcurve import MEANING, RangeTest, Suggestions, lr_text
 from stagewright.plan import Plan, StagePlan, stage_ends
 
 
@@ -22,6 +25,27 @@ def plan_view(plan: Plan) -> RenderableType:
     for stage in plan.stages:
         table.add_row(*_cells(stage))
     return Group(table, *(Text(line) for line in _sentences(plan)))
+
+
+def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType:
+    """What a range test suggests, as a small table, and below it what to do with it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("suggestion", no_wrap=True)
+    table.add_column("LR", justify="right", no_wrap=True)
+    table.add_column("what it is")
+    for name, lr in found.lrs.items():
+        chosen = name == found.chosen
+        table.add_row(
+            f"> {name}" if chosen else f"  {name}", lr_text(lr), MEANING[name], style="bold" if chosen else None
+        )
+    end = "the loss blew up" if test.ended_early else "the sweep was done"
+    lines = [
+        f"{len(test.lrs)} of {test.planned} updates, to LR {lr_text(float(test.lrs[-1]))}, where {end}.",
+        *(note[:1].upper() + note[1:] + "." for note in found.notes),
+        f"The curve is {folder / 'lr-find.png'} (numbers: {folder / 'lr-find.csv'}).",
+        f"Use it with --lr {lr_text(found.lr)}; --set lr.peak=auto finds it anew before each run.",
+    ]
+    return Group(table, *(Text(line) for line in lines))
 
 
 def _cells(stage: StagePlan) -> list[str]:
@@ -70,4 +94,6 @@ def _sentences(plan: Plan) -> list[str]:
         f"{len(plan.eval_steps)} evaluations, {len(plan.save_steps)} planned checkpoints "
         f"(the newest {plan.recipe.checkpoints.keep} and the best are kept).",
     ]
+    if plan.measured.lr is not None and plan.recipe.lr.peak == "auto":
+        lines.append(f"lr: auto is {lr_text(plan.measured.lr)}, found by a range test on the first stage.")
     return [*(_stage_sentence(stage, stage.index == 0) for stage in plan.stages), *lines]

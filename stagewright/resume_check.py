@@ -96,7 +96,8 @@ def check(
         raise DataError("pictures in memory alone", "a DATA form that a new process can open", "write them to a folder")
     with tempfile.TemporaryDirectory(prefix="stagewright-check-") as folder:
         manifest = sample_manifest(dataset.manifest, train=_TRAIN_PICTURES, val=_VAL_PICTURES, test=_VAL_PICTURES)
-        plan = resolve(shortened(asked.recipe, steps), manifest.info(), precision=asked.precision)
+        short = shortened(asked.recipe, steps)
+        plan = resolve(short, manifest.info(), precision=asked.precision, measured=asked.measured)
         unbroken, broken = (_start(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
         say(f"Rehearsal: {plan.total_steps} steps in {len(plan.stages)} stages on {len(manifest)} of the pictures.")
         say("Unbroken run ...")
