@@ -12,8 +12,9 @@ from torch.amp.grad_scaler import GradScaler
 from stagewright import checkpoint
 from stagewright.data.stream import eval_image_size
 from stagewright.errors import RecipeError
+from stagewright.machine import keep_memory
 from stagewright.model.catalog import find_model
-from stagewright.model.groups import parameter_groups
+from stagewright.model.groups import parameter_groups, trainable_names
 from stagewright.model.weights import load_weights
 from stagewright.model.zoo import check_image_sizes, create_with_report, model_normalisation
 from stagewright.optim import make_optimizer
@@ -23,6 +24,8 @@ from stagewright.rng import Stream, torch_seed
 from stagewright.state import TrainState
 from stagewright.step import Numerics
 
+_REGISTER = 16
+"""Floats in the widest vector register of a CPU."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,6 +56,7 @@ def auto_precision(device: torch.device) -> Precision:
 def prepare_torch(recipe: Recipe, device: torch.device) -> None:
     """Switches of the process: TF32 and kernel search where speed is wanted, deterministic kernels where bits are."""
     if device.type != "cuda":
+        keep_memory()
         return
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = not recipe.deterministic
@@ -61,13 +65,32 @@ def prepare_torch(recipe: Recipe, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def numerics_of(plan: Plan) -> Numerics:
-    """Normalisation, precision and memory format of a plan."""
+def numerics_of(plan: Plan, model: nn.Module) -> Numerics:
+    """Normalisation, precision, memory format and loss of a plan; class weights need the manifest, and come at set-up."""
     recipe = plan.recipe
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if recipe.model.weights is not None:
         mean, std = model_normalisation(recipe.model.name)
-    return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, recipe.channels_last)
+    channels_last = recipe.channels_last and takes_channels_last(model)
+    return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, channels_last, recipe.loss)
+
+
+def takes_channels_last(model: nn.Module) -> bool:
+    """Whether ``model`` may lie in memory with the channels last on its device.
+
+    On a CPU not where a strided 1x1 convolution has fewer channels than a vector register: in that layout oneDNN's gradient
+    of its weights writes past its workspace, which ends the process or, worse, only spoils the gradient
+    (github.com/uxlfoundation/oneDNN, issue 6035; seen here with 4 and 8 channels, torch 2.15).
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return True
+    return not any(
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and max(part.stride) > 1
+        and part.in_channels // part.groups < _REGISTER
+        for part in model.modules()
+    )
 
 
 def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
@@ -103,11 +126,15 @@ def build_state(
     elif weights not in (None, "default"):
         classes = plan.dataset.classes
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
-    memory_format = torch.channels_last if plan.recipe.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    for stage in plan.stages:
+        trainable_names(model, stage.train)  # what a later stage cannot mean is told of now
+    model = model.to(device)
+    channels_last = plan.recipe.channels_last and takes_channels_last(model)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
     optimizer = make_optimizer(
-        parameter_groups(model, chosen.weight_decay, chosen.decay_norm_and_bias),
+        parameter_groups(model, chosen.weight_decay, chosen.decay_norm_and_bias, chosen.layer_decay),
         chosen.name,
         lr=hyper.lr,
         momentum=hyper.momentum,

@@ -28,7 +28,7 @@ def step_rate(
     plan = resolve(recipes.from_plain(plain), info, precision=auto_precision(device))
     prepare_torch(plan.recipe, device)
     state, _ = build_state(plan, device, None)
-    stage, numerics = plan.stages[0], numerics_of(plan)
+    stage, numerics = plan.stages[0], numerics_of(plan, state.model)
     apply_trainable(state.model, stage.train)
     set_train_mode(state.model)
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import time
@@ -18,10 +19,12 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
 from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
+from stagewright.recipes.tiny import tiny
 from stagewright.resolve import resolve
 from stagewright.resume_check import Kill, differences, run_in_process, start_process
 from stagewright.rundir import RunDir, environment
 from stagewright.session import Execution, Session
+from stagewright.steplog import read_rows
 from stagewright.training import resume
 
 QUIET = Execution(device="cpu", workers=2, pages=False, quiet=True, save_minutes=1e9)
@@ -213,6 +216,23 @@ def test_thirty_kills_at_random_moments(start: Start, unbroken: RunDir) -> None:
             if process.exitcode == 0:
                 break
         assert differences(unbroken, run) == [], f"run {runs}, {killed} kills so far"
+
+
+@pytest.mark.parametrize("step", [5, 6, 7])
+def test_swa_may_be_interrupted(start: Start, step: int) -> None:
+    """What system B lost its last epochs to: an SWA stage that was stopped, and whose learning rate rose on resuming."""
+    small = {"model": {"name": "cifar_resnet18", "options": {"width": 4}}, "image_size": 32}
+    recipe = tiny(recipes.load("imagenet-resnet50")).changed(**small, data={"val": 0.2, "test": 0.2})
+    (unbroken, plan), (run, _) = start(recipe), start(recipe)
+    swa = plan.stages[-1]
+    assert swa.average.kind == "swa" and swa.first_step < step < swa.end_step
+    assert go(unbroken)
+    assert not go(run, stop_after(step)) and go(run)
+    assert differences(unbroken, run) == []
+    rates = [float(row["lr"]) for row in read_rows(run.steps)]
+    assert rates == [plan.hyper(at).lr for at in range(plan.total_steps)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(rates))
+    assert set(rates[swa.first_step :]) == {swa.peak_lr}
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(start: Start, unbroken: RunDir) -> None:

@@ -94,7 +94,7 @@ def test_a_run_never_writes_into_another(finished: sw.Run, picture_folder: Path,
 def test_names_are_numbered(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "quick-7").mkdir(parents=True)
-    run = sw.train(picture_folder, overrides=[*SMALL, "epochs=2st"], execution=QUIET, say=silent)
+    run = sw.train(picture_folder, "quick", overrides=[*SMALL, "epochs=2st"], execution=QUIET, say=silent)
     assert run.path == Path("runs/quick-8")
 
 
@@ -232,7 +232,7 @@ def test_unknown_device(picture_folder: Path, tmp_path: Path) -> None:
 
 
 def test_divergence_is_named_and_the_checkpoint_stands(picture_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"loss nan at step \d+[\s\S]*finite[\s\S]*stagewright resume .* --set lr.peak"):
+    with pytest.raises(Diverged, match=r"going back 5 times: step \d+ .*loss nan[\s\S]*finite[\s\S]*stagewright resume .* --set lr.peak"):
         small(
             picture_folder, tmp_path / "run", "lr.peak=1e30", "epochs=40st", "checkpoints.every=1st", "eval.every=40st"
         )
