@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/auto-benchmark"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/auto-cpu.json"))
     asked = parser.parse_args()
-    content = json.loads(asked.out.read_text()) if asked.out.is_file() else {"cells": {}}
+    content: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out.is_file() else {"cells": {}}
     if asked.deed == "run":
         if asked.set is None or asked.recipe is None:
             parser.error("run needs a set and a recipe")

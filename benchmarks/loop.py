@@ -92,8 +92,9 @@ def ours(plan: Plan, manifest: Manifest, array: np.ndarray, device: str, workers
 
 def bare(plan: Plan, manifest: Manifest, array: np.ndarray, device: str) -> float:
     """Images/s of the shortest PyTorch loop that does the same to the same pictures."""
-    stage, numerics = plan.stages[0], numerics_of(plan)
+    stage = plan.stages[0]
     model = build_model(plan, pretrained=False)[0].to(device).to(memory_format=torch.channels_last).train()
+    numerics = numerics_of(plan, model)
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(model, 1e-4, False)]
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
     data = torch.from_numpy(array).permute(0, 3, 1, 2).to(device)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from stagewright import checkpoint
+from stagewright.compiled import Compiled
 from stagewright.data.stream import eval_image_size
 from stagewright.errors import RecipeError
 from stagewright.machine import keep_memory
@@ -141,8 +142,7 @@ def build_state(
         nesterov=chosen.nesterov,
         options=chosen.options,
     )
-    # One graph a shape: sizes are constant within a stage, so dynamic shapes would only cost speed.
-    forward = torch.compile(model, dynamic=False) if plan.recipe.compile else model
+    forward = Compiled(model, plan, device) if plan.recipe.compile else model
     state = TrainState(model, forward, optimizer, GradScaler(device.type, enabled=plan.precision == "fp16"))
     if restored is not None:
         state.restore(restored.tensors)

@@ -18,19 +18,24 @@ from stagewright.datacli import data_app
 from stagewright.options import (
     AsJson,
     BatchSize,
+    BudgetText,
     Data,
     Device,
     Epochs,
     ImgSize,
     LearningRate,
+    MetricLines,
     Model,
     NoPages,
     Overrides,
+    Price,
+    ProbeSeconds,
     Quiet,
     RecipeName,
     RunPath,
     SaveMinutes,
     Seed,
+    Tiny,
     Weights,
     Workers,
     recipe_of,
@@ -50,7 +55,7 @@ app = typer.Typer(
 @app.command()
 def train(
     data: Data,
-    recipe: RecipeName = "quick",
+    recipe: RecipeName = "auto",
     overrides: Overrides = None,
     model: Model = None,
     weights: Weights = None,
@@ -65,13 +70,20 @@ def train(
         Path | None, typer.Option(help="Run directory; runs/RECIPE-N if absent. Never an existing run's.")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto: go on if --out holds this very run.")] = "never",
+    tiny: Tiny = False,
+    budget: BudgetText = None,
+    price: Price = None,
+    probe_seconds: ProbeSeconds = 10.0,
     save_minutes: SaveMinutes = 10.0,
+    metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
 ) -> None:
     """Plan, train, evaluate and report."""
-    from stagewright import training
     from stagewright.errors import RecipeError
+
+    limit = _budget(budget, price, epochs)
+    from stagewright import training
     from stagewright.session import Execution
 
     if resume not in ("auto", "never"):
@@ -79,8 +91,25 @@ def train(
     if resume == "auto" and out is None:
         raise RecipeError("--resume auto without --out", "--out DIR, the run to go on with", "name the directory")
     chosen = recipe_of(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
-    execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    run = training.train(data, chosen, out=out, resume=resume == "auto", execution=execution, say=speaker(quiet))
+    execution = Execution(
+        device=device,
+        workers=workers,
+        save_minutes=save_minutes,
+        probe_seconds=probe_seconds,
+        pages=not no_pages,
+        quiet=quiet,
+    )
+    run = training.train(
+        data,
+        chosen,
+        out=out,
+        resume=resume == "auto",
+        tiny=tiny,
+        budget=limit,
+        execution=execution,
+        observers=_metric_lines(metric_lines),
+        say=speaker(quiet),
+    )
     _close(run, quiet)
 
 
@@ -91,6 +120,7 @@ def resume(
     device: Device = "auto",
     workers: Workers = None,
     save_minutes: SaveMinutes = 10.0,
+    metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
 ) -> None:
@@ -99,7 +129,13 @@ def resume(
     from stagewright.session import Execution
 
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
-    done = training.resume(run, overrides=overrides or (), execution=execution, say=speaker(quiet))
+    done = training.resume(
+        run,
+        overrides=overrides or (),
+        execution=execution,
+        observers=_metric_lines(metric_lines),
+        say=speaker(quiet),
+    )
     _close(done, quiet)
 
 
@@ -168,16 +204,20 @@ def recipes_list(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from stagewright import recipes
 
-        names = recipes.shipped()
-        for name in names:
-            print(f"{name:<{max(map(len, names))}}  {recipes.load(name).description}")
+        described = {name: recipes.load(name).description for name in recipes.shipped()}
+        described[recipes.AUTO] = "the default: looks at pictures and machine, chooses a recipe and says why"
+        for name in sorted(described):
+            print(f"{name:<{max(map(len, described))}}  {described[name]}")
 
 
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
     """Print a recipe's YAML with its source and expectations."""
-    from stagewright import recipes
+    from stagewright import auto, recipes
 
+    if name == recipes.AUTO:
+        print(auto.EXPLANATION, end="")
+        return
     recipes.load(name)  # what is shown is valid
     print(recipes.text(name), end="")
 
@@ -209,6 +249,28 @@ def demo(
     from stagewright.demo import run_demo
 
     run_demo(data, out)
+
+
+def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
+    """The budget that counts from the start of this process; None where none was given."""
+    from stagewright.budget import Budget
+    from stagewright.errors import RecipeError
+    from stagewright.machine import process_began
+
+    if text is None:
+        return None
+    if epochs is not None:
+        raise RecipeError(
+            f"--budget {text} with --epochs {epochs}", "one of them: a budget chooses the length", "leave one out"
+        )
+    return Budget.parse(text, price, began=process_began())
+
+
+def _metric_lines(wanted: bool) -> Any:
+    """The observers that were asked for on the command line."""
+    from stagewright.observers.metriclines import MetricLines
+
+    return [MetricLines()] if wanted else []
 
 
 def _close(run: Any, quiet: bool) -> None:

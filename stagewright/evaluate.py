@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softmax
 
 from stagewright.augment.apply import normalise
+from stagewright.compiled import Compiled, filled_up
 from stagewright.data.loader import Batch
 from stagewright.step import Numerics
 
@@ -67,15 +68,18 @@ def evaluate(
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     columns: list[Tensor] = []
-    classes = 0
-    done = 0
+    classes = done = most = 0
     try:
         model.eval()
         for batch in batches:
             if stop():
                 raise Interrupted
             with torch.no_grad(), numerics.autocast(device):
-                logits = forward(inputs(batch) if inputs else _pictures(batch, numerics, device)).float()
+                given = inputs(batch) if inputs else _pictures(batch, numerics, device)
+                most = max(most, len(given))
+                if isinstance(forward, Compiled):
+                    given = filled_up(given, most)
+                logits = forward(given)[: len(batch.labels)].float()
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
             columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))

@@ -21,7 +21,7 @@ from stagewright.steplog import AppendFile
 
 Event = dict[str, Any]
 
-SESSION_KINDS = frozenset({"started", "resumed", "saved", "stopped", "notice"})
+SESSION_KINDS = frozenset({"started", "resumed", "saved", "stopped", "notice", "memory"})
 """Kinds that depend on interruptions, and are left out when runs are compared."""
 REWINDING_KINDS = frozenset({"resumed", "rolled_back"})
 """Kinds that supersede the events of later steps before them."""

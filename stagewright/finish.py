@@ -226,6 +226,8 @@ def write_summary(
         "unreadable": len(bad) + sum(result.unreadable for result in results.values()),
         "precision": plan.precision,
         "device": str(state.device),
+        "memory_gb": _stage_peaks([*events, {"kind": "saved", "clock": session.peak()}]),
+        "budget": environment.get("budget"),
         "parent": environment.get("parent"),
         "error": error,
     }
@@ -247,6 +249,16 @@ def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
             for kind, result in event["results"].items():
                 best[kind] = max(best.get(kind, 0.0), result["top1"])
     return best
+
+
+def _stage_peaks(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Highest use of memory in GiB by stage, over all processes of the run."""
+    peaks: dict[str, float] = {}
+    for event in events:
+        clock = event.get("clock", {})
+        if "peak_gb" in clock:
+            peaks[clock["stage"]] = max(peaks.get(clock["stage"], 0.0), clock["peak_gb"])
+    return peaks
 
 
 def read_summary(run: RunDir) -> dict[str, Any]:

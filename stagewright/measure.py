@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stagewright.build import choose_device
+from stagewright.build import auto_precision, choose_device, prepare_torch
 from stagewright.data.sources import Dataset
 from stagewright.errors import RangeTestError, StorageError
 from stagewright.lrcurve import MEANING, RangeTest, Suggestions, check_method, lr_text, suggest, swept
 from stagewright.lrfind import Sweep, range_test
+from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
 from stagewright.recipe import Recipe
+from stagewright.resolve import resolve
 from stagewright.session import Execution
+from stagewright.traceless import traceless
 
 Say = Callable[[str], None]
 
@@ -56,13 +60,32 @@ def measure(
     What ``known`` holds is not measured again. ``say`` is told what is done and found, ``findings`` gets it for the
     run's directory. RangeTestError where no learning rate is found.
     """
-    known, findings = known or Measured(), findings or Findings()
+    findings = findings or Findings()
+    if known is None:
+        known = Measured(micro_batch_size=_fitting(recipe, dataset, execution, say, findings))
     lr = None
     if asks_for_lr(recipe):
-        lr = known.lr or _found_lr(recipe, dataset, execution, say, findings)
+        lr = known.lr or _found_lr(recipe, dataset, execution, say, findings, known.micro_batch_size)
         if lr == known.lr:
             say(f"lr: auto stays at {lr_text(lr)}, which was found when the run began.")
     return Measured(lr=lr, micro_batch_size=known.micro_batch_size)
+
+
+def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, findings: Findings) -> int | None:
+    """What ``micro_batch_size: auto`` means: how many pictures fit on the device at a time, or None for whole batches."""
+    device = choose_device(execution.device)
+    if recipe.micro_batch_size != "auto" or device.type != "cuda":
+        return None
+    # No learning rate makes a difference to memory, so any will do.
+    plan = resolve(recipe, dataset.manifest.info(), precision=auto_precision(device), measured=Measured(lr=1e-3))
+    with traceless():
+        prepare_torch(recipe, device)
+        reserved = resident_bytes(plan, dataset) if execution.keep_decoded else 0
+        found = fitting_micro_batch(plan, device, reserved_bytes=reserved)
+    if found.notice is not None:
+        findings.notes.append(found.notice)
+        say(found.notice)
+    return found.micro_batch_size
 
 
 def asks_for_lr(recipe: Recipe) -> bool:
@@ -77,14 +100,19 @@ def known_from(earlier: Plan | None, recipe: Recipe, dataset: Dataset) -> Measur
     return earlier.measured if _asked(earlier.recipe) == _asked(recipe) else None
 
 
-def _asked(recipe: Recipe) -> dict[str, object]:
+def _asked(recipe: Recipe) -> dict[str, Any]:
     """The recipe without what has no bearing on a measurement: names and texts, where data lie, lengths."""
-    content = recipe.plain()
-    content["stages"] = [
-        {name: value for name, value in stage.items() if name != "epochs"} for stage in content["stages"]
-    ]
-    left_out = ("name", "description", "checkpoints", "data", "epochs")
-    return {name: value for name, value in content.items() if name not in left_out}
+    left_out = ("name", "description", "checkpoints", "data", "epochs", "eval")
+    lengths = {"lr": ("warmup", "milestones"), "average": ("half_life",)}
+
+    def without(content: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in content.items() if name not in left_out}
+        for part in lengths.keys() & kept.keys():
+            if isinstance(kept[part], dict):
+                kept[part] = {name: value for name, value in kept[part].items() if name not in lengths[part]}
+        return kept
+
+    return {**without(recipe.plain()), "stages": [without(stage) for stage in recipe.plain()["stages"]]}
 
 
 def kept_sentence(measured: Measured, source: Path) -> str:
@@ -95,10 +123,12 @@ def kept_sentence(measured: Measured, source: Path) -> str:
     )
 
 
-def _found_lr(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, findings: Findings) -> float:
+def _found_lr(
+    recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, findings: Findings, micro_batch_size: int | None
+) -> float:
     sweep = Sweep()
     say(f"lr: auto: a range test of up to {caption(recipe, sweep)} comes before the plan.")
-    test = swept_test(recipe, dataset, execution, sweep)
+    test = swept_test(recipe, dataset, execution, sweep, micro_batch_size)
     try:
         found = suggest(test)
     except RangeTestError as error:
@@ -115,10 +145,19 @@ def _found_lr(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, 
     return found.lr
 
 
-def swept_test(recipe: Recipe, dataset: Dataset, execution: Execution, sweep: Sweep) -> RangeTest:
+def swept_test(
+    recipe: Recipe, dataset: Dataset, execution: Execution, sweep: Sweep, micro_batch_size: int | None = None
+) -> RangeTest:
     """The range test of ``recipe`` on ``dataset``."""
-    device = choose_device(execution.device)
-    return range_test(recipe, dataset.manifest, dataset.images, device, sweep=sweep, workers=execution.workers)
+    return range_test(
+        recipe,
+        dataset.manifest,
+        dataset.images,
+        choose_device(execution.device),
+        sweep=sweep,
+        micro_batch_size=micro_batch_size,
+        workers=execution.workers,
+    )
 
 
 def files_of(test: RangeTest, found: Suggestions | None, note: str) -> dict[str, bytes]:

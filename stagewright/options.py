@@ -38,9 +38,27 @@ Workers = Annotated[
         "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
     ),
 ]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="A rehearsal: every stage in a few steps on small pictures, in under a minute.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
 SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Time that all of it may take, e.g. 90s, 45m, 1h30m, or $5 with --price: measures this machine and chooses the "
+        "length of the run. Counts from the start of this command.",
+    ),
+]
+Price = Annotated[
+    float | None, typer.Option(help="What an hour of this machine costs; for money in --budget and plan.")
+]
+ProbeSeconds = Annotated[float, typer.Option(help="About how long the machine is measured, shared by the stages.")]
+MetricLines = Annotated[
+    bool, typer.Option("--metric-lines", help="At each evaluation, one line [METRICS] epoch=... for a cloud's parser.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
@@ -55,9 +73,8 @@ def recipe_of(
     img_size: int | None,
     seed: int | None,
 ) -> Any:
-    """The recipe with the common flags applied, then ``--set``, which has the last word."""
-    from stagewright import recipes
-    from stagewright.errors import RecipeError
+    """The recipe with the common flags applied, then ``--set``, which has the last word; of ``auto`` one that is pending."""
+    from stagewright import auto, pending, recipes
 
     flags: dict[str, Any] = {
         "model.name": model,
@@ -67,7 +84,24 @@ def recipe_of(
         "image_size": img_size,
         "seed": seed,
     }
-    recipe = recipes.load(name)
+
+    def finish(recipe: Any) -> Any:
+        return _with_flags(recipe, name, flags, epochs, overrides)
+
+    if name != auto.NAME:
+        return finish(recipes.load(name))
+    given = [f"{field}={json.dumps(value)}" for field, value in flags.items() if value is not None]
+    if epochs is not None:
+        given.append(f"epochs={recipes.stretch(recipes.from_plain({}), epochs).epochs}")
+    return pending.pending([*given, *(overrides or [])], finish)
+
+
+def _with_flags(recipe: Any, name: str, flags: dict[str, Any], epochs: str | None, overrides: list[str] | None) -> Any:
+    """``recipe``, called ``name`` on the command line, with flags by field, its length and ``--set`` applied, in this order."""
+    from stagewright import recipes
+    from stagewright.errors import RecipeError
+
+    model = flags["model.name"]
     if model is not None and model != recipe.model.name:
         flags = {"model.options": {}, "model.drop_path": None, **flags}  # they were meant for the recipe's own model
     for field in ("batch_size", "image_size"):

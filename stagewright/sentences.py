@@ -69,6 +69,17 @@ def _finished(event: Event) -> str:
     return f"{text}\n{loading}" if loading else text
 
 
+def _memory(event: Event) -> str:
+    """What was in use at each of some moments: allocated on a device, resident of a process."""
+    parts = [f"{read.get('allocated_gb', read.get('resident_gb', 0.0)):.2f} GB {when}" for when, read in _points(event)]
+    peak = max(read["peak_gb"] for _, read in _points(event))
+    return f"memory: {', '.join(parts)}; at most {peak:.2f} GB"
+
+
+def _points(event: Event) -> list[tuple[str, dict[str, float]]]:
+    return list(event["clock"]["points"].items())
+
+
 _SENTENCES = {
     "started": lambda event: f"started on {event['clock'].get('device_name') or event['clock'].get('device')}",
     "stage": _stage,
@@ -79,6 +90,7 @@ _SENTENCES = {
     "suspect": _suspect,
     "ended_early": lambda event: f"ended early after step {event['step']:,}: {event['reason']}",
     "skipped": lambda event: f"step {event['step']:,}: {event['reason']}",
+    "memory": _memory,
     "notice": lambda event: event["text"],
     "stopped": lambda event: f"stopped at step {event['step']:,}: {event['reason']}",
     "finished": _finished,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from stagewright.evaluate import Evaluation, evaluate
 from stagewright.features import MOST_BYTES, Cut, Features, Kept, find_cut
 from stagewright.guard import Guard
 from stagewright.machine import cores
+from stagewright.memory import begin_peak, memory_in_use, peak_gb
 from stagewright.model.average import WeightAverage, has_batch_norm, recalibrate
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.optim import reset_state
@@ -56,6 +58,8 @@ class Execution:
     """Whether a set that is small enough stays decoded in memory after its first use (:mod:`stagewright.data.kept`)."""
     save_minutes: float = 10.0
     """Beside the plan's saves, one at least this often."""
+    probe_seconds: float = 10.0
+    """About how long this machine is measured, where a budget is given; at most a tenth of that."""
     pages: bool = True
     """Whether plots and report.html are rewritten while the run lives."""
     quiet: bool = False
@@ -128,6 +132,7 @@ class Session:
         set_train_mode(self.state.model)
         if self._entered != stage.index:
             self._entered = stage.index
+            begin_peak(self.state.device)
             self.features = None if cut is None else Features(self.state.model, cut)
         return counts
 
@@ -226,7 +231,7 @@ class Session:
         """Evaluates raw and averaged weights on the validation split; ``Interrupted`` leaves everything as it was."""
         self.recorder.fetch()
         state, stage = self.state, self.plan.stage_before(self.state.step)
-        before = state.seconds["eval"]
+        before, points = state.seconds["eval"], {"at the end of the epoch": memory_in_use(state.device)}
         self.enter(stage)  # a resumed run may owe the evaluation of a stage it is already past
         with self.clock.phase("eval"):
             results = {"raw": self.evaluate_split("val", stage, self.features)}
@@ -242,6 +247,8 @@ class Session:
         state.evaluated_step = state.step
         state.watch = watched(self.plan.recipe.stop, state.watch, results[state.latest.weights])
         self.recorder.evaluated(state, stage, results, state.seconds["eval"] - before)
+        points["after its evaluation"] = memory_in_use(state.device)
+        self.recorder.log.emit("memory", state.step, clock={**self.peak(), "points": points, "told": True})
         if self.over and state.step < self.plan.total_steps:
             stop = self.plan.recipe.stop
             reason = f"{stop.metric} has not improved on {state.watch.best:.4g} in {state.watch.stale} evaluations"
@@ -292,6 +299,11 @@ class Session:
         with self.loading(recalibration_specs(self.plan, self.manifest, stage, count)) as batches:
             recalibrate(self.state.model, self._normalised(batches))
 
+    def peak(self) -> dict[str, Any]:
+        """The stage the model is in and the highest use of memory in it so far, for the ``clock`` of events."""
+        stage = self.plan.stages[max(self._entered, 0)]
+        return {"stage": stage.name, "peak_gb": round(peak_gb(self.state.device), 3)}
+
     def save(self) -> None:
         """Writes the whole state; what the files beside it say of it is on disk before."""
         with self.clock.phase("checkpoint"):
@@ -312,7 +324,7 @@ class Session:
             checkpoint.link(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
                 checkpoint.link(self.run.checkpoints, "best", state.step)
-        self.recorder.log.emit("saved", state.step, checkpoint=path.name)
+        self.recorder.log.emit("saved", state.step, checkpoint=path.name, clock=self.peak())
 
     @contextmanager
     def loading(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stagewright.augment.apply import augment_some, normalise
 from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix
+from stagewright.compiled import Compiled
 from stagewright.data.loader import Batch
 from stagewright.loss import LossName, mixed_losses
 from stagewright.optim import set_hyper
@@ -78,12 +79,15 @@ def train_step(
     mixed = apply_mix(images, batch.labels, batch.valid, draw)
     total_weight = mixed.weight.sum().clamp(min=1.0)
     loss_sum = correct_sum = torch.zeros((), device=images.device)
-    for part in _parts(mixed, micro_batch_size):
+    network, parts = state.forward if forward is None else forward, _parts(mixed, micro_batch_size)
+    for at, part in enumerate(parts):
         with numerics.autocast(images.device):
-            logits = (forward or state.forward)(part.images)
+            logits = network(part.images)
         losses = mixed_losses(logits.float(), part, numerics.loss, hyper.label_smoothing, numerics.class_weights)
         loss = (losses * part.weight).sum() / total_weight
         state.scaler.scale(loss).backward()
+        if at == 0 and len(parts) > 1 and isinstance(network, Compiled):
+            network.keep_gradients()
         loss_sum = loss_sum + loss.detach()
         correct_sum = correct_sum + _mixed_correct(logits.detach(), part) / total_weight
     grad_norm = _clip(state, hyper.clip_norm)

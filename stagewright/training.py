@@ -7,47 +7,43 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stagewright import checkpoint, recipes
-from stagewright.augment.custom import load_custom
+from stagewright.budget import Budget, close_account
 from stagewright.build import (
     auto_precision,
-    build_state,
-    checkpoint_bytes,
     choose_device,
     device_name,
-    numerics_of,
-    prepare_torch,
 )
-from stagewright.clock import Clock
-from stagewright.data import native
+from stagewright.costs import Costs
 from stagewright.data.decode import Images
-from stagewright.data.kept import keep
 from stagewright.data.manifest import Manifest
+from stagewright.data.sample import sample
 from stagewright.data.sources import Dataset, load_dataset, open_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
-from stagewright.events import EventLog, Observer
+from stagewright.events import Observer
 from stagewright.finish import finish, read_summary, write_summary
-from stagewright.machine import cores
+from stagewright.machine import cores, process_began
+from stagewright.measure import Findings, asks_for_lr, kept_sentence, known_from, measure
+from stagewright.memory import Points, memory_in_use
 from stagewright.model.bundle import Bundle, load_bundle
-from stagewright.observers.console import Console, ScanProgress
-from stagewright.observers.pages import Pages
-from stagewright.observers.textlog import TextLog
+from stagewright.observers.console import ScanProgress
+from stagewright.opening import open_session
+from stagewright.pending import Pending, wanted
 from stagewright.plan import Plan
+from stagewright.probe import probe, within_budget
 from stagewright.recipe import Recipe
-from stagewright.record import Recorder
+from stagewright.recipes import tiny as rehearsal
 from stagewright.resolve import resolve
 from stagewright.run import carry_out
-from stagewright.rundir import RunDir, check_room, environment, lock, next_free, own_command
+from stagewright.rundir import RunDir, environment, lock, next_free, own_command
 from stagewright.session import Execution, Session
-from stagewright.state import TrainState
 from stagewright.stop import StopSignal
+from stagewright.survey import settle
 
 Say = Callable[[str], None]
 
@@ -75,11 +71,13 @@ class Run:
 
 def train(
     data: str | Path,
-    recipe: str | Path | Recipe = "quick",
+    recipe: str | Path | Recipe | Pending = "auto",
     *,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    tiny: bool = False,
+    budget: Budget | None = None,
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
     say: Say = print,
@@ -89,30 +87,46 @@ def train(
 
     ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to
     ``out``, or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on
-    there, and a changed plan forks into a new directory beside it. ``observers`` are told what happens beside the
-    console, the log and the pages. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
+    there, and a changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few
+    pictures (:mod:`stagewright.recipes.tiny`). ``observers`` are told what happens beside the
+    console, the log and the pages. ``budget`` chooses the length (:mod:`stagewright.budget`). Raises StagewrightError for
+    all that a caller can mend, Stopped during the set-up.
     """
     began = time.perf_counter()
     with StopSignal() as stop:
-        chosen = recipes.override(recipe, overrides) if isinstance(recipe, Recipe) else None
-        chosen = chosen or recipes.load(str(recipe), overrides)
+        chosen = wanted(recipe, overrides)
         execution = execution or Execution()
-        dataset, plan = prepare(data, chosen, execution, say)
+        device = choose_device(execution.device)
+        points = {"at the start": memory_in_use(device)}
+        earlier = RunDir(Path(out)).read_plan() if resume and out and Path(out, "plan.json").exists() else None
+        findings = Findings()
+        dataset, plan = prepare(data, chosen, execution, say, tiny=tiny, earlier=earlier, findings=findings)
+        points["with the data read"] = memory_in_use(device)
+        account: dict[str, Any] = {}
+        if budget is not None:
+            plan, account["budget"] = within_budget(
+                plan, dataset, execution, budget, None if out is None else Path(out), say
+            )
         run, parent = _directory(plan, None if out is None else Path(out), resume, say)
         created = not run.plan.exists()
         if created:
             env = environment(str(data), command or own_command(), execution.device, _device_name(execution))
-            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": list(dataset.notes)})
+            notes = [*dataset.notes, *findings.notes]
+            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
             write_excluded(run, dataset)
+            findings.write(run.root)
         elif read_summary(run).get("status") == "finished":
             say(f"{run.root} is finished; nothing is left to do.")
             return Run(run.root)
         try:
-            return _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began)
+            done = _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began, points)
         except BaseException:
             if created and not run.events.exists():  # it failed in the set-up, so the directory holds nothing of worth
                 shutil.rmtree(run.root, ignore_errors=True)
             raise
+        if budget is not None and (told := close_account(run, budget)) is not None:
+            say(told)
+        return done
 
 
 def resume(
@@ -138,7 +152,8 @@ def resume(
         target = old
         changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
         if overrides:
-            changed = resolve(recipes.override(plan.recipe, overrides), plan.dataset, precision=plan.precision)
+            recipe = recipes.override(plan.recipe, overrides)
+            changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
         if changed.digest == plan.digest:
             plan = changed  # at most how often is saved, which changes nothing that comes out
         else:
@@ -146,19 +161,65 @@ def resume(
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             target.write_start(plan, manifest, env)
             say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
+            if asks_for_lr(plan.recipe):
+                say(kept_sentence(plan.measured, old.root))
         if read_summary(target).get("status") == "finished":
             say(f"{target.root} is finished; nothing is left to do.")
             return Run(target.root)
-        return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, arm)
+        return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, {}, arm)
 
 
-def prepare(data: str | Path, recipe: Recipe, execution: Execution, say: Say) -> tuple[Dataset, Plan]:
-    """Reads the data set and resolves the plan, telling what was found; nothing is written."""
+def prepare(
+    data: str | Path,
+    recipe: Recipe | Pending,
+    execution: Execution,
+    say: Say,
+    *,
+    tiny: bool = False,
+    earlier: Plan | None = None,
+    findings: Findings | None = None,
+) -> tuple[Dataset, Plan]:
+    """Reads the data set, measures what the recipe leaves to that, and resolves the plan; nothing is written.
+
+    ``tiny`` as for :func:`train`; what the plan ``earlier`` has chosen and measured is not asked again; ``findings`` as for
+    :func:`stagewright.measure.measure`.
+    """
+    dataset, settled = gather(data, recipe, execution, say, tiny=tiny, earlier=earlier)
+    measured = measure(settled, dataset, execution, say, known_from(earlier, settled, dataset), findings)
+    precision = auto_precision(choose_device(execution.device))
+    return dataset, resolve(settled, dataset.manifest.info(), precision=precision, measured=measured)
+
+
+def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Costs:
+    """What ``plan`` takes on this machine (:func:`stagewright.probe.probe`), before a run of it is begun."""
+    say(f"Measuring this machine for about {execution.probe_seconds:g} s.")
+    startup_seconds = time.monotonic() - process_began()
+    return probe(
+        plan, dataset, execution, Path("runs"), seconds=execution.probe_seconds, startup_seconds=startup_seconds
+    )
+
+
+def gather(
+    data: str | Path,
+    recipe: Recipe | Pending,
+    execution: Execution,
+    say: Say,
+    *,
+    tiny: bool = False,
+    earlier: Plan | None = None,
+) -> tuple[Dataset, Recipe]:
+    """Reads the data set and settles the recipe, telling what was found. Arguments as for :func:`prepare`."""
     with ScanProgress(quiet=execution.quiet) as progress:
         dataset = load_dataset(str(data), recipe.data, recipe.seed, workers=cores(), progress=progress)
-    for note in dataset.notes:
+    reasons: tuple[str, ...] = ()
+    if isinstance(recipe, Pending):
+        recipe, reasons = settle(recipe, dataset, choose_device(execution.device), earlier)
+    if tiny:
+        say(rehearsal.describe(recipe))
+        dataset, recipe = sample(dataset, **rehearsal.PICTURES), rehearsal.tiny(recipe)
+    for note in (*dataset.notes, *reasons):
         say(note)
-    return dataset, resolve(recipe, dataset.manifest.info(), precision=auto_precision(choose_device(execution.device)))
+    return dataset, recipe
 
 
 def write_excluded(run: RunDir, dataset: Dataset) -> None:
@@ -223,7 +284,7 @@ def _fork(old: RunDir, plan: Plan, changed: Plan) -> tuple[RunDir, Plan]:
             )
         source = old.checkpoints / checkpoint.name_of(newest.step) / checkpoint.STATE
         recipe = recipe.changed(model={**recipe.model.model_dump(), "weights": str(source.resolve())})
-    forked = resolve(recipe, plan.dataset, precision=plan.precision)
+    forked = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
     return RunDir.create(next_free(old.root.parent, old.root.name)), forked
 
 
@@ -241,11 +302,12 @@ def _carry(
     stop: StopSignal,
     say: Say,
     began: float,
+    points: Points,
     arm: Callable[[Session], None] | None = None,
 ) -> Run:
     """Set-up, loop and finish in one directory, alone in it; every way out leaves its mark in summary.json."""
     with lock(run.root), contextlib.ExitStack() as closing:
-        session = open_session(run, plan, manifest, images, execution, observers, stop, say, began)
+        session = open_session(run, plan, manifest, images, execution, observers, stop, say, began, points)
         closing.callback(session.recorder.close)
         status, error = "failed", None
         try:
@@ -268,76 +330,3 @@ def _carry(
                     session.recorder.log.emit("stopped", session.state.step, reason=error or stop.reason or status)
                     write_summary(session, status, error=error)
     return Run(run.root)
-
-
-def open_session(
-    run: RunDir,
-    plan: Plan,
-    manifest: Manifest,
-    images: Images,
-    execution: Execution,
-    observers: Sequence[Observer],
-    stop: StopSignal,
-    say: Say,
-    began: float | None = None,
-) -> Session:
-    """Builds or restores the state and takes up the run's files; everything that can fail before the first step does.
-
-    ``began`` is the moment (``time.perf_counter``) from which the set-up is charged.
-    """
-    device = choose_device(execution.device)
-    execution = replace(execution, device=str(device))
-    prepare_torch(plan.recipe, device)
-    for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
-        load_custom(name)  # a function that is not there is told of now, not in the middle of the run
-    restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
-    for one in rejected:
-        say(f"Passed over {one.name}: {one.reason}")
-    if rejected and restored is None:
-        say("No checkpoint is left that can be used: the run starts over at step 0.")
-    if execution.keep_decoded:
-        smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
-        images = keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
-    state, lines = build_state(plan, device, restored)
-    if restored is not None:
-        relink(run, state)
-    else:
-        check_room(run.root, checkpoint_bytes(state, plan))
-    clock = Clock(
-        state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=began
-    )
-    again = run.events.exists()
-    log = EventLog(
-        run.events,
-        [*_own_observers(run, plan, execution), *observers],
-        resume_step=state.step if again else None,
-        checkpoint=checkpoint.name_of(state.step) if restored else None,
-        rejected=[{"name": one.name, "reason": one.reason} for one in rejected],
-    )
-    recorder = Recorder(run, plan, manifest, log, clock, device)
-    recorder.resume(state)
-    if not again:
-        log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})
-        for note in run.read_env().get("data_notes", []):
-            log.emit("notice", 0, text=note, clock={"told": True})
-    elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
-        text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
-        log.emit("notice", state.step, text=text)
-    for line in lines:
-        log.emit("notice", state.step, text=line)
-    numerics = numerics_of(plan)
-    say(f"Writing to {run.root}")
-    return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, stop)
-
-
-def relink(run: RunDir, state: TrainState) -> None:
-    """Points ``last`` and ``best`` to where the restored state says: a kill between saving and linking leaves them behind."""
-    checkpoint.link(run.checkpoints, "last", state.step)
-    if state.best is not None and (run.checkpoints / checkpoint.name_of(state.best.step)).is_dir():
-        checkpoint.link(run.checkpoints, "best", state.best.step)
-
-
-def _own_observers(run: RunDir, plan: Plan, execution: Execution) -> list[Observer]:
-    stages = [(stage.name, stage.first_step, stage.num_steps) for stage in plan.stages]
-    own: list[Observer] = [Console(plan.total_steps, stages, quiet=execution.quiet), TextLog(run.log)]
-    return [*own, Pages(run.root)] if execution.pages else own

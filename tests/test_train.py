@@ -232,7 +232,10 @@ def test_unknown_device(picture_folder: Path, tmp_path: Path) -> None:
 
 
 def test_divergence_is_named_and_the_checkpoint_stands(picture_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"going back 5 times: step \d+ .*loss nan[\s\S]*finite[\s\S]*stagewright resume .* --set lr.peak"):
+    with pytest.raises(
+        Diverged,
+        match=r"going back 5 times: step \d+ .*loss nan[\s\S]*finite[\s\S]*stagewright resume .* --set lr.peak",
+    ):
         small(
             picture_folder, tmp_path / "run", "lr.peak=1e30", "epochs=40st", "checkpoints.every=1st", "eval.every=40st"
         )

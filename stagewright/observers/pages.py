@@ -11,6 +11,7 @@ from pathlib import Path
 from stagewright.sentences import Event
 
 _PATIENCE_SECONDS = 120.0
+_NEARLY_OVER_SECONDS = 5.0
 
 
 class Pages:
@@ -24,7 +25,7 @@ class Pages:
     def see(self, event: Event) -> None:
         due = time.monotonic() - self._started_at >= self.min_seconds
         idle = self._process is None or self._process.poll() is not None
-        if event["kind"] == "evaluated" and due and idle:
+        if event["kind"] == "evaluated" and due and idle and not _nearly_over(event):
             self._started_at = time.monotonic()
             self._process = self._start()
 
@@ -40,8 +41,9 @@ class Pages:
         if nice := shutil.which("nice"):
             command = [nice, "-n", "15", *command]  # the processors belong to the training
         nowhere = subprocess.DEVNULL
-        # A session of its own: Ctrl-C is meant for the training, which tells its observers when to end.
-        return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+        # A process group of its own: Ctrl-C is meant for the training, which tells its observers when to end. Not a session
+        # of its own: between sessions Linux may share the processors out evenly (autogroup), whatever nice says.
+        return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, process_group=0)
 
     def _await(self, process: subprocess.Popen[bytes]) -> None:
         try:
@@ -49,3 +51,9 @@ class Pages:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _nearly_over(event: Event) -> bool:
+    """Whether the run ends so soon that the last page, which comes anyway, would have to wait for one begun now."""
+    left = event["clock"].get("eta_seconds")
+    return left is not None and left < _NEARLY_OVER_SECONDS

@@ -21,7 +21,6 @@ from stagewright.duration import FORMS, Duration
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe import Recipe
 
-
 AUTO = "auto"
 """The name of the recipe that is none yet: :mod:`stagewright.auto` chooses one when data and machine are known."""
 

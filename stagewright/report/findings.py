@@ -141,12 +141,15 @@ class StageRow:
     best_top1: float | None
     """Highest validation top-1 of the stage's evaluations, of the weights chosen there."""
     best_weights: str
+    memory_gb: float | None
+    """Highest use of memory, of the device or, on a CPU, of the process; None where that was not written down."""
 
 
 def stage_rows(record: RunRecord) -> list[StageRow]:
     """One row for each stage of the plan, in order."""
     last_known = float(record.clocks["step"][-1])
     rows = []
+    memory = record.summary.get("memory_gb") or {}
     for at, stage in enumerate(record.stages):
         first, count = int(stage["first_step"]), int(stage["num_steps"])
         done = min(max(record.step - first, 0), count)
@@ -158,7 +161,7 @@ def stage_rows(record: RunRecord) -> list[StageRow]:
         speed = (timed - first) * stage.get("batch_size", 0) / seconds if seconds else None
         scored = [_best_of(event) for event in record.evaluations if event.get("stage") == stage.get("index", at)]
         top1, weights = max(scored, default=(None, ""))
-        rows.append(StageRow(stage, done, seconds, speed or None, top1, weights))
+        rows.append(StageRow(stage, done, seconds, speed or None, top1, weights, memory.get(stage.get("name"))))
     return rows
 
 
@@ -283,6 +286,16 @@ def time_split(record: RunRecord) -> list[tuple[str, float]]:
     parts = (("training", "train"), ("evaluation", "eval"), ("checkpoints", "checkpoint"), ("set-up", "setup"))
     seconds = ((name, record.summary.get(f"{key}_seconds")) for name, key in parts)
     return [(name, float(value)) for name, value in seconds if value is not None]
+
+
+def budget_sentence(record: RunRecord) -> str | None:
+    """What the run's time was bounded by, and what was expected of it; None where it had no budget."""
+    budget = record.summary.get("budget") or record.env.get("budget")
+    if not budget:
+        return None
+    text = f"The budget was {budget['asked']}, its length chosen to end after {budget['predicted_seconds']:,.1f} s"
+    taken = budget.get("actual_seconds")
+    return f"{text}; it took {taken:,.1f} s." if taken is not None else f"{text}."
 
 
 def unread_files(events: Iterable[Event]) -> list[str]:

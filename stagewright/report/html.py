@@ -144,11 +144,14 @@ def _stages(record: RunRecord) -> str:
                 " &rsaquo; ".join(number_text(plan.get(key), ".2g") for key in ("lr_first", "lr_peak", "lr_last")),
                 seconds_text(row.seconds),
                 number_text(row.images_per_second),
+                number_text(row.memory_gb, ".2f"),
                 best,
             )
         )
     head = ("stage", "trains", "steps done / planned", "epochs asked / given", "pictures", "px", "batch")
-    return _table((*head, "LR first &rsaquo; peak &rsaquo; last", "training", "img/s", "best val top-1"), rows, left=2)
+    return _table(
+        (*head, "LR first &rsaquo; peak &rsaquo; last", "training", "img/s", "GB", "best val top-1"), rows, left=2
+    )
 
 
 def _figure(drawing: Drawing) -> str:
@@ -242,6 +245,8 @@ def _time(record: RunRecord) -> str:
     rows = [(name, seconds_text(seconds), f"{100 * seconds / total:.0f} %") for name, seconds in parts]
     speed = record.summary.get("images_per_second")
     sentence = f"<p>{number_text(speed)} images/s in training, over all stages and restarts.</p>" if speed else ""
+    budget = findings.budget_sentence(record)
+    sentence += f"<p>{_text(budget)}</p>" if budget else ""
     return _table(("what", "time", "share"), [*rows, ("all", seconds_text(total), "")]) + sentence
 
 

@@ -129,7 +129,7 @@ def _words(axes: Axes, found: Suggestions, name: Method, y: float, *, long: bool
 
 def _fits(axes: Axes, text: Text) -> bool:
     box = text.get_window_extent()
-    return 0.0 <= box.x0 and box.x1 <= axes.figure.bbox.width
+    return box.x0 >= 0.0 and box.x1 <= axes.figure.bbox.width
 
 
 def _plain(value: float, _: object = None) -> str:
