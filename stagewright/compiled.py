@@ -1,14 +1,16 @@
 """The compiled network: one graph for each shape that the plan knows, and none by surprise.
 
-A graph belongs to a batch size, an image size, a trainable set, and to training or evaluation. All of them are known before
-the run (:func:`known_graphs`), and as many are allowed: torch gives up compiling a function at the ninth by default and
-runs it uncompiled from then on, which a run of three stages reaches. A last batch of an evaluation that is short is filled up
-with blank pictures, which in evaluation change nothing for the others; a last micro-batch of an update is not, since
-batch norm would count them, and has a graph of its own.
+A graph belongs to a batch size, an image size, to training or evaluation, and in training to a trainable set. All of them
+are known before the run (:func:`known_graphs`), and as many are allowed: torch gives up compiling a function at the ninth by
+default and runs it uncompiled from then on, which a run of three stages reaches. A last batch of an evaluation that is short
+is filled up with blank pictures, which in evaluation change nothing for the others; a last micro-batch of an update is not,
+since batch norm would count them, and has a graph of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +28,9 @@ class Graph:
 
     batch_size: int
     image_size: int
-    train: str | tuple[str, ...]
-    """The trainable set: parameters that need gradients, and modules in evaluation mode, are built into a graph."""
-    training: bool
+    train: str | tuple[str, ...] | None
+    """In training, the trainable set: which parameters need gradients, and which modules are frozen, is built into a graph.
+    None in evaluation, which is alike for all."""
 
 
 class Compiled:
@@ -53,7 +55,10 @@ class Compiled:
         if self.cuda_graphs:
             # What the graphs of the call before gave may be overwritten now: all of it was used.
             torch.compiler.cudagraph_mark_step_begin()
-        return self.forward(images)
+        if torch.is_grad_enabled():
+            return self.forward(images)
+        with _frozen(self.model):
+            return self.forward(images)
 
     def keep_gradients(self) -> None:
         """To be called between two backward passes of one update: gradients of the first, which a CUDA graph has in memory
@@ -65,13 +70,27 @@ class Compiled:
                     parameter.grad = parameter.grad.clone()
 
 
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Nothing needs gradients inside: torch builds that into a graph even where none are computed, and would compile the
+    evaluation anew for each trainable set."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def known_graphs(plan: Plan) -> set[Graph]:
     """The graphs that a run of ``plan`` needs at most: fewer where a head trains on features kept in memory."""
     graphs: set[Graph] = set()
     for stage in plan.stages:
-        graphs |= {Graph(size, stage.image_size, stage.train, True) for size in _parts(stage)}
+        graphs |= {Graph(size, stage.image_size, stage.train) for size in _parts(stage)}
         seen = {min(stage.micro_batch_size, count) for count in (plan.dataset.num_val, plan.dataset.num_test) if count}
-        graphs |= {Graph(size, eval_image_size(plan, stage), stage.train, False) for size in seen}
+        graphs |= {Graph(size, eval_image_size(plan, stage), None) for size in seen}
     return graphs
 
 
