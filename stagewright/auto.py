@@ -21,8 +21,6 @@ NAME = recipes.AUTO
 
 _SMALL = 64
 """Pictures whose longest side is at most so many pixels are used at their size when training from scratch."""
-_ENLARGED = 96
-"""Smaller pictures are enlarged to so many pixels for pretrained weights, which were made at 224."""
 _LARGE = 100_000
 """From so many pictures on, a large network can be trained from scratch."""
 _MIXED = 80
@@ -52,8 +50,8 @@ around --model, --weights and --img-size.
 
 Weights   --weights (a file, a run, default, none); else the library's, if they lie on this machine or their host answers
           within 2 seconds; else random ones. Small pictures of digits or letters, or without colour, need none.
-With them as in finetune: mobilenet_v2 at 160 px on a CPU, resnet50 at 224 px on CUDA, fewer pixels for smaller pictures;
-          the head first, then everything, for more epochs the fewer pictures there are.
+With them as in finetune: mobilenet_v2 at 160 px on a CPU, resnet50 at 224 px on CUDA, for small pictures too; the head
+          first, then everything, for more epochs the fewer pictures there are.
 Without   a small network for small sizes: cifar_resnet18 at the pictures' own size up to 64 px, on CUDA resnet18 or, from
           100,000 pictures on, resnet50 at up to 224 px; more epochs for fewer pictures; mixing from 80 epochs on.
 Flips     off for digits, letters, and classes that tell left from right.
@@ -177,11 +175,13 @@ def _fine_tuned_size(facts: Facts, model: str) -> tuple[int, str]:
         return int(own[1]), "the size that its weights were made for"
     if _TRANSFORMERS.search(model):
         return 224, "the size that weights of such networks are mostly made for"
+    size, why = (
+        (224, "the size of the weights") if facts.device == "cuda" else (160, "half the work of 224 px, on a CPU")
+    )
     side = f"the shorter sides of the pictures are {facts.side:,} px (median)"
-    most, why = (224, "the size of the weights") if facts.device == "cuda" else (160, "half the work of 224 px")
-    if facts.side >= most:
-        return most, f"{why}; {side}"
-    return _between(_ENLARGED, -(-facts.side // 32) * 32, most), side
+    if facts.side >= size:
+        return size, f"{why}; {side}"
+    return size, f"{side}, but weights from larger pictures do better when small ones are enlarged"
 
 
 def _fine_tuned_epochs(facts: Facts, batch: int) -> tuple[int, int, str]:

@@ -136,7 +136,7 @@ def test_an_unexplained_field_would_be_seen() -> None:
         ("cifar", "cifar_resnet18", None, 32),
         ("digits", "cifar_resnet18", None, 16),
         ("tiny pictures", "cifar_resnet18", None, 16),
-        ("tiny pictures with weights", "mobilenet_v2", "w.pth", 96),
+        ("tiny pictures with weights", "mobilenet_v2", "w.pth", 160),
         ("huge pictures", "mobilenet_v2", "w.pth", 160),
         ("a transformer with weights", "vit_b_16", "w.pth", 224),
         ("a transformer without", "vit", None, 32),
