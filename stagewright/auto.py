@@ -39,7 +39,7 @@ _FOR_CPU = ("mobilenet_v2", "mobilenet_v3_large", "resnet18", "efficientnet_b0",
 _FOR_CUDA = ("resnet50", "convnext_tiny", "efficientnet_b0", "resnet18", "mobilenet_v2")
 _TRANSFORMERS = re.compile(r"vit|swin|deit|beit|eva|mixer|xcit|cait|pit_|coat", re.IGNORECASE)
 _OWN_SIZE = re.compile(r"_(\d{3})(?:\D|$)")
-_RATES = {"mobilenet_v2": (160, 17.0), "cifar_resnet18": (32, 300.0), "resnet18": (96, 45.0)}
+_RATES = {"mobilenet_v2": (160, 65.0), "cifar_resnet18": (32, 450.0)}
 """Of networks that were measured: at so many pixels, pictures a second and core in training (cifar_resnet18: width 16)."""
 
 EXPLANATION = """\
