@@ -291,7 +291,7 @@ def _scratch_optimizer(draft: _Draft, model: str) -> None:
         rate = {"lr.schedule": "one_cycle", "lr.peak": peak, "lr.batch": batch, "lr.cap": 0.8}
         rate |= {"lr.warmup": 0.25, "lr.div": 10, "lr.final_div": 100}
         draft.put(f"Learning rate: one cycle up to {peak} (for batches of {batch}), which learns fast", rate)
-    draft.put("Averaged weights (EMA): better than the raw ones at every moment", {"average.kind": "ema"})
+    draft.put("Averaged weights (EMA) beside the raw ones, of which the better are taken", {"average.kind": "ema"})
     if draft.recipe.image_size <= 128:
         draft.put(
             "The whole square of a picture is judged: at few pixels there is no margin to spare", {"eval.crop": 1.0}
