@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from stagewright.observers.pages import GAP_SECONDS
 from stagewright.plan import Plan, StagePlan
 from stagewright.wording import number_text, percent_text
 
@@ -73,6 +74,8 @@ class Costs:
     """After the last step, beside evaluating: best weights read, model and pages written."""
     page_seconds: float
     """Plots and report.html, in a process of their own; 0 where none are written."""
+    page_drag_seconds: float
+    """What training loses to such a process, every :data:`stagewright.observers.pages.GAP_SECONDS` or less often."""
     probe_seconds: float
     """What measuring all this took."""
     device: str
@@ -144,11 +147,13 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
     last = costs.stages[-1].short or costs.stages[-1]  # the finished model is evaluated as a whole
     final = (last.evaluation(info.num_val) + last.evaluation(info.num_test)) / num_weights(plan.stages[-1])
     final += last.recalibrate_seconds
+    train_seconds = sum(stage.train_seconds for stage in stages)
+    pages = min(len(plan.eval_steps), 1 + int(train_seconds / GAP_SECONDS))
     return Forecast(
         stages=stages,
         startup_seconds=costs.startup_seconds,
         setup_seconds=costs.setup_seconds + first_use + sum(stage.entry_seconds for stage in stages),
-        train_seconds=sum(stage.train_seconds for stage in stages),
+        train_seconds=train_seconds + pages * costs.page_drag_seconds,
         eval_seconds=sum(stage.eval_seconds for stage in stages),
         checkpoint_seconds=saves * costs.checkpoint_seconds,
         finish_seconds=costs.finish_seconds + costs.page_seconds + final,

@@ -129,6 +129,8 @@ def _measured(bench: _Bench, rehearsal: Rehearsal, plan: Plan, seconds: float, p
         checkpoint_bytes=bench.checkpoint_bytes,
         finish_seconds=finish_seconds,
         page_seconds=page_seconds,
+        # Its process is a nice one, but where the processors train it takes its time from them.
+        page_drag_seconds=page_seconds / cores() if bench.session.state.device.type == "cpu" else 0.0,
         probe_seconds=0.0,
         device="",
     )

@@ -47,6 +47,7 @@ def costs(*stages: StageCost, **changes: Any) -> Costs:
             "checkpoint_bytes": 10**7,
             "finish_seconds": 0.5,
             "page_seconds": 1.5,
+            "page_drag_seconds": 0.0,
             "probe_seconds": 5.0,
             "device": "CPU",
         },

@@ -36,6 +36,7 @@ COSTS = Costs(
     checkpoint_bytes=8_527_451,
     finish_seconds=0.5,
     page_seconds=1.5,
+    page_drag_seconds=0.0,
     probe_seconds=9.0,
     device="CPU, 2 threads",
 )
@@ -70,6 +71,14 @@ def test_stages_too_short_to_keep_features_cost_what_they_then_cost() -> None:
     costs = replace(COSTS, stages=(kept,))
     assert forecast(plan_of(epochs="1ep"), costs).train_seconds == pytest.approx(10 * 0.01)
     assert forecast(plan_of(epochs="0.9ep"), costs).train_seconds == pytest.approx(9 * 0.5)
+
+
+def test_pages_take_their_time_from_the_training() -> None:
+    costs = replace(COSTS, page_drag_seconds=0.75)
+    for epochs, pages in (("1ep", 1), ("100ep", 9), ("0.1ep", 1)):  # 5 s, 500 s and half a second of steps
+        plan = plan_of(epochs=epochs)
+        more = forecast(plan, costs).train_seconds - forecast(plan, COSTS).train_seconds
+        assert more == pytest.approx(0.75 * pages)
 
 
 def test_no_validation_pictures_no_evaluations() -> None:

@@ -120,6 +120,10 @@ def test_pages_never_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             self.running = False
             return 0
 
+        def send_signal(self, number: int) -> None:
+            interrupted.append(self)
+
+    interrupted: list[FakeProcess] = []
     monkeypatch.setattr("subprocess.Popen", FakeProcess)
     pages = Pages(tmp_path, min_seconds=0.0)
     for _ in range(3):
@@ -129,5 +133,17 @@ def test_pages_never_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     started[0].running = False
     pages.see(event("evaluated"))
     assert len(started) == 2
+    pages.see({**event("evaluated"), "clock": {"eta_seconds": 1.0}})
     pages.close()
+    assert interrupted == [started[1]]  # what it would have shown, the last page shows
     assert len(started) == 3 and not any(one.running for one in started)
+
+
+def test_no_page_is_begun_right_before_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: started.append(_))
+    pages = Pages(tmp_path)
+    pages.see({**event("evaluated"), "clock": {"eta_seconds": 1.0}})
+    assert not started
+    pages.see({**event("evaluated"), "clock": {"eta_seconds": 100.0}})
+    assert len(started) == 1
