@@ -11,8 +11,10 @@ from torch.amp.grad_scaler import GradScaler
 
 from stagewright import checkpoint
 from stagewright.compiled import Compiled
+from stagewright.data.manifest import Manifest
 from stagewright.data.stream import eval_image_size
 from stagewright.errors import RecipeError
+from stagewright.loss import class_weights
 from stagewright.machine import keep_memory
 from stagewright.model.catalog import find_model
 from stagewright.model.groups import parameter_groups, trainable_names
@@ -66,14 +68,21 @@ def prepare_torch(recipe: Recipe, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def numerics_of(plan: Plan, model: nn.Module) -> Numerics:
-    """Normalisation, precision, memory format and loss of a plan; class weights need the manifest, and come at set-up."""
+def numerics_of(plan: Plan, model: nn.Module, manifest: Manifest | None = None) -> Numerics:
+    """Normalisation, precision, memory format and loss of a plan whose ``model`` is on its device.
+
+    Class weights hang on how many pictures each class has: without ``manifest`` there are none, as where speed or memory alone
+    is asked for.
+    """
     recipe = plan.recipe
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if recipe.model.weights is not None:
         mean, std = model_normalisation(recipe.model.name)
     channels_last = recipe.channels_last and takes_channels_last(model)
-    return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, channels_last, recipe.loss)
+    weights = None if manifest is None else class_weights(recipe, manifest)
+    if weights is not None:
+        weights = weights.to(next(model.parameters()).device)
+    return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, channels_last, recipe.loss, weights)
 
 
 def takes_channels_last(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, softmax
 from stagewright.augment.apply import normalise
 from stagewright.compiled import Compiled, filled_up
 from stagewright.data.loader import Batch
+from stagewright.model.groups import modes_kept
 from stagewright.step import Numerics
 
 
@@ -66,10 +67,9 @@ def evaluate(
     and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
     """
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
     columns: list[Tensor] = []
     classes = done = most = 0
-    try:
+    with modes_kept(model):
         model.eval()
         for batch in batches:
             if stop():
@@ -85,9 +85,6 @@ def evaluate(
             columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))
             done += len(labels)
             progress(done)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes)
 
 

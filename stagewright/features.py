@@ -8,8 +8,7 @@ mode as in evaluation, and change no buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from stagewright.data.loader import BadRow, Batch
 from stagewright.evaluate import Interrupted
+from stagewright.model.groups import modes_kept
 
 MOST_BYTES = 2 * 2**30
 """Features of a split that would take more are not kept. A constant, so that every machine decides alike."""
@@ -50,15 +50,13 @@ def find_cut(model: nn.Module, images: Tensor) -> Cut | None:
     owners = [name.split(".")[:-1] for name in trainable]
     shared = _common(owners)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
     try:
-        for depth in range(1, len(shared) + 1):
-            cut = _tried(model, ".".join(shared[:depth]), images, modes, buffers)
-            if cut is not None:
-                return cut
+        with modes_kept(model) as modes:
+            for depth in range(1, len(shared) + 1):
+                cut = _tried(model, ".".join(shared[:depth]), images, modes, buffers)
+                if cut is not None:
+                    return cut
     finally:
-        for module, training in modes.items():
-            module.training = training
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     return None
@@ -178,7 +176,8 @@ class Features:
         values: list[Tensor] = []
         rows: list[NDArray[np.int64]] = []
         bad: dict[int, str] = {}
-        with self._evaluating():
+        with modes_kept(self.model):
+            self.model.eval()
             for batch in batches:
                 if stop():
                     raise Interrupted
@@ -189,13 +188,3 @@ class Features:
                 bad.update(batch.bad_rows)
                 progress(sum(map(len, rows)))
         return Kept(np.concatenate(rows), torch.cat(values), bad)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            self.model.eval()
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training

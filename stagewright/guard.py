@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from stagewright.plan import Plan, StagePlan
+from stagewright.plan import Plan
 
 _OVERFLOWS = 50
 """fp16 updates left out in a row by the loss scaler are its work; so many are a fault."""
@@ -91,13 +91,8 @@ class Record:
 
     def rewound(self, before: Record) -> Record:
         """The record after going back to a state that held ``before``: its observations, and the remedies of now."""
-        return Record(
-            rollbacks=self.rollbacks,
-            left_out=self.left_out,
-            masked=self.masked,
-            eases=self.eases,
-            examine=self.examine,
-            micro_batch_size=self.micro_batch_size,
+        return replace(
+            self,
             checked=before.checked,
             stage=before.stage,
             lowest=before.lowest,
@@ -188,8 +183,3 @@ class Guard:
     def horizon(self, step: int) -> int:
         """The oldest step that a fault found after ``step`` may go back to."""
         return max(0, (step // self.settings.window - KEPT_STATES) * self.settings.window)
-
-
-def advice(stage: StagePlan, update: int, lr: float, fault: Fault) -> str:
-    """Where a fault happened, in words."""
-    return f"step {update + 1:,} (stage {stage.name!r}, LR {lr:.3g}): {fault.reason}"

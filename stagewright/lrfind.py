@@ -19,11 +19,10 @@ from stagewright.augment.custom import load_custom
 from stagewright.augment.mixing import draw_mix
 from stagewright.build import auto_precision, build_state, numerics_of, prepare_torch
 from stagewright.data.decode import Images
-from stagewright.data.kept import keep
+from stagewright.data.kept import keep_for
 from stagewright.data.loader import Batch, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.stream import train_specs
-from stagewright.loss import class_weights
 from stagewright.lrcurve import RangeTest, blown_up, smooth, swept
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan import Hyper, Measured, Plan, StagePlan
@@ -71,8 +70,7 @@ def range_test(
     """
     lrs = swept(sweep.lr_min, sweep.lr_max, sweep.steps)
     plan = _lengthened(recipe, manifest, device, 2 * sweep.steps + _MOST_SKIPPED, micro_batch_size)
-    smallest, exact = min(stage.image_size for stage in plan.stages), recipe.decode == "exact"
-    images = keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
+    images = keep_for(plan, manifest, images)
     specs = islice(train_specs(plan, manifest, 0), plan.stages[0].num_steps)
     threads = auto_workers(manifest) if workers is None else workers
     with traceless(), closing(load_batches(images, specs, workers=threads)) as batches:
@@ -98,8 +96,7 @@ def _built(plan: Plan, manifest: Manifest, device: torch.device) -> tuple[TrainS
     state, _ = build_state(plan, device, None)
     apply_trainable(state.model, stage.train)
     set_train_mode(state.model)
-    weights = class_weights(plan.recipe, manifest)
-    return state, replace(numerics_of(plan, state.model), class_weights=None if weights is None else weights.to(device))
+    return state, numerics_of(plan, state.model, manifest)
 
 
 def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[Batch], lrs: np.ndarray) -> RangeTest:

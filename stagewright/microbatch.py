@@ -19,7 +19,7 @@ from stagewright.augment.draw import draw
 from stagewright.augment.mixing import draw_mix
 from stagewright.build import build_state, numerics_of
 from stagewright.data.crop import IN_MEMORY
-from stagewright.data.kept import keep
+from stagewright.data.kept import keep_for
 from stagewright.data.loader import Batch
 from stagewright.data.sources import Dataset
 from stagewright.data.stream import eval_image_size
@@ -72,9 +72,7 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
 
 def resident_bytes(plan: Plan, dataset: Dataset) -> int:
     """Bytes that the pictures of ``dataset`` will take on a CUDA device, if they come to lie there (at most)."""
-    manifest, exact = dataset.manifest, plan.recipe.decode == "exact"
-    smallest = min(stage.image_size for stage in plan.stages)
-    images = keep(dataset.images, manifest.widths, manifest.heights, smallest, exact=exact)
+    images = keep_for(plan, dataset.manifest, dataset.images)
     array = images.array if isinstance(images, IN_MEMORY) else None
     return 0 if array is None else array.nbytes
 

@@ -13,10 +13,9 @@ from stagewright.build import build_state, checkpoint_bytes, choose_device, devi
 from stagewright.clock import Clock
 from stagewright.data import native
 from stagewright.data.decode import Images
-from stagewright.data.kept import keep
+from stagewright.data.kept import keep_for
 from stagewright.data.manifest import Manifest
 from stagewright.events import EventLog, Observer
-from stagewright.loss import class_weights
 from stagewright.memory import Points, memory_in_use
 from stagewright.observers.console import Console
 from stagewright.observers.pages import Pages
@@ -57,8 +56,7 @@ def open_session(
     if rejected and restored is None:
         say("No checkpoint is left that can be used: the run starts over at step 0.")
     if execution.keep_decoded:
-        smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
-        images = keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
+        images = keep_for(plan, manifest, images)
     points = {**(points or {}), "before the model": memory_in_use(device)}
     state, lines = build_state(plan, device, restored)
     points["with the model on the device"] = memory_in_use(device)
@@ -91,8 +89,7 @@ def open_session(
     for line in lines:
         log.emit("notice", state.step, text=line)
     log.emit("memory", state.step, clock={"points": points, "told": True})
-    weights = class_weights(plan.recipe, manifest)
-    numerics = replace(numerics_of(plan, state.model), class_weights=None if weights is None else weights.to(device))
+    numerics = numerics_of(plan, state.model, manifest)
     say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, stop)
 

@@ -22,6 +22,7 @@ from stagewright.data.loader import Batch
 from stagewright.data.stream import train_specs
 from stagewright.errors import CheckpointError, Diverged, ModelError
 from stagewright.guard import KEPT_STATES, Fault, Guard
+from stagewright.model.groups import modes_kept
 
 if TYPE_CHECKING:
     from stagewright.session import Session
@@ -159,16 +160,11 @@ class Recovery:
         """Which pictures of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
         the others."""
         state, numerics = session.state, session.numerics
-        modes = {module: module.training for module in state.model.modules()}
-        try:
+        with modes_kept(state.model), torch.no_grad(), numerics.autocast(state.device):
             state.model.eval()
-            with torch.no_grad(), numerics.autocast(state.device):
-                images = numerics.network_input(batch)
-                size = session.micro_batch_size(session.plan.stage_at(batch.step))
-                parts = [session.forward(images[start : start + size]) for start in range(0, len(images), size)]
-        finally:
-            for module, training in modes.items():
-                module.training = training
+            images = numerics.network_input(batch)
+            size = session.micro_batch_size(session.plan.stage_at(batch.step))
+            parts = [session.forward(images[start : start + size]) for start in range(0, len(images), size)]
         losses: Tensor = cross_entropy(torch.cat(parts).float(), batch.labels, reduction="none")
         return (~torch.isfinite(losses) & batch.valid).cpu().numpy()
 

@@ -362,11 +362,11 @@ class Session:
 
 def watched(stop: Stop, watch: Watch, result: Evaluation) -> Watch:
     """What early stopping has seen after one more evaluation, of which ``result`` is the better one."""
-    value = result.top1 if stop.metric == "val_top1" else -result.loss
-    best = None if watch.best is None else (watch.best if stop.metric == "val_top1" else -watch.best)
-    if best is None or value > best + stop.min_delta:
-        return Watch(result.top1 if stop.metric == "val_top1" else result.loss, 0)
-    return Watch(watch.best, watch.stale + 1)
+    rises = stop.metric == "val_top1"
+    value, best = result.top1 if rises else result.loss, watch.best
+    if best is None or (value > best + stop.min_delta if rises else value < best - stop.min_delta):
+        return Watch(value, 0)
+    return Watch(best, watch.stale + 1)
 
 
 def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:

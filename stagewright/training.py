@@ -14,11 +14,7 @@ from typing import Any
 
 from stagewright import checkpoint, recipes
 from stagewright.budget import Budget, close_account
-from stagewright.build import (
-    auto_precision,
-    choose_device,
-    device_name,
-)
+from stagewright.build import auto_precision, choose_device, device_name
 from stagewright.costs import Costs
 from stagewright.data.decode import Images
 from stagewright.data.manifest import Manifest
@@ -88,9 +84,9 @@ def train(
     ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to
     ``out``, or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on
     there, and a changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few
-    pictures (:mod:`stagewright.recipes.tiny`). ``observers`` are told what happens beside the
-    console, the log and the pages. ``budget`` chooses the length (:mod:`stagewright.budget`). Raises StagewrightError for
-    all that a caller can mend, Stopped during the set-up.
+    pictures (:mod:`stagewright.recipes.tiny`). ``observers`` are told what happens beside the console, the log and the pages.
+    ``budget`` chooses the length (:mod:`stagewright.budget`). Raises StagewrightError for all that a caller can mend, Stopped
+    during the set-up.
     """
     began = time.perf_counter()
     with StopSignal() as stop:
@@ -110,7 +106,7 @@ def train(
         run, parent = _directory(plan, None if out is None else Path(out), resume, say)
         created = not run.plan.exists()
         if created:
-            env = environment(str(data), command or own_command(), execution.device, _device_name(execution))
+            env = environment(str(data), command or own_command(), execution.device, device_name(device))
             notes = [*dataset.notes, *findings.notes]
             run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
             write_excluded(run, dataset)
@@ -286,10 +282,6 @@ def _fork(old: RunDir, plan: Plan, changed: Plan) -> tuple[RunDir, Plan]:
         recipe = recipe.changed(model={**recipe.model.model_dump(), "weights": str(source.resolve())})
     forked = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
     return RunDir.create(next_free(old.root.parent, old.root.name)), forked
-
-
-def _device_name(execution: Execution) -> str:
-    return device_name(choose_device(execution.device))
 
 
 def _carry(

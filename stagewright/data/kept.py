@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.decode import FileImages, Images
+from stagewright.data.manifest import Manifest
 from stagewright.data.stored import Stored
 from stagewright.machine import memory_bytes
+from stagewright.plan import Plan
 
 MOST_BYTES = 2**31
 """No set of more bytes than this is kept, nor one of more than an eighth of the machine's memory."""
@@ -92,6 +94,12 @@ def keep(
     if scaled or int(decoded_bytes(widths, heights).sum()) > most:
         return images
     return KeptImages(images, widths, heights)
+
+
+def keep_for(plan: Plan, manifest: Manifest, images: Images) -> Images:
+    """The ``images`` of ``manifest`` as a run of ``plan`` has them: kept in memory where :func:`keep` finds that they may."""
+    smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
+    return keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
 
 
 def decoded_bytes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> NDArray[np.int64]:

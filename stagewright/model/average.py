@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stagewright.model.groups import modes_kept
+
 
 class WeightAverage:
     """Running mean of a model's parameters and buffers, kept in float32 (float64 stays) on the model's device.
@@ -82,23 +84,21 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     (no dropout). Returns the number of images seen; as ``torch.optim.swa_utils.update_bn`` otherwise.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
     images_seen = 0
-    try:
-        model.eval()
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative mean
-        for images in batches:
-            model(images)
-            images_seen += len(images)
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    with modes_kept(model):
+        try:
+            model.eval()
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # cumulative mean
+            for images in batches:
+                model(images)
+                images_seen += len(images)
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
     return images_seen
 
 

@@ -21,6 +21,7 @@ Freezing is ``requires_grad`` off and eval mode, never a learning rate of 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -199,6 +200,17 @@ def set_train_mode(model: nn.Module) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[dict[nn.Module, bool]]:
+    """Every module of ``model`` is in the mode it was in (training or evaluation) again on leaving; gives what they were."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield modes
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def parameter_groups(

@@ -19,6 +19,7 @@ from stagewright.errors import ModelError, nearest
 from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
+from stagewright.model.groups import modes_kept
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 
@@ -275,9 +276,8 @@ def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) 
     ModelError for the first size that the network cannot take, or at which it does not yield (1, num_classes).
     """
     parameter = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         for size in sorted(set(sizes)):
             picture = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
             try:
@@ -287,9 +287,6 @@ def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) 
                 raise _wrong_size(model, size, str(error).strip().split("\n")[0]) from error
             if shape != (1, num_classes):
                 raise _wrong_size(model, size, f"it yields {shape} instead of (1, {num_classes})")
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _wrong_size(model: nn.Module, size: int, why: str) -> ModelError:
