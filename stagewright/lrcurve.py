@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,9 @@ MEANING = {
     "minimum": "a tenth of where it is lowest",
 }
 """What each suggestion is, in words."""
+
+FOLDER, NAME = "lr-find", "lr-find"
+"""In a run's directory, ``lr-find/lr-find.csv``, ``.json`` and ``.png`` of the range test behind ``lr: auto``."""
 
 _ENTERED, _LEFT, _INTO = 0.1, 0.9, 2 / 3
 """The descent is where the loss does from a tenth to nine tenths of its fall."""
@@ -69,6 +73,11 @@ class RangeTest:
         """The update from which on the smoothed loss is taken seriously."""
         return self.planned // 10
 
+    @classmethod
+    def of(cls, table: Mapping[str, Series], planned: int) -> RangeTest:
+        """The test of the columns lr and loss that :meth:`csv` wrote."""
+        return cls(table["lr"], table["loss"], planned)
+
     def csv(self) -> bytes:
         """A CSV file with the columns step (from 1), lr, loss, smoothed."""
         out = io.StringIO(newline="")
@@ -90,6 +99,12 @@ class Suggestions:
     @property
     def lr(self) -> float:
         return self.lrs[self.chosen]
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Suggestions:
+        """The suggestions that :meth:`plain` gave."""
+        lrs = {check_method(name): float(lr) for name, lr in content["suggestions"].items()}
+        return cls(lrs, check_method(content["chosen"]), tuple(content["notes"]))
 
     def plain(self) -> dict[str, Any]:
         """Plain data for JSON."""

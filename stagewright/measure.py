@@ -6,6 +6,7 @@ asks again, and what led to it goes into the run's directory.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,17 @@ from typing import Any
 from stagewright.build import auto_precision, choose_device, prepare_torch
 from stagewright.data.sources import Dataset
 from stagewright.errors import RangeTestError, StorageError
-from stagewright.lrcurve import MEANING, RangeTest, Suggestions, check_method, lr_text, suggest, swept
+from stagewright.lrcurve import (
+    FOLDER,
+    MEANING,
+    NAME,
+    RangeTest,
+    Suggestions,
+    check_method,
+    lr_text,
+    suggest,
+    swept,
+)
 from stagewright.lrfind import Sweep, range_test
 from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
@@ -24,9 +35,6 @@ from stagewright.session import Execution
 from stagewright.traceless import traceless
 
 Say = Callable[[str], None]
-
-FOLDER = "lr-find"
-"""In a run's directory: ``lr-find.csv`` and ``lr-find.png`` of the range test."""
 
 
 @dataclass
@@ -161,10 +169,15 @@ def swept_test(
 
 
 def files_of(test: RangeTest, found: Suggestions | None, note: str) -> dict[str, bytes]:
-    """``lr-find.csv`` and the annotated plot ``lr-find.png``, whose title ``note`` goes with."""
+    """``lr-find.csv``, the annotated plot ``lr-find.png``, whose title ``note`` goes with, and, where there are suggestions,
+    ``lr-find.json``, with which the plot can be drawn again."""
     from stagewright.report.lrplot import draw_range_test
 
-    return {"lr-find.csv": test.csv(), "lr-find.png": draw_range_test(test, found, note).png}
+    files = {f"{NAME}.csv": test.csv(), f"{NAME}.png": draw_range_test(test, found, note).png}
+    if found is not None:
+        content = {**found.plain(), "planned": test.planned, "caption": note}
+        files[f"{NAME}.json"] = json.dumps(content, indent=1).encode()
+    return files
 
 
 def caption(recipe: Recipe, sweep: Sweep) -> str:

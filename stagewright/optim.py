@@ -67,8 +67,11 @@ def make_optimizer(
         made["lr_scale"] = float(group.get("lr_scale", 1.0))
     if name in _FUSED:
         optimizer.register_load_state_dict_pre_hook(_keep_kernel)
-    if name == "sgd" and arguments["fused"]:
-        optimizer.register_step_pre_hook(_begin_momentum)
+    if name in _FUSED and arguments["fused"]:
+        optimizer.register_load_state_dict_post_hook(_lay_out_state)
+        optimizer.register_step_pre_hook(_lay_out_gradients)
+        if name == "sgd":
+            optimizer.register_step_pre_hook(_begin_momentum)
     return optimizer
 
 
@@ -91,6 +94,29 @@ def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
             for parameter in group["params"]:
                 if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _lay_out_gradients(optimizer: Optimizer, *_: Any) -> None:
+    """Every gradient lies in memory as its parameter does. torch's fused kernels (2.15) take all tensors of a parameter for
+    laid out alike, and update the wrong numbers, silently, where one is not."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = _laid_out_as(parameter, parameter.grad)
+
+
+def _lay_out_state(optimizer: Optimizer) -> None:
+    """The same for loaded momentum: a checkpoint may be of a machine on which the network was not channels last."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = _laid_out_as(parameter, value)
+
+
+def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _keep_kernel(optimizer: Optimizer, content: dict[str, Any]) -> dict[str, Any]:

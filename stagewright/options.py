@@ -28,7 +28,9 @@ Model = Annotated[
 Weights = Annotated[str | None, typer.Option(help="default (the library's), a weights file, a run directory, or none.")]
 Epochs = Annotated[str | None, typer.Option(help="Length of the run: 30 or 30ep, 500st; stages keep their shares.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", help="Pictures per update, over all devices.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+LearningRate = Annotated[
+    str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Peak learning rate; auto: what a range test finds.")
+]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
@@ -69,7 +71,7 @@ def recipe_of(
     weights: str | None,
     epochs: str | None,
     batch_size: int | None,
-    lr: float | None,
+    lr: str | None,
     img_size: int | None,
     seed: int | None,
 ) -> Any:
@@ -80,7 +82,7 @@ def recipe_of(
         "model.name": model,
         "model.weights": weights,
         "batch_size": batch_size,
-        "lr.peak": lr,
+        "lr.peak": None if lr is None else _peak(lr),
         "image_size": img_size,
         "seed": seed,
     }
@@ -94,6 +96,17 @@ def recipe_of(
     if epochs is not None:
         given.append(f"epochs={recipes.stretch(recipes.from_plain({}), epochs).epochs}")
     return pending.pending([*given, *(overrides or [])], finish)
+
+
+def _peak(text: str) -> float | str:
+    from stagewright.errors import RecipeError
+
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"--lr {text}", "a number above 0, or auto", "write for example --lr 0.1") from None
 
 
 def _with_flags(recipe: Any, name: str, flags: dict[str, Any], epochs: str | None, overrides: list[str] | None) -> Any:

@@ -118,7 +118,7 @@ def lr_find(
     lr_min: Annotated[float, typer.Option(help="Learning rate of the first update.")] = 1e-7,
     lr_max: Annotated[float, typer.Option(help="Learning rate of the last update.")] = 10.0,
     suggest: Annotated[str, typer.Option(help="Which suggestion to take: valley, steepest, minimum.")] = "valley",
-    out: Annotated[Path, typer.Option(help="Folder for lr-find.csv and lr-find.png.")] = Path("lr-find"),
+    out: Annotated[Path, typer.Option(help="Folder for lr-find.csv, lr-find.json and lr-find.png.")] = Path("lr-find"),
     as_json: AsJson = False,
 ) -> None:
     """Find a learning rate: a short training in which it rises until the loss blows up. Nothing is kept of it."""

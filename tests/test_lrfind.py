@@ -29,7 +29,10 @@ from stagewright.events import read_events
 from stagewright.lrcurve import METHODS, RangeTest, blown_up, smooth, suggest, swept, weight_of_past
 from stagewright.lrfind import Sweep, range_test
 from stagewright.recipe import Recipe
+from stagewright.report.html import page
 from stagewright.report.lrplot import draw_range_test
+from stagewright.report.plots import draw
+from stagewright.report.read import read_run
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir
@@ -398,9 +401,28 @@ def test_a_run_measures_once_in_its_life(
     table = (broken.path / "lr-find" / "lr-find.csv").read_text().splitlines()
     assert table[0] == "step,lr,loss,smoothed" and len(table) > 10
     assert (broken.path / "lr-find" / "lr-find.png").read_bytes().startswith(b"\x89PNG")
+    record = read_run(broken.path)
+    assert record.range_test is not None and not record.problems
+    again = {drawing.name: drawing for drawing in draw(record)}["lr-find"]
+    assert again.png == (broken.path / "lr-find" / "lr-find.png").read_bytes(), "the report shows the same plot"
+    assert again.alt in page(record, [again])
     notices = [event["text"] for event in read_events(broken.path / "events.jsonl") if event["kind"] == "notice"]
     (told,) = [text for text in notices if text.startswith("lr: auto is ")]
     assert told in said and f"{plan.measured.lr:.3g}" in told
+
+
+def test_a_damaged_range_test_is_left_out_and_said(picture_folder: Path, recipe: Recipe, tmp_path: Path) -> None:
+    run = go(picture_folder, recipe, tmp_path / "run")
+    file = run.path / "lr-find" / "lr-find.json"
+    for content, problem in (
+        ("{", "lr-find.json cannot be read"),
+        ('{"planned": 30}', "lr-find/lr-find.json cannot be used"),
+    ):
+        file.write_text(content)
+        record = read_run(run.path)
+        assert record.range_test is None and record.problems[0].startswith(problem)
+    file.unlink()
+    assert read_run(run.path).range_test is None and not read_run(run.path).problems
 
 
 def test_resume_auto_takes_the_value_from_the_plan(
@@ -483,7 +505,7 @@ def test_the_command(recipe: Recipe, picture_folder: Path, tmp_path: Path) -> No
     answer = json.loads(done.stdout)
     assert answer["chosen"] == "steepest" and answer["lr"] == answer["suggestions"]["steepest"]
     files = {path.name: path.read_bytes() for path in (tmp_path / "found").iterdir()}
-    assert files.keys() == {"lr-find.csv", "lr-find.png"}
+    assert files.keys() == {"lr-find.csv", "lr-find.json", "lr-find.png"}
     table = command(*clear)
     assert "> valley" in table.output and "two thirds" in table.output and "--lr " in table.output
     assert (tmp_path / "found" / "lr-find.csv").read_bytes() == files["lr-find.csv"], "the same bits again"

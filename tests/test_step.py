@@ -294,6 +294,27 @@ def test_a_loaded_state_does_not_choose_the_kernel(name: str, before: bool) -> N
     assert torch.allclose(weights(second.model), weights(unbroken.model), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_fused_kernels_see_gradients_and_momentum_laid_out_as_their_parameters(name: str) -> None:
+    """As on a resume where the network is channels last, from a checkpoint of a machine where it was not."""
+
+    def trained(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 5, 3, 3).contiguous(memory_format=torch.channels_last))
+        made = make_optimizer([{"params": [weight]}], name, lr=0.1, momentum=0.9, options={"fused": fused})
+        for step in range(4):
+            memory = torch.contiguous_format if step % 2 else torch.channels_last
+            weight.grad = torch.randn(4, 5, 3, 3).contiguous(memory_format=memory)
+            made.step()
+            content = made.state_dict()
+            for values in content["state"].values():
+                values |= {key: value.contiguous() for key, value in values.items()}
+            made.load_state_dict(content)
+        return weight.detach()
+
+    assert torch.allclose(trained(True), trained(False), atol=1e-6)
+
+
 def test_average_is_the_weighted_mean_and_swaps_back_bit_for_bit() -> None:
     state = new_state(network(norm=True))
     seen: list[torch.Tensor] = []

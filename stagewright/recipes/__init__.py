@@ -58,7 +58,9 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         raw = yaml.safe_load(text(name_or_file))
     except yaml.YAMLError as error:
         raise RecipeError(
-            f"{name_or_file} is not YAML: {error}", "a mapping of recipe fields", "mend the file"
+            f"{name_or_file} is not YAML: {error}",
+            "a mapping of recipe fields",
+            "mend the file" + ("; patterns that begin with ! stand in quotes" if "tag" in str(error) else ""),
         ) from None
     if raw is None:
         raw = {}
@@ -155,16 +157,14 @@ def _stage_number(stages: list[Any], part: str, text_: str) -> int:
 
 def _explained(error: ValidationError) -> RecipeError:
     problems = [_problem(detail) for detail in error.errors()]
-    given = "\n".join(f"recipe: {given}" for given, _ in problems)
+    given = "\n".join(dict.fromkeys(f"recipe: {given}" for given, _ in problems))  # each form of a field has its own
     allowed = "; ".join(dict.fromkeys(allowed for _, allowed in problems if allowed))
     return RecipeError(given, allowed, "mend the field; stagewright recipes show standard prints every form in use")
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
     """(field path, value and what is wrong; what is allowed) of one pydantic error."""
-    where = [
-        part for part in detail["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "float")))
-    ]
+    where = [part for part in detail["loc"] if isinstance(part, int) or not _is_form(part)]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])
@@ -173,6 +173,11 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
     if detail["type"] == "value_error":
         return (f"{path}: {message}" if path and not message.startswith(path) else message), ""
     return f"{path}: {detail['input']!r} is not allowed", f"{path}: {message[0].lower()}{message[1:]}"
+
+
+def _is_form(part: str) -> bool:
+    """Whether pydantic means one of the forms that a field has, and no field: ``float``, ``constrained-float``, ``list[str]``."""
+    return part in ("str", "float", "int", "bool") or "[" in part or "-" in part
 
 
 def _fields_at(path: Sequence[str | int]) -> list[str]:

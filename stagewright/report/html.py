@@ -159,7 +159,7 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:
-    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")]
+    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + ["lr-find"]
     shown = "".join(_figure(drawings[name]) for name in names if name in drawings)
     return f'<div class="figures">{shown}</div>' if shown else ""
 

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from stagewright.report import mistakes, theme
 from stagewright.report.findings import WEIGHT_NAMES, Chosen, chosen
+from stagewright.report.lrplot import draw_range_test
 from stagewright.report.read import RunRecord
 
 Series = NDArray[np.float64]
@@ -55,7 +56,7 @@ def axes_of(record: RunRecord) -> list[Along]:
 
 def draw(record: RunRecord) -> Iterator[theme.Drawing]:
     """Every figure that the record has data for: ``loss_step``, ``loss_minute``, ``accuracy_*``, ``lr_*``,
-    ``confusion``, ``classes``."""
+    ``lr-find``, ``confusion``, ``classes``."""
     with theme.themed():
         if record.step > 0:
             for along in axes_of(record):
@@ -63,6 +64,8 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
                 yield _drawing(record, along, "accuracy", _accuracy(record, along))
                 if len(record.steps["step"]):
                     yield _drawing(record, along, "lr", _lr(record, along))
+        if record.range_test is not None:
+            yield draw_range_test(*record.range_test)
         yield from mistakes.draw(record)
 
 

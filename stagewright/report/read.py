@@ -23,8 +23,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright.errors import CheckpointError, nearest
+from stagewright import lrcurve
+from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.events import Event, read_events
+from stagewright.lrcurve import RangeTest, Suggestions
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -86,6 +88,8 @@ class RunRecord:
     """TIMING_COLUMNS, each (T,) float64, step rising."""
     predictions: dict[str, Predictions]
     pictures: Pictures | None
+    range_test: tuple[RangeTest, Suggestions, str] | None = None
+    """The curve behind ``lr: auto``, what it suggests, and what it consists of in words."""
     problems: tuple[str, ...] = ()
     """Sentences on files that are damaged."""
     silent_seconds: float = 0.0
@@ -174,6 +178,7 @@ def read_run(path: str | Path) -> RunRecord:
         timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(_all_predictions(folder / "evaluations", problems)),
         pictures=_pictures(folder / "manifest.parquet", problems),
+        range_test=_range_test(folder / lrcurve.FOLDER, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
     )
@@ -282,6 +287,18 @@ def _parquet(path: Path, columns: tuple[str, ...], problems: list[str]) -> pa.Ta
         return file.read([name for name in columns if name in file.schema_arrow.names])
     except (pa.ArrowException, OSError) as error:
         problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
+        return None
+
+
+def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestions, str] | None:
+    content = _json(folder / f"{lrcurve.NAME}.json", problems)
+    table = _numbers(folder / f"{lrcurve.NAME}.csv", ("step", "lr", "loss"), problems)
+    if not content or not len(table["lr"]):
+        return None
+    try:
+        return RangeTest.of(table, int(content["planned"])), Suggestions.of(content), str(content["caption"])
+    except (KeyError, TypeError, ValueError, RangeTestError) as error:
+        problems.append(f"{folder.name}/{lrcurve.NAME}.json cannot be used: {error}")
         return None
 
 
