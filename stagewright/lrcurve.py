@@ -103,7 +103,7 @@ class Suggestions:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Suggestions:
         """The suggestions that :meth:`plain` gave."""
-        lrs = {check_method(name): float(lr) for name, lr in content["suggestions"].items()}
+        lrs: dict[Method, float] = {check_method(name): float(lr) for name, lr in content["suggestions"].items()}
         return cls(lrs, check_method(content["chosen"]), tuple(content["notes"]))
 
     def plain(self) -> dict[str, Any]:
