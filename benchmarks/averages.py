@@ -96,25 +96,28 @@ def main() -> None:
                 recipe = recipes.from_plain({**plain, "seed": seed})
                 train(str(data), recipe, out=out, execution=Execution(pages=False, quiet=True), say=lambda text: None)
                 results[name].append(evaluations(out))
-            print(line(name, results[name]), flush=True)
+            print(lines(name, results[name]), flush=True)
     if options.out:
-        found = environment("imagenette-4k, cifar10-jpeg", ["python", "benchmarks/averages.py"], "cpu", "")
+        command = ["python", "benchmarks/averages.py", "--seeds", str(options.seeds), "--only", options.only]
+        found = environment("imagenette-4k, cifar10-jpeg", command, "cpu", "")
         del found["cwd"]
         options.out.write_text(json.dumps({"environment": found, "results": results}, indent=1) + "\n")
 
 
-def line(name: str, runs: list[list[dict[str, float]]]) -> str:
-    """A case in words: both means at the end, the paired difference, the worst one of all evaluations."""
+def lines(name: str, runs: list[list[dict[str, float]]]) -> str:
+    """A case in words: both means at the end, and the paired difference at every evaluation."""
     kind = name.split()[1]
     last = [(run[-1]["raw"], run[-1][kind]) for run in runs]
-    mean, half = paired([averaged - raw for raw, averaged in last])
-    first, first_half = paired([run[0][kind] - run[0]["raw"] for run in runs])
-    worst = min(row[kind] - row["raw"] for run in runs for row in run)
-    return (
+    told = [
         f"{name}: raw {statistics.fmean(raw for raw, _ in last):.2f}, {kind} "
-        f"{statistics.fmean(averaged for _, averaged in last):.2f} % at the end, difference {mean:+.2f} +- {half:.2f}; "
-        f"at the first evaluation {first:+.2f} +- {first_half:.2f}; lowest of all {worst:+.2f} (n = {len(runs)})"
-    )
+        f"{statistics.fmean(averaged for _, averaged in last):.2f} % at the end (n = {len(runs)}); averaged minus raw:"
+    ]
+    for rows in zip(*runs, strict=True):
+        differences = [row[kind] - row["raw"] for row in rows]
+        mean, half = paired(differences)
+        each = ", ".join(f"{one:+.2f}" for one in differences)
+        told.append(f"  epoch {rows[0]['epoch']:.2f}: {mean:+.2f} +- {half:.2f} ({each})")
+    return "\n".join(told)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ EXIT_SECONDS = 1.0
 _ASIDE = 0.15
 """Evaluations and saves that would take more than this share of a budget become rarer."""
 _MOST_EVALUATIONS = 200
-_PROBE_SHARE = 0.1
+_PROBE_SHARE, _LONG_PROBE_SHARE, _LONGEST_PROBE = 0.1, 0.02, 60.0
 _TIME = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
 _HALVINGS = 40
 
@@ -71,8 +71,9 @@ class Budget:
         return time.monotonic() - self.began
 
     def probe_seconds(self, asked: float) -> float:
-        """How long to measure: as ``asked``, and at most a tenth of the budget."""
-        return min(asked, _PROBE_SHARE * self.seconds)
+        """How long to measure: as ``asked``, longer for long budgets (a machine's moods last longer than seconds), and at
+        most a tenth of the budget."""
+        return min(max(asked, min(_LONG_PROBE_SHARE * self.seconds, _LONGEST_PROBE)), _PROBE_SHARE * self.seconds)
 
 
 def _time_seconds(text: str) -> float | None:

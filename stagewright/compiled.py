@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.data.stream import eval_image_size
-from stagewright.errors import RecipeError
+from stagewright.errors import ModelError, RecipeError
 from stagewright.plan import Plan, StagePlan
 
 
@@ -55,10 +55,13 @@ class Compiled:
         if self.cuda_graphs:
             # What the graphs of the call before gave may be overwritten now: all of it was used.
             torch.compiler.cudagraph_mark_step_begin()
-        if torch.is_grad_enabled():
-            return self.forward(images)
-        with _frozen(self.model):
-            return self.forward(images)
+        try:
+            if torch.is_grad_enabled():
+                return self.forward(images)
+            with _frozen(self.model):
+                return self.forward(images)
+        except RuntimeError as error:
+            raise _explained(error) from error
 
     def keep_gradients(self) -> None:
         """To be called between two backward passes of one update: gradients of the first, which a CUDA graph has in memory
@@ -68,6 +71,21 @@ class Compiled:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad.clone()
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """What to tell a person where compiling has failed; errors of the network itself stay as they are."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return error
+    inner = getattr(error, "inner_exception", error)
+    if isinstance(inner, torch.OutOfMemoryError):
+        return inner
+    reason = str(error).strip().split("\n")[0]
+    return ModelError(
+        f"compile: true, and torch could not compile the network: {reason}",
+        "a network that torch.compile takes, and a C++ compiler (on CUDA Triton too)",
+        "--set compile=false runs it as it is; Debian's package g++ is a compiler",
+    )
 
 
 @contextmanager

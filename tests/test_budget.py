@@ -221,7 +221,9 @@ def test_what_is_gone_of_the_budget_counts(clock: list[float]) -> None:
 
 def test_probing_takes_a_tenth_at_most() -> None:
     assert Budget.parse("60s").probe_seconds(10.0) == pytest.approx(6.0)
-    assert Budget.parse("1h").probe_seconds(10.0) == 10.0
+    assert Budget.parse("150s").probe_seconds(10.0) == 10.0
+    assert Budget.parse("20m").probe_seconds(10.0) == pytest.approx(24.0), "longer for long budgets"
+    assert Budget.parse("9h").probe_seconds(10.0) == 60.0 and Budget.parse("9h").probe_seconds(90.0) == 90.0
 
 
 def test_words() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import stagewright as sw
 from stagewright import recipes
 from stagewright.build import build_state
 from stagewright.compiled import Compiled, Graph, filled_up, known_graphs
 from stagewright.data.loader import Batch
-from stagewright.errors import RecipeError
+from stagewright.errors import ModelError, RecipeError
 from stagewright.evaluate import evaluate
 from stagewright.plan import DatasetInfo, Plan, StagePlan
 from stagewright.recipe import Recipe
@@ -282,3 +282,23 @@ def test_compiled_for_real(picture_folder: Path, tmp_path: Path, counters: dict[
     assert sw.resume(broken.root, execution=QUIET, say=silent).finished
     assert RunDir(broken.root).read_plan() == plan
     assert differences(RunDir(whole.path), broken) == []
+
+
+@pytest.mark.slow
+def test_a_machine_that_cannot_compile_is_told_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, picture_folder: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/g++"))
+    monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    with pytest.raises(ModelError, match=r"could not compile[\s\S]*--set compile=false"):
+        go(picture_folder, three_stages(), tmp_path / "run")
+
+
+def test_errors_of_the_network_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("the network's own")
+
+    compiled = as_it_is(Broken(), resolve(three_stages(), INFO), monkeypatch)
+    with pytest.raises(RuntimeError, match="the network's own"):
+        compiled(torch.zeros(1, 3, 8, 8))
