@@ -94,7 +94,9 @@ def main() -> None:
             for seed in range(options.seeds):
                 out = Path(folder, f"{name.replace(' ', '-')}-{seed}")
                 recipe = recipes.from_plain({**plain, "seed": seed})
-                train(str(data), recipe, out=out, execution=Execution(pages=False, quiet=True), say=lambda text: None)
+                done = train(str(data), recipe, out=out, execution=Execution(pages=False, quiet=True), say=_silent)
+                if not done.finished:
+                    raise SystemExit("stopped: nothing is kept")
                 results[name].append(evaluations(out))
             print(lines(name, results[name]), flush=True)
     if options.out:
@@ -102,6 +104,9 @@ def main() -> None:
         found = environment("imagenette-4k, cifar10-jpeg", command, "cpu", "")
         del found["cwd"]
         options.out.write_text(json.dumps({"environment": found, "results": results}, indent=1) + "\n")
+
+
+def _silent(text: str) -> None: ...
 
 
 def lines(name: str, runs: list[list[dict[str, float]]]) -> str:

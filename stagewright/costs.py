@@ -38,6 +38,8 @@ class StageCost:
     """Each picture of it."""
     recalibrate_seconds: float
     """Batch-norm statistics of averaged weights, before each evaluation of them."""
+    save_seconds: float
+    """One checkpoint, read back and verified: optimizers keep something of what trains alone."""
     train_gb: float
     """Highest use: of the device's memory, allocated; on a CPU, of this process's resident memory."""
     eval_gb: float
@@ -67,8 +69,6 @@ class Costs:
     """Run directory, model, weights, device."""
     first_image_seconds: float
     """Decoding a picture of a set that stays decoded in memory, once each; 0 for other sets."""
-    checkpoint_seconds: float
-    """One save, read back and verified."""
     checkpoint_bytes: int
     finish_seconds: float
     """After the last step, beside evaluating: best weights read, model and pages written."""
@@ -142,7 +142,7 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
     info = plan.dataset
     own = [cost.of(stage) for stage, cost in zip(plan.stages, costs.stages, strict=True)]
     stages = tuple(_stage_forecast(plan, stage, cost) for stage, cost in zip(plan.stages, own, strict=True))
-    saves = _saves(plan, own, save_minutes)
+    num_saves, save_seconds = _saves(plan, own, save_minutes)
     first_use = costs.first_image_seconds * (info.num_train + info.num_val + info.num_test)
     last = costs.stages[-1].short or costs.stages[-1]  # the finished model is evaluated as a whole
     final = (last.evaluation(info.num_val) + last.evaluation(info.num_test)) / num_weights(plan.stages[-1])
@@ -155,9 +155,9 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
         setup_seconds=costs.setup_seconds + first_use + sum(stage.entry_seconds for stage in stages),
         train_seconds=train_seconds + pages * costs.page_drag_seconds,
         eval_seconds=sum(stage.eval_seconds for stage in stages),
-        checkpoint_seconds=saves * costs.checkpoint_seconds,
+        checkpoint_seconds=save_seconds,
         finish_seconds=costs.finish_seconds + costs.page_seconds + final,
-        num_saves=saves,
+        num_saves=num_saves,
     )
 
 
@@ -180,14 +180,15 @@ def num_weights(stage: StagePlan) -> int:
     return 1 if stage.average.kind == "none" else 2
 
 
-def _saves(plan: Plan, costs: Sequence[StageCost], save_minutes: float) -> int:
-    """Saves of the plan, of improvements, and of stretches that are longer than ``save_minutes`` without one."""
+def _saves(plan: Plan, costs: Sequence[StageCost], save_minutes: float) -> tuple[int, float]:
+    """(number, seconds) of the saves of the plan, of improvements, and of stretches longer than ``save_minutes`` without."""
     marks = sorted({0, *plan.save_steps, *plan.eval_steps})
-    extra = 0
+    count, seconds = 0, 0.0
     for begin, end in itertools.pairwise(marks):
-        stage = plan.stage_before(end)  # a stage's end is always a mark
-        extra += int((end - begin) * costs[stage.index].step_seconds / (60 * save_minutes))
-    return len(marks) - 1 + extra
+        cost = costs[plan.stage_before(end).index]  # a stage's end is always a mark
+        saves = 1 + int((end - begin) * cost.step_seconds / (60 * save_minutes))
+        count, seconds = count + saves, seconds + saves * cost.save_seconds
+    return count, seconds
 
 
 Pace = Literal["computing", "loading", "both", "unknown"]

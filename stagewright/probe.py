@@ -12,7 +12,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,6 @@ def _measured(bench: _Bench, rehearsal: Rehearsal, plan: Plan, seconds: float, p
         startup_seconds=0.0,
         setup_seconds=0.0,
         first_image_seconds=first_image_seconds,
-        checkpoint_seconds=max(bench.save_seconds),
         checkpoint_bytes=bench.checkpoint_bytes,
         finish_seconds=finish_seconds,
         page_seconds=page_seconds,
@@ -141,7 +140,8 @@ class _Bench:
     """A session under measurement."""
 
     session: Session
-    save_seconds: list[float] = field(default_factory=list)
+    save_seconds: float = 0.0
+    """Of the newest save."""
     checkpoint_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -189,6 +189,7 @@ class _Bench:
             eval_fixed_seconds=fixed,
             eval_image_seconds=each,
             recalibrate_seconds=recalibrating,
+            save_seconds=self.save_seconds,
             train_gb=train_gb,
             eval_gb=peak_gb(device),
         )
@@ -227,7 +228,7 @@ class _Bench:
         finally:
             del session.update
             session.stop.requested = False
-        self.save_seconds.append(session.state.seconds["checkpoint"] - before)
+        self.save_seconds = session.state.seconds["checkpoint"] - before
         saved = session.run.checkpoints / checkpoint.name_of(session.state.step) / checkpoint.STATE
         self.checkpoint_bytes = max(self.checkpoint_bytes, saved.stat().st_size)
         return rhythm

@@ -34,7 +34,7 @@ def recipe(**fields: Any) -> Recipe:
 def stage_cost(**changes: Any) -> StageCost:
     usual: dict[str, Any] = {
         **{"step_seconds": 0.1, "load_seconds": 0.01, "compute_seconds": 0.1, "entry_seconds": 1.0},
-        **{"eval_fixed_seconds": 0.1, "eval_image_seconds": 0.001, "recalibrate_seconds": 0.0},
+        **{"eval_fixed_seconds": 0.1, "eval_image_seconds": 0.001, "recalibrate_seconds": 0.0, "save_seconds": 0.05},
         **{"train_gb": 1.0, "eval_gb": 0.5},
     }
     return StageCost(**{**usual, **changes})
@@ -42,7 +42,7 @@ def stage_cost(**changes: Any) -> StageCost:
 
 def costs(*stages: StageCost, **changes: Any) -> Costs:
     usual: dict[str, Any] = {
-        **{"startup_seconds": 3.0, "setup_seconds": 1.0, "first_image_seconds": 0.0, "checkpoint_seconds": 0.05},
+        **{"startup_seconds": 3.0, "setup_seconds": 1.0, "first_image_seconds": 0.0},
         **{
             "checkpoint_bytes": 10**7,
             "finish_seconds": 0.5,
@@ -212,7 +212,7 @@ def test_the_same_choice_gives_the_same_plan_again() -> None:
 def test_what_is_gone_of_the_budget_counts(clock: list[float]) -> None:
     plan = resolve(recipe(epochs="10ep", batch_size=100), INFO)
     budget = Budget.parse("60s")
-    quick = costs(stage_cost(eval_fixed_seconds=0.0, eval_image_seconds=0.0), checkpoint_seconds=0.0)
+    quick = costs(stage_cost(eval_fixed_seconds=0.0, eval_image_seconds=0.0, save_seconds=0.0))
     whole = fit(plan, quick, budget)
     clock[0] += 20.0
     less = fit(plan, quick, budget)

@@ -24,6 +24,7 @@ COST = StageCost(
     eval_fixed_seconds=1.0,
     eval_image_seconds=0.01,
     recalibrate_seconds=3.0,
+    save_seconds=0.25,
     train_gb=1.25,
     eval_gb=0.5,
 )
@@ -32,7 +33,6 @@ COSTS = Costs(
     startup_seconds=4.0,
     setup_seconds=1.0,
     first_image_seconds=0.002,
-    checkpoint_seconds=0.25,
     checkpoint_bytes=8_527_451,
     finish_seconds=0.5,
     page_seconds=1.5,
@@ -44,6 +44,17 @@ COSTS = Costs(
 
 def plan_of(**fields: Any) -> Plan:
     return resolve(recipes.from_plain({"batch_size": 100, **fields}), INFO)
+
+
+def test_saves_cost_what_they_do_in_their_stage() -> None:
+    """The head's optimizer keeps little: 3 saves of its stage, 1 of the other, and one more in each 0.15 minutes without."""
+    stages = [{"name": "head", "train": "head", "epochs": "3ep"}, {"name": "all", "epochs": "1ep"}]
+    costs = replace(COSTS, stages=(replace(COST, save_seconds=0.125), COST))
+    expected = forecast(plan_of(stages=stages), costs)
+    assert (expected.num_saves, expected.checkpoint_seconds) == (4, 3 * 0.125 + 0.25)
+    slow = replace(costs, stages=(replace(COST, step_seconds=1.0, save_seconds=0.125), COST))
+    again = forecast(plan_of(stages=stages), slow, save_minutes=0.15)
+    assert (again.num_saves, again.checkpoint_seconds) == (7, 6 * 0.125 + 0.25)
 
 
 def test_a_forecast_adds_up() -> None:
