@@ -48,7 +48,9 @@ Rows = NDArray[np.int64]
 
 _KEPT_SAMPLE = 1024
 """Pictures that stand for a set which is kept decoded in memory."""
-_TRAIN, _EVAL, _ALONE = 0.55, 0.25, 0.1
+_EVENLY = 0.2
+"""Share of the time that all stages get alike."""
+_TRAIN, _EVAL, _ALONE = 0.6, 0.2, 0.1
 """Shares of a stage's time: training, evaluating, loader and step each on their own."""
 
 
@@ -110,11 +112,13 @@ def _measured(bench: _Bench, rehearsal: Rehearsal, plan: Plan, seconds: float, p
     # Time in proportion to the pixels that a run works through, and no stage without a share.
     work = dict.fromkeys(needed, 0.0)
     for stage, (long, short) in zip(plan.stages, pairs, strict=True):
-        for at in {short, *([long] if long in cuts else [])}:
-            work[at] += stage.num_steps * stage.batch_size * stage.image_size**2
+        shown = stage.num_steps * stage.batch_size
+        once = long in cuts and shown >= stage.num_images  # as features, each picture is worked through once
+        work[long if once else short] += (stage.num_images if once else shown) * stage.image_size**2
     total = sum(work.values())
     measured = {
-        at: bench.measure(rehearsed[at], seconds * (0.3 / len(needed) + 0.7 * work[at] / total)) for at in needed
+        at: bench.measure(rehearsed[at], seconds * (_EVENLY / len(needed) + (1 - _EVENLY) * work[at] / total))
+        for at in needed
     }
     stages = [
         replace(measured[long], short=measured[short]) if long in cuts else measured[short] for long, short in pairs
