@@ -134,6 +134,7 @@ class Session:
             self._entered = stage.index
             begin_peak(self.state.device)
             self.features = None if cut is None else Features(self.state.model, cut)
+            self.recorder.rate.on_features = cut is not None
         return counts
 
     def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:
