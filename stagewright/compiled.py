@@ -22,6 +22,9 @@ from stagewright.errors import ModelError, RecipeError
 from stagewright.plan import Plan, StagePlan
 
 
+_COMPILERS = ("torch._dynamo", "torch._inductor")
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """What a compiled graph is for."""
@@ -61,6 +64,8 @@ class Compiled:
             with _frozen(self.model):
                 return self.forward(images)
         except RuntimeError as error:
+            if not type(error).__module__.startswith(_COMPILERS):
+                raise  # the network's own
             raise _explained(error) from error
 
     def keep_gradients(self) -> None:
@@ -74,9 +79,7 @@ class Compiled:
 
 
 def _explained(error: RuntimeError) -> Exception:
-    """What to tell a person where compiling has failed; errors of the network itself stay as they are."""
-    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return error
+    """What to tell a person where compiling has failed; memory that ran out meanwhile is the guard's affair."""
     inner = getattr(error, "inner_exception", error)
     if isinstance(inner, torch.OutOfMemoryError):
         return inner
