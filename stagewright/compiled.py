@@ -21,7 +21,6 @@ from stagewright.data.stream import eval_image_size
 from stagewright.errors import ModelError, RecipeError
 from stagewright.plan import Plan, StagePlan
 
-
 _COMPILERS = ("torch._dynamo", "torch._inductor")
 
 
