@@ -43,7 +43,7 @@ def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType
         f"{len(test.lrs)} of {test.planned} updates, to LR {lr_text(float(test.lrs[-1]))}, where {end}.",
         *(note[:1].upper() + note[1:] + "." for note in found.notes),
         f"The curve is {folder / 'lr-find.png'} (numbers: {folder / 'lr-find.csv'}).",
-        f"Use it with --lr {lr_text(found.lr)}; --set lr.peak=auto finds it anew before each run.",
+        f"Use it with --lr {lr_text(found.lr)}; --lr auto finds it anew before each run.",
     ]
     return Group(table, *(Text(line) for line in lines))
 
