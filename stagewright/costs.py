@@ -162,11 +162,10 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
 
 
 def _stage_forecast(plan: Plan, stage: StagePlan, cost: StageCost) -> StageForecast:
-    count = sum(stage.first_step < step <= stage.end_step for step in plan.eval_steps)
     return StageForecast(
         entry_seconds=cost.entry_seconds,
         train_seconds=stage.num_steps * cost.step_seconds,
-        eval_seconds=count * evaluation_seconds(plan, cost),
+        eval_seconds=plan.num_evaluations(stage) * evaluation_seconds(plan, cost),
     )
 
 

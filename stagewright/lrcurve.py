@@ -34,8 +34,8 @@ MEANING = {
 }
 """What each suggestion is, in words."""
 
-FOLDER, NAME = "lr-find", "lr-find"
-"""In a run's directory, ``lr-find/lr-find.csv``, ``.json`` and ``.png`` of the range test behind ``lr: auto``."""
+NAME = "lr-find"
+"""Of the figure, and of the files and their folder in a run's directory: ``lr-find/lr-find.csv``, ``.json`` and ``.png``."""
 
 _ENTERED, _LEFT, _INTO = 0.1, 0.9, 2 / 3
 """The descent is where the loss does from a tenth to nine tenths of its fall."""

@@ -15,17 +15,7 @@ from typing import Any
 from stagewright.build import auto_precision, choose_device, prepare_torch
 from stagewright.data.sources import Dataset
 from stagewright.errors import RangeTestError, StorageError
-from stagewright.lrcurve import (
-    FOLDER,
-    MEANING,
-    NAME,
-    RangeTest,
-    Suggestions,
-    check_method,
-    lr_text,
-    suggest,
-    swept,
-)
+from stagewright.lrcurve import MEANING, NAME, RangeTest, Suggestions, check_method, lr_text, suggest, swept
 from stagewright.lrfind import Sweep, range_test
 from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
@@ -146,7 +136,7 @@ def _found_lr(
             f"{error.remedy}. stagewright lr-find DATA shows the curve, and takes other ranges",
         ) from None
     for name, content in files_of(test, found, caption(recipe, sweep)).items():
-        findings.files[f"{FOLDER}/{name}"] = content
+        findings.files[f"{NAME}/{name}"] = content
     note = sentence(found)
     findings.notes.append(note)
     say(note)

@@ -67,11 +67,11 @@ def make_optimizer(
         made["lr_scale"] = float(group.get("lr_scale", 1.0))
     if name in _FUSED:
         optimizer.register_load_state_dict_pre_hook(_keep_kernel)
-    if name in _FUSED and arguments["fused"]:
-        optimizer.register_load_state_dict_post_hook(_lay_out_state)
-        optimizer.register_step_pre_hook(_lay_out_gradients)
-        if name == "sgd":
-            optimizer.register_step_pre_hook(_begin_momentum)
+        if arguments["fused"]:
+            optimizer.register_load_state_dict_post_hook(_lay_out_state)
+            optimizer.register_step_pre_hook(_lay_out_gradients)
+            if name == "sgd":
+                optimizer.register_step_pre_hook(_begin_momentum)
     return optimizer
 
 

@@ -171,6 +171,11 @@ class Plan(BaseModel):
         """The stage of the last of ``step`` finished updates (the first stage for 0)."""
         return self.stage_at(max(step - 1, 0))
 
+    def num_evaluations(self, stage: StagePlan, since: int = 0) -> int:
+        """How many evaluations come in ``stage``, after its end included, once ``since`` updates of the run are done."""
+        first = max(since, stage.first_step)
+        return sum(first < step <= stage.end_step for step in self.eval_steps)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over all that decides the result: not names and texts, where data lie, nor how often is saved."""

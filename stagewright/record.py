@@ -266,7 +266,7 @@ class Rate:
         if self.on_features and self.stage is not None and plan.total_steps > self.stage.end_step:
             return None
         work = sum(max(0, stage.end_step - max(step, stage.first_step)) * _work(stage) for stage in plan.stages)
-        pixels = sum(plan.stage_before(at).image_size ** 2 for at in plan.eval_steps if at > step)
+        pixels = sum(plan.num_evaluations(stage, step) * stage.image_size**2 for stage in plan.stages)
         evaluating = pixels * self.eval_seconds / self.eval_pixels if self.eval_pixels else 0.0
         return work * (self.marked_at - self.began_at) / self.work + evaluating
 

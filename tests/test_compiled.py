@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stopping import stop_after
 from torch import Tensor, nn
 
 import stagewright as sw
@@ -18,12 +19,12 @@ from stagewright.compiled import Compiled, Graph, filled_up, known_graphs
 from stagewright.data.loader import Batch
 from stagewright.errors import ModelError, RecipeError
 from stagewright.evaluate import evaluate
-from stagewright.plan import DatasetInfo, Plan, StagePlan
+from stagewright.plan import DatasetInfo, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir
-from stagewright.session import Execution, Session
+from stagewright.session import Execution
 from stagewright.step import Numerics
 
 CPU = torch.device("cpu")
@@ -239,21 +240,6 @@ def test_cuda_graphs_want_cuda(picture_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         go(picture_folder, recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def stop_after(step: int) -> Callable[[Session], None]:
-    def arm(session: Session) -> None:
-        update = session.update
-
-        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
-            done = update(stage, batch)
-            if session.state.step >= step:
-                session.stop.requested = True
-            return done
-
-        session.update = update_then_stop
-
-    return arm
 
 
 @pytest.mark.slow

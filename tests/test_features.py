@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from stopping import stop_after
 from torch import Tensor, nn
 
 from stagewright import checkpoint, recipes
@@ -178,17 +179,7 @@ def test_its_steps_read_no_picture(tmp_path: Path, picture_folder: Path) -> None
 def test_stopped_and_resumed_it_is_the_same(tmp_path: Path, picture_folder: Path, unbroken: RunDir, step: int) -> None:
     run = run_of(tmp_path / "r", picture_folder, recipe())
 
-    def stop(session: Session) -> None:
-        update = session.update
-
-        def then_stop(stage: Any, batch: Batch) -> bool:
-            done = update(stage, batch)
-            session.stop.requested = session.state.step >= step
-            return done
-
-        session.update = then_stop
-
-    assert not go(run, stop) and go(run)
+    assert not go(run, stop_after(step)) and go(run)
     assert differences(unbroken, run) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopping import StopAtEvaluation
 from torch.amp.grad_scaler import GradScaler
 from typer.testing import CliRunner, Result
 
@@ -365,19 +365,6 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(measure, "range_test", test)
     yield calls
-
-
-class StopAtEvaluation:
-    """Asks for a stop as Ctrl-C does, in the first evaluation."""
-
-    done = False
-
-    def see(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "evaluating" and not self.done:
-            self.done = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
 
 
 def go(data: Path, recipe: Recipe, out: Path, **more: Any) -> sw.Run:

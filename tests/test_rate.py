@@ -19,12 +19,12 @@ def plan_of(*stages: dict[str, Any]) -> Plan:
 
 
 def told(
-    plan: Plan, step_seconds: dict[int, float], eval_seconds: dict[int, float], **flags: Any
+    plan: Plan, step_seconds: dict[int, float], eval_seconds: dict[int, float], on_features: bool = False
 ) -> list[tuple[int, Any, float]]:
     """(step, seconds left as told, as it came) at every tenth step; costs by stage, and 5 s of warming up in each."""
-    rate, now, seen = Rate(**flags), 0.0, []
+    rate, now, seen = Rate(), 0.0, []
     for stage in plan.stages:
-        rate.on_features = bool(flags) and stage.train == "head"
+        rate.on_features = on_features and stage.train == "head"
         now += 5.0
         for step in range(stage.first_step + 1, stage.end_step + 1):
             now += step_seconds[stage.index]

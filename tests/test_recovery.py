@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stopping import stop_after
 from torch import Tensor, nn
 
 from stagewright import checkpoint, recipes
@@ -77,20 +78,6 @@ def go(run: RunDir, *arms: Arm) -> bool:
             one(session)
 
     return resume(run.root, execution=QUIET, say=lambda text: None, arm=arm).finished
-
-
-def stop_after(step: int) -> Arm:
-    def arm(session: Session) -> None:
-        update = session.update
-
-        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
-            done = update(stage, batch)
-            session.stop.requested = session.state.step >= step
-            return done
-
-        session.update = update_then_stop
-
-    return arm
 
 
 def stopped_everywhere(run: RunDir, *arms: Arm, most: int = 200) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stopping import stop_after
 
 from stagewright import checkpoint, recipes
-from stagewright.data.loader import Batch, load_batches
+from stagewright.data.loader import load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
-from stagewright.plan import Plan, StagePlan
+from stagewright.plan import Plan
 from stagewright.recipe import Recipe
 from stagewright.recipes.tiny import tiny
 from stagewright.resolve import resolve
@@ -91,21 +92,6 @@ def start(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Sta
 def go(run: RunDir, arm: Callable[[Session], None] | None = None, execution: Execution = QUIET, **more: Any) -> bool:
     """Goes on with the run; True when it finished."""
     return resume(run.root, execution=execution, say=lambda text: None, arm=arm, **more).finished
-
-
-def stop_after(step: int) -> Callable[[Session], None]:
-    def arm(session: Session) -> None:
-        update = session.update
-
-        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
-            done = update(stage, batch)
-            if session.state.step >= step:
-                session.stop.requested = True
-            return done
-
-        session.update = update_then_stop
-
-    return arm
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from stopping import stop_after
 
 from stagewright import checkpoint, recipes
-from stagewright.data.loader import Batch
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
 from stagewright.errors import ModelError
-from stagewright.plan import Plan, StagePlan
+from stagewright.plan import Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Execution
 from stagewright.training import resume
 
 COUNTS = {"common": 24, "rare": 5, "some": 12}
@@ -76,20 +76,9 @@ def start(tmp_path_factory: pytest.TempPathFactory, pictures: Manifest) -> Start
     return make
 
 
-def go(run: RunDir, stop_after: int | None = None, workers: int = 0) -> bool:
-    """Goes on with the run; True when it finished."""
-
-    def arm(session: Session) -> None:
-        update = session.update
-
-        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
-            done = update(stage, batch)
-            if stop_after is not None and session.state.step >= stop_after:
-                session.stop.requested = True
-            return done
-
-        session.update = update_then_stop
-
+def go(run: RunDir, step: int | None = None, workers: int = 0) -> bool:
+    """Goes on with the run, to its end or until ``step`` updates are done; True when it finished."""
+    arm = None if step is None else stop_after(step)
     quietly = Execution(device="cpu", workers=workers, pages=False, quiet=True, save_minutes=1e9)
     return resume(run.root, execution=quietly, say=lambda text: None, arm=arm).finished
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from stopping import StopAtEvaluation
 
 import stagewright as sw
 from stagewright import checkpoint, recipes
@@ -117,19 +117,6 @@ def test_resume_auto_goes_on_with_the_same_plan(picture_folder: Path, tmp_path: 
     assert not stopped.finished and stopped.summary["status"] == "stopped"
     again = small(picture_folder, out, resume=True)
     assert again.path == out and again.finished and again.summary["restarts"] == 1
-
-
-class StopAtEvaluation:
-    """Asks for a stop as Ctrl-C does, in the first evaluation."""
-
-    done = False
-
-    def see(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "evaluating" and not self.done:
-            self.done = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def close(self) -> None: ...
 
 
 def test_a_changed_plan_forks(picture_folder: Path, finished: sw.Run, tmp_path: Path) -> None:

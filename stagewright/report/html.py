@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from stagewright import lrcurve
 from stagewright.report import findings
 from stagewright.report.findings import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.read import RunRecord
@@ -159,7 +160,7 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:
-    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + ["lr-find"]
+    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + [lrcurve.NAME]
     shown = "".join(_figure(drawings[name]) for name in names if name in drawings)
     return f'<div class="figures">{shown}</div>' if shown else ""
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from stagewright.lrcurve import MEANING, Method, RangeTest, Suggestions, lr_text
+from stagewright.lrcurve import MEANING, NAME, Method, RangeTest, Suggestions, lr_text
 from stagewright.report import theme
 
 _HEIGHT, _TOP, _BOTTOM, _LEFT, _RIGHT = 3.5, 0.84, 0.46, 0.62, 0.14
@@ -41,7 +41,7 @@ def draw_range_test(test: RangeTest, found: Suggestions | None, note: str = "") 
         if found is not None:
             alt += "; " + ", ".join(f"{name} suggests {lr_text(lr)}" for name, lr in found.lrs.items())
             alt += f"; {found.chosen} is chosen"
-        return theme.render("lr-find", alt, figure)
+        return theme.render(NAME, alt, figure)
 
 
 def _limit(axes: Axes, test: RangeTest) -> None:

@@ -178,7 +178,7 @@ def read_run(path: str | Path) -> RunRecord:
         timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(_all_predictions(folder / "evaluations", problems)),
         pictures=_pictures(folder / "manifest.parquet", problems),
-        range_test=_range_test(folder / lrcurve.FOLDER, problems),
+        range_test=_range_test(folder / lrcurve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
     )
