@@ -49,6 +49,10 @@ class StorageError(StagewrightError):
     """A place that cannot be written, or has too little room."""
 
 
+class Unreadable(StorageError):
+    """A file that is there and cannot be read now. It says nothing about its content, and nobody may take it for damage."""
+
+
 class Diverged(StagewrightError):
     """Training produced numbers that are not finite; the last checkpoint is untouched."""
 
@@ -57,8 +61,16 @@ class RangeTestError(StagewrightError):
     """A learning-rate range test that cannot be made, or whose curve suggests no learning rate."""
 
 
-class Stopped(Exception):
-    """A stop was asked for (SIGTERM, Ctrl-C); raised where there is nothing to save."""
+class Stopped(BaseException):
+    """A stop was asked for (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C); raised where there is nothing to save.
+
+    No Exception, as KeyboardInterrupt is none: it may come out of any line of the set-up, and nothing that catches what
+    reading, decoding or unpickling raises may take a stop for one of those.
+    """
+
+
+class Interrupted(Exception):
+    """What is under way (an evaluation, a read that hangs) was given up because a stop was asked for; nothing was changed."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

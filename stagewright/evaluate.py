@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, softmax
 from stagewright.augment.apply import normalise
 from stagewright.compiled import Compiled, filled_up
 from stagewright.data.loader import Batch
+from stagewright.errors import Interrupted
 from stagewright.model.groups import modes_kept
 from stagewright.step import Numerics
 
@@ -45,10 +46,6 @@ class Evaluation:
     def numbers(self) -> dict[str, float | int | None]:
         """The scalars as plain data, for events and files."""
         return {name: getattr(self, name) for name in ("loss", "top1", "top5", "images", "unreadable")}
-
-
-class Interrupted(Exception):
-    """The evaluation was given up because a stop was asked for; nothing was changed."""
 
 
 def evaluate(

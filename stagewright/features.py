@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stagewright.data.loader import BadRow, Batch
-from stagewright.evaluate import Interrupted
+from stagewright.errors import Interrupted
 from stagewright.model.groups import modes_kept
 
 MOST_BYTES = 2 * 2**30

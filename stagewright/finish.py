@@ -17,8 +17,8 @@ from stagewright import checkpoint
 from stagewright.data.decode import FileImages, Images
 from stagewright.data.kept import KeptImages
 from stagewright.data.stream import eval_image_size
-from stagewright.errors import CheckpointError
-from stagewright.evaluate import Evaluation, Interrupted
+from stagewright.errors import CheckpointError, Interrupted
+from stagewright.evaluate import Evaluation
 from stagewright.events import read_events
 from stagewright.model.bundle import BundleSpec, Preprocessing, save_bundle
 from stagewright.plan import StagePlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from stagewright.evaluate import Interrupted
+from stagewright.errors import Interrupted
 from stagewright.session import Session
 
 

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM and Ctrl-C let the step in progress finish, so that the run can save and exit.
+"""Stopping on request: SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C let the step in progress finish, so that the run can save and exit.
 
 The convention: a process that was stopped so exits with ``EXIT_STOPPED`` (75, ``EX_TEMPFAIL`` of sysexits.h): its state
 is saved, and ``stagewright resume`` goes on from there.
@@ -16,22 +16,27 @@ from stagewright.errors import Stopped
 EXIT_STOPPED = 75
 """Exit code of a run stopped on request with its state saved; ``stagewright resume`` goes on."""
 
-_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_NAMES = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGHUP: "SIGHUP (the terminal was closed)",
+    signal.SIGUSR1: "SIGUSR1",
+}
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT ask for a stop instead of ending the process.
+    """A context in which SIGTERM, SIGHUP, SIGUSR1 and SIGINT ask for a stop instead of ending the process.
 
     Before :meth:`arm`, in the set-up, a signal raises :class:`~stagewright.errors.Stopped` at once, as there is nothing
     to save. After it, signals only set ``requested``, which the loop reads between steps; a second Ctrl-C raises
-    KeyboardInterrupt, for people who will not wait. On leaving, the handlers of before are back. Outside the main
-    thread, where Python allows no handlers, it never hears a signal.
+    KeyboardInterrupt, for people who will not wait. A SIGHUP that was ignored before (``nohup``) stays ignored. On leaving,
+    the handlers of before are back. Outside the main thread, where Python allows no handlers, it never hears a signal.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.reason: str | None = None
-        """``SIGTERM`` or ``Ctrl-C``, whichever came first; None before."""
+        """The name of the signal that came first; None before."""
         self._armed = False
         self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
@@ -39,7 +44,7 @@ class StopSignal:
     def arm(self) -> None:
         """From now on there is something to save. Raises Stopped if a stop was asked for before."""
         self._armed = True
-        # Set-up code that catches Exception may have swallowed what the handler raised.
+        # A library may have swallowed what the handler raised, in a callback for instance.
         if self.requested:
             raise self._stopped()
 
@@ -58,6 +63,8 @@ class StopSignal:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in _NAMES:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._hear)
         return self
 

@@ -77,10 +77,37 @@ def test_neither_two_sigterms_nor_one_of_each_interrupt() -> None:
 
 def test_a_stop_swallowed_in_set_up_is_raised_again_on_arming() -> None:
     with StopSignal() as stop:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             send(signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped by SIGTERM during set-up"):
             stop.arm()
+
+
+def test_nothing_that_catches_exceptions_takes_a_stop_for_one() -> None:
+    """A decoder's or an unpickler's `except Exception` once took a stop for damage (attack C2)."""
+    with StopSignal(), pytest.raises(Stopped):
+        with contextlib.suppress(Exception):
+            send(signal.SIGTERM)
+        pytest.fail("the stop was swallowed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_every_signal_that_announces_an_end_asks_for_a_stop(number: signal.Signals) -> None:
+    with StopSignal() as stop:
+        stop.arm()
+        send(number)
+        assert stop.requested and stop.reason
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            stop.arm()
+            send(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handlers_of_before_are_back() -> None:

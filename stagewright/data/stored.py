@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T")
-
-_PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before each further attempt at a read that failed."""
-
-# What another attempt does not change.
-_FINAL = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+from stagewright.storage import files
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,36 +66,6 @@ def read_stored(paths: Sequence[str]) -> Stored:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file. A read that fails is tried again, four times in all within 3 seconds, unless the file is
-    missing or forbidden; then OSError with the name of the file."""
-    return _patiently(path, _read)
-
-
-def _patiently(path: str, read: Callable[[str], T]) -> T:
-    for pause in (*_PAUSES, None):
-        try:
-            return read(path)
-        except OSError as error:
-            if error.errno in _FINAL:
-                raise
-            if pause is None:
-                reason = f"{error.strerror or error}, {len(_PAUSES) + 1} attempts"
-                raise OSError(error.errno or errno.EIO, reason, path) from error
-            time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _read(path: str) -> bytes:
-    # Fewer system calls than open().read(), which also seeks and asks whether it is a terminal.
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        size = os.fstat(file).st_size
-        data = os.read(file, size + 1)
-        if len(data) == size:  # all of it, and one more byte was asked for
-            return data
-        parts = [data]
-        while parts[-1]:  # it has grown or shrunk, or the system hands it out in pieces
-            parts.append(os.read(file, 1 << 20))
-        return b"".join(parts)
-    finally:
-        os.close(file)
+    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.patiently`) unless it is missing or
+    forbidden; then OSError with the name of the file."""
+    return files.read_file(path, final=files.FORBIDDEN)

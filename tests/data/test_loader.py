@@ -28,6 +28,7 @@ from stagewright.data.stored import Stored
 from stagewright.data.times import LoadTimes
 from stagewright.errors import DataError
 from stagewright.recipe import Augment, Evaluation
+from stagewright.storage import files as storage_files
 
 COUNT = 30
 EVALUATION = Evaluation()
@@ -366,8 +367,8 @@ def test_its_threads_bring_no_team_of_torch_along() -> None:
 def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(bytes(range(200)) * 20_000)
-    stat = os.stat_result((0, 0, 0, 0, 0, 0, 1000, 0, 0, 0))  # what it was
-    monkeypatch.setattr(stored.os, "fstat", lambda _: stat)
+    stat = os.stat_result((0o100644, 0, 0, 0, 0, 0, 1000, 0, 0, 0))  # what it was
+    monkeypatch.setattr(storage_files.os, "fstat", lambda _: stat)
     assert stored.read_file(str(file)) == file.read_bytes()
 
 
@@ -393,7 +394,7 @@ def test_a_read_that_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"picture")
-    failures, read, pauses = [5], stored._read, []
+    failures, read, pauses = [5], storage_files._read, []
 
     def flaky(path: str) -> bytes:
         if failures[0]:
@@ -401,8 +402,8 @@ def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypa
             raise OSError(errno.EIO, "Input/output error", path)
         return read(path)
 
-    monkeypatch.setattr(stored, "_read", flaky)
-    monkeypatch.setattr(stored.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage_files, "_read", flaky)
+    monkeypatch.setattr(storage_files.time, "sleep", pauses.append)
     with pytest.raises(OSError, match=r"Input/output error, 4 attempts: '.*a\.jpg'"):
         stored.read_file(str(file))
     assert failures == [1] and pauses == [0.1, 0.5, 2.0]

@@ -1,0 +1,220 @@
+"""The one door for whole files: read with patience, written whole or not at all, with a look at what stands at the path.
+
+Two conventions. A read that fails is not a file that is damaged: what a moment may change (a disk error, a stale mount, no
+descriptor left, no right to read) is tried again and then raised as :class:`~stagewright.errors.Unreadable`, which nobody
+takes for damage. And what is written goes to a temporary name beside its target and takes its place by one rename; what
+stands there and is no regular file (a pipe, a device) is written through, a link is followed, and neither is replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+from stagewright.errors import StorageError, Unreadable
+
+T = TypeVar("T")
+
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds before each further attempt at a read that failed."""
+
+MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""There is no such file: another attempt does not change that."""
+_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
+# A picture that this user may not read is named at once: 60,000 of them would take days with pauses.
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
+
+Content = bytes | str | Callable[[BinaryIO], object]
+
+
+def patiently(path: str | Path, read: Callable[[str], T], *, final: frozenset[int] = frozenset()) -> T:
+    """What ``read(path)`` returns. An OSError or MemoryError is tried again, four times in all within 3 seconds, unless it
+    says that there is no such file or is in ``final`` (errno); then OSError with the number of attempts and the path."""
+    for pause in (*PAUSES, None):
+        try:
+            return read(str(path))
+        except MemoryError:
+            error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+        except OSError as problem:
+            if problem.errno in _HOPELESS | final:
+                raise
+            error = problem
+        if pause is None:
+            reason = f"{error.strerror or error}, {len(PAUSES) + 1} attempts"
+            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+        time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def read_file(path: str | Path, *, final: frozenset[int] = frozenset()) -> bytes:
+    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device."""
+    return patiently(path, _read, final=final)
+
+
+def read_own(path: str | Path) -> bytes:
+    """The bytes of a file that stagewright wrote. FileNotFoundError where there is none; :class:`Unreadable` where it is
+    there and cannot be read now, which says nothing about its content."""
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise missing_or_unreadable(path, error) from error
+
+
+def missing_or_unreadable(path: str | Path, error: OSError) -> Exception:
+    """What to raise for ``error``: a FileNotFoundError as it is, else :class:`Unreadable`."""
+    if error.errno in MISSING:
+        return error if isinstance(error, FileNotFoundError) else FileNotFoundError(*error.args)
+    return unreadable(path, error)
+
+
+def unreadable(path: str | Path, error: BaseException) -> Unreadable:
+    """The error of a file that is there and cannot be read now."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return Unreadable(
+        f"{path} cannot be read: {reason}",
+        "a disk or mount that answers, and a file that this user may read",
+        "nothing was changed; mend the storage or the permissions (mount, chmod), then type the same command again",
+    )
+
+
+def _read(path: str) -> bytes:
+    # Few system calls: open().read() also seeks and asks whether it is a terminal. A pipe without a writer would wait for
+    # ever when opened, and a device may have no end.
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            kind = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+            raise OSError(kind, f"it is {kind_of(status.st_mode)}, not a regular file", path)
+        size = status.st_size
+        if size == 0:  # empty, or made up by the kernel (/proc), where reading might never end
+            return b""
+        data = os.read(file, size + 1)
+        if len(data) == size:  # all of it, and one more byte was asked for
+            return data
+        parts = [data]
+        while parts[-1]:  # it has grown or shrunk, or the system hands it out in pieces
+            parts.append(os.read(file, 1 << 20))
+        return b"".join(parts)
+    finally:
+        os.close(file)
+
+
+def kind_of(mode: int) -> str:
+    """What ``mode`` of a file says it is: "a pipe", "a device", ..."""
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+    return {**kinds, stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}.get(stat.S_IFMT(mode), "a regular file")
+
+
+def user_path(text: str | Path) -> Path:
+    """``text`` as a path, with ``~`` for the home folder, which shells leave as it is in ``--out=~/x``.
+
+    StorageError where there is no such home.
+    """
+    path = Path(text)
+    if not str(text).startswith("~"):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise StorageError(
+            f"{text}: {error}", "a path without ~, or a user with a home", "write the path out"
+        ) from None
+
+
+def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> None:
+    """Writes ``content`` (bytes, text as UTF-8, or a function that writes to a binary file) to ``path``.
+
+    Whoever reads ``path`` sees the old file or the whole new one, also after a kill; with ``durable`` also after a power
+    cut. A link is followed; a pipe or a device is written through. StorageError where it cannot be written, and nothing is
+    left of it then.
+    """
+    path = Path(path)
+    try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        try:
+            mode = os.stat(target).st_mode
+        except FileNotFoundError:
+            mode = stat.S_IFREG
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "a folder stands there", str(path))
+        if not stat.S_ISREG(mode):
+            _write_through(target, content)
+            return
+        _replace(target, content, durable)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: OSError) -> StorageError:
+    """The error of a file that cannot be written, with what to do about it."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        return StorageError(
+            f"{path} cannot be written: the folder {folder} is not there",
+            "a folder that exists and stays where it is",
+            "if it was moved or deleted meanwhile, put it back; else make it, or give another place",
+        )
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}",
+        "a place with room that this user may write",
+        "make room or mend the permissions, or give another place; nothing saved so far is lost",
+    )
+
+
+def _write_through(target: Path, content: Content) -> None:
+    # Without O_NONBLOCK, opening a pipe that nobody reads would wait for ever; with it, it is an error with a name.
+    file = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(file, True)
+    with os.fdopen(file, "wb") as out:
+        _put(out, content)
+
+
+def temporary_name(target: Path) -> Path:
+    """Where ``target`` is written before it takes its place: a hidden name of this process's own beside it."""
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def _replace(target: Path, content: Content, durable: bool) -> None:
+    temporary = temporary_name(target)
+    try:
+        with temporary.open("wb") as out:
+            _put(out, content)
+            out.flush()
+            if durable:
+                os.fsync(out.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        remove_quietly(temporary)
+        raise
+    if durable:
+        sync_directory(target.parent)
+
+
+def _put(out: BinaryIO, content: Content) -> None:
+    if callable(content):
+        content(cast(BinaryIO, out))
+    else:
+        out.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+def remove_quietly(path: Path) -> None:
+    """Removes the file ``path`` as far as that works: what is under way matters more."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def sync_directory(path: str | Path) -> None:
+    """Brings the entries of the folder ``path`` to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
