@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import stagewright as sw
+from stagewright.claim import next_free
 from stagewright.plan import Plan
 from stagewright.report.intervals import wilson
-from stagewright.rundir import RunDir, next_free
+from stagewright.rundir import RunDir
 from stagewright.session import Execution
 
 WEIGHTS, NETWORK = "mobilenet_v2-imagenet.pth", "mobilenet_v2"

@@ -21,7 +21,8 @@ from stagewright.errors import RecipeError
 from stagewright.plan import Plan
 from stagewright.recipe import LR, Average, Recipe
 from stagewright.resolve import resolve
-from stagewright.rundir import RunDir, write_json
+from stagewright.rundir import RunDir
+from stagewright.storage.files import write_json
 from stagewright.wording import count_text
 
 FORMS = "90s, 45m, 2h, 1h30m, or $5 together with --price"

@@ -16,6 +16,7 @@ from stagewright.data.stream import eval_image_size
 from stagewright.errors import RecipeError
 from stagewright.loss import class_weights
 from stagewright.machine import keep_memory
+from stagewright.memory import num_bytes
 from stagewright.model.catalog import find_model
 from stagewright.model.groups import parameter_groups, trainable_names
 from stagewright.model.weights import load_weights
@@ -160,7 +161,7 @@ def build_state(
 
 def checkpoint_bytes(state: TrainState, plan: Plan) -> int:
     """Bytes that a run's checkpoints will take on disk at most: parameters, optimizer state and average, each kept."""
-    own = checkpoint.num_bytes(state.model.state_dict())
+    own = num_bytes(state.model.state_dict())
     slots = 2 if "betas" in state.optimizer.defaults else 1
     averaged = any(stage.average.kind != "none" for stage in plan.stages)
     one = own * (1 + slots + averaged)

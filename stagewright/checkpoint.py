@@ -2,28 +2,42 @@
 
 The convention: ``step_000500/{state.pt, meta.json}``; meta.json, written last, holds the SHA-256 and size of state.pt
 and a checksum of itself. A directory gets its name only after it was read back and found whole; what breaks later is
-found out and passed over. One process writes at a time (:func:`stagewright.rundir.lock`). Steps are numbers of finished updates.
+found out and passed over. One process writes at a time (:mod:`stagewright.storage.lock`). Steps are numbers of finished updates.
+
+Damaged is what has the wrong size, hash, seal or format, read twice, or lacks a file. What cannot be read now (a disk error, a
+right that is missing, too little memory) is not damaged: it raises Unreadable, and not one file changes.
+
+``best.json`` and ``last.json`` name a checkpoint for people and for tools; nothing depends on them. They are no links, which
+copies by zip, object stores and many tools turn into folders.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
+from stagewright.memory import num_bytes
+from stagewright.storage.files import MISSING, patiently, read_file, sync_directory, unreadable, unwritable, write_json
+from stagewright.storage.hashed import HashedFile
+
+T = TypeVar("T")
 
 FORMAT = 1
 STATE, META = "state.pt", "meta.json"
 NUM_REJECTED_KEPT = 2
 _RESERVED = ("format", "step", "protect", "sha256", "bytes", "seal")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _verified: set[tuple[int, ...]] = set()
 
 
@@ -47,6 +61,12 @@ class Rejected:
 class _Damaged(OSError):
     """Why a directory is no valid checkpoint. An OSError since, right after writing, it is the disk that failed."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(errno.EINVAL, reason)  # EINVAL: another attempt at the same bytes changes nothing
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 def save(
     folder: Path, step: int, tensors: dict[str, Any], meta: dict[str, Any], *, keep: int, protect: Collection[int] = ()
@@ -57,26 +77,29 @@ def save(
     place; ``meta`` is JSON with a ``plan_digest``. Afterwards the ``keep`` newest valid checkpoints remain, the targets
     of best and last, and the steps that any of those kept was saved to ``protect``: what a state refers to lives as
     long as the state. Checkpoints of later steps belong to a future that did not happen, as when the newest was damaged
-    and an older one resumed: they go to ``rejected/``, as damaged ones do. If the disk is full, what may go goes; a
-    second failure raises StorageError, and the last valid checkpoint stands.
+    and an older one resumed: they go to ``rejected/``, as damaged ones do. A write that fails is tried once more, on a full
+    disk after what may go has gone; a second failure raises StorageError, and the last valid checkpoint stands.
     """
     if keep < 1 or "plan_digest" not in meta or any(key in meta for key in _RESERVED):
         raise ValueError(f"keep is 1 or more, not {keep}; meta has plan_digest and none of {_RESERVED}: {sorted(meta)}")
     plain = _plain(tensors, "state")
     contents = {"format": FORMAT, "step": step, "protect": sorted(protect), **meta}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         _tidy(folder, step)
         try:
             path = _write(folder, step, plain, contents)
-        except OSError:
-            _remove(folder / "rejected")
-            # One that has its name but is not known to be on the disk counts beside the last that is.
-            _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
+        except OSError as error:
+            if error.errno in _FULL:
+                _remove(folder / "rejected")
+                # One that has its name but is not known to be on the disk counts in addition to the last that is.
+                _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
         _prune(folder, keep, protect)
     except OSError as error:
-        standing = next((path.name for path in _steps(folder).values() if _intact(path)), None)
+        if not folder.parent.is_dir():
+            raise unwritable(folder, error) from error
+        standing = next((path.name for path in _steps(folder).values() if _stands(path)), None)
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {folder}: {error.strerror or error}",
             f"{num_bytes(plain) / 1e9:.3g} GB free on a disk that takes writes",
@@ -87,14 +110,15 @@ def save(
 
 
 def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Rejected]]:
-    """The newest checkpoint in ``folder`` that is whole and loads, and those newer ones that are not, with the reasons.
+    """The newest checkpoint in ``folder`` that is whole, and those newer ones that are damaged, with the reasons.
 
-    (None, rejected) where none is left. A checkpoint of another plan raises CheckpointError. Changes no file.
+    (None, rejected) where none is left. A checkpoint of another plan raises CheckpointError, one that cannot be read now
+    Unreadable. Changes no file.
     """
     rejected: list[Rejected] = []
     for path in _steps(folder).values():
         try:
-            if (found := _read_meta(path)["plan_digest"]) != plan_digest:
+            if (found := _twice(_read_meta, path)["plan_digest"]) != plan_digest:
                 raise CheckpointError(
                     f"{path} belongs to the plan {found}, not to {plan_digest}",
                     "to resume a run with the plan it was started with",
@@ -103,6 +127,8 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
             return _read(path), rejected
         except _Damaged as damage:
             rejected.append(Rejected(path.name.removeprefix(".old-"), str(damage)))
+        except OSError as error:
+            raise unreadable(path, error) from error
     return None, rejected
 
 
@@ -112,7 +138,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in the directory ``path`` (or ``folder / "best"``); CheckpointError says what is wrong with it."""
+    """The checkpoint in the directory ``path``; CheckpointError says what is damaged, Unreadable what cannot be read now."""
     try:
         return _read(path)
     except _Damaged as damage:
@@ -121,39 +147,33 @@ def load(path: Path) -> Checkpoint:
             f"a directory with the {STATE} and {META} that were saved together",
             "take another checkpoint of the run, or stagewright resume, which finds the newest valid one",
         ) from damage
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
-def link(folder: Path, name: Literal["best", "last"], step: int) -> None:
-    """Makes ``folder / name`` a relative symlink to the checkpoint of ``step``, at once or not at all.
+def point(folder: Path, name: Literal["best", "last"], step: int) -> None:
+    """Writes into ``folder / NAME.json`` that the checkpoint of ``step`` is the best or the last.
 
-    CheckpointError if there is no such checkpoint, StorageError if the link cannot be written.
+    CheckpointError if there is no such checkpoint, StorageError if the file cannot be written. It follows from the states,
+    so it need not survive a power cut.
     """
     if not (folder / name_of(step)).is_dir():
         known = ", ".join(path.name for path in _steps(folder).values()) or "none is saved"
         raise CheckpointError(
-            f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save it before linking to it"
+            f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save it before pointing to it"
         )
-    temporary = folder / f".tmp-{name}"
+    write_json(folder / f"{name}.json", {"step": step, "checkpoint": name_of(step)}, durable=False)
+    if (former := folder / name).is_symlink():  # of a version that had links
+        _remove(former)
+
+
+def pointed(folder: Path, name: Literal["best", "last"]) -> Path | None:
+    """The directory of the best or the last checkpoint as ``NAME.json`` says; None where it says nothing."""
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(name_of(step))
-        os.replace(temporary, folder / name)
-        _sync_directory(folder)
-    except OSError as error:
-        raise StorageError(
-            f"{folder / name} cannot be made: {error.strerror or error}",
-            "a file system with symbolic links and room",
-            "make room, or put the run on another disk (--out)",
-        ) from error
-
-
-def num_bytes(tensors: object) -> int:
-    """Bytes of the tensors nested in ``tensors``: the size of their checkpoint but for some kilobytes."""
-    if isinstance(tensors, torch.Tensor):
-        return tensors.numel() * tensors.element_size()
-    if isinstance(tensors, dict):
-        return sum(map(num_bytes, tensors.values()))
-    return sum(map(num_bytes, tensors)) if isinstance(tensors, list | tuple) else 0
+        step = json.loads((folder / f"{name}.json").read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if isinstance(step, int) and (path := folder / name_of(step)).is_dir() else None
 
 
 def name_of(step: int) -> str:
@@ -178,19 +198,19 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
     try:
         temporary.mkdir(exist_ok=True)
         with open(temporary / STATE, "wb") as file:
-            out = _Hashed(file)
+            out = HashedFile(file)
             torch.save(tensors, cast(BinaryIO, out))
         contents = json.loads(json.dumps({**contents, "sha256": out.sha256.hexdigest(), "bytes": out.bytes}))
         with open(temporary / META, "wb") as file:
             file.write(json.dumps({**contents, "seal": _seal(contents)}, indent=1).encode())
             file.flush()
             os.fsync(file.fileno())
-        _sync_directory(temporary)
+        sync_directory(temporary)
         _verify(temporary)
         if final.exists():
             os.replace(final, old)  # where it counts on, see _steps, until the new one has the name
         os.replace(temporary, final)
-        _sync_directory(folder)
+        sync_directory(folder)
     except BaseException:
         _remove(temporary)
         raise
@@ -200,8 +220,9 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
 
 def _tidy(folder: Path, step: int) -> None:
     """Removes what killed processes left half done, and sets aside what must not count once ``step`` is saved."""
-    for path in list(folder.glob(".tmp-*")):
-        _remove(path)
+    for pattern in (".tmp-*", ".best.json.*", ".last.json.*"):
+        for path in list(folder.glob(pattern)):
+            _remove(path)
     for path in list(folder.glob(".old-step_*")):
         if (final := folder / path.name.removeprefix(".old-")).exists():
             _remove(path)
@@ -213,15 +234,26 @@ def _tidy(folder: Path, step: int) -> None:
 
 
 def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
-    """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to."""
-    wanted = {os.readlink(path) for path in (folder / "best", folder / "last") if path.is_symlink()}
+    """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to.
+
+    One that cannot be read now stays, and does not count.
+    """
+    wanted = {path.name for name in ("best", "last") if (path := pointed(folder, name)) is not None}
     wanted |= {name_of(step) for step in protect}
     kept = 0
     for path in _steps(folder).values():
-        if kept < keep and _intact(path):
+        if kept == keep:
+            break
+        try:
+            intact = _intact(path)
+            referred = _read_meta(path)["protect"] if intact else []
+        except OSError:
+            wanted.add(path.name)
+            continue
+        if intact:
             kept += 1
-            wanted |= {path.name, *map(name_of, _read_meta(path)["protect"])}
-        elif kept < keep:
+            wanted |= {path.name, *map(name_of, referred)}
+        else:
             _set_aside(path)
     for path in _steps(folder).values():
         if path.name not in wanted:
@@ -242,25 +274,45 @@ def _set_aside(path: Path) -> None:
         _remove(old)
 
 
+def _twice(read: Callable[[Path], T], path: Path) -> T:
+    """What ``read`` gives; what looks damaged is read a second time before it counts as damaged."""
+    try:
+        return read(path)
+    except _Damaged:
+        return read(path)
+
+
 def _read(path: Path) -> Checkpoint:
-    """The checkpoint in ``path``, verified from the first byte to the last; _Damaged says why not."""
-    meta = _verify(path)
+    """The checkpoint in ``path``, verified from the first byte to the last; _Damaged says why not, OSError why it cannot
+    be read now."""
+    meta = _twice(_verify, path)
     return Checkpoint(meta["step"], _load(path, "cpu"), {key: meta[key] for key in meta if key not in _RESERVED})
 
 
 def _load(path: Path, device: str) -> dict[str, Any]:
-    try:
-        return torch.load(path / STATE, map_location=device, weights_only=True)
-    except Exception as error:  # the many things that unpickling raises, none of which may end a search
-        raise _Damaged(f"{STATE} does not load: {error}") from error
+    """The tensors of a state whose SHA-256 is right. So what is raised here (torch makes RuntimeErrors of read errors) is no
+    damage, unless there is something else than tensors in it."""
+
+    def load(file: str) -> dict[str, Any]:
+        try:
+            return torch.load(file, map_location=device, weights_only=True)
+        except OSError:
+            raise
+        except pickle.UnpicklingError as error:  # another format: objects that are no tensors
+            raise _Damaged(f"{STATE} does not load: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # torch's own kinds for a read that failed, memory that did not suffice
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OSError(errno.EIO, f"its SHA-256 is right, but it does not load: {reason}", file) from error
+
+    return patiently(path / STATE, load)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads((path / META).read_bytes())
+        meta = json.loads(read_file(path / META))
         seal = meta.pop("seal")
     except OSError as error:
-        raise _Damaged(f"{META} cannot be read: {error.strerror or error}") from error
+        raise (_Damaged(f"{META} is missing") if error.errno in MISSING else error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"{META} is damaged") from error
     if meta.get("format") != FORMAT:
@@ -271,15 +323,16 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The meta of ``path``, after a look at size, SHA-256 and loading of its state; _Damaged says what is wrong."""
+    """The meta of ``path``, after a look at size, SHA-256 and loading of its state; _Damaged says what is wrong, OSError
+    what cannot be read now."""
     meta = _read_meta(path)
     try:
-        identity, sha256 = _identity(path), _sha256(path / STATE)
+        identity, size = _identity(path), os.stat(path / STATE).st_size
     except OSError as error:
-        raise _Damaged(f"{STATE} cannot be read: {error.strerror or error}") from error
-    if (size := (path / STATE).stat().st_size) != meta["bytes"]:
+        raise (_Damaged(f"{STATE} is missing") if error.errno in MISSING else error) from error
+    if size != meta["bytes"]:
         raise _Damaged(f"{STATE} has {size} bytes instead of {meta['bytes']}")
-    if sha256 != meta["sha256"]:
+    if patiently(path / STATE, lambda file: _sha256(Path(file))) != meta["sha256"]:
         raise _Damaged(f"{STATE} is damaged: its SHA-256 is not the one recorded")
     _load(path, "meta")  # which keeps one tensor in memory at a time
     _verified.add(identity)
@@ -287,9 +340,21 @@ def _verify(path: Path) -> dict[str, Any]:
 
 
 def _intact(path: Path) -> bool:
-    """Whether ``path`` verifies; files that this process verified and nobody wrote to since are not read again."""
+    """Whether ``path`` verifies; files that this process verified and nobody wrote to since are not read again. OSError
+    where it cannot be read now."""
     try:
-        return _identity(path) in _verified or bool(_verify(path))
+        return _identity(path) in _verified or bool(_twice(_verify, path))
+    except _Damaged:
+        return False
+    except OSError as error:
+        if error.errno in MISSING:
+            return False
+        raise
+
+
+def _stands(path: Path) -> bool:
+    try:
+        return _intact(path)
     except OSError:
         return False
 
@@ -310,30 +375,6 @@ def _sha256(path: Path) -> str:
             # Forget the pages in memory, which are right even where the disk is not.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Hashed:
-    """A file for torch.save that hashes what passes. An OSError waits for ``flush``: torch's C++ would garble it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-        self._error: OSError | None = None
-
-    def write(self, data: memoryview) -> int:
-        self.sha256.update(data)
-        self.bytes += len(data)
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self._error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """Called by torch at the end; returns when all is on the disk."""
-        if self._error:
-            raise self._error
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -357,11 +398,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

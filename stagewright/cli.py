@@ -117,6 +117,9 @@ def train(
 def resume(
     run: RunPath,
     overrides: Overrides = None,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Keep all that the run recorded under another name; begin at step 0.")
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
     save_minutes: SaveMinutes = 10.0,
@@ -134,6 +137,7 @@ def resume(
         overrides=overrides or (),
         execution=execution,
         observers=_metric_lines(metric_lines),
+        from_start=from_start,
         say=speaker(quiet),
     )
     _close(done, quiet)

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 from stagewright import recipes
+from stagewright.claim import next_free
 from stagewright.data.manifest import Manifest
 from stagewright.judge import judge
 from stagewright.predict import print_table
-from stagewright.rundir import RunDir, next_free
+from stagewright.rundir import RunDir
 from stagewright.session import Execution
 from stagewright.training import Run, train
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stagewright.errors import CheckpointError
-from stagewright.steplog import AppendFile
+from stagewright.steplog import AppendFile, Seal
+from stagewright.storage.files import read_own
 
 Event = dict[str, Any]
 
@@ -116,6 +117,10 @@ class EventLog:
         """Returns when every event is on the disk; to be called before a checkpoint is saved, which relies on them."""
         self._file.sync()
 
+    def seal(self) -> Seal:
+        """What the log holds now."""
+        return self._file.seal()
+
     def close(self) -> None:
         """Closes the observers and the file. What an observer raises now is logged."""
         for observer in self._observers:
@@ -135,12 +140,12 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
     is told of it in a sentence. FileNotFoundError if there is no log.
     """
     events: list[Event] = []
-    *lines, _unfinished = path.read_bytes().split(b"\n")
+    *lines, _unfinished = read_own(path).split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
+            event = _checked(json.loads(line))
             kind, step = event["kind"], event["step"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             damaged(f"{path.name}: line {number} is damaged and left out")
             continue
         if kind in REWINDING_KINDS:
@@ -148,6 +153,27 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
                 earlier["superseded"] = earlier["superseded"] or earlier["step"] > step
         events.append({**event, "line": number, "superseded": False})
     return events
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "text", "stage_name"), (str,)),
+    **dict.fromkeys(("rows", "paths", "reasons", "rejected"), (list,)),
+    **dict.fromkeys(("clock", "results"), (dict,)),
+}
+"""Types of fields that whoever reads the log relies on."""
+
+
+def _checked(event: Any) -> Event:
+    """``event`` with a kind, a step and a clock; ValueError or KeyError where one is amiss, or a field has another type."""
+    event = {"clock": {}, **event}
+    if not isinstance(event["kind"], str) or type(event["step"]) is not int:
+        raise ValueError("kind or step is amiss")
+    if any(name in event and not isinstance(event[name], kinds) for name, kinds in _TYPES.items()):
+        raise ValueError("a field has another type")
+    results = event.get("results", {}).values()
+    if not all(isinstance(one, dict) and isinstance(one["top1"], int | float) for one in results):
+        raise ValueError("results have no top1")
+    return event
 
 
 def live_events(path: Path) -> list[Event]:

@@ -22,9 +22,10 @@ from stagewright.evaluate import Evaluation
 from stagewright.events import read_events
 from stagewright.model.bundle import BundleSpec, Preprocessing, save_bundle
 from stagewright.plan import StagePlan
-from stagewright.rundir import RunDir, write_json
+from stagewright.rundir import RunDir
 from stagewright.session import Session
 from stagewright.state import Score
+from stagewright.storage.files import read_own, write_json
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
@@ -190,7 +191,7 @@ def write_summary(
     session.clock.read("setup")  # charges the time up to now
     seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
     events = read_events(run.events)
-    bad = {row for event in events if event["kind"] == "bad_image" for row in event["rows"]}
+    bad = {row for event in events if event["kind"] == "bad_image" for row in event.get("rows", ())}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
     environment = run.read_env()
     content: dict[str, Any] = {
@@ -246,7 +247,7 @@ def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
     best: dict[str, float] = {}
     for event in events:
         if event["kind"] == "evaluated" and not event["superseded"]:
-            for kind, result in event["results"].items():
+            for kind, result in event.get("results", {}).items():
                 best[kind] = max(best.get(kind, 0.0), result["top1"])
     return best
 
@@ -256,18 +257,23 @@ def _stage_peaks(events: list[dict[str, Any]]) -> dict[str, float]:
     peaks: dict[str, float] = {}
     for event in events:
         clock = event.get("clock", {})
-        if "peak_gb" in clock:
+        if isinstance(clock.get("peak_gb"), int | float) and isinstance(clock.get("stage"), str):
             peaks[clock["stage"]] = max(peaks.get(clock["stage"], 0.0), clock["peak_gb"])
     return peaks
 
 
 def read_summary(run: RunDir) -> dict[str, Any]:
     """``summary.json``; empty where there is none yet. CheckpointError where it is no JSON."""
-    if not run.summary.is_file():
-        return {}
     try:
-        return json.loads(run.summary.read_text("utf-8"))
-    except ValueError as error:
+        content = json.loads(read_own(run.summary))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{run.summary}: {error}", "the file as it was written", "resume writes it anew"
+            f"{run.summary} is damaged: {error}",
+            "the file as it was written",
+            f"stagewright resume {run.root} writes it again",
         ) from None

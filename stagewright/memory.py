@@ -19,6 +19,15 @@ _GIB = 2**30
 _STATUS = Path("/proc/self/status")
 
 
+def num_bytes(tensors: object) -> int:
+    """Bytes of the tensors nested in ``tensors``: the size of their checkpoint but for some kilobytes."""
+    if isinstance(tensors, torch.Tensor):
+        return tensors.numel() * tensors.element_size()
+    if isinstance(tensors, dict):
+        return sum(map(num_bytes, tensors.values()))
+    return sum(map(num_bytes, tensors)) if isinstance(tensors, list | tuple) else 0
+
+
 def memory_in_use(device: torch.device) -> dict[str, float]:
     """``{"allocated_gb", "reserved_gb", "peak_gb"}`` of a CUDA device, ``{"resident_gb", "peak_gb"}`` of this process."""
     if device.type == "cuda":

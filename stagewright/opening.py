@@ -23,6 +23,7 @@ from stagewright.observers.textlog import TextLog
 from stagewright.plan import Plan
 from stagewright.record import Recorder
 from stagewright.rundir import RunDir, check_room
+from stagewright.runlogs import refuse_lost, restore_logs
 from stagewright.session import Execution, Session
 from stagewright.state import TrainState
 from stagewright.stop import StopSignal
@@ -53,17 +54,18 @@ def open_session(
     restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
     for one in rejected:
         say(f"Passed over {one.name}: {one.reason}")
-    if rejected and restored is None:
-        say("No checkpoint is left that can be used: the run starts over at step 0.")
+    if restored is None:
+        refuse_lost(run, rejected)
     if execution.keep_decoded:
         images = keep_for(plan, manifest, images)
     points = {**(points or {}), "before the model": memory_in_use(device)}
     state, lines = build_state(plan, device, restored)
     points["with the model on the device"] = memory_in_use(device)
     if restored is not None:
-        relink(run, state)
+        point_again(run, state)
     else:
         check_room(run.root, checkpoint_bytes(state, plan))
+    notes = restore_logs(run, restored)
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=began
     )
@@ -86,7 +88,7 @@ def open_session(
     elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
         text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
         log.emit("notice", state.step, text=text)
-    for line in lines:
+    for line in (*notes, *lines):
         log.emit("notice", state.step, text=line)
     log.emit("memory", state.step, clock={"points": points, "told": True})
     numerics = numerics_of(plan, state.model, manifest)
@@ -94,11 +96,11 @@ def open_session(
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, stop)
 
 
-def relink(run: RunDir, state: TrainState) -> None:
-    """Points ``last`` and ``best`` to where the restored state says: a kill between saving and linking leaves them behind."""
-    checkpoint.link(run.checkpoints, "last", state.step)
+def point_again(run: RunDir, state: TrainState) -> None:
+    """Makes last.json and best.json say what the restored state says: a kill after a save leaves them behind."""
+    checkpoint.point(run.checkpoints, "last", state.step)
     if state.best is not None and (run.checkpoints / checkpoint.name_of(state.best.step)).is_dir():
-        checkpoint.link(run.checkpoints, "best", state.best.step)
+        checkpoint.point(run.checkpoints, "best", state.best.step)
 
 
 def _own_observers(run: RunDir, plan: Plan, execution: Execution) -> list[Observer]:

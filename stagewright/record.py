@@ -25,7 +25,7 @@ from stagewright.guard import Row
 from stagewright.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import RunDir
 from stagewright.state import Score, TrainState
-from stagewright.steplog import StepLog
+from stagewright.steplog import Seal, StepLog
 
 STEPS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING = ("step", "train_seconds", "images_per_second", "memory_gb")
@@ -156,6 +156,11 @@ class Recorder:
         for log in (self.steps, self.timing, self.metrics):
             log.sync()
         self.log.sync()
+
+    def seals(self) -> dict[str, Seal]:
+        """What the logs hold now, by file name; :meth:`sync` comes before."""
+        logs = {log.path.name: log.seal() for log in (self.steps, self.metrics, self.timing)}
+        return {**logs, self.run.events.name: self.log.seal()}
 
     def close(self) -> None:
         """Closes files and observers."""

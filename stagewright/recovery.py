@@ -22,6 +22,7 @@ from stagewright.data.loader import Batch
 from stagewright.data.stream import train_specs
 from stagewright.errors import CheckpointError, Diverged, ModelError
 from stagewright.guard import KEPT_STATES, Fault, Guard
+from stagewright.memory import num_bytes
 from stagewright.model.groups import modes_kept
 
 if TYPE_CHECKING:
@@ -188,6 +189,6 @@ def _home(state: TrainState) -> torch.device:
     """Where snapshots lie: on the model's device, where they take little of it."""
     if state.device.type != "cuda":
         return state.device
-    needed = KEPT_STATES * checkpoint.num_bytes(state.content())
+    needed = KEPT_STATES * num_bytes(state.content())
     total = torch.cuda.get_device_properties(state.device).total_memory
     return state.device if needed < _SHARE_OF_MEMORY * total else torch.device("cpu")

@@ -188,8 +188,8 @@ def _start(root: Path, plan: Plan, manifest: Manifest, data: str) -> RunDir:
 
 
 def _final(run: RunDir) -> dict[str, Any]:
-    content = checkpoint.load(run.checkpoints / "last").tensors
-    return {name: value for name, value in content.items() if name != "seconds"}
+    content = checkpoint.load(checkpoint.pointed(run.checkpoints, "last") or run.checkpoints / "last").tensors
+    return {name: value for name, value in content.items() if name not in ("seconds", "logs")}
 
 
 def _unequal(one: Any, other: Any, path: str) -> list[str]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import json
-import logging
-import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,8 @@ from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError, StorageError
 from stagewright.machine import cores, memory_bytes
 from stagewright.plan import Plan
+from stagewright.storage.files import read_own, unwritable, write_json, write_whole
+from stagewright.storage.lock import Lock
 
 _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "pyarrow")
 
@@ -35,6 +32,8 @@ class RunDir:
     """Paths inside ``root``. Files are written whole (temporary name, then rename), logs are appended to."""
 
     root: Path
+    lock: Lock | None = field(default=None, compare=False, repr=False)
+    """What makes this process the only one that writes here; None for readers and for folders of the process's own."""
 
     @property
     def plan(self) -> Path:
@@ -108,58 +107,45 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path) -> RunDir:
-        """An empty run directory; StorageError where it cannot be made or written, CheckpointError where one stands."""
-        run = cls(root)
+        """A new run directory in a folder that only this process uses; StorageError where it cannot be made."""
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            probe = root / ".probe"
-            probe.write_bytes(b"stagewright")
-            probe.unlink()
+            root.mkdir(parents=True)
         except OSError as error:
-            raise StorageError(
-                f"{root} cannot be written: {error.strerror or error}",
-                "a folder on a disk with room that this user may write",
-                "give another place with --out",
-            ) from None
-        # What a process leaves that was killed while it wrote a run's beginning is no run yet, and none in the way.
-        beginning = {path.name for path in (run.manifest, run.recipe, run.env)}
-        if any(path.name not in beginning and not path.name.startswith(".") for path in root.iterdir()):
-            what = "already holds a run" if (root / "plan.json").exists() else "is not empty"
-            raise CheckpointError(
-                f"{root} {what}",
-                "a new or empty folder: a run never writes into another's",
-                f"stagewright resume {root} goes on with it; another --out, or none, begins a new one",
-            )
-        return run
+            raise unwritable(root, error) from error
+        return cls(root)
 
     def write_start(self, plan: Plan, manifest: Manifest, env: Mapping[str, Any]) -> None:
         """What stands before the first step. The plan comes last: a folder with a plan has all of it."""
         manifest.write(self.manifest)
-        write_text(self.recipe, recipes.to_yaml(plan.recipe))
+        write_whole(self.recipe, recipes.to_yaml(plan.recipe))
         write_json(self.env, env)
         write_json(self.plan, plan.to_json())
+        if self.lock is not None:
+            self.lock.write(beginning=False)
 
     def read_plan(self) -> Plan:
-        """The run's plan; RecipeError where it was altered, CheckpointError where it is no JSON."""
+        """The run's plan; CheckpointError where it was altered or is damaged, Unreadable where it cannot be read now."""
         try:
-            return Plan.from_json(json.loads(self.plan.read_text("utf-8")))
-        except (OSError, ValueError) as error:
+            return Plan.from_json(json.loads(read_own(self.plan)))
+        except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{self.plan} cannot be read: {error}", "the file as train wrote it", "restore it from a copy"
+                f"{self.plan} is damaged or gone: {error}", "the file as train wrote it", "restore it from a copy"
             ) from None
         except RecipeError as error:
             raise CheckpointError(f"{self.plan}: {error.given}", error.allowed, error.remedy) from None
 
     def read_env(self) -> dict[str, Any]:
-        """``env.json``, empty where it is missing."""
-        return json.loads(self.env.read_text("utf-8")) if self.env.is_file() else {}
+        """``env.json``, which is for people: empty where it is missing or damaged. Unreadable where it cannot be read now."""
+        try:
+            content = json.loads(read_own(self.env))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
-
-def next_free(parent: Path, name: str) -> Path:
-    """``parent/name-N`` with the lowest N above all that stand there, so that runs sort in the order they began."""
-    pattern = re.compile(re.escape(name) + r"-(\d+)")
-    taken = [int(match[1]) for path in parent.glob(f"{name}-*") if (match := pattern.fullmatch(path.name))]
-    return parent / f"{name}-{max(taken, default=0) + 1}"
+    def check_held(self) -> None:
+        """StorageError where the directory was moved, deleted or taken over by another process meanwhile."""
+        if self.lock is not None:
+            self.lock.check()
 
 
 def environment(data: str, command: Sequence[str], device: str, device_name: str) -> dict[str, Any]:
@@ -194,49 +180,9 @@ def check_room(folder: Path, bytes_needed: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Holds the run directory ``run_dir``, which exists, for this process; the kernel lets go however the process ends.
-
-    CheckpointError names the process that has it. On a file system without locks it warns in the log and goes on.
-    """
-    with open(run_dir / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = (run_dir / ".lock").read_text().strip() or "unknown"
-            raise CheckpointError(
-                f"{run_dir} is in use by process {holder}",
-                "one process in a run directory",
-                f"wait for it, or stop it (kill {holder}), or choose another --out",
-            ) from error
-        except OSError:
-            logging.getLogger(__name__).warning(
-                "%s: this file system has no locks; start no second process here", run_dir
-            )
-        file.truncate(0)
-        os.write(file.fileno(), str(os.getpid()).encode())
-        yield
-
-
 def own_command() -> list[str]:
     """The command line of this process as a person would type it."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON whole."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a text file whole: whoever reads it sees the old or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _version(library: str) -> str | None:

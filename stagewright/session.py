@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from stagewright.record import Recorder, verdict
 from stagewright.recovery import Recovery, masked, out_of_memory
 from stagewright.rng import Stream, torch_seed
 from stagewright.rundir import RunDir
+from stagewright.runlogs import carried
 from stagewright.state import TrainState, Watch
 from stagewright.step import Numerics, train_step
 from stagewright.stop import StopSignal
@@ -308,8 +310,10 @@ class Session:
     def save(self) -> None:
         """Writes the whole state; what the files beside it say of it is on disk before."""
         with self.clock.phase("checkpoint"):
+            self.run.check_held()
             self.recorder.sync()
             state = self.state
+            said, logs = carried(self.recorder.seals(), self._env)
             # What a rollback may go back to, and the best weights as they were there, live as long as the state.
             horizon = self.recovery.guard.horizon(state.step)
             before = [step for step in checkpoint.steps(self.run.checkpoints) if step <= horizon]
@@ -317,15 +321,20 @@ class Session:
             path = checkpoint.save(
                 self.run.checkpoints,
                 state.step,
-                state.content(),
-                {"plan_digest": self.plan.digest},
+                {**state.content(), "logs": logs},
+                {"plan_digest": self.plan.digest, "logs": said},
                 keep=self.plan.recipe.checkpoints.keep,
                 protect=sorted({*before[-1:], *bests, *([state.best.step] if state.best else [])}),
             )
-            checkpoint.link(self.run.checkpoints, "last", state.step)
+            checkpoint.point(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
-                checkpoint.link(self.run.checkpoints, "best", state.step)
+                checkpoint.point(self.run.checkpoints, "best", state.step)
         self.recorder.log.emit("saved", state.step, checkpoint=path.name, clock=self.peak())
+
+    @cached_property
+    def _env(self) -> bytes:
+        """env.json, which a checkpoint carries; it does not change while a process has the run."""
+        return json.dumps(self.run.read_env(), indent=1, ensure_ascii=False).encode()
 
     @contextmanager
     def loading(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:

@@ -7,19 +7,49 @@ resumed run calls ``truncate_after`` with its step and writes on: the bytes are 
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import io
 import operator
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-from stagewright.errors import CheckpointError, StorageError
+from stagewright.errors import CheckpointError
+from stagewright.storage.files import patiently, read_own, unreadable, unwritable
 
 Cell = str | int | float | bool | None
 _BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What a file held at a moment: its length in bytes, its SHA-256 in hexadecimal, and all of it, packed by zlib."""
+
+    bytes: int
+    sha256: str
+    packed: bytes
+
+
+class _Sealing:
+    """Hash and packed content of a file that grows, kept up as it does: a seal costs what was written since the last one."""
+
+    def __init__(self) -> None:
+        self.bytes, self.sha256 = 0, hashlib.sha256()
+        self._packer, self._packed = zlib.compressobj(1), bytearray()
+
+    def add(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        self._packed += self._packer.compress(data)
+
+    def seal(self) -> Seal:
+        return Seal(self.bytes, self.sha256.hexdigest(), bytes(self._packed) + self._packer.copy().flush())
 
 
 class AppendFile:
@@ -30,22 +60,55 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._sealing: _Sealing | None = None
+        self._torn: int | None = None
+        """Length of the whole lines, where a line that failed stands behind them."""
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise unwritable(path, error) from error
         self.cut_bytes = self.cut_while(lambda line: False)
 
     def append(self, data: bytes) -> None:
         """Writes ``data``, which ends in a newline; on a full disk, StorageError and nothing of it is left."""
-        start = os.fstat(self._fd).st_size
         try:
+            if self._torn is not None:  # what an earlier failure left could not be cut then
+                os.ftruncate(self._fd, self._torn)
+            self._torn = os.fstat(self._fd).st_size
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
+            self._torn = None
         except OSError as error:
-            os.ftruncate(self._fd, start)
-            raise _cannot_write(self.path, error) from error
+            if self._torn is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, self._torn)
+                    self._torn = None
+            raise unwritable(self.path, error) from error
+        if self._sealing is not None:
+            self._sealing.add(data)
+
+    def seal(self) -> Seal:
+        """What the file holds now. The first time, and after a cut, it is read; then kept up."""
+        if self._sealing is None:
+            self._sealing = patiently(self.path, self._read_all)
+        return self._sealing.seal()
+
+    def _read_all(self, _: str) -> _Sealing:
+        sealing = _Sealing()
+        while block := os.pread(self._fd, _BLOCK, sealing.bytes):
+            sealing.add(block)
+        return sealing
+
+    def cut_to(self, size: int) -> None:
+        """Cuts all behind the first ``size`` bytes."""
+        try:
+            if os.fstat(self._fd).st_size > size:
+                os.ftruncate(self._fd, size)
+                self._sealing = None
+                self.sync()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def cut_while(self, unwanted: Callable[[bytes], bool]) -> int:
         """Cuts a torn last line, then last lines as long as they are ``unwanted``; returns the number of bytes cut.
@@ -53,15 +116,16 @@ class AppendFile:
         Reads from the end, so that a long file costs no more than what is cut; one ``ftruncate`` does it, so that a
         kill leaves the file as it was or as it should be.
         """
-        size = os.fstat(self._fd).st_size
-        end = size
-        for start, line in self._lines_from_end(size):
-            if line.endswith(b"\n") and not unwanted(line[:-1]):
-                break
-            end = start
-        if end < size:
-            os.ftruncate(self._fd, end)
-            self.sync()
+        try:
+            size = os.fstat(self._fd).st_size
+            end = size
+            for start, line in self._lines_from_end(size):
+                if line.endswith(b"\n") and not unwanted(line[:-1]):
+                    break
+                end = start
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        self.cut_to(end)
         return size - end
 
     def _lines_from_end(self, size: int) -> Iterator[tuple[int, bytes]]:
@@ -70,7 +134,7 @@ class AppendFile:
         while position > 0:
             count = min(_BLOCK, position)
             position -= count
-            pending = os.pread(self._fd, count, position) + pending
+            pending = patiently(self.path, lambda _, n=count, at=position: os.pread(self._fd, n, at)) + pending
             # The last byte ends the last line; a newline before it ends the line before.
             while (at := pending.rfind(b"\n", 0, len(pending) - 1)) >= 0:
                 yield position + at + 1, pending[at + 1 :]
@@ -86,15 +150,14 @@ class AppendFile:
 
     def first_line(self) -> bytes:
         """The first line without its newline; empty in an empty file."""
-        with open(self.path, "rb") as file:
-            return file.readline().removesuffix(b"\n")
+        return patiently(self.path, lambda _: os.pread(self._fd, _BLOCK, 0)).partition(b"\n")[0]
 
     def sync(self) -> None:
         """Returns when everything written is on the disk."""
         try:
             os.fsync(self._fd)
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         """Closes the file; a second time does nothing."""
@@ -145,6 +208,10 @@ class StepLog:
         self._file.append(b"".join(_line(row) for row in rows))
         self._last_step = last
 
+    def seal(self) -> Seal:
+        """What the file holds now."""
+        return self._file.seal()
+
     def truncate_after(self, step: int) -> None:
         """Drops every row of a step above ``step``: what a lost process wrote past the checkpoint."""
         self._last_step = self._cut(lambda found: found > step)
@@ -189,7 +256,7 @@ class StepLog:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a StepLog's file, header -> cell, without writing to it: a torn last line, which the run may be
     writing just now, is left out. FileNotFoundError if there is none."""
-    text = path.read_bytes()
+    text = read_own(path)
     whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
     header, *rows = csv.reader(io.StringIO(whole, newline="")) if whole else [[]]
     return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
@@ -209,11 +276,3 @@ def _cell(value: Cell) -> str:
     if isinstance(value, float):
         return repr(float(value))  # float() takes NumPy's float64 to Python's, whose repr is the number alone
     return " ".join(value.splitlines()) if isinstance(value, str) else str(operator.index(value))
-
-
-def _cannot_write(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path} cannot be written: {error.strerror or error}",
-        "a run directory on a disk with room, where this user may write",
-        "make room or mend the permissions, then stagewright resume; nothing saved so far is lost",
-    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 from stagewright import checkpoint, recipes
 from stagewright.budget import Budget, close_account
 from stagewright.build import auto_precision, choose_device, device_name
+from stagewright.claim import claimed, claimed_next, held, refuse_used
 from stagewright.costs import Costs
 from stagewright.data.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sample import sample
 from stagewright.data.sources import Dataset, load_dataset, open_images
-from stagewright.errors import CheckpointError, Stopped, StorageError
+from stagewright.errors import CheckpointError, RecipeError, Stopped, StorageError
 from stagewright.events import Observer
 from stagewright.finish import finish, read_summary, write_summary
 from stagewright.machine import cores, process_began
@@ -36,9 +36,11 @@ from stagewright.recipe import Recipe
 from stagewright.recipes import tiny as rehearsal
 from stagewright.resolve import resolve
 from stagewright.run import carry_out
-from stagewright.rundir import RunDir, environment, lock, next_free, own_command
+from stagewright.rundir import RunDir, environment, own_command
+from stagewright.runlogs import set_record_aside
 from stagewright.session import Execution, Session
 from stagewright.stop import StopSignal
+from stagewright.storage.files import user_path
 from stagewright.survey import settle
 
 Say = Callable[[str], None]
@@ -89,37 +91,38 @@ def train(
     during the set-up.
     """
     began = time.perf_counter()
-    with StopSignal() as stop:
+    with StopSignal() as stop, contextlib.ExitStack() as holding:
         chosen = wanted(recipe, overrides)
         execution = execution or Execution()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
-        earlier = RunDir(Path(out)).read_plan() if resume and out and Path(out, "plan.json").exists() else None
+        out = None if out is None else user_path(out)
+        old = None
+        if out is not None and resume and (out / "plan.json").exists():
+            old = holding.enter_context(held(out))
+        elif out is not None:
+            refuse_used(out)
+        earlier = None if old is None else old.read_plan()
         findings = Findings()
         dataset, plan = prepare(data, chosen, execution, say, tiny=tiny, earlier=earlier, findings=findings)
         points["with the data read"] = memory_in_use(device)
         account: dict[str, Any] = {}
         if budget is not None:
-            plan, account["budget"] = within_budget(
-                plan, dataset, execution, budget, None if out is None else Path(out), say
-            )
-        run, parent = _directory(plan, None if out is None else Path(out), resume, say)
-        created = not run.plan.exists()
-        if created:
+            plan, account["budget"] = within_budget(plan, dataset, execution, budget, out, say)
+        if old is not None and earlier is not None and earlier.digest == plan.digest:
+            run = old
+            if _is_finished(run, say):
+                say(f"{run.root} is finished; nothing is left to do.")
+                return Run(run.root)
+        else:
+            run = holding.enter_context(_new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             notes = [*dataset.notes, *findings.notes]
-            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
             write_excluded(run, dataset)
             findings.write(run.root)
-        elif read_summary(run).get("status") == "finished":
-            say(f"{run.root} is finished; nothing is left to do.")
-            return Run(run.root)
-        try:
-            done = _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began, points)
-        except BaseException:
-            if created and not run.events.exists():  # it failed in the set-up, so the directory holds nothing of worth
-                shutil.rmtree(run.root, ignore_errors=True)
-            raise
+            parent = None if old is None else str(old.root)
+            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
+        done = _carry(run, plan, dataset.manifest, dataset.images, execution, observers, stop, say, began, points)
         if budget is not None and (told := close_account(run, budget)) is not None:
             say(told)
         return done
@@ -131,35 +134,41 @@ def resume(
     overrides: Sequence[str] = (),
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
+    from_start: bool = False,
     say: Say = print,
     command: Sequence[str] | None = None,
     arm: Callable[[Session], None] | None = None,
 ) -> Run:
     """Goes on with a run from its newest valid checkpoint; a finished run is left as it is.
 
-    ``overrides`` that change the plan fork: a new run beside it begins with this one's newest weights, and names it
-    as its parent. ``arm`` is handed the session before the loop begins; the resume check plants its kills there.
+    ``overrides`` that change the plan fork: a new run in the same folder begins with this one's newest weights, and names it
+    as its parent; RecipeError for those that a run which has begun cannot follow. ``from_start`` keeps all that the run has
+    recorded under another name and begins at step 0. ``arm`` is handed the session before the loop begins; the resume check
+    plants its kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
     began = time.perf_counter()
-    with StopSignal() as stop:
-        old = RunDir.existing(Path(run))
+    with StopSignal() as stop, contextlib.ExitStack() as holding:
+        target = old = holding.enter_context(held(user_path(run)))
         plan, manifest = old.read_plan(), Manifest.read(old.manifest)
         execution = execution or Execution()
-        target = old
         changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
         if overrides:
             recipe = recipes.override(plan.recipe, overrides)
+            _refuse_without_effect(plan.recipe, recipe)
             changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
         if changed.digest == plan.digest:
             plan = changed  # at most how often is saved, which changes nothing that comes out
         else:
-            target, plan = _fork(old, plan, changed)
+            plan = _forked_plan(old, plan, changed)
+            target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             target.write_start(plan, manifest, env)
             say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
             if asks_for_lr(plan.recipe):
                 say(kept_sentence(plan.measured, old.root))
-        if read_summary(target).get("status") == "finished":
+        if from_start and (kept := set_record_aside(target)) is not None:
+            say(f"What {target.root} had recorded is kept in {kept}; it begins at step 0.")
+        if _is_finished(target, say):
             say(f"{target.root} is finished; nothing is left to do.")
             return Run(target.root)
         return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, {}, arm)
@@ -230,20 +239,49 @@ def write_excluded(run: RunDir, dataset: Dataset) -> None:
         writer.writerows([one.path, one.reason] for one in dataset.excluded)
 
 
-def _directory(plan: Plan, out: Path | None, resuming: bool, say: Say) -> tuple[RunDir, str | None]:
-    """The run's directory, and the parent it forks from."""
+@contextlib.contextmanager
+def _new_directory(plan: Plan, out: Path | None, old: RunDir | None, say: Say) -> Iterator[RunDir]:
+    """A new run's directory, held: ``out``, or a numbered one; next to ``old`` where the plan forks from that run."""
     if out is None:
-        return RunDir.create(next_free(Path("runs"), plan.recipe.name)), None
-    if not (resuming and (out / "plan.json").exists()):
-        return RunDir.create(out), None
-    old = RunDir(out)
-    if old.read_plan().digest == plan.digest:
-        return old, None
-    new = RunDir.create(next_free(out.parent, out.name))
-    say(
-        f"The plan of {out} is another ({', '.join(changed_fields(old.read_plan(), plan))}): this one forks to {new.root}."
-    )
-    return new, str(out)
+        claim = claimed_next(Path("runs"), plan.recipe.name)
+    elif old is None:
+        claim = claimed(out)
+    else:
+        claim = claimed_next(out.parent, out.name)
+    with claim as run:
+        if old is not None:
+            what = ", ".join(changed_fields(old.read_plan(), plan))
+            say(f"The plan of {out} is another ({what}): this one forks to {run.root}.")
+        yield run
+
+
+def _is_finished(run: RunDir, say: Say) -> bool:
+    """Whether nothing is left to do; a summary that is damaged says nothing, and is written again."""
+    try:
+        return read_summary(run).get("status") == "finished"
+    except CheckpointError:
+        say(f"{run.summary} is damaged; it is written again.")
+        return False
+
+
+_FREE = frozenset({"checkpoints.every", "checkpoints.keep", "data.max_unreadable"})
+"""What may change in a run that has begun, without effect on what comes out."""
+
+
+def _refuse_without_effect(old: Recipe, new: Recipe) -> None:
+    """RecipeError for overrides that a resume would take and not follow: the split, the name and texts are settled."""
+    fixed = [
+        path
+        for path in _differing(old.plain(), new.plain(), "")
+        if path.split(".")[0] in ("data", "name", "description")
+    ]
+    fixed = [path for path in fixed if path not in _FREE]
+    if fixed:
+        raise RecipeError(
+            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their parts and its name are settled",
+            f"fields that take effect, which fork the run; and {', '.join(sorted(_FREE))}, which change nothing that comes out",
+            "stagewright train DATA begins a new run with them (--weights RUN starts from this run's model)",
+        )
 
 
 def changed_fields(old: Plan, new: Plan) -> list[str]:
@@ -267,8 +305,8 @@ def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
     return [] if old == new else [path]
 
 
-def _fork(old: RunDir, plan: Plan, changed: Plan) -> tuple[RunDir, Plan]:
-    """A new directory for the changed plan, which begins with the old run's newest weights unless it names others."""
+def _forked_plan(old: RunDir, plan: Plan, changed: Plan) -> Plan:
+    """The changed plan, which begins with the old run's newest weights unless it names others."""
     recipe = changed.recipe
     if recipe.model.weights == plan.recipe.model.weights:
         newest, _ = checkpoint.newest(old.checkpoints, plan.digest)
@@ -276,12 +314,11 @@ def _fork(old: RunDir, plan: Plan, changed: Plan) -> tuple[RunDir, Plan]:
             raise CheckpointError(
                 f"{old.root} has no valid checkpoint to fork from",
                 "a run that saved one",
-                "train anew with the changed recipe, or give --set model.weights=FILE",
+                "train again with the changed recipe, or give --set model.weights=FILE",
             )
         source = old.checkpoints / checkpoint.name_of(newest.step) / checkpoint.STATE
         recipe = recipe.changed(model={**recipe.model.model_dump(), "weights": str(source.resolve())})
-    forked = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
-    return RunDir.create(next_free(old.root.parent, old.root.name)), forked
+    return resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
 
 
 def _carry(
@@ -297,8 +334,8 @@ def _carry(
     points: Points,
     arm: Callable[[Session], None] | None = None,
 ) -> Run:
-    """Set-up, loop and finish in one directory, alone in it; every way out leaves its mark in summary.json."""
-    with lock(run.root), contextlib.ExitStack() as closing:
+    """Set-up, loop and finish in one directory, which is held; every way out leaves its mark in summary.json."""
+    with contextlib.ExitStack() as closing:
         session = open_session(run, plan, manifest, images, execution, observers, stop, say, began, points)
         closing.callback(session.recorder.close)
         status, error = "failed", None

@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from stagewright import checkpoint
+from stagewright.checkpoint import Checkpoint
 from stagewright.data.loader import Batch
 from stagewright.plan import StagePlan
 from stagewright.session import Session
+
+
+def last_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint that last.json in ``folder`` names."""
+    path = checkpoint.pointed(folder, "last")
+    assert path is not None
+    return checkpoint.load(path)
 
 
 def stop_after(step: int) -> Callable[[Session], None]:

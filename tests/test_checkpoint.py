@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import pytest
 import torch
 
 from stagewright import checkpoint
-from stagewright.checkpoint import Rejected, link, load, newest, num_bytes, save
+from stagewright.checkpoint import Rejected, load, newest, point, pointed, save
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.rundir import check_room, lock
+from stagewright.memory import num_bytes
+from stagewright.rundir import check_room
+from stagewright.storage.lock import lock
 
 META = {"plan_digest": "plan-a", "versions": {"torch": "2.15"}}
 
@@ -166,12 +169,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (truncate, "state.pt has .* bytes instead of"),
     "flipped bit": (flip, "state.pt is damaged: its SHA-256 is not the one recorded"),
     "emptied": (lambda path: os.truncate(path / "state.pt", 0), "state.pt has 0 bytes instead of"),
-    "state missing": (lambda path: (path / "state.pt").unlink(), "state.pt cannot be read: No such file"),
+    "state missing": (lambda path: (path / "state.pt").unlink(), "state.pt is missing"),
     "state a folder": (
         lambda path: ((path / "state.pt").unlink(), (path / "state.pt").mkdir()),
-        "state.pt cannot be re",
+        "state.pt has .* bytes instead of",
     ),
-    "meta missing": (lambda path: (path / "meta.json").unlink(), "meta.json cannot be read: No such file"),
+    "meta missing": (lambda path: (path / "meta.json").unlink(), "meta.json is missing"),
     "meta torn": (lambda path: os.truncate(path / "meta.json", 40), "meta.json is damaged"),
     "meta empty": (lambda path: os.truncate(path / "meta.json", 0), "meta.json is damaged"),
     "meta binary": (lambda path: (path / "meta.json").write_bytes(b"\xff\x00"), "meta.json is damaged"),
@@ -251,14 +254,14 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_newest_best_last_and_protected(tmp_path: Path) -> None:
     put(tmp_path, *range(1, 7))
-    link(tmp_path, "best", 2)
-    link(tmp_path, "last", 6)
+    point(tmp_path, "best", 2)
+    point(tmp_path, "last", 6)
     put(tmp_path, 7, keep=2, protect=(4,))
-    assert names(tmp_path) == ["best", "last", *map(step_name, (2, 4, 6, 7))]
-    link(tmp_path, "best", 7)
-    link(tmp_path, "last", 7)
+    assert names(tmp_path) == ["best.json", "last.json", *map(step_name, (2, 4, 6, 7))]
+    point(tmp_path, "best", 7)
+    point(tmp_path, "last", 7)
     put(tmp_path, 8, keep=1)
-    assert names(tmp_path) == ["best", "last", *map(step_name, (7, 8))]
+    assert names(tmp_path) == ["best.json", "last.json", *map(step_name, (7, 8))]
 
 
 def test_what_a_kept_state_refers_to_is_kept_as_long(tmp_path: Path) -> None:
@@ -287,33 +290,38 @@ def test_verified_files_are_not_hashed_again(tmp_path: Path, monkeypatch: pytest
     assert len(hashed) == 3
 
 
-def test_links(tmp_path: Path) -> None:
+def test_best_and_last_are_small_files_that_any_copy_keeps(tmp_path: Path) -> None:
     put(tmp_path, 1, 2)
-    link(tmp_path, "best", 1)
-    assert os.readlink(tmp_path / "best") == "step_000001"
-    link(tmp_path, "best", 2)
-    assert load(tmp_path / "best").step == 2
-    (tmp_path / ".tmp-last").symlink_to("nowhere")  # left by a killed process
-    link(tmp_path, "last", 2)
+    point(tmp_path, "best", 1)
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 1, "checkpoint": "step_000001"}
+    point(tmp_path, "best", 2)
+    assert pointed(tmp_path, "best") == tmp_path / "step_000002"
     with pytest.raises(CheckpointError, match="best: no checkpoint step_000009 in") as error:
-        link(tmp_path, "best", 9)
+        point(tmp_path, "best", 9)
     assert error.value.allowed == "step_000002, step_000001"
     assert "save it" in error.value.remedy
+    assert pointed(tmp_path, "last") is None
+    for damaged in ("", "{", "[]", '{"step": "x"}', '{"step": 77}'):
+        (tmp_path / "last.json").write_text(damaged)
+        assert pointed(tmp_path, "last") is None
 
 
-def test_a_link_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, 1)
-    monkeypatch.setattr(os, "symlink", fail_with(errno.EPERM))
-    with pytest.raises(StorageError, match="best cannot be made: ") as error:
-        link(tmp_path, "best", 1)
-    assert "symbolic links" in error.value.allowed
-    assert "--out" in error.value.remedy
+def test_links_of_before_that_a_copy_turned_into_folders_are_left_alone(tmp_path: Path) -> None:
+    """scp -r, cp -rL, zip and object stores do that (situation 059)."""
+    put(tmp_path, 1, 2)
+    shutil.copytree(tmp_path / "step_000001", tmp_path / "best")
+    (tmp_path / "last").symlink_to("step_000002")
+    point(tmp_path, "best", 1)
+    point(tmp_path, "last", 2)
+    put(tmp_path, 3, keep=1)
+    assert names(tmp_path) == ["best", "best.json", "last.json", *map(step_name, (1, 2, 3))]
+    assert newest(tmp_path, "plan-a")[0] is not None
 
 
 def test_leftovers_of_killed_processes_go_with_the_next_save(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step_000003").mkdir()
     (tmp_path / ".tmp-step_000003" / "state.pt").write_bytes(b"half")
-    (tmp_path / ".tmp-best").symlink_to("step_000003")
+    (tmp_path / ".tmp-best").symlink_to("step_000003")  # of a version that had links
     put(tmp_path, 4)
     assert names(tmp_path) == ["step_000004"]
 
@@ -335,10 +343,10 @@ def test_a_full_disk_makes_room_and_tries_again(tmp_path: Path, monkeypatch: pyt
     put(tmp_path, 1, 2, 3)
     flip(tmp_path / "step_000003")
     put(tmp_path, 3)
-    link(tmp_path, "best", 1)
+    point(tmp_path, "best", 1)
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC, first=at, times=1, real=os.fsync))
     put(tmp_path, 4, keep=3)
-    assert names(tmp_path) == ["best", *map(step_name, (1, 3, 4))]
+    assert names(tmp_path) == ["best.json", *map(step_name, (1, 3, 4))]
     assert newest(tmp_path, "plan-a")[1] == []
 
 
@@ -420,9 +428,11 @@ import json, os, resource, shutil, signal, sys
 from pathlib import Path
 import torch
 from stagewright import checkpoint
-from stagewright.checkpoint import link, load, newest, save
+from stagewright.checkpoint import load, newest, point, pointed, save
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.rundir import lock
+from stagewright.memory import num_bytes
+from stagewright.storage.hashed import HashedFile
+from stagewright.storage.lock import lock
 
 META = {"plan_digest": "p"}
 base, work = Path(sys.argv[1]) / "base", Path(sys.argv[1]) / "work"
@@ -458,7 +468,7 @@ def killed_at(moment, deed):
     def run():
         for name in ("replace", "fsync", "mkdir", "rmdir", "unlink", "symlink", "utime"):
             setattr(os, name, lethal(getattr(os, name)))
-        checkpoint._Hashed.write = lethal(checkpoint._Hashed.write)
+        HashedFile.write = lethal(HashedFile.write)
         deed()
 
     status = child(run)
@@ -475,11 +485,11 @@ def every_moment(prepare, deed, check):
         assert found is not None and rejected == [], (moment, rejected)
         assert all(load(path) for path in work.glob("step_*")), moment
         check(found, killed)
-        assert load(work / "best").step == 1, moment
+        assert load(pointed(work, "best")).step == 1, moment
         put(9)
-        assert load(work / "best").step == 1, moment
+        assert load(pointed(work, "best")).step == 1, moment
         left = {path.name for path in work.iterdir()}
-        assert left == {"best", "last", "step_000001", "step_000009", os.readlink(work / "last")}, (moment, left)
+        assert left == {"best.json", "last.json", "step_000001", "step_000009", pointed(work, "last").name}, (moment, left)
         if not killed:
             return moment
 
@@ -487,13 +497,13 @@ def every_moment(prepare, deed, check):
 def several():
     for step in (1, 2, 3):
         save(work, step, {"values": OLD, "step": step}, META, keep=9)
-    link(work, "best", 1)
-    link(work, "last", 3)
+    point(work, "best", 1)
+    point(work, "last", 3)
 
 
 def next_step():
     put(4, NEW)
-    link(work, "last", 4)
+    point(work, "last", 4)
 
 
 def check_next(found, killed):

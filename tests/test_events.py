@@ -100,16 +100,16 @@ def test_observers_see_everything_and_the_log_keeps_what_lasts(path: Path) -> No
 def test_an_observer_can_change_nothing(path: Path) -> None:
     class Vandal(Seer):
         def see(self, event: Event) -> None:
-            event["results"]["raw"] = "mine"
+            event["results"]["raw"]["top1"] = 100.0
 
-    results, seer = {"raw": 1}, Seer()
+    results, seer = {"raw": {"top1": 1.0}}, Seer()
     log = EventLog(path, [Vandal(), seer])
     log.emit("evaluated", 1, results=results)
     log.emit("progress", 1, results=results)
     log.close()
-    assert results == {"raw": 1}
-    assert [event["results"] for event in seer.seen] == [{"raw": 1}] * 2
-    assert read_events(path)[0]["results"] == {"raw": 1}
+    assert results == {"raw": {"top1": 1.0}}
+    assert [event["results"] for event in seer.seen] == [results] * 2
+    assert read_events(path)[0]["results"] == results
 
 
 def test_an_observer_that_throws_is_named_once_and_switched_off(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -261,7 +261,7 @@ def test_a_full_disk_tears_no_line(path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"none/steps\.csv cannot be written: No such file"):
+    with pytest.raises(StorageError, match=r"none/steps\.csv cannot be written: the folder .*none is not there"):
         StepLog(tmp_path / "none" / "steps.csv", ["step"])
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from stopping import stop_after
+from stopping import last_checkpoint, stop_after
 from torch import Tensor, nn
 
-from stagewright import checkpoint, recipes
+from stagewright import recipes
 from stagewright.data.loader import Batch
 from stagewright.data.sources import load_dataset
 from stagewright.data.stream import sees_pictures_alike
@@ -163,7 +163,7 @@ def test_a_head_on_features_learns_as_on_pictures(tmp_path: Path, picture_folder
     ]
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
     assert "are computed once" in unbroken.events.read_text() and "are computed once" not in plain.events.read_text()
-    weights = [checkpoint.load(run.checkpoints / "last").tensors["model"] for run in (plain, unbroken)]
+    weights = [last_checkpoint(run.checkpoints).tensors["model"] for run in (plain, unbroken)]
     assert weights[0].keys() == weights[1].keys()
 
 
@@ -198,7 +198,7 @@ def test_a_stop_while_features_are_computed_is_heeded(tmp_path: Path, picture_fo
     watcher = AtOnce()
     arm = lambda session: setattr(watcher, "session", session)  # noqa: E731
     assert not resume(run.root, execution=QUIET, say=lambda text: None, arm=arm, observers=[watcher]).finished
-    assert checkpoint.load(run.checkpoints / "last").step == 0
+    assert last_checkpoint(run.checkpoints).step == 0
     assert go(run)
     assert differences(unbroken, run) == []
 

@@ -90,8 +90,8 @@ def stopped_everywhere(run: RunDir, *arms: Arm, most: int = 200) -> None:
 
 
 def last_step(run: RunDir) -> int:
-    path = run.checkpoints / "last"
-    return int(path.resolve().name.removeprefix("step_")) if path.exists() else 0
+    path = checkpoint.pointed(run.checkpoints, "last")
+    return int(path.name.removeprefix("step_")) if path else 0
 
 
 def events(run: RunDir, kind: str) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stopping import stop_after
+from stopping import last_checkpoint, stop_after
 
-from stagewright import checkpoint, recipes
+from stagewright import recipes
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
 from stagewright.errors import ModelError
@@ -99,7 +99,7 @@ def test_stopped_after_every_step(start: Start, optimizer: dict[str, Any]) -> No
     stopped, _ = start(recipe)
     for step in range(1, plan.total_steps + 1):
         assert not go(stopped, step, workers=step % 3)
-        assert checkpoint.load(stopped.checkpoints / "last").step == step
+        assert last_checkpoint(stopped.checkpoints).step == step
     assert go(stopped)
     assert differences(unbroken, stopped) == []
 
@@ -119,7 +119,7 @@ def test_each_option_makes_another_run(start: Start, change: dict[str, Any]) -> 
     """Else the test above would hold for options that nothing heeds."""
     one, other = (start(recipe)[0] for recipe in (two_stages(), two_stages(**change)))
     assert not go(one, 3) and not go(other, 3)
-    states = [checkpoint.load(run.checkpoints / "last").tensors["model"]["fc.weight"] for run in (one, other)]
+    states = [last_checkpoint(run.checkpoints).tensors["model"]["fc.weight"] for run in (one, other)]
     assert not np.allclose(*states, atol=1e-5)
 
 

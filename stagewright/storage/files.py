@@ -9,12 +9,13 @@ stands there and is no regular file (a pipe, a device) is written through, a lin
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from stagewright.errors import StorageError, Unreadable
 
@@ -151,6 +152,11 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
         raise unwritable(path, error) from error
 
 
+def write_json(path: str | Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Writes ``content`` as readable JSON, as :func:`write_whole` does."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
+
+
 def unwritable(path: str | Path, error: OSError) -> StorageError:
     """The error of a file that cannot be written, with what to do about it."""
     folder = Path(path).parent
@@ -162,7 +168,7 @@ def unwritable(path: str | Path, error: OSError) -> StorageError:
         )
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",
-        "a place with room that this user may write",
+        "a disk with room, at a place that this user may write",
         "make room or mend the permissions, or give another place; nothing saved so far is lost",
     )
 
