@@ -296,7 +296,7 @@ def _load(path: Path, device: str) -> dict[str, Any]:
     def load(file: str) -> dict[str, Any]:
         try:
             return torch.load(file, map_location=device, weights_only=True)
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except pickle.UnpicklingError as error:  # another format: objects that are no tensors
             raise _Damaged(f"{STATE} does not load: {str(error).splitlines()[0]}") from error
