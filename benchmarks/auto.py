@@ -23,10 +23,10 @@ from typing import Any
 
 import stagewright as sw
 from stagewright.claim import next_free
+from stagewright.execution import Execution
 from stagewright.plan import Plan
 from stagewright.report.intervals import wilson
 from stagewright.rundir import RunDir
-from stagewright.session import Execution
 
 WEIGHTS, NETWORK = "mobilenet_v2-imagenet.pth", "mobilenet_v2"
 CIFAR = {"train": 200, "test": 100}

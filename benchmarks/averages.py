@@ -20,8 +20,8 @@ from scipy.stats import t as student
 
 from stagewright import recipes
 from stagewright.events import live_events
+from stagewright.execution import Execution
 from stagewright.rundir import environment
-from stagewright.session import Execution
 from stagewright.training import train
 
 SWA_STAGE = {"name": "swa", "epochs": 0.25, "average": {"kind": "swa", "every": 0.02}}

@@ -26,11 +26,11 @@ from stagewright import recipes
 from stagewright.build import build_model, choose_device, device_name, numerics_of, prepare_torch
 from stagewright.data.decode import ArrayImages
 from stagewright.data.manifest import Manifest
+from stagewright.execution import Execution
 from stagewright.model.groups import parameter_groups
 from stagewright.plan import Plan
 from stagewright.resolve import resolve
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution
 from stagewright.stop import StopSignal
 from stagewright.training import open_session
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stagewright.errors import StagewrightError as StagewrightError
+    from stagewright.execution import Execution as Execution
     from stagewright.model.bundle import Bundle as Bundle
     from stagewright.model.bundle import load_bundle as load_bundle
     from stagewright.plan import Plan as Plan
     from stagewright.recipe import Recipe as Recipe
     from stagewright.recipe import Stage as Stage
-    from stagewright.session import Execution as Execution
     from stagewright.training import Run as Run
     from stagewright.training import resume as resume
     from stagewright.training import train as train
@@ -29,7 +29,7 @@ _HOMES = {
     "Plan": "plan",
     "Recipe": "recipe",
     "Stage": "recipe",
-    "Execution": "session",
+    "Execution": "execution",
     "Run": "training",
     "resume": "training",
     "train": "training",

@@ -84,7 +84,7 @@ def train(
 
     limit = _budget(budget, price, epochs)
     from stagewright import training
-    from stagewright.session import Execution
+    from stagewright.execution import Execution
 
     if resume not in ("auto", "never"):
         raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN goes on with a given run")
@@ -129,7 +129,7 @@ def resume(
 ) -> None:
     """Go on with a stopped or killed run; with --set, fork it."""
     from stagewright import training
-    from stagewright.session import Execution
+    from stagewright.execution import Execution
 
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
     done = training.resume(

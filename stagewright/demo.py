@@ -9,10 +9,10 @@ from pathlib import Path
 from stagewright import recipes
 from stagewright.claim import next_free
 from stagewright.data.manifest import Manifest
+from stagewright.execution import Execution
 from stagewright.judge import judge
 from stagewright.predict import print_table
 from stagewright.rundir import RunDir
-from stagewright.session import Execution
 from stagewright.training import Run, train
 
 # Digits must not be mirrored, and 16 px are twice what they have.

@@ -5,6 +5,7 @@ Turned into steps by the plan alone, which knows batch and data set sizes.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,6 +40,8 @@ class Duration:
         if match is None:
             raise ValueError(f"{text!r} is not a duration; write {FORMS}")
         value, unit = float(match[1]), _SUFFIX[match[2].lower()]
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r} is not finite; write {FORMS}")
         if unit == "run" and value > 1:
             raise ValueError(f"{text!r} is neither epochs nor steps; write {match[1]}ep or {match[1]}st")
         if unit in ("steps", "images") and value != int(value):

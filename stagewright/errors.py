@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class StagewrightError(Exception):
@@ -55,6 +55,23 @@ class Unreadable(StorageError):
 
 class Diverged(StagewrightError):
     """Training produced numbers that are not finite; the last checkpoint is untouched."""
+
+
+class NotFinite(StagewrightError):
+    """A network answers pictures with numbers that are not finite: such an answer is no class, and no score is made of it."""
+
+    def __init__(self, rows: Sequence[int], total: int, names: Sequence[str] = ()) -> None:
+        self.rows, self.total, self.names = list(rows), total, list(names)
+        listed = f": {', '.join(self.names[:5])}{' ...' if len(self.names) > 5 else ''}" if self.names else ""
+        super().__init__(
+            f"the network's answers to {len(self.rows):,} of {total:,} pictures are not finite numbers{listed}",
+            "weights and pictures that give finite numbers",
+            "where it is all of them the weights are spoilt: take an earlier checkpoint or train again with a lower learning "
+            "rate; where it is a few, look at these pictures",
+        )
+
+    def __reduce__(self) -> tuple[type[NotFinite], tuple[list[int], int, list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self), (self.rows, self.total, self.names)
 
 
 class RangeTestError(StagewrightError):

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, softmax
 from stagewright.augment.apply import normalise
 from stagewright.compiled import Compiled, filled_up
 from stagewright.data.loader import Batch
-from stagewright.errors import Interrupted
+from stagewright.errors import Interrupted, NotFinite
 from stagewright.model.groups import modes_kept
 from stagewright.step import Numerics
 
@@ -60,11 +60,13 @@ def evaluate(
 ) -> Evaluation:
     """How the model answers ``batches``, in eval mode; its training modes are restored.
 
+    :class:`NotFinite` where an answer to a readable picture is not finite, with the manifest rows: it would be no class.
     ``inputs`` gives what ``forward`` takes of a batch; None: its pictures, normalised. ``stop`` is asked before every batch
     and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
     """
     device = next(model.parameters()).device
     columns: list[Tensor] = []
+    rows: list[NDArray[np.int64]] = []
     classes = done = most = 0
     with modes_kept(model):
         model.eval()
@@ -80,9 +82,10 @@ def evaluate(
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
             columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))
+            rows.append(batch.rows)
             done += len(labels)
             progress(done)
-    return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes)
+    return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
 
 
 def _pictures(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
@@ -91,7 +94,7 @@ def _pictures(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
 
 
 def _answers(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Rows (loss, predicted, its probability, the right one's, label, rank of the label, readable), float64 (7, B).
+    """Rows (loss, predicted, its probability, the right one's, label, rank of the label, readable, finite), float64 (8, B).
 
     Among equal probabilities the lower class index ranks first, so that a constant answer scores as chance does.
     """
@@ -101,14 +104,17 @@ def _answers(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     rank = ((probabilities > true) | ((probabilities == true) & earlier)).sum(dim=1)
     loss = cross_entropy(logits.double(), labels, reduction="none")
-    columns = (loss, top.indices, top.values, true[:, 0], labels, rank, valid)
+    columns = (loss, top.indices, top.values, true[:, 0], labels, rank, valid, torch.isfinite(logits).all(dim=1))
     return torch.stack([column.double() for column in columns])
 
 
-def _summed(answers: NDArray[np.float64], classes: int) -> Evaluation:
-    loss, predicted, probability, true_probability, labels, rank, readable = answers
+def _summed(answers: NDArray[np.float64], classes: int, rows: NDArray[np.int64]) -> Evaluation:
+    loss, predicted, probability, true_probability, labels, rank, readable, finite = answers
     ok = readable.astype(bool)
     count = int(ok.sum())
+    spoilt = ok & (finite == 0)
+    if spoilt.any():
+        raise NotFinite(rows[spoilt].tolist(), count)
     correct = predicted == labels
     return Evaluation(
         loss=float(loss[ok].mean()) if count else float("nan"),

@@ -3,7 +3,8 @@
 The convention: an event is ``{"kind", "step", ..., "clock"}``. All but ``clock`` is a function of the plan, so that an
 interrupted run's live events equal an unbroken one's; what depends on time or machine goes into ``clock``. Kinds that
 depend on how often a process was started are the session kinds. Nothing is ever removed: a ``resumed`` or ``rolled_back``
-event of step k supersedes every event of a later step that stands before it. Floats that are not finite are written ``NaN`` and
+event of step k supersedes every event of a later step that stands before it; a ``rolled_back`` that a process wrote before it
+was killed, and the next one again, supersedes the first and all since. Floats that are not finite are written ``NaN`` and
 ``Infinity``, as Python's json reads them.
 """
 
@@ -97,9 +98,14 @@ class EventLog:
                 self._switch_off(observer, step, error)
 
     def rolled_back(self, step: int, **payload: Any) -> None:
-        """Writes that the run goes on from ``step`` again. What it does again up to where it was is not written twice."""
-        self._standing = self._live()  # a process that was killed right after this event may have written it
+        """Writes that the run goes on from ``step`` again; the ``number`` in the payload counts such events of the run. What it
+        does again up to where it was is not written twice."""
+        self._standing = set()
         self.emit("rolled_back", step, **payload)
+        self._standing = self._live()
+
+    def stand_again(self) -> None:
+        """From here on, what the log holds is not written twice: the run repeats steps of before a rollback's."""
         self._standing = self._live()
 
     def _live(self) -> set[str]:
@@ -149,10 +155,22 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
             damaged(f"{path.name}: line {number} is damaged and left out")
             continue
         if kind in REWINDING_KINDS:
-            for earlier in events:
-                earlier["superseded"] = earlier["superseded"] or earlier["step"] > step
+            since = _first_writing(event, events)
+            for at, earlier in enumerate(events):
+                earlier["superseded"] = earlier["superseded"] or earlier["step"] > step or at >= since
         events.append({**event, "line": number, "superseded": False})
     return events
+
+
+def _first_writing(event: Event, before: Sequence[Event]) -> int:
+    """Place of the same rollback's event, written by a process that was killed before it had saved; else behind all."""
+    if event["kind"] != "rolled_back" or "number" not in event:
+        return len(before)
+    own = (event["number"], event["step"])
+    places = (
+        at for at, one in enumerate(before) if one["kind"] == "rolled_back" and (one.get("number"), one["step"]) == own
+    )
+    return next((at for at in places if not before[at]["superseded"]), len(before))
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

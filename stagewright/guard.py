@@ -61,6 +61,10 @@ class Record:
     """(update, at): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one."""
     micro_batch_size: int | None = None
     """Pictures at a time, since more of them did not fit into memory; None: as planned."""
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    """Rollbacks under way, as their events will say it once the step that they go back to is reached."""
+    restores: int = 0
+    """Rollbacks of any kind so far; numbers their events."""
 
     checked: int = 0
     """Finished updates that were looked at."""
@@ -146,8 +150,17 @@ class Guard:
                 if record.overflows < _OVERFLOWS:
                     continue
             what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-            return Fault(done - 1, self._state_before(done - 1), "not finite", what)
+            return self._spoilt_by(done - 1, what)
         return None
+
+    def spoilt(self, step: int, what: str) -> Fault:
+        """The fault of ``step`` finished updates whose weights give answers that are not finite, ``what``: the last update is
+        to blame, though its own loss was finite."""
+        return self._spoilt_by(step - 1, what)
+
+    def _spoilt_by(self, update: int, what: str) -> Fault:
+        # The update before may have spoilt the weights, which only this one's loss shows: back to before that one too.
+        return Fault(update, self._state_before(max(update - 1, 0)), "not finite", what)
 
     def _spike(self, record: Record, step: int, rows: Sequence[Row]) -> Fault | None:
         window = self.settings.window

@@ -21,7 +21,7 @@ from stagewright.data.decode import Images
 from stagewright.data.loader import BatchSpec, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset, open_images
-from stagewright.errors import DataError, nearest
+from stagewright.errors import DataError, NotFinite, nearest
 from stagewright.evaluate import Evaluation, evaluate
 from stagewright.machine import cores
 from stagewright.model.bundle import Bundle, load_bundle
@@ -106,7 +106,11 @@ def judge(
     numerics = Numerics(view.mean, view.std, "fp32", True)
     threads = auto_workers(manifest) if workers is None else workers
     with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
-        result = evaluate(bundle.model, bundle.model, batches, numerics)
+        try:
+            result = evaluate(bundle.model, bundle.model, batches, numerics)
+        except NotFinite as error:
+            names = manifest.paths.take(error.rows).to_pylist()
+            raise NotFinite(error.rows, error.total, names) from None
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
     return Judgement(source, bundle.classes, labels, groups, result)
 

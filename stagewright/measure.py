@@ -15,13 +15,13 @@ from typing import Any
 from stagewright.build import auto_precision, choose_device, prepare_torch
 from stagewright.data.sources import Dataset
 from stagewright.errors import RangeTestError, StorageError
+from stagewright.execution import Execution
 from stagewright.lrcurve import MEANING, NAME, RangeTest, Suggestions, check_method, lr_text, suggest, swept
 from stagewright.lrfind import Sweep, range_test
 from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.session import Execution
 from stagewright.traceless import traceless
 
 Say = Callable[[str], None]

@@ -16,6 +16,7 @@ from stagewright.data.decode import Images
 from stagewright.data.kept import keep_for
 from stagewright.data.manifest import Manifest
 from stagewright.events import EventLog, Observer
+from stagewright.execution import Execution
 from stagewright.memory import Points, memory_in_use
 from stagewright.observers.console import Console
 from stagewright.observers.pages import Pages
@@ -24,7 +25,7 @@ from stagewright.plan import Plan
 from stagewright.record import Recorder
 from stagewright.rundir import RunDir, check_room
 from stagewright.runlogs import refuse_lost, restore_logs
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.state import TrainState
 from stagewright.stop import StopSignal
 

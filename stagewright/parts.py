@@ -21,9 +21,9 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Part(BaseModel):
-    """A frozen part of a recipe that refuses unknown keys."""
+    """A frozen part of a recipe that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Data(Part):

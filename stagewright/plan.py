@@ -28,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class DatasetInfo(BaseModel):
     """What the plan needs to know of a data set. ``digest`` identifies every picture, label, group and split of it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     num_train: int
     num_val: int
@@ -40,7 +40,7 @@ class DatasetInfo(BaseModel):
 class Measured(BaseModel):
     """What was measured before the plan was made, and stands in it from then on, so that no resume measures again."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     lr: float | None = None
     """Learning rate that the range test found at the first stage's batch size; what ``lr: auto`` means."""
@@ -64,7 +64,7 @@ class Hyper:
 class StagePlan(BaseModel):
     """A stage in integers: updates ``first_step .. end_step - 1`` over ``num_images`` pictures."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     index: int
     name: str
@@ -144,7 +144,7 @@ class StagePlan(BaseModel):
 class Plan(BaseModel):
     """Everything that will happen, reproducible from itself: ``Plan.from_json(plan.to_json()) == plan``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     recipe: Recipe

@@ -65,10 +65,12 @@ def plan(
 
     from stagewright.costview import cost_view, in_json
     from stagewright.errors import RecipeError
+    from stagewright.execution import Execution
     from stagewright.planview import plan_view
-    from stagewright.session import Execution
     from stagewright.training import prepare, probed
 
+    if price is not None and not 0 < price < float("inf"):
+        raise RecipeError(f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs")
     if price is not None and not probe:
         raise RecipeError(f"--price {price:g} without --probe", "--price with --probe", "time must be measured to cost")
     chosen = recipe_of(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
@@ -124,10 +126,10 @@ def lr_find(
     """Find a learning rate: a short training in which it rises until the loss blows up. Nothing is kept of it."""
     from rich.console import Console
 
+    from stagewright.execution import Execution
     from stagewright.lrfind import Sweep
     from stagewright.measure import find_lr
     from stagewright.planview import lr_view
-    from stagewright.session import Execution
     from stagewright.training import gather
 
     chosen = recipe_of(recipe, overrides, model, weights, None, batch_size, None, img_size, seed)

@@ -29,6 +29,7 @@ from stagewright.data.manifest import SPLITS
 from stagewright.data.sample import spread
 from stagewright.data.sources import Dataset
 from stagewright.data.stream import sees_pictures_alike
+from stagewright.execution import Execution
 from stagewright.finish import write_bundle
 from stagewright.machine import Bystanders, cores
 from stagewright.memory import begin_peak, peak_gb
@@ -39,7 +40,7 @@ from stagewright.plan import Plan, StagePlan
 from stagewright.rehearsal import Rehearsal, rehearse
 from stagewright.run import carry_out
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session, recalibrated_images
+from stagewright.session import Session, recalibrated_images
 from stagewright.state import Score
 from stagewright.stop import StopSignal
 from stagewright.traceless import traceless

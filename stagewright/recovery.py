@@ -20,7 +20,7 @@ from stagewright import checkpoint
 from stagewright.build import build_state
 from stagewright.data.loader import Batch
 from stagewright.data.stream import train_specs
-from stagewright.errors import CheckpointError, Diverged, ModelError
+from stagewright.errors import CheckpointError, Diverged, ModelError, NotFinite
 from stagewright.guard import KEPT_STATES, Fault, Guard
 from stagewright.memory import num_bytes
 from stagewright.model.groups import modes_kept
@@ -97,16 +97,46 @@ class Recovery:
             remedy = f"the learning rate times {settings.ease:g} for {settings.ease_windows * settings.window} steps"
         self._restore(session, fault, remedy)
 
+    def spoilt(self, session: Session, error: NotFinite) -> None:
+        """Goes back where an evaluation found that the last update has spoilt the weights; Diverged where that was tried
+        often enough."""
+        what = (
+            f"behind it, {error.given}" if len(error.names) < error.total else "behind it no answer is a finite number"
+        )
+        self._go_back(session, self.guard.spoilt(session.state.step, what))
+
     def _restore(self, session: Session, fault: Fault, remedy: str) -> None:
+        """Goes on from the newest state at or before the one that ``fault`` names.
+
+        A process that began later has an older one: it trains up to that step once more, by the same pure updates. The event
+        waits until then (:meth:`arrive`), so that it is the same event however the run was interrupted.
+        """
         state = session.state
-        found = state.step
+        state.guard.restores += 1
+        event = {
+            "step": fault.back_to,
+            "number": state.guard.restores,
+            "at": fault.update + 1,
+            "found": state.step,
+            "fault": fault.kind,
+            "reason": fault.reason,
+            "remedy": remedy,
+        }
+        state.guard.pending.append(event)
         state.rewind(self._state_before(session, fault.back_to))
         self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
         session.recorder.resume(state)
-        session.recorder.log.rolled_back(
-            fault.back_to, at=fault.update + 1, found=found, fault=fault.kind, reason=fault.reason, remedy=remedy
-        )
+        session.recorder.log.stand_again()
         session.save()  # sets aside the checkpoints of what is given up
+
+    def arrive(self, session: Session, step: int) -> None:
+        """What waits for ``step`` finished updates: the event of a rollback, and a look at pictures."""
+        record = session.state.guard
+        for event in [one for one in record.pending if one["step"] == step]:
+            record.pending.remove(event)
+            session.recorder.log.rolled_back(**event)
+        if record.examine is not None and record.examine[1] == step:
+            self.examine(session, record.examine[0])
 
     def _state_before(self, session: Session, step: int) -> dict[str, Any]:
         """The newest state of at most ``step`` finished updates that there is: kept, saved, or the very first."""

@@ -25,13 +25,14 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sample import sample_manifest
 from stagewright.errors import DataError
 from stagewright.events import Event, comparable, live_events
+from stagewright.execution import Execution
 from stagewright.pending import Pending
 from stagewright.plan import Plan, StagePlan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.rng import Stream, key, uniform
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.training import prepare, resume
 
 Say = Callable[[str], None]

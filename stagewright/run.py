@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from stagewright.errors import Interrupted
+from stagewright.errors import Interrupted, NotFinite
 from stagewright.session import Session
 
 
@@ -18,9 +18,10 @@ def carry_out(session: Session) -> bool:
     eval_steps, save_steps = frozenset(plan.eval_steps), frozenset(plan.save_steps)
     session.clock.switch("train")
     while True:
-        owes_evaluation = state.step in eval_steps and state.evaluated_step < state.step
-        if owes_evaluation and not settle(session, eval_steps, save_steps):
-            return False
+        if state.step in eval_steps and state.evaluated_step < state.step:
+            if not settle(session, eval_steps, save_steps):
+                return False
+            continue  # the guard may have gone back, to where another evaluation is owed
         if session.over:
             return True
         session.recovery.keep(state)
@@ -50,6 +51,8 @@ def go_on(session: Session, eval_steps: frozenset[int], save_steps: frozenset[in
             if state.step in eval_steps or state.step in save_steps or overdue or stop.requested:
                 if not settle(session, eval_steps, save_steps, overdue=overdue):
                     return False
+                if state.step <= batch.step:
+                    return True  # the evaluation found spoilt weights: it has gone back
                 saved_at = time.monotonic()
             session.recovery.keep(state)  # behind the evaluation, so that going back owes none
             if session.over:
@@ -68,6 +71,9 @@ def settle(session: Session, eval_steps: frozenset[int], save_steps: frozenset[i
             improved = state.best is not None and state.best.step == state.step
         except Interrupted:
             pass
+        except NotFinite as error:
+            session.recovery.spoilt(session, error)
+            return not stop.requested
         stopping = stop.requested
     if state.step in save_steps or improved or overdue or stopping or session.over:
         session.save()

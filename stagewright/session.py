@@ -23,7 +23,9 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.resident import Resident, reside
 from stagewright.data.stream import eval_specs, recalibration_specs, sees_pictures_alike, train_specs, whole_specs
 from stagewright.data.times import LoadTimes
+from stagewright.errors import NotFinite
 from stagewright.evaluate import Evaluation, evaluate
+from stagewright.execution import Execution
 from stagewright.features import MOST_BYTES, Cut, Features, Kept, find_cut
 from stagewright.guard import Guard
 from stagewright.machine import cores
@@ -45,26 +47,6 @@ from stagewright.transfer import copied_ahead, on_device
 
 _SWA_RECALIBRATION = 4096
 _SMALL_PIXELS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """Where and how a plan happens to run: free to change between a stop and a resume, without effect on the result."""
-
-    device: str = "auto"
-    workers: int | None = None
-    """Threads that read and decode; 0 does it between the steps; None goes by the cores and the pictures' size."""
-    prefetch: int = 4
-    """Batches read ahead."""
-    keep_decoded: bool = True
-    """Whether a set that is small enough stays decoded in memory after its first use (:mod:`stagewright.data.kept`)."""
-    save_minutes: float = 10.0
-    """Beside the plan's saves, one at least this often."""
-    probe_seconds: float = 10.0
-    """About how long this machine is measured, where a budget is given; at most a tenth of that."""
-    pages: bool = True
-    """Whether plots and report.html are rewritten while the run lives."""
-    quiet: bool = False
 
 
 @dataclass
@@ -157,8 +139,7 @@ class Session:
         ``Interrupted`` where a stop was asked for while features were computed.
         """
         record, seed = self.state.guard, self.plan.recipe.seed
-        if record.examine is not None and record.examine[1] == batch.step:
-            self.recovery.examine(self, record.examine[0])
+        self.recovery.arrive(self, batch.step)
         hyper = stage.hyper(batch.step)
         hyper = replace(hyper, lr=hyper.lr * record.lr_factor(batch.step))
         micro_batch_size = self.micro_batch_size(stage)
@@ -231,7 +212,8 @@ class Session:
         return features.kept[split]
 
     def evaluate(self) -> None:
-        """Evaluates raw and averaged weights on the validation split; ``Interrupted`` leaves everything as it was."""
+        """Evaluates raw and averaged weights on the validation split. ``Interrupted`` leaves everything as it was, and so does
+        ``NotFinite``, where the last update has spoilt the weights."""
         self.recorder.fetch()
         state, stage = self.state, self.plan.stage_before(self.state.step)
         before, points = state.seconds["eval"], {"at the end of the epoch": memory_in_use(state.device)}
@@ -287,6 +269,9 @@ class Session:
                             "evaluating", self.state.step, done=done, total=total
                         ),
                     )
+            except NotFinite as error:
+                names = [self.manifest.paths[row].as_py() for row in error.rows]
+                raise NotFinite(error.rows, error.total, names) from None
             except RuntimeError as error:
                 if not out_of_memory(error) or most == 1:
                     raise

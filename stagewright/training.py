@@ -22,6 +22,7 @@ from stagewright.data.sample import sample
 from stagewright.data.sources import Dataset, load_dataset, open_images
 from stagewright.errors import CheckpointError, RecipeError, Stopped, StorageError
 from stagewright.events import Observer
+from stagewright.execution import Execution
 from stagewright.finish import finish, read_summary, write_summary
 from stagewright.machine import cores, process_began
 from stagewright.measure import Findings, asks_for_lr, kept_sentence, known_from, measure
@@ -38,7 +39,7 @@ from stagewright.resolve import resolve
 from stagewright.run import carry_out
 from stagewright.rundir import RunDir, environment, own_command
 from stagewright.runlogs import set_record_aside
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.stop import StopSignal
 from stagewright.storage.files import user_path
 from stagewright.survey import settle

@@ -22,6 +22,7 @@ from stagewright import auto, cli, recipes, survey
 from stagewright.auto import choose, differing, expected_seconds, preferred_models, wants_pretrained
 from stagewright.data.sources import load_dataset
 from stagewright.errors import ModelError, RecipeError
+from stagewright.execution import Execution
 from stagewright.facts import Asked, Facts, Weights, mirror_matters
 from stagewright.model import reach
 from stagewright.model.catalog import find_model
@@ -30,7 +31,6 @@ from stagewright.pending import pending, wanted
 from stagewright.plan import DatasetInfo
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.session import Execution
 from stagewright.survey import find_weights, settle
 from stagewright.training import train
 

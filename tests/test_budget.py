@@ -18,10 +18,10 @@ from stagewright.costs import Costs, StageCost, forecast
 from stagewright.data.sources import Dataset
 from stagewright.errors import RecipeError
 from stagewright.events import read_events
+from stagewright.execution import Execution
 from stagewright.plan import DatasetInfo, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.session import Execution
 
 INFO = DatasetInfo(num_train=1000, num_val=100, num_test=100, classes=("a", "b"), digest="d")
 TWO_STAGES = [{"name": "small", "epochs": 0.6, "batch_size": 50}, {"name": "full", "epochs": 0.4}]

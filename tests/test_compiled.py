@@ -19,12 +19,12 @@ from stagewright.compiled import Compiled, Graph, filled_up, known_graphs
 from stagewright.data.loader import Batch
 from stagewright.errors import ModelError, RecipeError
 from stagewright.evaluate import evaluate
+from stagewright.execution import Execution
 from stagewright.plan import DatasetInfo, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir
-from stagewright.session import Execution
 from stagewright.step import Numerics
 
 CPU = torch.device("cpu")

@@ -16,13 +16,14 @@ from stagewright import recipes
 from stagewright.data.loader import Batch
 from stagewright.data.sources import load_dataset
 from stagewright.data.stream import sees_pictures_alike
+from stagewright.execution import Execution
 from stagewright.features import Features, Kept, find_cut
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.model.zoo import create_model
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.training import resume
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)

@@ -26,6 +26,7 @@ from stagewright.cli import app
 from stagewright.data.sources import Dataset, load_dataset
 from stagewright.errors import RangeTestError, RecipeError
 from stagewright.events import read_events
+from stagewright.execution import Execution
 from stagewright.lrcurve import METHODS, RangeTest, blown_up, smooth, suggest, swept, weight_of_past
 from stagewright.lrfind import Sweep, range_test
 from stagewright.recipe import Recipe
@@ -36,7 +37,6 @@ from stagewright.report.read import read_run
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir
-from stagewright.session import Execution
 from stagewright.traceless import traceless
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ import torch
 
 import stagewright as sw
 from stagewright.events import read_events
+from stagewright.execution import Execution
 from stagewright.memory import begin_peak, memory_in_use, peak_gb
 from stagewright.report.__main__ import write
 from stagewright.sentences import sentence
-from stagewright.session import Execution
 
 CPU = torch.device("cpu")
 SMALL = ["model.options={width: 4}", "image_size=16", "batch_size=16", "epochs=2ep", "data.val=0.2", "data.test=0.2"]

@@ -18,9 +18,9 @@ from stagewright.cli import app
 from stagewright.costs import Costs, forecast
 from stagewright.data.sources import Dataset
 from stagewright.errors import StorageError
+from stagewright.execution import Execution
 from stagewright.plan import Plan
 from stagewright.probe import probe
-from stagewright.session import Execution
 from stagewright.training import prepare
 
 QUIET = Execution(device="cpu", workers=0, pages=False, quiet=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from stagewright.data.loader import Batch
 from stagewright.data.sources import load_dataset
 from stagewright.errors import Diverged, ModelError
 from stagewright.events import live_events, read_events
+from stagewright.execution import Execution
 from stagewright.plan import StagePlan
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.training import resume
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
@@ -181,6 +183,30 @@ def test_an_exploding_learning_rate_is_eased(make: Make) -> None:
     lines = unbroken.steps.read_text().splitlines()[1:]
     assert [float(line.split(",")[3]) for line in lines][-1] < 40.0
     stopped_everywhere(run)
+    assert differences(unbroken, run) == []
+
+
+@pytest.mark.parametrize("spoilt_after", [4, 5, 6, 8])
+def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoilt_after: int) -> None:
+    """Its own loss is finite. The window's end (4, 8) is where the state to go back to would be spoilt too; after step 6 the
+    evaluation finds it, which must be no score (situation 073). The rate is lower the second time, and the weights hold."""
+
+    def spoil(session: Session) -> None:
+        def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+            if session.state.step == spoilt_after - 1 and session.state.guard.lr_factor(spoilt_after - 1) == 1.0:
+                with torch.no_grad():
+                    next(session.state.model.parameters()).fill_(torch.nan)
+
+        session.state.optimizer.register_step_post_hook(after)
+
+    unbroken, run = make(), make()
+    assert go(unbroken, spoil)
+    (back,) = events(unbroken, "rolled_back")
+    assert back["step"] < spoilt_after and back["fault"] == "not finite"
+    assert (spoilt_after == 6) == ("behind it no answer is a finite number" in back["reason"])
+    scores = [result for event in events(unbroken, "evaluated") for result in event["results"].values()]
+    assert scores and all(math.isfinite(result["loss"]) for result in scores)
+    stopped_everywhere(run, spoil)
     assert differences(unbroken, run) == []
 
 

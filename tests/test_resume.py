@@ -18,13 +18,14 @@ from stagewright import recipes
 from stagewright.data.loader import load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
+from stagewright.execution import Execution
 from stagewright.plan import Plan
 from stagewright.recipe import Recipe
 from stagewright.recipes.tiny import tiny
 from stagewright.resolve import resolve
 from stagewright.resume_check import Kill, differences, run_in_process, start_process
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.steplog import read_rows
 from stagewright.training import resume
 

@@ -15,12 +15,12 @@ from stagewright import recipes
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset
 from stagewright.errors import ModelError
+from stagewright.execution import Execution
 from stagewright.plan import Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution
 from stagewright.training import resume
 
 COUNTS = {"common": 24, "rare": 5, "some": 12}

@@ -12,11 +12,11 @@ import pytest
 import stagewright as sw
 from stagewright import cli, recipes
 from stagewright.events import read_events
+from stagewright.execution import Execution
 from stagewright.plan import DatasetInfo
 from stagewright.recipe import Recipe
 from stagewright.recipes.tiny import STEPS, describe, shrunk, tiny
 from stagewright.resolve import resolve
-from stagewright.session import Execution
 
 INFO = DatasetInfo(num_train=64, num_val=32, num_test=32, classes=("a", "b", "c"), digest="tiny")
 

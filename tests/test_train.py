@@ -21,7 +21,8 @@ import stagewright as sw
 from stagewright import checkpoint, recipes
 from stagewright.errors import CheckpointError, Diverged, RecipeError, StorageError
 from stagewright.events import read_events
-from stagewright.session import Execution, Session
+from stagewright.execution import Execution
+from stagewright.session import Session
 from stagewright.state import Score
 from stagewright.stop import EXIT_STOPPED
 

@@ -63,7 +63,10 @@ def _answers(
         views = [seen for _, seen in batch if not isinstance(seen, Exception)]
         answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
         if views:
-            probabilities = logits_of(model, view.batch(views, device)).double().softmax(dim=1).cpu()
+            logits = logits_of(model, view.batch(views, device)).double()
+            # One number that is not finite spoils the answer, also where softmax makes a 0 of it.
+            spoilt = ~torch.isfinite(logits).all(dim=1, keepdim=True)
+            probabilities = logits.softmax(dim=1).masked_fill(spoilt, torch.nan).cpu()
             ranked = torch.sort(probabilities, dim=1, descending=True, stable=True)  # ties: the class listed first
             places, shares = ranked.indices[:, :topk].tolist(), ranked.values[:, :topk].tolist()
             answers = iter([_named(classes, *row) for row in zip(places, shares, strict=True)])
@@ -73,7 +76,7 @@ def _answers(
             else:
                 top = next(answers)
                 finite = all(np.isfinite(p) for _, p in top)
-                yield Prediction(name, top) if finite else Prediction(name, (), "the model's answer is not a number")
+                yield Prediction(name, top) if finite else Prediction(name, (), "the network's answer is not finite")
 
 
 def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tuple[tuple[str, float], ...]:

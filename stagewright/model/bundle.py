@@ -112,6 +112,7 @@ def save_bundle(
     """
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+    _require_finite(folder, tensors)
     rebuilt = _filled(spec, tensors, folder)
     samples = [_sample(at, data, ext) for at, (data, ext) in enumerate(golden[:MAX_GOLDEN])]
     logits = _replay(rebuilt, spec.preprocessing, samples)
@@ -214,6 +215,7 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise _damaged(weights, error) from None
+    _require_finite(folder, tensors)
     model = _filled(spec, tensors, folder, content["versions"]).to(device)
     if verify:
         _verify(folder, model, spec, content)
@@ -291,6 +293,18 @@ def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
                 "files as stagewright wrote them",
                 _REMEDY,
             )
+
+
+def _require_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """BundleError where a weight is no finite number: such a network answers everything with the same nonsense."""
+    spoilt = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if spoilt:
+        raise BundleError(
+            f"{folder}: {len(spoilt)} of {len(tensors)} tensors hold numbers that are not finite, e.g. {spoilt[0]}",
+            "finite weights",
+            "take an earlier checkpoint (stagewright train DATA --weights RUN/checkpoints/step_...), or train again with a "
+            "lower learning rate",
+        )
 
 
 def _filled(
