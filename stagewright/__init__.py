@@ -7,6 +7,13 @@ run.model.predict("x.jpg")
 
 from __future__ import annotations
 
+import sys
+
+# ``python -m`` puts the current folder first among the places where modules are looked for; a numpy.py or html.py that lies
+# there is not ours to run. This is the first of our lines that Python reaches.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and f"{__name__}" in sys.orig_argv:
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

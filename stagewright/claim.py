@@ -33,8 +33,8 @@ def held(root: Path) -> Iterator[RunDir]:
 
     CheckpointError where there is none, or another process has it.
     """
-    run = RunDir.existing(root)
-    with lock(run.root) as own:
+    root = RunDir.existing(root).root
+    with lock(root) as own:
         own.write(beginning=False)
         _tidy(root)
         yield RunDir(root, own)

@@ -6,7 +6,9 @@ with the state saved (``stagewright resume`` goes on).
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ import typer
 
 from stagewright import plancli
 from stagewright.datacli import data_app
+from stagewright.errors import StagewrightError, Stopped
 from stagewright.options import (
     AsJson,
     BatchSize,
@@ -41,6 +44,8 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
+from stagewright.stop import EXIT_STOPPED
+from stagewright.system.output import unbreakable
 
 app = typer.Typer(
     name="stagewright",
@@ -117,6 +122,12 @@ def train(
 def resume(
     run: RunPath,
     overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's pictures are now, if they moved; their hashes are compared.")
+    ] = None,
+    verify: Annotated[
+        str, typer.Option(help="data: compare every picture's hash; changed: only those of files that changed.")
+    ] = "changed",
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Keep all that the run recorded under another name; begin at step 0.")
     ] = False,
@@ -129,8 +140,11 @@ def resume(
 ) -> None:
     """Go on with a stopped or killed run; with --set, fork it."""
     from stagewright import training
+    from stagewright.errors import RecipeError
     from stagewright.execution import Execution
 
+    if verify not in ("data", "changed"):
+        raise RecipeError(f"--verify {verify}", "data or changed", "--verify data compares every picture")
     execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
     done = training.resume(
         run,
@@ -138,6 +152,8 @@ def resume(
         execution=execution,
         observers=_metric_lines(metric_lines),
         from_start=from_start,
+        data=data,
+        verify=verify == "data",
         say=speaker(quiet),
     )
     _close(done, quiet)
@@ -279,8 +295,6 @@ def _metric_lines(wanted: bool) -> Any:
 
 def _close(run: Any, quiet: bool) -> None:
     """The last lines of a run: what came out and what to type next; exit code 75 for one that was stopped."""
-    from stagewright.stop import EXIT_STOPPED
-
     if not run.finished:
         print(f"Stopped and saved. Go on with:  stagewright resume {run.path}", file=sys.stderr)
         raise typer.Exit(EXIT_STOPPED)
@@ -293,22 +307,59 @@ def _close(run: Any, quiet: bool) -> None:
     print(f"Predict  stagewright predict {run.path} IMAGES...")
 
 
+_LONG_WORK = frozenset({"train", "resume", "demo", "lr-find", "resume-check"})
+"""Commands that go on where nobody reads their output any more."""
+_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
+
+
 def main() -> None:
     """Entry point; turns stagewright's errors into messages and exit codes."""
-    from stagewright.errors import StagewrightError, Stopped
+    os.environ.setdefault(
+        "PYTHONSAFEPATH", "1"
+    )  # no child, of torch's compiler for instance, runs what lies in this folder
+    if _LONG_WORK & set(sys.argv[1:2]):
+        sys.stdout, sys.stderr = unbreakable(sys.stdout), unbreakable(sys.stderr)
+    sys.exit(_run())
 
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+        return code
+    except StagewrightError as error:
+        return _say(f"error: {error}", 2)
+    except Stopped as stopped:
+        return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in _OUTPUT and error.filename is None:
+            return _say(f"error: the output cannot be written: {error.strerror}", 1)
+        if isinstance(error, OSError) and error.errno is None:
+            raise
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        named = getattr(error, "filename", None)
+        where = f"{named}: " if named else ""
+        allowed = "a disk with room, a place that this user may use, enough memory and open files"
+        return _say(
+            f"error: {where}{reason}\n  allowed: {allowed}\n  to do:   mend that, then type the same command again", 2
+        )
+
+
+def _exit_code() -> int:
     try:
         app()
-    except StagewrightError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        from stagewright.stop import EXIT_STOPPED
+    except SystemExit as end:  # which is how typer ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
-        print(f"{stopped}; nothing was lost", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
-    except BrokenPipeError:
-        sys.exit(1)
+
+def _say(text: str, code: int) -> int:
+    """Prints ``text`` where errors go, as far as anyone reads them; returns ``code``."""
+    unbreakable(sys.stderr).write(text + "\n")
+    # What is left in the buffer of an output that is gone must not fail again at the end of the process.
+    unbreakable(sys.stdout).flush()
+    return code
 
 
 if __name__ == "__main__":

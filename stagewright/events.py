@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from stagewright.errors import CheckpointError
+from stagewright.errors import CheckpointError, Stopped
 from stagewright.steplog import AppendFile, Seal
 from stagewright.storage.files import read_own
 
@@ -94,7 +94,9 @@ class EventLog:
             # Each reads its own copy of the line: what one does to an event, no other and no caller sees.
             try:
                 observer.see(json.loads(line))
-            except Exception as error:
+            except (KeyboardInterrupt, Stopped):
+                raise
+            except BaseException as error:  # SystemExit too: an observer ends no run
                 self._switch_off(observer, step, error)
 
     def rolled_back(self, step: int, **payload: Any) -> None:
@@ -111,7 +113,7 @@ class EventLog:
     def _live(self) -> set[str]:
         return {_canonical(event) for event in comparable(live_events(self._file.path))}
 
-    def _switch_off(self, observer: Observer, step: int, error: Exception) -> None:
+    def _switch_off(self, observer: Observer, step: int, error: BaseException) -> None:
         if observer not in self._observers:  # it failed again on the notice of another's failure
             return
         self._observers.remove(observer)

@@ -25,7 +25,7 @@ from stagewright.plan import StagePlan
 from stagewright.rundir import RunDir
 from stagewright.session import Session
 from stagewright.state import Score
-from stagewright.storage.files import read_own, write_json
+from stagewright.storage.files import make_folder, read_own, write_json, write_whole
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
@@ -46,6 +46,7 @@ def finish(session: Session) -> bool:
     except Interrupted:
         return False
     with session.clock.phase("checkpoint"):
+        session.run.check_held()
         for split, result in results.items():
             write_predictions(session, split, result)
         top1 = {split: result.top1 for split, result in results.items()}
@@ -111,10 +112,8 @@ def write_predictions(session: Session, split: str, result: Evaluation) -> None:
             "readable": pa.array(answers.readable),
         }
     )
-    session.run.evaluations.mkdir(exist_ok=True)
-    temporary = session.run.evaluations / f".{split}.tmp"
-    pq.write_table(table, temporary)
-    temporary.replace(session.run.evaluations / f"{split}.parquet")
+    make_folder(session.run.evaluations)
+    write_whole(session.run.evaluations / f"{split}.parquet", lambda file: pq.write_table(table, file))
 
 
 def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[str, float]) -> None:

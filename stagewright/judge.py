@@ -21,6 +21,7 @@ from stagewright.data.decode import Images
 from stagewright.data.loader import BatchSpec, load_batches
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources import load_dataset, open_images
+from stagewright.data.verify import images_gone, verify_images
 from stagewright.errors import DataError, NotFinite, nearest
 from stagewright.evaluate import Evaluation, evaluate
 from stagewright.machine import cores
@@ -29,6 +30,7 @@ from stagewright.report.intervals import wilson
 from stagewright.rundir import RunDir
 from stagewright.session import auto_workers
 from stagewright.step import Numerics
+from stagewright.storage.files import user_path
 
 _BATCH = 64
 _LISTED = 30
@@ -100,7 +102,7 @@ def judge(
     Classes go by name, in whatever order ``data`` has them; DataError for one the model does not know.
     """
     bundle = load_bundle(run, device=str(choose_device(device)))
-    manifest, images, rows, source = _pictures(Path(run), data, split)
+    manifest, images, rows, source = _pictures(user_path(run), data, split)
     labels = _labels_by_name(manifest, bundle.classes, rows)
     view = bundle.preprocessing
     numerics = Numerics(view.mean, view.std, "fp32", True)
@@ -111,6 +113,8 @@ def judge(
         except NotFinite as error:
             names = manifest.paths.take(error.rows).to_pylist()
             raise NotFinite(error.rows, error.total, names) from None
+    if not result.images:
+        raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), source)
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
     return Judgement(source, bundle.classes, labels, groups, result)
 
@@ -128,7 +132,9 @@ def _pictures(run: Path, data: str | None, split: str) -> tuple[Manifest, Images
             allowed or "DATA of your own",
             "name another split, or give DATA",
         )
-    return manifest, open_images(manifest), manifest.rows(split), f"{split} pictures of {run}"
+    images, rows = open_images(manifest), manifest.rows(split)
+    verify_images(manifest, rows, workers=cores())
+    return manifest, images, rows, f"{split} pictures of {run}"
 
 
 def _labels_by_name(manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
+from stagewright.storage.files import make_folder, user_path, write_whole
 from stagewright.traceless import traceless
 
 Say = Callable[[str], None]
@@ -38,11 +39,9 @@ class Findings:
 
     def write(self, root: Path) -> None:
         """Writes the files, each whole or not at all."""
-        from stagewright.report.theme import write_atomically  # brings matplotlib, which few runs need here
-
         for path, content in self.files.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(root / path, content)
+            make_folder((root / path).parent)
+            write_whole(root / path, content)
 
 
 def measure(
@@ -192,6 +191,7 @@ def find_lr(
     """
     check_method(choose)
     swept(sweep.lr_min, sweep.lr_max, sweep.steps)
+    out = user_path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -41,11 +41,12 @@ def open_session(
     say: Callable[[str], None],
     began: float | None = None,
     points: Points | None = None,
+    notes: Sequence[str] = (),
 ) -> Session:
     """Builds or restores the state and takes up the run's files; everything that can fail before the first step does.
 
     ``began`` is the moment (``time.perf_counter``) from which the set-up is charged, ``points``: what memory was in use
-    before.
+    before. ``notes`` are sentences for the log.
     """
     device = choose_device(execution.device)
     execution = replace(execution, device=str(device))
@@ -66,7 +67,7 @@ def open_session(
         point_again(run, state)
     else:
         check_room(run.root, checkpoint_bytes(state, plan))
-    notes = restore_logs(run, restored)
+    notes = [*notes, *restore_logs(run, restored)]
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=began
     )

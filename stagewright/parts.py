@@ -45,6 +45,9 @@ class Data(Part):
     """Folder that a table's paths are relative to; None means the table's own."""
     bad_images: Literal["exclude", "fail"] = "exclude"
     """What to do with pictures that cannot be read: list and exclude them, or stop with their names."""
+    max_unreadable: Fraction = 0.05
+    """Share of the pictures of ``guard.window`` updates, or of an evaluation, that may turn out unreadable though they were read
+    before; with more the data counts as gone, and the run stops with its state saved. 1 never stops."""
 
 
 class Model(Part):

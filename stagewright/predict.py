@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from stagewright.data.decode import picture_extensions
-from stagewright.errors import DataError, StorageError
+from stagewright.errors import DataError
+from stagewright.storage.files import user_path, write_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,10 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for item in inputs:
-        path = Path(item)
-        if path.is_dir():
+        path = user_path(item)
+        if _there(os.path.isdir, path):
             found += _pictures_below(path)
-        elif path.exists():
+        elif _there(os.path.exists, path):
             found.append(path)
         elif glob.has_magic(str(item)):
             found += _matches(str(item))
@@ -56,6 +58,13 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
                 "check the path; relative paths start at the current directory",
             )
     return list(dict.fromkeys(found))
+
+
+def _there(ask: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return ask(path)
+    except (OSError, ValueError):  # names too long, or with a zero byte in them
+        return False
 
 
 def _pictures_below(folder: Path) -> list[Path]:
@@ -85,26 +94,18 @@ def _matches(pattern: str) -> list[Path]:
 def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
     """Writes one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
 
-    k is the largest number of classes that a prediction has; cells without an answer are empty. Whoever reads ``path``
-    sees the old file or the whole new one. StorageError where it cannot be written.
+    k is the largest number of classes that a prediction has; cells without an answer are empty. ``-`` is standard output. Whoever
+    reads ``path`` sees the old file or the whole new one. StorageError where it cannot be written.
     """
     places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
-            for prediction in predictions:
-                cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
-                cells += [""] * (2 * len(places) - len(cells))
-                writer.writerow([prediction.path, *cells, prediction.error or ""])
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "a file in a folder that exists and that this user may write",
-            "give another name",
-        ) from None
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
+    for prediction in predictions:
+        cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
+        cells += [""] * (2 * len(places) - len(cells))
+        writer.writerow([prediction.path, *cells, prediction.error or ""])
+    write_output(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:

@@ -307,7 +307,8 @@ class _Bench:
         session = self.session
         session.manifest = self.whole
         began = time.perf_counter()
-        checkpoint.load(session.run.checkpoints / "last")
+        if (last := checkpoint.pointed(session.run.checkpoints, "last")) is not None:
+            checkpoint.load(last)
         write_bundle(session, Score(session.state.step, "raw", float("nan")), stage, {})
         session.recorder.sync()
         written = time.perf_counter()

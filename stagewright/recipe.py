@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from stagewright.duration import Duration
 from stagewright.parts import LR as LR
@@ -84,6 +84,7 @@ class Recipe(Part):
     """Everything a person decides about a training."""
 
     name: str = "custom"
+    """Begins the name of the run's folder, so it holds no slash."""
     description: str = ""
     """What it is for, where it comes from and what to expect; printed by ``recipes show``."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -130,6 +131,15 @@ class Recipe(Part):
     """``torch.compile``, one graph for each shape; ``cudagraphs`` replays them whole (CUDA alone; small models gain most)."""
     deterministic: bool = False
     """On CUDA: deterministic kernels, at a price in speed, so that resuming gives the same bits. On CPU they always are."""
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or "/" in name or len(name.encode()) > 100 or not name.isprintable():
+            raise ValueError(
+                f"{name[:40]!r} cannot begin a folder's name: 1 to 100 bytes of printable characters, no slash, not . or .."
+            )
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -129,6 +129,15 @@ class Recovery:
         session.recorder.log.stand_again()
         session.save()  # sets aside the checkpoints of what is given up
 
+    def before_data_was_gone(self, session: Session, update: int) -> None:
+        """Makes the state that of before ``update``, from which on pictures were missing; it is saved by the loop."""
+        state = session.state
+        if state.step > update:
+            state.rewind(self._state_before(session, update))
+            self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
+            session.recorder.resume(state)
+            session.recorder.log.stand_again()
+
     def arrive(self, session: Session, step: int) -> None:
         """What waits for ``step`` finished updates: the event of a rollback, and a look at pictures."""
         record = session.state.guard
@@ -153,9 +162,9 @@ class Recovery:
 
     def examine(self, session: Session, update: int) -> None:
         """Looks for the pictures of ``update`` that give no finite loss, and writes the remedy into the record."""
-        record = session.state.guard
-        at, record.examine = session.state.step, None
+        record, at = session.state.guard, session.state.step
         batch = self._batch_of(session, update)
+        record.examine = None  # from here on nothing waits, so that no stop can come between
         guilty = self._not_finite(session, batch)
         named = batch.rows[guilty]
         if len(named):

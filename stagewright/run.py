@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from stagewright.errors import Interrupted, NotFinite
+from stagewright.errors import DataError, Interrupted, NotFinite
 from stagewright.session import Session
 
 
@@ -18,19 +18,22 @@ def carry_out(session: Session) -> bool:
     eval_steps, save_steps = frozenset(plan.eval_steps), frozenset(plan.save_steps)
     session.clock.switch("train")
     while True:
-        if state.step in eval_steps and state.evaluated_step < state.step:
-            if not settle(session, eval_steps, save_steps):
-                return False
-            continue  # the guard may have gone back, to where another evaluation is owed
-        if session.over:
-            return True
-        session.recovery.keep(state)
         try:
+            if state.step in eval_steps and state.evaluated_step < state.step:
+                if not settle(session, eval_steps, save_steps):
+                    return False
+                continue  # the guard may have gone back, to where another evaluation is owed
+            if session.over:
+                return True
+            session.recovery.keep(state)
             if not go_on(session, eval_steps, save_steps):
                 return False
         except Interrupted:
             session.save()
             return False
+        except DataError:  # the pictures are gone; what was trained on those that could be read is not lost
+            session.save()
+            raise
 
 
 def go_on(session: Session, eval_steps: frozenset[int], save_steps: frozenset[int]) -> bool:

@@ -21,7 +21,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError, StorageError
 from stagewright.machine import cores, memory_bytes
 from stagewright.plan import Plan
-from stagewright.storage.files import read_own, unwritable, write_json, write_whole
+from stagewright.storage.files import read_own, unwritable, user_path, write_json, write_whole
 from stagewright.storage.lock import Lock
 
 _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "pyarrow")
@@ -94,6 +94,7 @@ class RunDir:
     @classmethod
     def existing(cls, root: Path) -> RunDir:
         """The run in ``root``; CheckpointError where there is none."""
+        root = user_path(root)
         run = cls(root)
         if not run.plan.is_file():
             beside = [path.parent.name for path in root.parent.glob("*/plan.json")] if root.parent.is_dir() else []

@@ -23,6 +23,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.resident import Resident, reside
 from stagewright.data.stream import eval_specs, recalibration_specs, sees_pictures_alike, train_specs, whole_specs
 from stagewright.data.times import LoadTimes
+from stagewright.data.verify import images_gone
 from stagewright.errors import NotFinite
 from stagewright.evaluate import Evaluation, evaluate
 from stagewright.execution import Execution
@@ -34,6 +35,7 @@ from stagewright.model.average import WeightAverage, has_batch_norm, recalibrate
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.optim import reset_state
 from stagewright.plan import Plan, StagePlan
+from stagewright.readwatch import ReadWatch
 from stagewright.recipe import Stop
 from stagewright.record import Recorder, verdict
 from stagewright.recovery import Recovery, masked, out_of_memory
@@ -71,12 +73,14 @@ class Session:
     recovery: Recovery = field(init=False)
     features: Features | None = field(init=False, default=None)
     """Of the stage the model is in, where its head trains on features of a frozen body."""
+    reading: ReadWatch = field(init=False)
     _entered: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
         self.resident = reside(self.images, self.state.device) if self.execution.keep_decoded else None
         self.trained_before = self.state.seconds["train"]
         self.recovery = Recovery(Guard(self.plan))
+        self.reading = ReadWatch.of(self.plan)
 
     @property
     def over(self) -> bool:
@@ -139,11 +143,15 @@ class Session:
         ``Interrupted`` where a stop was asked for while features were computed.
         """
         record, seed = self.state.guard, self.plan.recipe.seed
+        batch = self.filled(batch)
         self.recovery.arrive(self, batch.step)
+        if (gone := self.reading.look(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
+            self.recovery.before_data_was_gone(self, gone)
+            raise images_gone(self.manifest, batch.bad_rows, *self.reading.said())
         hyper = stage.hyper(batch.step)
         hyper = replace(hyper, lr=hyper.lr * record.lr_factor(batch.step))
         micro_batch_size = self.micro_batch_size(stage)
-        batch = self.masked(self.filled(batch))
+        batch = self.masked(batch)
         if batch.step in record.left_out:
             stats = torch.full((3,), torch.nan, device=self.state.device)
         else:
@@ -209,6 +217,10 @@ class Session:
                         "computing", self.state.step, done=done, total=total, what=f"features of {split} pictures"
                     ),
                 )
+            bad = list(features.kept[split].bad.items())
+            if self.reading.is_gone(len(bad), total):
+                del features.kept[split]
+                raise images_gone(self.manifest, bad, len(bad), total, f"the {split} part")
         return features.kept[split]
 
     def evaluate(self) -> None:
@@ -258,7 +270,7 @@ class Session:
             specs = eval_specs(self.plan, self.manifest, stage, split, most=most, unread=kept is not None)
             try:
                 with self.loading(specs) as batches:
-                    return evaluate(
+                    result = evaluate(
                         self.state.model,
                         self.state.forward if features is None else features.head,
                         batches if kept is None else map(kept.put_into, batches),
@@ -269,6 +281,11 @@ class Session:
                             "evaluating", self.state.step, done=done, total=total
                         ),
                     )
+                if self.reading.is_gone(result.unreadable, total):
+                    rows = self.manifest.rows(split)[~result.predictions.readable]
+                    bad = [(int(row), "unreadable") for row in rows]
+                    raise images_gone(self.manifest, bad, len(bad), total, f"the {split} part")
+                return result
             except NotFinite as error:
                 names = [self.manifest.paths[row].as_py() for row in error.rows]
                 raise NotFinite(error.rows, error.total, names) from None
@@ -336,6 +353,7 @@ class Session:
             times=times,
             on_slow=self._name_slow,
             resident=self.resident,
+            stop=lambda: self.stop.requested,
         )
         with closing(batches):
             yield copied_ahead(batches, self.state.device) if pinned else batches

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ from stagewright.data.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sample import sample
 from stagewright.data.sources import Dataset, load_dataset, open_images
+from stagewright.data.verify import moved, verify_images
 from stagewright.errors import CheckpointError, RecipeError, Stopped, StorageError
 from stagewright.events import Observer
 from stagewright.execution import Execution
@@ -41,8 +44,9 @@ from stagewright.rundir import RunDir, environment, own_command
 from stagewright.runlogs import set_record_aside
 from stagewright.session import Session
 from stagewright.stop import StopSignal
-from stagewright.storage.files import user_path
+from stagewright.storage.files import user_path, write_whole
 from stagewright.survey import settle
+from stagewright.system.output import forgiving
 
 Say = Callable[[str], None]
 
@@ -91,7 +95,7 @@ def train(
     ``budget`` chooses the length (:mod:`stagewright.budget`). Raises StagewrightError for all that a caller can mend, Stopped
     during the set-up.
     """
-    began = time.perf_counter()
+    began, say = time.perf_counter(), forgiving(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         chosen = wanted(recipe, overrides)
         execution = execution or Execution()
@@ -136,6 +140,8 @@ def resume(
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
     from_start: bool = False,
+    data: str | Path | None = None,
+    verify: bool = False,
     say: Say = print,
     command: Sequence[str] | None = None,
     arm: Callable[[Session], None] | None = None,
@@ -144,13 +150,16 @@ def resume(
 
     ``overrides`` that change the plan fork: a new run in the same folder begins with this one's newest weights, and names it
     as its parent; RecipeError for those that a run which has begun cannot follow. ``from_start`` keeps all that the run has
-    recorded under another name and begins at step 0. ``arm`` is handed the session before the loop begins; the resume check
+    recorded under another name and begins at step 0. ``data`` says where the pictures are now, if they moved. Pictures whose
+    files changed are hashed again, with ``verify`` all of them, and a run whose pictures are others is refused.
+    ``arm`` is handed the session before the loop begins; the resume check
     plants its kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
-    began = time.perf_counter()
+    began, say = time.perf_counter(), forgiving(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         target = old = holding.enter_context(held(user_path(run)))
-        plan, manifest = old.read_plan(), Manifest.read(old.manifest)
+        plan = old.read_plan()
+        manifest = _own_manifest(old, plan)
         execution = execution or Execution()
         changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
         if overrides:
@@ -172,7 +181,16 @@ def resume(
         if _is_finished(target, say):
             say(f"{target.root} is finished; nothing is left to do.")
             return Run(target.root)
-        return _carry(target, plan, manifest, open_images(manifest), execution, observers, stop, say, began, {}, arm)
+        notes = []
+        if data is not None:
+            manifest = moved(manifest, user_path(data))
+            notes.append(f"the pictures are in {manifest.root} now")
+        images = open_images(manifest)
+        with ScanProgress("comparing the pictures", quiet=execution.quiet) as progress:
+            verify_images(manifest, everything=verify, workers=cores(), progress=progress)
+        if data is not None:
+            manifest.write(target.manifest)
+        return _carry(target, plan, manifest, images, execution, observers, stop, say, began, {}, arm, notes)
 
 
 def prepare(
@@ -232,12 +250,11 @@ def write_excluded(run: RunDir, dataset: Dataset) -> None:
     """Lists the files that the scan left out, with reasons, in ``excluded.csv`` (only where there are any)."""
     if not dataset.excluded:
         return
-    import csv
-
-    with (run.root / "excluded.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason"])
-        writer.writerows([one.path, one.reason] for one in dataset.excluded)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows([one.path, one.reason] for one in dataset.excluded)
+    write_whole(run.root / "excluded.csv", text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager
@@ -254,6 +271,19 @@ def _new_directory(plan: Plan, out: Path | None, old: RunDir | None, say: Say) -
             what = ", ".join(changed_fields(old.read_plan(), plan))
             say(f"The plan of {out} is another ({what}): this one forks to {run.root}.")
         yield run
+
+
+def _own_manifest(run: RunDir, plan: Plan) -> Manifest:
+    """The manifest of ``run``; CheckpointError where it is another run's."""
+    manifest = Manifest.read(run.manifest)
+    if manifest.digest != plan.dataset.digest:
+        raise CheckpointError(
+            f"{run.manifest} is not the one that the plan was made for (digest {manifest.digest[:12]}, planned "
+            f"{plan.dataset.digest[:12]})",
+            "the manifest.parquet that the run wrote",
+            "restore it from a copy",
+        )
+    return manifest
 
 
 def _is_finished(run: RunDir, say: Say) -> bool:
@@ -334,10 +364,11 @@ def _carry(
     began: float,
     points: Points,
     arm: Callable[[Session], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> Run:
     """Set-up, loop and finish in one directory, which is held; every way out leaves its mark in summary.json."""
     with contextlib.ExitStack() as closing:
-        session = open_session(run, plan, manifest, images, execution, observers, stop, say, began, points)
+        session = open_session(run, plan, manifest, images, execution, observers, stop, say, began, points, notes)
         closing.callback(session.recorder.close)
         status, error = "failed", None
         try:

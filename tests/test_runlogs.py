@@ -178,9 +178,12 @@ def test_settings_that_a_begun_run_cannot_follow_are_refused(stopped: Path, over
     assert go_on(stopped, overrides=["checkpoints.every=2st"], arm=stop_after(10)).path == stopped
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM])
 @pytest.mark.parametrize(
-    "what", ["state.pt", "meta.json", "plan.json", "manifest.parquet", "steps.csv", "events.jsonl"]
+    ("what", "code"),
+    [
+        *(("state.pt", code) for code in (errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE, errno.ENOMEM)),
+        *((what, errno.EIO) for what in ("meta.json", "plan.json", "manifest.parquet", "steps.csv", "events.jsonl")),
+    ],
 )
 def test_what_cannot_be_read_now_is_not_damaged(
     stopped: Path, unbroken: RunDir, monkeypatch: pytest.MonkeyPatch, code: int, what: str

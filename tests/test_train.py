@@ -250,7 +250,7 @@ def test_a_picture_that_breaks_later_is_masked_counted_and_named(picture_folder:
 
         def close(self) -> None: ...
 
-    run = small(data, tmp_path / "run", observers=[Vandal()])
+    run = small(data, tmp_path / "run", "data.max_unreadable=0.5", observers=[Vandal()])
     events = [event for event in read_events(run.path / "events.jsonl") if event["kind"] == "bad_image"]
     assert run.finished and events and run.summary["unreadable"] > 0
     named = {path for event in events for path in event["paths"]}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stagewright.errors import RecipeError, nearest
@@ -18,12 +21,13 @@ def load_custom(name: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        with _current_folder():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise RecipeError(
             f"augment.custom: {name}: {error}",
             "module:function, the module importable where the training runs",
-            f"install the package that has {module_name}, or put its folder on PYTHONPATH",
+            f"install the package that has {module_name}, or put it into the current folder ({os.getcwd()}) or on PYTHONPATH",
         ) from error
     function = getattr(module, function_name, None)
     if function is None:
@@ -35,6 +39,19 @@ def load_custom(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise RecipeError(f"augment.custom: {name} is a {type(function).__name__}", _SIGNATURE, "name a function")
     return function
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """The current folder, where a person's own module lies, is searched last, and only inside: files that happen to lie there
+    must not be imported under names of libraries."""
+    folder = os.getcwd()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
 
 
 def check_custom(name: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:

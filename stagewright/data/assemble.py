@@ -78,6 +78,7 @@ def assemble(
         splits=splits,
         widths=found.widths[rows],
         heights=found.heights[rows],
+        stamps=None if found.stamps is None else found.stamps[rows],
         groups=pictures.groups,
     )
     notes = [_summary(pictures), *listing.notes, *notes, *found.notes, *group_notes, *split_notes]

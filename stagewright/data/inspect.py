@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from stagewright.data.pack import is_pack
 from stagewright.data.sources import list_source
 from stagewright.errors import DataError
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
+from stagewright.system.threads import Pool
 from stagewright.wording import printable, seconds_text, shortened
 
 if TYPE_CHECKING:
@@ -221,7 +224,7 @@ def inspect(
     called as it goes on. DataError where ``source`` is not a folder or a table of files.
     """
     began = time.perf_counter()
-    if source.startswith("torchvision:") or is_pack(Path(os.path.abspath(Path(source).expanduser()))):
+    if source.startswith("torchvision:") or is_pack(Path(os.path.abspath(user_path(source)))):
         raise DataError(
             f"{source!r} is not a set of files",
             "a folder of class folders; a folder with train/, val/ and test/; a table; digits",
@@ -246,11 +249,11 @@ def _look_at(listing: Listing, workers: int, progress: scan.Progress | None) -> 
     looks = Looks.empty(len(paths))
     chunks = [np.arange(at, min(at + _CHUNK, len(paths))) for at in range(0, len(paths), _CHUNK)]
     finished = 0
-    with scan._pool(workers) as pool:
+    with Pool(max(workers, 1), "inspect") as pool:
         if progress is not None:
             progress(0, len(paths))
         futures = [pool.submit(_fill_in, listing.root, paths, looks, chunk) for chunk in chunks]
-        for future in scan.as_completed(futures):
+        for future in as_completed(futures):
             finished += future.result()
             if progress is not None:
                 progress(finished, len(paths))
@@ -293,7 +296,7 @@ def _split(source: str, listing: Listing, looks: Looks, settings: Data, seed: in
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
     """Pictures in the folder of a table that none of its rows names."""
-    if Path(source).suffix.lower() not in TABLES or not Path(source).expanduser().is_file():
+    if Path(source).suffix.lower() not in TABLES or not user_path(source).is_file():
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}
     stems = {os.path.splitext(item.path)[0] for item in listing.excluded}

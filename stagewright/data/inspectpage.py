@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -21,8 +20,8 @@ from stagewright.data.decode import decode
 from stagewright.data.findings import SEVERITIES, Finding, Item
 from stagewright.data.inspect import Inspection
 from stagewright.data.listing import counted
-from stagewright.errors import DataError
 from stagewright.rng import Stream, keys
+from stagewright.storage.files import write_output
 from stagewright.wording import printable, seconds_text, shortened
 
 _STYLE = (Path(__file__).parent / "inspect.css").read_text("utf-8")
@@ -37,17 +36,8 @@ _BINS = 24
 
 
 def write_page(inspection: Inspection, path: str | Path) -> None:
-    """Writes the page to ``path``, whole or not at all; DataError if the place cannot be written."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(page(inspection), "utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise DataError(
-            f"{path} cannot be written: {error.strerror or error}", "a file in a folder that exists", "name another"
-        ) from error
+    """Writes the page to ``path`` (``-``: standard output), whole or not at all; StorageError if that cannot be written."""
+    write_output(path, page(inspection).encode("utf-8", "backslashreplace"))
 
 
 def page(inspection: Inspection) -> str:

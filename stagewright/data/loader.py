@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,7 +30,9 @@ from stagewright.data.crop import IN_MEMORY, BadPlace, crop_into, in_words
 from stagewright.data.decode import Images
 from stagewright.data.resident import Resident
 from stagewright.data.times import LoadTimes
+from stagewright.errors import Interrupted
 from stagewright.recipe import Interpolation
+from stagewright.system.threads import Pool
 
 BadRow = tuple[int, str]
 Part = Callable[[], list[BadRow]]
@@ -46,6 +48,8 @@ _SWITCH_SECONDS = 1e-4
 
 SLOW_SECONDS = 30.0
 """A read that takes longer than this is named."""
+_STOP_SECONDS = 0.2
+"""How often it is asked, while a batch is waited for, whether to stop."""
 _THREAD_NAME = "stagewright-loader"
 
 
@@ -102,12 +106,15 @@ def load_batches(
     times: LoadTimes | None = None,
     on_slow: Callable[[NDArray[np.int64], float], None] | None = None,
     resident: Resident | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """The batches of ``specs``, in their order, made by ``workers`` threads (0: by the calling thread).
+    """The batches of ``specs``, in their order, made by ``workers`` threads (0: one that reads nothing ahead).
 
     Specs are drawn in the calling thread, once each, and no more than ``prefetch`` beyond the batch handed out, which
     also bounds the memory; with 0 workers none. Close the generator (``contextlib.closing``) to end the threads; being
-    garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and no longer.
+    garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and leaves
+    threads behind that hang in a read. While a batch is waited for, ``stop`` is asked several times a second and makes it
+    raise :class:`~stagewright.errors.Interrupted`.
     ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go, and
     ``on_slow`` which rows the consumer has been waiting for, with the seconds, from :data:`SLOW_SECONDS` on, ever more
     rarely. Batches that ``resident`` serves are made on its device, the moment they are handed out. An error of the reader
@@ -123,19 +130,7 @@ def load_batches(
         else _HostDraft(images, spec, pin_memory, times)
         for spec in specs
     )
-    return (
-        _in_threads(drafts, workers, prefetch, times, on_slow or _say_nothing) if workers else _in_turn(drafts, times)
-    )
-
-
-def _in_turn(drafts: Iterator[_Draft], times: LoadTimes) -> Generator[Batch, None, None]:
-    def finish(draft: _Draft) -> Batch:
-        began = time.perf_counter()
-        batch = draft.finished(part() for part in draft.parts(threading.Event()))
-        times.waited(time.perf_counter() - began)
-        return batch
-
-    yield from map(finish, drafts)
+    return _in_threads(drafts, max(workers, 1), prefetch if workers else 0, times, on_slow or _say_nothing, stop)
 
 
 def _in_threads(
@@ -144,40 +139,49 @@ def _in_threads(
     prefetch: int,
     times: LoadTimes,
     on_slow: Callable[[NDArray[np.int64], float], None],
+    stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
     under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=_THREAD_NAME, initializer=_alone)
+    pool = Pool(workers, _THREAD_NAME, _alone)
 
-    def top_up() -> None:
-        while len(under_way) < prefetch and (draft := next(drafts, None)) is not None:
+    def top_up(most: int) -> None:
+        while len(under_way) < most and (draft := next(drafts, None)) is not None:
             under_way.append((draft, [pool.submit(part) for part in draft.parts(closed)]))
 
     def take() -> Batch:
         draft, futures = under_way.popleft()
         began = time.perf_counter()
         for rows, future in zip(draft.rows_of_parts(), futures, strict=True):
-            patience = SLOW_SECONDS
-            while not future.done() and wait([future], timeout=patience).not_done:
-                on_slow(rows, time.perf_counter() - began)
-                patience *= 2
+            if not future.done():
+                _await(future, began, lambda seconds, late=rows: on_slow(late, seconds), stop)
         batch = draft.finished(future.result() for future in futures)
         times.waited(time.perf_counter() - began)
-        top_up()
+        top_up(prefetch)
         return batch
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
     try:
-        top_up()
-        while under_way:
+        while top_up(max(prefetch, 1)) or under_way:
             yield take()  # without a name here, or a batch would stay in memory after the consumer is done with it
     finally:
         closed.set()
         sys.setswitchinterval(interval)
-        # A cycle that holds this generator may be collected in one of its own threads, which cannot wait for itself.
-        own = threading.current_thread().name.startswith(_THREAD_NAME)
-        pool.shutdown(wait=not own, cancel_futures=True)
+        pool.close()
+
+
+def _await(
+    future: Future[list[BadRow]], began: float, on_slow: Callable[[float], None], stop: Callable[[], bool]
+) -> None:
+    """Waits for ``future``, tells ever more rarely how long it has been, and gives up where a stop is asked for."""
+    patience, since = SLOW_SECONDS, time.perf_counter()
+    while wait([future], timeout=min(patience, _STOP_SECONDS)).not_done:
+        if stop():
+            raise Interrupted
+        if time.perf_counter() - since > patience:
+            on_slow(time.perf_counter() - began)
+            patience *= 3
 
 
 def _alone() -> None:

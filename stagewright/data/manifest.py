@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stagewright.errors import DataError
+from stagewright.errors import DataError, Unreadable
+from stagewright.storage.files import missing_or_unreadable, read_file, write_whole
 
 if TYPE_CHECKING:
     from stagewright.plan import DatasetInfo
@@ -30,6 +30,7 @@ pc: Any = pyarrow.compute  # its functions are made on import, where type checke
 
 SPLITS = ("train", "val", "test")
 
+_STAMPS = ("bytes", "mtime_ns", "ctime_ns")
 _KEY = b"stagewright.manifest"
 _VERSION = 1
 
@@ -56,11 +57,14 @@ class Manifest:
     heights: NDArray[np.int32]
     groups: pa.StringArray | None = None
     """What never straddles a split (site, patient); null where a picture has none of its own."""
+    stamps: NDArray[np.int64] | None = None
+    """(N, 3): size in bytes and times of the last change (st_mtime_ns, st_ctime_ns) when the file was looked at; None where
+    the pictures lie in no files of their own, or an older version wrote this. No part of the digest."""
     variant: str = ""
     """What was made of the pictures before training reads them, e.g. ``pack of 256 px, jpeg q90``; empty: nothing."""
 
     def __post_init__(self) -> None:
-        columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups)
+        columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups, self.stamps)
         if any(column is not None and len(column) != len(self.paths) for column in columns):
             raise ValueError("the columns of a manifest differ in length")
         for name, column, end in (("label", self.labels, len(self.classes)), ("split", self.splits, len(SPLITS))):
@@ -111,6 +115,8 @@ class Manifest:
         }
         if self.groups is not None:
             columns["group"] = self.groups
+        if self.stamps is not None:
+            columns |= {name: pa.array(np.ascontiguousarray(self.stamps[:, at])) for at, name in enumerate(_STAMPS)}
         table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": self.digest}).encode()})
         write_table(table, Path(path))
 
@@ -118,7 +124,7 @@ class Manifest:
     def read(cls, path: str | Path) -> Manifest:
         """The manifest in the file ``path``; DataError if there is none, or it is not as it was written."""
         try:
-            table = read_table(path)
+            table = read_twice(path)
             head = json.loads((table.schema.metadata or {})[_KEY])
             digest = head["digest"]
             manifest = cls(
@@ -132,10 +138,13 @@ class Manifest:
                 widths=table["width"].to_numpy().astype(np.int32),
                 heights=table["height"].to_numpy().astype(np.int32),
                 groups=one_array(table["group"]) if "group" in table.column_names else None,
+                stamps=_stamps(table),
                 variant=head.get("variant", ""),
             )
         except FileNotFoundError:
             raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
+        except Unreadable:
+            raise
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
         if manifest.digest != digest:
@@ -143,29 +152,46 @@ class Manifest:
         return manifest
 
 
+def _stamps(table: pa.Table) -> NDArray[np.int64] | None:
+    if not set(_STAMPS) <= set(table.column_names):
+        return None
+    return np.stack([table[name].to_numpy().astype(np.int64) for name in _STAMPS], axis=1)
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Writes ``table`` as the Parquet file ``path``: whole or not at all, and on disk when this returns.
 
-    OSError if the place cannot be written.
+    StorageError if the place cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The Parquet file ``path``, or some of its columns; OSError or pyarrow.ArrowException if there is none or it is
     damaged."""
+    data = read_file(path)
+    if data[:4] != b"PAR1":  # pyarrow looks at the end alone
+        raise pa.ArrowInvalid("it does not begin as a Parquet file does")
     # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            return file.read(columns)
+    except OSError as error:  # pyarrow's word for a footer that is damaged, too: the bytes are in memory
+        raise pa.ArrowInvalid(str(error)) from error
+
+
+def read_twice(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """As :func:`read_table`, for files of our own: Unreadable where the file is there and cannot be read now; what looks
+    damaged is read a second time before pyarrow.ArrowException says so."""
+    for last in (False, True):
+        try:
+            return read_table(path, columns)
+        except OSError as error:
+            raise missing_or_unreadable(path, error) from error
+        except pa.ArrowException:
+            if last:
+                raise
+    raise AssertionError("unreachable")
 
 
 def one_array(column: pa.ChunkedArray) -> pa.StringArray:

@@ -18,12 +18,13 @@ from PIL import Image
 
 from stagewright.data.decode import decode
 from stagewright.data.listing import UNDECIDED, Excluded, Listing, counted, some
-from stagewright.data.manifest import one_array, read_table
+from stagewright.data.manifest import one_array, read_twice
 from stagewright.data.packfile import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, crc32_of, damaged, open_part
 from stagewright.data.scan import DIGEST_BYTES, Scan, hex_strings
 from stagewright.data.stored import Stored
 from stagewright.errors import DataError
 from stagewright.recipe import Data
+from stagewright.storage.files import patiently, unreadable
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -48,19 +49,22 @@ class Pack:
         except FileNotFoundError:
             raise _not_finished(folder) from None
         except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f"{folder / HEAD} cannot be read: {reason}", remedy="check its permissions") from error
+            raise unreadable(folder / HEAD, error) from error
         for part in head.parts:
             try:
                 size = (folder / part.file).stat().st_size
+            except FileNotFoundError as error:
+                raise damaged(folder, f"{part.file} is not there") from error
             except OSError as error:
-                raise damaged(folder, f"{part.file} is not there ({error.strerror or error})") from error
+                raise unreadable(folder / part.file, error) from error
             if size != part.bytes:
                 raise damaged(folder, f"{part.file} has {size:,} bytes instead of {part.bytes:,}")
         try:
-            index_crc32 = crc32_of(folder / INDEX)
+            index_crc32 = patiently(folder / INDEX, lambda file: crc32_of(Path(file)))
+        except FileNotFoundError as error:
+            raise damaged(folder, f"{INDEX} is not there") from error
         except OSError as error:
-            raise damaged(folder, f"{INDEX} cannot be read ({error.strerror or error})") from error
+            raise unreadable(folder / INDEX, error) from error
         if index_crc32 != head.index_crc32:
             raise damaged(folder, f"{INDEX} has another checksum than when it was written")
         return cls(folder, head)
@@ -77,8 +81,8 @@ class Pack:
     def columns(self, *names: str) -> pa.Table:
         """Columns of the index."""
         try:
-            return read_table(self.folder / INDEX, names)
-        except (OSError, pa.ArrowException, KeyError) as error:
+            return read_twice(self.folder / INDEX, names)
+        except (FileNotFoundError, pa.ArrowException, KeyError) as error:
             raise damaged(self.folder, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
 
     def listing(self, settings: Data) -> Listing:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from stagewright.data.listing import counted, some
 from stagewright.data.pack import Pack
 from stagewright.data.packfile import PartFile, crc32_of, damaged, record_crcs
 from stagewright.data.scan import Progress, cache_folder
-from stagewright.errors import DataError
+from stagewright.errors import DataError, StorageError
+from stagewright.storage.files import patiently, unreadable, write_whole
+from stagewright.system.threads import Pool
 
 State = list[int]
 """Size in bytes, modification time in nanoseconds, crc32."""
@@ -42,7 +44,7 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
         return ()
     found: list[DataError] = []
     notes: list[str] = []
-    with _remembered(file, known, notes), ThreadPoolExecutor(max(workers, 1), thread_name_prefix="check") as pool:
+    with _remembered(file, known, notes), Pool(max(workers, 1), "check") as pool:
         futures = {pool.submit(_check, pack, part): part for part in todo}
         try:
             for future in as_completed(futures):
@@ -55,7 +57,7 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
                 if progress is not None:
                     progress(done, pack.head.num_records)
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.close()
     if found:
         raise min(found, key=str)
     return tuple(notes)
@@ -70,9 +72,9 @@ def _check(pack: Pack, part: PartFile) -> State:
     """The state of a part that is sound; DataError if it is not."""
     state = _state(pack.folder, part)
     try:
-        crc32 = crc32_of(pack.folder / part.file)
+        crc32 = patiently(pack.folder / part.file, lambda file: crc32_of(Path(file)))
     except OSError as error:
-        raise damaged(pack.folder, f"{part.file} cannot be read ({error.strerror or error})") from error
+        raise unreadable(pack.folder / part.file, error) from error
     if crc32 != part.crc32:
         raise _locate(pack, part)
     return state
@@ -114,10 +116,9 @@ def _remembered(file: Path, known: dict[str, State], notes: list[str]) -> Iterat
     try:
         yield
     finally:
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(known))
-            os.replace(part, file)
-        except OSError as error:
-            notes.append(f"that the pack is sound could not be kept in {file.parent}: {error.strerror or error}")
+            write_whole(file, json.dumps(known), durable=False)
+        except (OSError, StorageError) as error:
+            reason = str(error).splitlines()[0]
+            notes.append(f"that the pack is sound could not be kept in {file.parent}: {reason}")

@@ -13,10 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -32,6 +30,8 @@ from stagewright.data.scan import Progress, scan
 from stagewright.data.sources import list_source
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
+from stagewright.system.threads import Pool
 
 Say = Callable[[str], None]
 
@@ -84,8 +84,8 @@ def pack(
     say = say or (lambda text: None)
     _check_arguments(source, size, encoding, quality)
     listing = list_source(source, settings)
-    folder = Path(os.path.abspath(Path(out).expanduser()))
-    _check_place(folder, Path(os.path.abspath(Path(source).expanduser())))
+    folder = Path(os.path.abspath(user_path(out)))
+    _check_place(folder, Path(os.path.abspath(user_path(source))))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
@@ -116,8 +116,8 @@ def _carry_out(job: Job, workers: int, overwrite: bool, part_bytes: int, progres
     there = old.parts if old else ()
     if there:
         say(f"Checking {counted(len(there), 'part')} that are there already.")
-    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pack") as pool:
-        checked = list(pool.map(partial(_read_crcs, job.folder), there))
+    with Pool(max(workers, 1), "pack") as pool:
+        checked = [done.result() for done in [pool.submit(_read_crcs, job.folder, part) for part in there]]
     for number, (part, sound) in enumerate(zip(there, checked, strict=True)):
         parts.append(part)
         if sound is None:
@@ -154,7 +154,9 @@ def _existing(job: Job, overwrite: bool) -> Head | None:
     if not names:
         return None
     if not names & {HEAD, UNFINISHED}:
-        if all(name.startswith(".part-") for name in names):  # killed before the first part was whole
+        if all(
+            name.startswith((".part-", f".{UNFINISHED}.")) for name in names
+        ):  # killed before the first part was whole
             return None
         raise DataError(
             f"{folder} holds other things: {some(sorted(names), 3)}",
@@ -277,7 +279,7 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
             "a folder, a table or digits",
             f"train on {source} itself",
         )
-    if is_pack(Path(os.path.abspath(Path(source).expanduser()))):
+    if is_pack(Path(os.path.abspath(user_path(source)))):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack those")
 
 

@@ -12,7 +12,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from stagewright.data.scan import Scan, digest_of
 from stagewright.data.stored import read_file
 from stagewright.errors import DataError
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
+from stagewright.system.threads import Pool
 
 _CHUNK = 4
 _JPEG_SIDE = 65_500  # libjpeg's limit
@@ -81,7 +83,7 @@ class Job:
             resample=_RESAMPLE.name.lower(),
             listing=_digest(listing, found),
             source=source,
-            form="table" if os.path.isfile(Path(source).expanduser()) else "folder",
+            form="table" if os.path.isfile(user_path(source)) else "folder",
             settings={name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")},
             group_name=listing.group_name,
             grouped=listing.groups is not None,
@@ -162,7 +164,7 @@ def _changed(path: str, what: str) -> DataError:
 @contextmanager
 def encoded(job: Job, todo: NDArray[np.int64], workers: int) -> Iterator[Iterator[Record]]:
     """The records of ``todo``, in order, made by threads that are never more than a few chunks ahead."""
-    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="pack")
+    pool = Pool(max(workers, 1), "pack")
     chunks = iter([todo[at : at + _CHUNK].tolist() for at in range(0, len(todo), _CHUNK)])
     ahead: deque[Future[list[Record]]] = deque()
 
@@ -181,7 +183,7 @@ def encoded(job: Job, todo: NDArray[np.int64], workers: int) -> Iterator[Iterato
     try:
         yield records()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
 def _digest(listing: Listing, found: Scan) -> str:

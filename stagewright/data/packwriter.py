@@ -28,6 +28,7 @@ from stagewright.data.packfile import (
     crc32_of,
 )
 from stagewright.data.packrecords import Job, Record
+from stagewright.storage.files import sync_directory, write_whole
 
 _PART_ROWS = 1 << 17
 _BATCH_BYTES = 1 << 25
@@ -96,7 +97,7 @@ def _write_part(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(job.folder)
+    sync_directory(job.folder)
     return PartFile(name, first, at + 1 - first, sink.size, sink.crc32, original_bytes, PIL.__version__)
 
 
@@ -138,10 +139,10 @@ def finish(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> None:
     head = replace(job.head, parts=tuple(parts), index_crc32=crc32_of(job.folder / INDEX))
     write_head(job.folder / HEAD, head)
     (job.folder / UNFINISHED).unlink(missing_ok=True)
-    for path in job.folder.glob("*part-*.arrow"):
-        if path.name not in {part.file for part in parts}:
-            path.unlink()
-    _sync_folder(job.folder)
+    leftovers = [path for path in job.folder.glob("*part-*.arrow") if path.name not in {part.file for part in parts}]
+    for path in (*leftovers, *job.folder.glob(".*.tmp")):
+        path.unlink()
+    sync_directory(job.folder)
 
 
 def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Table:
@@ -180,18 +181,4 @@ def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Tabl
 
 def write_head(file: Path, head: Head) -> None:
     """Writes ``head`` in the place of ``file``: whole or not at all, and on disk when this returns."""
-    temporary = file.with_name(f".part-{file.name}")
-    with temporary.open("w", encoding="utf-8") as opened:
-        opened.write(head.to_json())
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(temporary, file)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(file, head.to_json())

@@ -38,6 +38,7 @@ def sample_manifest(manifest: Manifest, *, train: int, val: int, test: int) -> M
         splits=manifest.splits[rows],
         widths=manifest.widths[rows],
         heights=manifest.heights[rows],
+        stamps=None if manifest.stamps is None else manifest.stamps[rows],
         groups=manifest.groups.take(rows) if manifest.groups is not None else None,
     )
 

@@ -1,18 +1,22 @@
 """Scan: every file is opened and decoded before anything is planned, and what was found is kept for the next time.
 
-Owns the cache folder. The results of a scan lie there in one Parquet file for each root, by (path, size, modification
-time), so that the second look at 60,000 files takes a second. Damaged files give a reason, never an exception.
+Owns the cache folder. The results of a scan lie there in one Parquet file for each root, by path, size, inode and the times of
+the last change, so that the second look at 60,000 files takes a second. What was found damaged is looked at every time: it may
+have been repaired, with the size and time that it should have. Damaged files give a reason, never an exception.
 """
 
 from __future__ import annotations
 
 import binascii
+import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,9 @@ from numpy.typing import NDArray
 
 from stagewright.data.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
 from stagewright.data.manifest import one_array, read_table, write_table
+from stagewright.data.stored import read_file
+from stagewright.errors import StorageError
+from stagewright.system.threads import Pool
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -31,6 +38,9 @@ Progress = Callable[[int, int], None]
 
 DIGEST_BYTES = 16
 _CHUNK = 64
+_INODE_BITS = 2**63 - 1
+MOST_BYTES = 1 << 30
+"""Larger files are refused: what claims to be such a picture is a mistake or an attack."""
 _READ_WHOLE = 1 << 26
 """Files without a picture's extension are only read beyond their head if they are smaller than this many bytes."""
 
@@ -49,6 +59,9 @@ class Scan:
     not_pictures: set[int] = field(default_factory=set)
     """Those of ``reasons`` that do not claim to be pictures either, by content or by name."""
     notes: list[str] = field(default_factory=list)
+    stamps: NDArray[np.int64] | None = None
+    """(N, 3): size in bytes, times of the last change of content and of anything (st_mtime_ns, st_ctime_ns); None where the
+    pictures lie in no files of their own."""
 
     @classmethod
     def empty(cls, count: int) -> Scan:
@@ -58,9 +71,22 @@ class Scan:
 
 
 def cache_folder(*names: str) -> Path:
-    """``names`` in the folder for what can be made again: ``$STAGEWRIGHT_CACHE``, else ``~/.cache/stagewright``."""
-    base = os.environ.get("STAGEWRIGHT_CACHE") or Path.home() / ".cache" / "stagewright"
-    return Path(base, *names)
+    """``names`` in the folder for what can be made again: ``$STAGEWRIGHT_CACHE``, else ``~/.cache/stagewright``; without a home
+    (in a container, as a user without an entry) a folder of this user's own in the one for temporary files."""
+    if base := os.environ.get("STAGEWRIGHT_CACHE"):
+        return Path(base, *names)
+    try:
+        return Path(Path.home(), ".cache", "stagewright", *names)
+    except RuntimeError:
+        return Path(_homeless(), *names)
+
+
+@cache
+def _homeless() -> Path:
+    folder = Path(tempfile.gettempdir(), f"stagewright-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Another user may have made it first, to put in what this one would trust.
+    return folder if folder.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="stagewright-"))
 
 
 def digest_of(data: bytes) -> bytes:
@@ -81,7 +107,7 @@ def scan(root: str, paths: pa.StringArray, *, workers: int = 2, progress: Progre
     ``progress(done, total)`` is called as it goes on. What an interrupted scan has done is kept.
     """
     task = _Task.of(root, paths)
-    with _remembered(task), _pool(workers) as pool:
+    with _remembered(task), Pool(max(workers, 1), "scan") as pool:
         todo = np.flatnonzero(~task.done)
         finished = len(paths) - len(todo)
         if progress is not None:
@@ -103,34 +129,31 @@ class _Task:
 
     root: str
     paths: pa.StringArray
-    sizes: NDArray[np.int64]
-    """Bytes; -1 where there is no file."""
-    times: NDArray[np.int64]
-    """Modification time in nanoseconds."""
+    stamps: NDArray[np.int64]
+    """(N, 3) as in Scan; -1 where there is no file."""
+    inodes: NDArray[np.int64]
     found: Scan
     done: NDArray[np.bool_]
-    """What may be kept: looked at, with a result that lies in the file itself."""
+    """What may be kept: looked at, and sound."""
 
     @classmethod
     def of(cls, root: str, paths: pa.StringArray) -> _Task:
-        sizes, times = np.full(len(paths), -1, np.int64), np.full(len(paths), -1, np.int64)
+        stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
         for row, path in enumerate(paths.to_pylist()):
             try:
                 status = os.stat(os.path.join(root, path))
             except OSError:
                 continue
-            sizes[row], times[row] = status.st_size, status.st_mtime_ns
-        return cls(root, paths, sizes, times, Scan.empty(len(paths)), np.zeros(len(paths), bool))
+            stamps[row] = stamp_of(status)
+            inodes[row] = status.st_ino & _INODE_BITS
+        found = Scan.empty(len(paths))
+        found.stamps = stamps
+        return cls(root, paths, stamps, inodes, found, np.zeros(len(paths), bool))
 
 
-@contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what it has not begun when it is left, so that Ctrl-C is quick."""
-    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="scan")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file does: its size, and the times of its last change."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _look(task: _Task, rows: NDArray[np.int64]) -> int:
@@ -138,7 +161,7 @@ def _look(task: _Task, rows: NDArray[np.int64]) -> int:
     found = task.found
     for row, path in zip(rows.tolist(), task.paths.take(pa.array(rows)).to_pylist(), strict=True):
         try:
-            data = _read(os.path.join(task.root, path), int(task.sizes[row]))
+            data = _read(os.path.join(task.root, path), int(task.stamps[row, 0]))
         except OSError as error:
             found.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
             continue
@@ -150,18 +173,18 @@ def _look(task: _Task, rows: NDArray[np.int64]) -> int:
             found.widths[row], found.heights[row] = measure(data)
         except OSError as error:
             found.reasons[row] = str(error)
-            if isinstance(error.__cause__, MemoryError):
-                continue
+            continue
         task.done[row] = True
     return len(rows)
 
 
 def _read(path: str, size: int) -> bytes | None:
     """The bytes of the file; None where it is large and neither its name nor its head is a picture's."""
+    if size > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and pictures of up to {MOST_BYTES:,} are read", path)
     if size > _READ_WHOLE and not _claims_to_be_picture(path) and not identified(path):
         return None
-    with open(path, "rb") as file:
-        return file.read()
+    return read_file(path)
 
 
 def _claims_to_be_picture(path: str) -> bool:
@@ -184,8 +207,8 @@ def _remembered(task: _Task) -> Iterator[None]:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_table(pa.concat_tables([others, _as_table(task)]), file)
-            except OSError as error:
-                reason = error.strerror or error
+            except (OSError, StorageError) as error:
+                reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
                 task.found.notes.append(f"what the scan found could not be kept in {file.parent}: {reason}")
 
 
@@ -201,36 +224,35 @@ def _recall(file: Path) -> pa.Table:
 def _fill_in(task: _Task, known: pa.Table) -> None:
     at = pc.index_in(task.paths, one_array(known["path"])).fill_null(-1).to_numpy().astype(np.int64)
     rows = np.flatnonzero(at >= 0)
-    same_size = known["size"].to_numpy()[at[rows]] == task.sizes[rows]
-    rows = rows[same_size & (known["mtime_ns"].to_numpy()[at[rows]] == task.times[rows])]
+    current = (*task.stamps[rows].T, task.inodes[rows])
+    before = [known[name].to_numpy()[at[rows]] for name in ("size", "mtime_ns", "ctime_ns", "inode")]
+    rows = rows[np.all([now == then for now, then in zip(current, before, strict=True)], axis=0)]
     hits = known.take(pa.array(at[rows]))
     task.found.digests[rows] = np.frombuffer(b"".join(hits["digest"].to_pylist()), np.uint8).reshape(-1, DIGEST_BYTES)
     task.found.widths[rows], task.found.heights[rows] = hits["width"].to_numpy(), hits["height"].to_numpy()
-    reasons = zip(rows.tolist(), hits["reason"].to_pylist(), strict=True)
-    task.found.reasons.update({row: reason for row, reason in reasons if reason is not None})
     task.done[rows] = True
 
 
 def _as_table(task: _Task) -> pa.Table:
     found = task.found
-    reasons = pa.array([found.reasons.get(row) for row in range(len(task.paths))], pa.string())
     buffers = [None, pa.py_buffer(found.digests.tobytes())]
     digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(task.paths), buffers)
-    numbers = [pa.array(column) for column in (task.sizes, task.times, found.widths, found.heights)]
-    columns = [task.paths, *numbers[:2], digests, *numbers[2:], reasons]
+    kept = (*task.stamps.T, task.inodes, found.widths, found.heights)
+    columns = [task.paths, digests, *(pa.array(np.ascontiguousarray(column)) for column in kept)]
     return pa.Table.from_arrays(columns, schema=_SCHEMA).filter(pa.array(task.done))
 
 
 _SCHEMA = pa.schema(
     {
         "path": pa.string(),
+        "digest": pa.binary(DIGEST_BYTES),
         "size": pa.int64(),
         "mtime_ns": pa.int64(),
-        "digest": pa.binary(DIGEST_BYTES),
+        "ctime_ns": pa.int64(),
+        "inode": pa.int64(),
         "width": pa.int32(),
         "height": pa.int32(),
-        "reason": pa.string(),
     },
     # Another Pillow may read more, or less.
-    metadata={"stagewright.scan": f"1 pillow {PIL.__version__}"},
+    metadata={"stagewright.scan": f"2 pillow {PIL.__version__}"},
 )

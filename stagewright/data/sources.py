@@ -20,6 +20,7 @@ from stagewright.data.scan import Progress, hex_strings, scan
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
 
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "
@@ -60,7 +61,7 @@ def load_dataset(
         arrays = load_arrays(source)
         manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
         return Dataset(manifest, ArrayImages(arrays.pictures), notes, excluded)
-    place = Path(os.path.abspath(Path(source).expanduser()))
+    place = Path(os.path.abspath(user_path(source)))
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
@@ -124,7 +125,7 @@ def list_source(source: str, settings: Data) -> Listing:
             FORMS,
             "download it (aws s3 sync, huggingface-cli download, wget) and point at the folder",
         )
-    path = Path(os.path.abspath(Path(source).expanduser()))
+    path = Path(os.path.abspath(user_path(source)))
     if path.name.lower().endswith(_ARCHIVES):
         raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
     if path.is_dir():

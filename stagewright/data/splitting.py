@@ -29,6 +29,7 @@ from stagewright.data.splitsummary import SplitSummary
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
 
 FORMATS = (".csv", ".parquet")
 
@@ -64,8 +65,8 @@ def split(
     ``links`` is not empty, or as from load_dataset and :func:`~stagewright.data.folds.deal`; StorageError if a place
     cannot be written.
     """
-    out = Path(os.path.abspath(out.expanduser()))
-    links = None if links is None else Path(os.path.abspath(links.expanduser()))
+    out = Path(os.path.abspath(user_path(out)))
+    links = None if links is None else Path(os.path.abspath(user_path(links)))
     _check_shares(settings, folds)
     tables = _table_names(out, folds)
     _check_places(source, tables, overwrite)
@@ -115,7 +116,7 @@ def _table_names(out: Path, folds: int | None) -> list[Path]:
 
 def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
     there = [table for table in tables if os.path.lexists(table)]
-    own = Path(os.path.realpath(Path(source).expanduser()))
+    own = Path(os.path.realpath(user_path(source)))
     if any(Path(os.path.realpath(table)) == own for table in there):
         raise DataError(f"{own} is DATA itself", "another file for the split", "name another one")
     if there and not overwrite:
@@ -135,7 +136,7 @@ def _load(
     """The pictures of ``source`` with their parts, notes, and what is left out; with ``anew``, whatever DATA says."""
     if source.startswith("torchvision:"):
         raise _no_files(source)
-    place = Path(os.path.abspath(Path(source).expanduser()))
+    place = Path(os.path.abspath(user_path(source)))
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
         listing = list_folder(place)

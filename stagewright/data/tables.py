@@ -23,6 +23,7 @@ from stagewright.data.manifest import one_array, read_table
 from stagewright.data.matching import match_files
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
+from stagewright.storage.files import user_path
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -208,7 +209,7 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
 def _image_folder(file: Path, settings: Data) -> Path:
     if settings.images is None:
         return file.parent
-    places = [file.parent / settings.images, Path(settings.images).expanduser()]
+    places = [file.parent / settings.images, user_path(settings.images)]
     for place in places:
         if place.is_dir():
             return place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from stagewright.data.decode import decode
 from stagewright.errors import DataError
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.predict import Prediction, expand_inputs
+from stagewright.system.threads import Pool
 
 Picture = str | Path | Image.Image
 View = NDArray[np.uint8]
@@ -91,7 +92,7 @@ def _batches(
     def finished(ahead: list[tuple[str, Future[View | Exception]]]) -> list[tuple[str, View | Exception]]:
         return [(name, future.result()) for name, future in ahead]
 
-    with ThreadPoolExecutor(max_workers=min(_READERS, os.cpu_count() or 1)) as readers:
+    with Pool(min(_READERS, os.cpu_count() or 1), "predict") as readers:
         ahead: list[tuple[str, Future[View | Exception]]] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stagewright.data.decode import decode
@@ -33,6 +33,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.model.zoo import create_model
 from stagewright.predict import Prediction
+from stagewright.storage.files import read_own, sync_directory, user_path
 
 FORMAT = 1
 """Version of the folder's layout. A newer one is refused, an older one must stay readable."""
@@ -162,20 +163,21 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     fresh = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
-        (fresh / "golden").mkdir(parents=True)
+        for directory in (fresh, fresh / "golden"):
+            directory.mkdir(parents=True)
         for name, data in files.items():
             with (fresh / name).open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         for directory in (fresh / "golden", fresh):
-            _sync(directory)
+            sync_directory(directory)
         old = _old(folder)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         fresh.rename(folder)
-        _sync(folder.parent)
+        sync_directory(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -184,15 +186,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             "a disk with room that this user may write",
             "make room, then resume the run: it writes the model anew from its last checkpoint",
         ) from error
-
-
-def _sync(directory: Path) -> None:
-    """Brings the directory's entries to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _old(folder: Path) -> Path:
@@ -206,19 +199,19 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
     Every file's SHA-256 is compared with what ``model.json`` says; with ``verify`` the golden samples are replayed on
     ``device``. BundleError names the file that is missing or damaged, or the sample that drifted and how far.
     """
-    folder = _located(Path(folder_or_run))
+    folder = _located(user_path(folder_or_run))
     content = _content(folder)
     spec = _spec(folder, content)
-    _check_files(folder, content["files"])
+    files = _files(folder, content["files"])
     weights = folder / "weights.safetensors"
     try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
+        tensors = load(files["weights.safetensors"])
+    except (KeyError, SafetensorError) as error:
         raise _damaged(weights, error) from None
     _require_finite(folder, tensors)
     model = _filled(spec, tensors, folder, content["versions"]).to(device)
     if verify:
-        _verify(folder, model, spec, content)
+        _verify(folder, model, spec, content, files)
     return Bundle(folder, spec, model, content["versions"])
 
 
@@ -238,9 +231,9 @@ def _located(given: Path) -> Path:
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(read_own(path))
         newer = content["format"] > FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
     if newer:
         raise BundleError(
@@ -280,19 +273,23 @@ def _damaged(path: Path, error: Exception) -> BundleError:
     return BundleError(f"{path} is damaged: {why}", "the file as stagewright wrote it", _REMEDY)
 
 
-def _check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
+    """The bytes of the files that model.json lists, each with the hash that it should have."""
+    files: dict[str, bytes] = {}
     for name, expected in hashes.items():
         path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", _REMEDY)
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            files[name] = read_own(path)
+        except FileNotFoundError:
+            raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", _REMEDY) from None
+        found = hashlib.sha256(files[name]).hexdigest()
         if found != expected:
             raise BundleError(
                 f"{path} is not the file that was saved (SHA-256 {found[:12]}..., recorded {expected[:12]}...)",
                 "files as stagewright wrote them",
                 _REMEDY,
             )
+    return files
 
 
 def _require_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -326,12 +323,15 @@ def _filled(
     return model.eval()
 
 
-def _verify(folder: Path, model: nn.Module, spec: BundleSpec, content: Mapping[str, Any]) -> None:
+def _verify(
+    folder: Path, model: nn.Module, spec: BundleSpec, content: Mapping[str, Any], files: Mapping[str, bytes]
+) -> None:
     try:
-        with safe_open(folder / "golden.safetensors", framework="pt") as file:
-            recorded = file.get_tensor("logits")
-            classes = tuple(json.loads(file.metadata()["classes"]))
-    except Exception as error:  # safetensors has errors of its own beside OSError, KeyError and TypeError
+        golden = files["golden.safetensors"]
+        recorded = load(golden)["logits"]
+        size = int.from_bytes(golden[:8], "little")  # of the header, which safetensors reads from files alone
+        classes = tuple(json.loads(json.loads(golden[8 : 8 + size])["__metadata__"]["classes"]))
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise _damaged(folder / "golden.safetensors", error) from None
     if classes != spec.classes:
         pairs = enumerate(zip(classes, spec.classes, strict=False))
@@ -341,7 +341,7 @@ def _verify(folder: Path, model: nn.Module, spec: BundleSpec, content: Mapping[s
             "class names in the order in which the model was trained",
             _REMEDY,
         )
-    samples = [(name, (folder / "golden" / name).read_bytes()) for name in content["golden"]]
+    samples = [(name, files[f"golden/{name}"]) for name in content["golden"]]
     logits = _replay(model, spec.preprocessing, samples)
     if logits.shape != recorded.shape:
         raise _damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))

@@ -6,6 +6,7 @@ Files are read as tensors alone (``weights_only``): no code that came with them 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from stagewright.errors import ModelError
+from stagewright.storage.files import read_file, read_own, unreadable, user_path
 
 State = dict[str, Tensor]
 
@@ -36,6 +38,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
 
     ``source`` is that file, a Bundle, or a run's directory. ModelError where there is none, or model.json is damaged.
     """
+    source = user_path(source)
     if source.is_dir():
         found = [folder / "weights.safetensors" for folder in (source / "model", source)]
         path = next((file for file in found if file.is_file()), None)
@@ -58,7 +61,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
     if path.name != "weights.safetensors" or not card.is_file():
         return path, None
     try:
-        return path, [str(name) for name in json.loads(card.read_text("utf-8"))["classes"]]
+        return path, [str(name) for name in json.loads(read_own(card))["classes"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{card} is damaged: {error}",
@@ -73,10 +76,16 @@ def read_tensors(path: Path) -> tuple[State, str]:
     ModelError for a damaged file, one with Python objects other than numbers and names in it, and one without tensors.
     """
     try:
+        data = read_file(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
         if path.suffix == ".safetensors":
-            return load_file(path), ""
+            return load(data), ""
         with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise unreadable(path, error) from error
     except SafetensorError as error:
         raise _unreadable(path, str(error)) from None
     except Exception as error:  # torch.load raises whatever its unpickler, zip reader or legacy reader stumbles over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TextIO
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from stagewright.sentences import Event, sentence
+from stagewright.system.output import unbreakable
 from stagewright.wording import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
@@ -33,7 +35,7 @@ class Console:
         file: TextIO | None = None,
     ) -> None:
         self.total_steps, self.stages, self.quiet = total_steps, stages, quiet
-        self._console = RichConsole(file=file, highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=unbreakable(file or sys.stdout), highlight=False, soft_wrap=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()
@@ -107,7 +109,7 @@ class ScanProgress:
 
     def __call__(self, done: int, total: int) -> None:
         if self._live is None:
-            console = RichConsole(stderr=True)
+            console = RichConsole(file=unbreakable(sys.stderr))
             if self.quiet or not console.is_terminal or time.monotonic() - self._began < _SCAN_SECONDS:
                 return
             told = TextColumn("{task.description}", markup=False)

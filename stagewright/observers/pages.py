@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from stagewright.sentences import Event
 
+_PACKAGES = Path(__file__).resolve().parent.parent.parent
+_PAGE = "import sys; sys.path.append(sys.argv.pop(1)); from stagewright.report.__main__ import main; sys.exit(main())"
 _PATIENCE_SECONDS = 120.0
 _NEARLY_OVER_SECONDS = 5.0
 GAP_SECONDS = 60.0
@@ -19,7 +22,7 @@ its threads wait for each other (in a session of its own 2.4 s): every 20 s that
 
 
 class Pages:
-    """Starts ``python -m stagewright.report RUN`` at evaluations, one at a time and at most every ``min_seconds``."""
+    """Starts ``stagewright.report`` in a process of its own at evaluations, one at a time and at most every ``min_seconds``."""
 
     def __init__(self, run: Path, min_seconds: float = GAP_SECONDS) -> None:
         self.run, self.min_seconds = run, min_seconds
@@ -42,7 +45,9 @@ class Pages:
             self._await(self._start())
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "stagewright.report", str(self.run)]
+        # -P, not -m: Python must not find modules of the current folder, where a person's html.py or numpy.py may lie. The
+        # package itself is looked for last, where this process has it from.
+        command = [sys.executable, "-P", "-c", _PAGE, str(_PACKAGES), os.path.abspath(self.run)]
         if nice := shutil.which("nice"):
             command = [nice, "-n", "15", *command]  # the processors belong to the training
         nowhere = subprocess.DEVNULL

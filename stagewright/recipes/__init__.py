@@ -10,7 +10,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ from pydantic_core import ErrorDetails
 from stagewright.duration import FORMS, Duration
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe import Recipe
+from stagewright.storage.files import read_own, user_path
 
 AUTO = "auto"
 """The name of the recipe that is none yet: :mod:`stagewright.auto` chooses one when data and machine are known."""
@@ -41,9 +41,9 @@ def text(name_or_file: str) -> str:
             f"{', '.join(shipped())} or a YAML file",
             "stagewright plan DATA shows what it chooses and why; the run's recipe.yaml then is an ordinary one",
         )
-    path = Path(name_or_file)
+    path = user_path(name_or_file)
     if path.is_file():
-        return path.read_text("utf-8")
+        return read_own(path).decode("utf-8")
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),

@@ -9,14 +9,15 @@ from stagewright.errors import StagewrightError
 from stagewright.report.html import page
 from stagewright.report.plots import write_plots
 from stagewright.report.read import read_run
-from stagewright.report.theme import write_atomically
+from stagewright.storage.files import user_path, write_whole
 
 
 def write(run: Path) -> Path:
     """Writes ``plots/*.png`` and ``report.html`` of ``run``; returns the page's path. CheckpointError if it is no run."""
+    run = user_path(run)
     record = read_run(run)
     drawings = write_plots(record, run / "plots")
-    write_atomically(run / "report.html", page(record, drawings).encode())
+    write_whole(run / "report.html", page(record, drawings).encode(), durable=False)
     return run / "report.html"
 
 

@@ -21,6 +21,7 @@ from stagewright.report import mistakes, theme
 from stagewright.report.findings import WEIGHT_NAMES, Chosen, chosen
 from stagewright.report.lrplot import draw_range_test
 from stagewright.report.read import RunRecord
+from stagewright.storage.files import make_folder, write_whole
 
 Series = NDArray[np.float64]
 
@@ -71,10 +72,10 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
 
 def write_plots(record: RunRecord, folder: Path) -> list[theme.Drawing]:
     """Draws every figure, writes each to ``folder`` as NAME.png (whole or not at all) and returns them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     drawings = []
     for drawing in draw(record):
-        theme.write_atomically(folder / f"{drawing.name}.png", drawing.png)
+        write_whole(folder / f"{drawing.name}.png", drawing.png, durable=False)
         drawings.append(drawing)
     return drawings
 

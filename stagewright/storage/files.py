@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,9 +153,33 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
         raise unwritable(path, error) from error
 
 
+def write_output(path: str | Path, content: bytes, *, durable: bool = False) -> None:
+    """As :func:`write_whole`, where a person names the place: ``~`` is expanded, and ``-`` is standard output."""
+    if str(path) != "-":
+        write_whole(user_path(path), content, durable=durable)
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
+
+
 def write_json(path: str | Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
     """Writes ``content`` as readable JSON, as :func:`write_whole` does."""
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
+
+
+def make_folder(path: str | Path) -> None:
+    """Makes the folder ``path`` in one that is there; StorageError where it cannot be made.
+
+    Without the folders above it: a run directory that was moved or deleted must not come back in its old place.
+    """
+    try:
+        os.mkdir(path)
+    except FileExistsError as error:
+        if not os.path.isdir(path):
+            raise unwritable(path, error) from error
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: str | Path, error: OSError) -> StorageError:
@@ -162,7 +187,7 @@ def unwritable(path: str | Path, error: OSError) -> StorageError:
     folder = Path(path).parent
     if not folder.is_dir():
         return StorageError(
-            f"{path} cannot be written: the folder {folder} is not there",
+            f"{path} cannot be written: {error.strerror or error}; the folder {folder} is not there",
             "a folder that exists and stays where it is",
             "if it was moved or deleted meanwhile, put it back; else make it, or give another place",
         )

@@ -19,7 +19,7 @@ from stagewright.data.findings import Finding
 from stagewright.data.inspect import Inspection, inspect
 from stagewright.data.inspectpage import _MOST_BYTES, page, write_page
 from stagewright.data.sources import load_dataset
-from stagewright.errors import DataError
+from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
 
 
@@ -356,7 +356,7 @@ def test_the_page_is_whole_safe_and_alone(split: Path, tmp_path: Path) -> None:
     assert text.index("Not ready") < text.index("Findings") < text.index("Samples")
     assert "&lt;script&gt;alert(&#x27;1&#x27;)&amp;" in text
     assert [path.name for path in tmp_path.glob("*.part")] == []
-    with pytest.raises(DataError):
+    with pytest.raises(StorageError):
         write_page(found, tmp_path / "absent" / "page.html")
 
 

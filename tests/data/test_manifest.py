@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagewright.data.manifest import Manifest, write_table
-from stagewright.errors import DataError
+from stagewright.errors import DataError, StorageError
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -129,7 +129,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         manifest(root="/new").write(file)
     assert file.read_bytes() == good
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.parquet"]
