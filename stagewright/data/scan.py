@@ -8,7 +8,6 @@ have been repaired, with the size and time that it should have. Damaged files gi
 from __future__ import annotations
 
 import binascii
-import errno
 import hashlib
 import os
 import tempfile
@@ -39,8 +38,6 @@ Progress = Callable[[int, int], None]
 DIGEST_BYTES = 16
 _CHUNK = 64
 _INODE_BITS = 2**63 - 1
-MOST_BYTES = 1 << 30
-"""Larger files are refused: what claims to be such a picture is a mistake or an attack."""
 _READ_WHOLE = 1 << 26
 """Files without a picture's extension are only read beyond their head if they are smaller than this many bytes."""
 
@@ -180,8 +177,6 @@ def _look(task: _Task, rows: NDArray[np.int64]) -> int:
 
 def _read(path: str, size: int) -> bytes | None:
     """The bytes of the file; None where it is large and neither its name nor its head is a picture's."""
-    if size > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"it has {size:,} bytes, and pictures of up to {MOST_BYTES:,} are read", path)
     if size > _READ_WHOLE and not _claims_to_be_picture(path) and not identified(path):
         return None
     return read_file(path)

@@ -89,7 +89,7 @@ def open_images(manifest: Manifest) -> Images:
         raise DataError(
             f"the pictures of {manifest.source!r} lay in {root}, which is not there",
             "the folder as it was when the run began",
-            "mount or move it back, or start a new run on the pictures where they are now",
+            "mount or move it back; or say where the pictures are now: stagewright resume RUN --data DIR",
         )
     return FileImages(root, manifest.paths)
 

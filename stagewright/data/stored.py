@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from stagewright.storage import files
 
+MOST_BYTES = 1 << 30
+"""Larger files are refused: what claims to be such a picture is a mistake or an attack."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
@@ -66,6 +69,18 @@ def read_stored(paths: Sequence[str]) -> Stored:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.patiently`) unless it is missing or
-    forbidden; then OSError with the name of the file."""
-    return files.read_file(path, final=files.FORBIDDEN)
+    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.patiently`); OSError with the name of
+    the file. After some files in a row that this user may not read, others are tried once: 60,000 would take days."""
+    impatient = _refused[0] >= _MOST_REFUSED
+    try:
+        data = files.read_file(path, final=files.FORBIDDEN if impatient else frozenset(), most=MOST_BYTES)
+    except PermissionError:
+        _refused[0] += 1
+        raise
+    _refused[0] = 0
+    return data
+
+
+_MOST_REFUSED = 8
+_refused = [0]
+"""Files in a row that could not be opened for want of a right; roughly, as threads count at once."""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from stagewright.data.decode import decode
+from stagewright.data.stored import read_file
 from stagewright.errors import DataError
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.predict import Prediction, expand_inputs
@@ -106,6 +107,6 @@ def _batches(
 
 def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
     try:
-        return view.view(upright(item) if isinstance(item, Image.Image) else decode(item.read_bytes()))
+        return view.view(upright(item) if isinstance(item, Image.Image) else decode(read_file(str(item))))
     except (OSError, ValueError) as error:
         return error

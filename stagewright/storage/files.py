@@ -27,7 +27,7 @@ PAUSES = (0.1, 0.5, 2.0)
 
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 """There is no such file: another attempt does not change that."""
-_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP}
+_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG}
 # A picture that this user may not read is named at once: 60,000 of them would take days with pauses.
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
@@ -53,9 +53,10 @@ def patiently(path: str | Path, read: Callable[[str], T], *, final: frozenset[in
     raise AssertionError("unreachable")
 
 
-def read_file(path: str | Path, *, final: frozenset[int] = frozenset()) -> bytes:
-    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device."""
-    return patiently(path, _read, final=final)
+def read_file(path: str | Path, *, final: frozenset[int] = frozenset(), most: int | None = None) -> bytes:
+    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device, and
+    for one of more than ``most`` bytes."""
+    return patiently(path, lambda name: _read(name, most), final=final)
 
 
 def read_own(path: str | Path) -> bytes:
@@ -84,7 +85,7 @@ def unreadable(path: str | Path, error: BaseException) -> Unreadable:
     )
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, most: int | None = None) -> bytes:
     # Few system calls: open().read() also seeks and asks whether it is a terminal. A pipe without a writer would wait for
     # ever when opened, and a device may have no end.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
@@ -94,6 +95,8 @@ def _read(path: str) -> bytes:
             kind = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
             raise OSError(kind, f"it is {kind_of(status.st_mode)}, not a regular file", path)
         size = status.st_size
+        if most is not None and size > most:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and up to {most:,} are read", path)
         if size == 0:  # empty, or made up by the kernel (/proc), where reading might never end
             return b""
         data = os.read(file, size + 1)

@@ -396,7 +396,7 @@ def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypa
     file.write_bytes(b"picture")
     failures, read, pauses = [5], storage_files._read, []
 
-    def flaky(path: str) -> bytes:
+    def flaky(path: str, most: int | None = None) -> bytes:
         if failures[0]:
             failures[0] -= 1
             raise OSError(errno.EIO, "Input/output error", path)
