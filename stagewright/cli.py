@@ -44,7 +44,7 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
-from stagewright.stop import EXIT_STOPPED
+from stagewright.stop import EXIT_STOPPED, ignore_stops
 from stagewright.system.output import unbreakable
 
 app = typer.Typer(
@@ -296,8 +296,10 @@ def _metric_lines(wanted: bool) -> Any:
 def _close(run: Any, quiet: bool) -> None:
     """The last lines of a run: what came out and what to type next; exit code 75 for one that was stopped."""
     if not run.finished:
+        ignore_stops()
         print(f"Stopped and saved. Go on with:  stagewright resume {run.path}", file=sys.stderr)
         raise typer.Exit(EXIT_STOPPED)
+    ignore_stops()
     if quiet:
         return
     summary = run.summary

@@ -8,10 +8,12 @@ steps; what comes before the steps run evenly is charged to the beginning of the
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from stagewright.rundir import RunDir, environment
 from stagewright.session import Session, recalibrated_images
 from stagewright.state import Score
 from stagewright.stop import StopSignal
+from stagewright.storage.lock import is_held, lock
 from stagewright.traceless import traceless
 
 Rows = NDArray[np.int64]
@@ -74,7 +77,8 @@ def probe(
     rehearsal = rehearse(plan, sees_pictures_alike)
     quiet = replace(execution, quiet=True, pages=False, save_minutes=1e9)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    with traceless(), tempfile.TemporaryDirectory(prefix=".stagewright-probe-", dir=there) as temporary:
+    _remove_leftovers(there)
+    with traceless(), _own_folder(there) as temporary:
 
         def opened(name: str) -> Session:
             run = RunDir.create(Path(temporary) / name)
@@ -324,6 +328,26 @@ class _Bench:
 
 def _silent(text: str) -> None:
     pass
+
+
+_PREFIX = ".stagewright-probe-"
+_SETTLED_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def _own_folder(there: Path) -> Iterator[Path]:
+    """A temporary folder in ``there``, locked, so that others know it for one in use."""
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=there) as temporary, lock(Path(temporary)):
+        yield Path(temporary)
+
+
+def _remove_leftovers(there: Path) -> None:
+    """Removes the folders of probes that were killed: nobody holds them."""
+    for folder in there.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            settled = time.time() - folder.stat().st_mtime > _SETTLED_SECONDS  # a younger one may not be locked yet
+            if settled and not is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def within_budget(
