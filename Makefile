@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= digits
 
-.PHONY: env demo test test-fast test-gpu check format golden bench clean
+.PHONY: env demo test test-fast test-long test-gpu check format golden bench clean
 
 env: $(VENV)/.ready
 
@@ -27,6 +27,11 @@ test: env
 
 test-fast: env
 	$(BIN)/pytest -n 2 -m "not slow"
+
+# The long forms: a thousand signals, three hundred failing operations. About half an hour.
+test-long: env
+	$(BIN)/python benchmarks/storm.py signals --count 1000
+	$(BIN)/python benchmarks/storm.py operations --count 300
 
 test-gpu: env
 	$(BIN)/pytest -m gpu

@@ -134,13 +134,24 @@ class AppendFile:
         while position > 0:
             count = min(_BLOCK, position)
             position -= count
-            pending = patiently(self.path, lambda _, n=count, at=position: os.pread(self._fd, n, at)) + pending
+            pending = self._part(position, count) + pending
             # The last byte ends the last line; a newline before it ends the line before.
             while (at := pending.rfind(b"\n", 0, len(pending) - 1)) >= 0:
                 yield position + at + 1, pending[at + 1 :]
                 pending = pending[: at + 1]
         if pending:
             yield 0, pending
+
+    def _part(self, at: int, count: int) -> bytes:
+        """The ``count`` bytes from ``at`` on, in however many pieces the system hands them out."""
+
+        def read(_: str) -> bytes:
+            part = b""
+            while len(part) < count and (piece := os.pread(self._fd, count - len(part), at + len(part))):
+                part += piece
+            return part
+
+        return patiently(self.path, read)
 
     def last_line(self) -> bytes:
         """The last line without its newline; empty in an empty file."""
@@ -150,7 +161,7 @@ class AppendFile:
 
     def first_line(self) -> bytes:
         """The first line without its newline; empty in an empty file."""
-        return patiently(self.path, lambda _: os.pread(self._fd, _BLOCK, 0)).partition(b"\n")[0]
+        return self._part(0, min(_BLOCK, os.fstat(self._fd).st_size)).partition(b"\n")[0]
 
     def sync(self) -> None:
         """Returns when everything written is on the disk."""

@@ -463,3 +463,17 @@ def test_neither_room_imports_torch() -> None:
     code = "import stagewright.events, stagewright.stop, stagewright.schedule, sys; sys.exit('torch' in sys.modules)"
     env: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=False).returncode == 0
+
+
+def test_a_file_that_the_system_hands_out_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short read of a network file system cut the last rows of metrics.csv, found by the storm of failing operations."""
+    rows = StepLog(path.with_name("steps.csv"), ["step", "loss"])
+    rows.append([[step, step / 7] for step in range(1, 200)])
+    rows.close()
+    whole, pread = rows.path.read_bytes(), os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, count, at: pread(descriptor, max(1, count // 2), at))
+    again = StepLog(rows.path, ["step", "loss"])
+    assert rows.path.read_bytes() == whole
+    again.truncate_after(150)
+    assert again.rows()[-1]["step"] == "150"
+    again.close()

@@ -99,7 +99,10 @@ def batch(valid: list[bool]) -> Batch:
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_an_answer_that_is_not_finite_is_no_class(number: float) -> None:
     """NaN has its maximum at place 0, so it was class 0, and right where that was the label (situation 073)."""
-    model, numerics = Answers([[1.0, 0.0], [0.0, number], [2.0, 1.0]]), Numerics((0.5,) * 3, (0.5,) * 3, "fp32", False)
+    model, numerics = (
+        Answers([[1.0, 0.0], [0.0, number], [2.0, 1.0]]),
+        Numerics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "fp32", False),
+    )
     with pytest.raises(NotFinite, match="answers to 1 of 3 pictures are not finite") as error:
         evaluate(model, model, [batch([True, True, True])], numerics)
     assert error.value.rows == [11]

@@ -1,0 +1,22 @@
+"""Small forms of the storms; `make test-long` raises the long ones."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STORM = Path(__file__).parent.parent / "benchmarks" / "storm.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("storm", "count"), [("signals", 12), ("operations", 10)])
+def test_a_storm(storm: str, count: int) -> None:
+    if storm == "operations" and not shutil.which("cc"):
+        pytest.skip("needs a C compiler, for operations that fail")
+    command = [sys.executable, str(STORM), storm, "--count", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
