@@ -38,7 +38,8 @@ NO_TORCH = {
         "clock",
         "lrcurve",
     ),
-    *("wording", "sentences", "rundir", "cli", "stop"),
+    *("wording", "sentences", "rundir", "claim", "execution", "readwatch", "cli", "stop", "data.verify"),
+    *("storage.files", "storage.hashed", "storage.lock", "system.output", "system.threads"),
     *("budget", "costs", "costview", "rehearsal", "pace"),
     *("data.pack", "data.packcheck", "data.packfile", "data.packrecords", "data.packwriter", "data.packing"),
     *("data.splitting", "data.folds", "data.links", "data.splitsummary", "data.stored", "data.native", "data.times"),
@@ -108,6 +109,8 @@ def test_no_circles() -> None:
 @pytest.mark.parametrize(
     ("room", "may_not_know"),
     [
+        ("storage", ("system", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report")),
+        ("system", ("storage", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report")),
         ("model", ("recipe", "recipes", "plan", "run", "training", "session", "state")),
         ("data", ("model", "run", "training", "session", "state", "step", "report")),
         ("augment", ("model", "run", "training", "session", "state", "step", "report")),
