@@ -6,7 +6,6 @@ with the state saved (``stagewright resume`` goes on).
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -45,7 +44,8 @@ from stagewright.options import (
     speaker,
 )
 from stagewright.stop import EXIT_STOPPED, ignore_stops
-from stagewright.system.output import unbreakable
+from stagewright.system.output import guarded, outlive_output
+from stagewright.system.surroundings import explained
 
 app = typer.Typer(
     name="stagewright",
@@ -309,19 +309,20 @@ def _close(run: Any, quiet: bool) -> None:
     print(f"Predict  stagewright predict {run.path} IMAGES...")
 
 
-_LONG_WORK = frozenset({"train", "resume", "demo", "lr-find", "resume-check"})
-"""Commands that go on where nobody reads their output any more."""
-_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT)
+_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
+"""Commands whose work goes on where nobody reads their output any more; of the others, the output is all there is."""
 
 
 def main() -> None:
-    """Entry point; turns stagewright's errors into messages and exit codes."""
+    """Entry point; turns stagewright's errors, and those of its surroundings, into messages and exit codes."""
     os.environ.setdefault(
         "PYTHONSAFEPATH", "1"
     )  # no child, of torch's compiler for instance, runs what lies in this folder
-    if _LONG_WORK & set(sys.argv[1:2]):
-        sys.stdout, sys.stderr = unbreakable(sys.stdout), unbreakable(sys.stderr)
-    sys.exit(_run())
+    with guarded():
+        if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
+            outlive_output()
+        code = _run()
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -334,18 +335,12 @@ def _run() -> int:
         return _say(f"error: {error}", 2)
     except Stopped as stopped:
         return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
+    except BrokenPipeError:  # nobody reads what is printed
+        return 1
     except (OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno in _OUTPUT and error.filename is None:
-            return _say(f"error: the output cannot be written: {error.strerror}", 1)
-        if isinstance(error, OSError) and error.errno is None:
+        if (message := explained(error)) is None:
             raise
-        reason = getattr(error, "strerror", None) or "not enough memory"
-        named = getattr(error, "filename", None)
-        where = f"{named}: " if named else ""
-        allowed = "a disk with room, a place that this user may use, enough memory and open files"
-        return _say(
-            f"error: {where}{reason}\n  allowed: {allowed}\n  to do:   mend that, then type the same command again", 2
-        )
+        return _say(f"error: {message}", 2)
 
 
 def _exit_code() -> int:
@@ -357,10 +352,8 @@ def _exit_code() -> int:
 
 
 def _say(text: str, code: int) -> int:
-    """Prints ``text`` where errors go, as far as anyone reads them; returns ``code``."""
-    unbreakable(sys.stderr).write(text + "\n")
-    # What is left in the buffer of an output that is gone must not fail again at the end of the process.
-    unbreakable(sys.stdout).flush()
+    """Prints ``text`` where errors go; returns ``code``."""
+    print(text, file=sys.stderr)
     return code
 
 

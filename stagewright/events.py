@@ -134,7 +134,9 @@ class EventLog:
         for observer in self._observers:
             try:
                 observer.close()
-            except Exception as error:
+            except (KeyboardInterrupt, Stopped):
+                raise
+            except BaseException as error:  # as in emit
                 _log.error("%s failed on closing", type(observer).__name__, exc_info=error)
         self._observers = []
         self._file.close()

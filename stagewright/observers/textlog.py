@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections import deque
 from pathlib import Path
 
+from stagewright.errors import StorageError
 from stagewright.sentences import Event, sentence
-from stagewright.storage.files import unwritable
+from stagewright.steplog import AppendFile
+
+_MOST_WAITING = 1000
 
 
 class TextLog:
-    """Appends one line for each event that has something to say, flushed at once; restarts go on in the same file.
+    """Appends one line for each event that has something to say, at once; restarts go on in the same file.
 
-    A line that cannot be written, on a full disk for instance, is left out: events.jsonl has it.
+    Lines that the disk has no room for wait until it has; of many, the last 1,000 do.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            # Unbuffered, so that a line that fails does not come again with the next one.
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise unwritable(path, error) from error
+        self._path = path
+        self._file: AppendFile | None = None
+        self._waiting: deque[str] = deque(maxlen=_MOST_WAITING)
 
     def see(self, event: Event) -> None:
         text = sentence(event)
         if text is None:
             return
         at = str(event["clock"]["at"])[:19].replace("T", " ")
-        lines = "".join(f"{at}  {line}\n" for line in text.splitlines())
-        with contextlib.suppress(OSError):
-            self._file.write(lines.encode("utf-8", "backslashreplace"))
+        self._waiting.extend(f"{at}  {line}\n" for line in text.splitlines())
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            self._file = self._file or AppendFile(self._path)
+            self._file.append("".join(self._waiting).encode("utf-8", "backslashreplace"))
+        except (StorageError, OSError):  # it says what events.jsonl has too: not worth the end of a run
+            self._release()  # opened again, the file loses the part of a line that may stand at its end
+        else:
+            self._waiting.clear()
+
+    def _release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def close(self) -> None:
-        self._file.close()
+        if self._waiting:
+            self._write()
+        self._release()

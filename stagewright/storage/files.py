@@ -12,13 +12,13 @@ import errno
 import json
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from stagewright.errors import StorageError, Unreadable
+from stagewright.system.output import print_bytes
 
 T = TypeVar("T")
 
@@ -161,9 +161,7 @@ def write_output(path: str | Path, content: bytes, *, durable: bool = False) -> 
     if str(path) != "-":
         write_whole(user_path(path), content, durable=durable)
         return
-    sys.stdout.flush()
-    sys.stdout.buffer.write(content)
-    sys.stdout.flush()
+    print_bytes(content)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, durable: bool = True) -> None:

@@ -1,0 +1,49 @@
+"""Faults of the surroundings (disks, rights, memory, mounts): told from our own, and said as messages."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from stagewright.errors import StorageError
+
+_REMEDIES: dict[int, tuple[str, str]] = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("a disk, a quota and a file size limit with room", "make room")
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        ("a place that this user may read and write", "mend the permissions or the mount (chmod, chown, mount)"),
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), ("enough open files", "allow more (ulimit -n), or end other programs")
+    ),
+    errno.ENOMEM: ("enough memory", "end other programs, take a smaller batch or fewer --workers, or a larger machine"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR), ("files that stay where they are", "put it back, or check the path")
+    ),
+    **dict.fromkeys(
+        (
+            *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EBUSY),
+            *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOLCK, errno.ESHUTDOWN),
+        ),
+        ("a disk or mount that answers", "mend the storage or the connection (dmesg, mount)"),
+    ),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("a path that the file system takes", "give another path")),
+    errno.EAGAIN: ("enough processes and threads", "allow more (ulimit -u), or end other programs"),
+}
+
+
+def explained(error: OSError | MemoryError) -> StorageError | None:
+    """The message for a fault of the surroundings; None where ``error`` is no such fault, and so one of our own."""
+    if isinstance(error, MemoryError):
+        number, reason, place = errno.ENOMEM, os.strerror(errno.ENOMEM), None
+    else:
+        number, reason = error.errno, error.strerror
+        place = next((path for path in (error.filename2, error.filename) if isinstance(path, str | bytes)), None)
+    # A file that is missing has a name; without one, the error comes from somewhere else.
+    if number not in _REMEDIES or (place is None and number in (errno.ENOENT, errno.ENOTDIR)):
+        return None
+    allowed, remedy = _REMEDIES[number]
+    where = "the system refused an operation" if place is None else os.fsdecode(place)
+    return StorageError(f"{where}: {reason}", allowed, f"{remedy}, then give the command again; what was saved is safe")
