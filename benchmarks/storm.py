@@ -303,7 +303,9 @@ def operations(place: Place, count: int, seed: int, tally: Tally) -> None:
         tally.check(
             rc in (0, 2, 75) and "Traceback" not in said, f"{what}: a message", f"exit code {rc}: {said[-900:]}"
         )
-        if resuming and _resumes(out) == before:  # it did not get as far as to go on, where the guard may give states up
+        if (
+            resuming and _resumes(out) == before
+        ):  # it did not get as far as to go on, where the guard may give states up
             left = {path.name for path in (out / "checkpoints").glob("step_*")}
             tally.check(steps <= left, f"{what}: all checkpoints stand", f"{steps} before, {left} now")
         rc, said = command(place.next(out))

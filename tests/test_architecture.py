@@ -109,8 +109,14 @@ def test_no_circles() -> None:
 @pytest.mark.parametrize(
     ("room", "may_not_know"),
     [
-        ("storage", ("system", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report")),
-        ("system", ("storage", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report")),
+        (
+            "storage",
+            ("system", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report"),
+        ),
+        (
+            "system",
+            ("storage", "recipe", "plan", "data", "model", "run", "rundir", "training", "session", "state", "report"),
+        ),
         ("model", ("recipe", "recipes", "plan", "run", "training", "session", "state")),
         ("data", ("model", "run", "training", "session", "state", "step", "report")),
         ("augment", ("model", "run", "training", "session", "state", "step", "report")),

@@ -19,6 +19,7 @@ from stagewright.data.listing import Listing
 from stagewright.data.scan import DIGEST_BYTES, Scan, cache_folder, digest_of
 from stagewright.data.split import TEST, TRAIN
 from stagewright.errors import DataError, nearest
+from stagewright.storage.files import unreadable
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 _BY_SPLIT = frozenset({"STL10", "SVHN"})  # these take split="train", the others train=True
@@ -122,12 +123,17 @@ def _read(name: str, part: str, root: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             return kind(root, **which)
-        except (RuntimeError, OSError):  # it is not there yet
+        except (RuntimeError, FileNotFoundError):  # it is not there yet
             pass
+        except OSError as error:
+            if error.errno is not None:
+                raise unreadable(error.filename or root, error) from error
         try:
             root.mkdir(parents=True, exist_ok=True)
             return kind(root, **which, download=True)
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of the download: urllib's, http's, those of zip, tar and gzip, torchvision's own
             raise DataError(
                 f"torchvision:{name} is not in {root} and could not be downloaded: {(str(error) or repr(error)).splitlines()[0]}",
                 "a network connection, or the files of the data set in their place",

@@ -6,6 +6,7 @@ classes. The tree appears when all of it is there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -65,8 +66,9 @@ def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mo
         building.rmdir()
     except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
-        if new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty, or the disk that failed fails again
+                folder.rmdir()
         if isinstance(error, OSError):
             raise _failed(folder, mode, error) from error
         raise

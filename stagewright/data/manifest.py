@@ -20,8 +20,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stagewright.errors import DataError, Unreadable
-from stagewright.storage.files import missing_or_unreadable, read_file, write_whole
+from stagewright.errors import DataError
+from stagewright.storage.files import read_parsed, write_whole
 
 if TYPE_CHECKING:
     from stagewright.plan import DatasetInfo
@@ -122,33 +122,35 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
-        """The manifest in the file ``path``; DataError if there is none, or it is not as it was written."""
+        """The manifest in the file ``path``; DataError if there is none, or it is not as it was written, and Unreadable where
+        it cannot be read now."""
         try:
-            table = read_twice(path)
-            head = json.loads((table.schema.metadata or {})[_KEY])
-            digest = head["digest"]
-            manifest = cls(
-                root=head["root"],
-                source=head["source"],
-                classes=tuple(head["classes"]),
-                paths=one_array(table["path"]),
-                hashes=one_array(table["hash"]),
-                labels=table["label"].to_numpy().astype(np.int32),
-                splits=pc.index_in(table["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8),
-                widths=table["width"].to_numpy().astype(np.int32),
-                heights=table["height"].to_numpy().astype(np.int32),
-                groups=one_array(table["group"]) if "group" in table.column_names else None,
-                stamps=_stamps(table),
-                variant=head.get("variant", ""),
-            )
+            return read_parsed(path, cls._parsed)
         except FileNotFoundError:
             raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
-        except Unreadable:
-            raise
-        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
-        if manifest.digest != digest:
-            raise _damaged(path, "its rows do not match its own digest")
+
+    @classmethod
+    def _parsed(cls, data: bytes) -> Manifest:
+        table = parse_table(data)
+        head = json.loads((table.schema.metadata or {})[_KEY])
+        manifest = cls(
+            root=head["root"],
+            source=head["source"],
+            classes=tuple(head["classes"]),
+            paths=one_array(table["path"]),
+            hashes=one_array(table["hash"]),
+            labels=table["label"].to_numpy().astype(np.int32),
+            splits=pc.index_in(table["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8),
+            widths=table["width"].to_numpy().astype(np.int32),
+            heights=table["height"].to_numpy().astype(np.int32),
+            groups=one_array(table["group"]) if "group" in table.column_names else None,
+            stamps=_stamps(table),
+            variant=head.get("variant", ""),
+        )
+        if manifest.digest != head["digest"]:
+            raise ValueError("its rows do not match its own digest")
         return manifest
 
 
@@ -167,9 +169,14 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The Parquet file ``path``, or some of its columns; OSError or pyarrow.ArrowException if there is none or it is
+    """The Parquet file ``path``, or some of its columns; FileNotFoundError if there is none, Unreadable if it cannot be read
+    now, pyarrow.ArrowException if it is damaged."""
+    return read_parsed(path, lambda data: parse_table(data, columns))
+
+
+def parse_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table that a Parquet file of the bytes ``data`` holds, or some of its columns; pyarrow.ArrowException if it is
     damaged."""
-    data = read_file(path)
     if data[:4] != b"PAR1":  # pyarrow looks at the end alone
         raise pa.ArrowInvalid("it does not begin as a Parquet file does")
     # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
@@ -178,20 +185,6 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Tab
             return file.read(columns)
     except OSError as error:  # pyarrow's word for a footer that is damaged, too: the bytes are in memory
         raise pa.ArrowInvalid(str(error)) from error
-
-
-def read_twice(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """As :func:`read_table`, for files of our own: Unreadable where the file is there and cannot be read now; what looks
-    damaged is read a second time before pyarrow.ArrowException says so."""
-    for last in (False, True):
-        try:
-            return read_table(path, columns)
-        except OSError as error:
-            raise missing_or_unreadable(path, error) from error
-        except pa.ArrowException:
-            if last:
-                raise
-    raise AssertionError("unreachable")
 
 
 def one_array(column: pa.ChunkedArray) -> pa.StringArray:

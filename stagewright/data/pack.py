@@ -18,20 +18,20 @@ from PIL import Image
 
 from stagewright.data.decode import decode
 from stagewright.data.listing import UNDECIDED, Excluded, Listing, counted, some
-from stagewright.data.manifest import one_array, read_twice
-from stagewright.data.packfile import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, crc32_of, damaged, open_part
+from stagewright.data.manifest import one_array, read_table
+from stagewright.data.packfile import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, damaged, has_crc32, open_part
 from stagewright.data.scan import DIGEST_BYTES, Scan, hex_strings
 from stagewright.data.stored import Stored
 from stagewright.errors import DataError
 from stagewright.recipe import Data
-from stagewright.storage.files import patiently, unreadable
+from stagewright.storage.files import is_there, size_of
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 
 def is_pack(folder: Path) -> bool:
     """Whether ``folder`` is a pack by its name or by what lies in it, finished or not."""
-    return folder.suffix == ".pack" or any((folder / name).is_file() for name in (HEAD, UNFINISHED))
+    return folder.suffix == ".pack" or any(is_there(folder / name) for name in (HEAD, UNFINISHED))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,29 +43,24 @@ class Pack:
 
     @classmethod
     def open(cls, folder: Path) -> Pack:
-        """The pack in ``folder``; DataError if it is none, unfinished, or if sizes of files or the index are not right."""
+        """The pack in ``folder``; DataError if it is none, unfinished, or if sizes of files or the index are not right;
+        Unreadable if a file cannot be read now."""
         try:
             head = Head.read(folder / HEAD)
         except FileNotFoundError:
             raise _not_finished(folder) from None
-        except OSError as error:
-            raise unreadable(folder / HEAD, error) from error
         for part in head.parts:
             try:
-                size = (folder / part.file).stat().st_size
+                size = size_of(folder / part.file)
             except FileNotFoundError as error:
                 raise damaged(folder, f"{part.file} is not there") from error
-            except OSError as error:
-                raise unreadable(folder / part.file, error) from error
             if size != part.bytes:
                 raise damaged(folder, f"{part.file} has {size:,} bytes instead of {part.bytes:,}")
         try:
-            index_crc32 = patiently(folder / INDEX, lambda file: crc32_of(Path(file)))
+            sound = has_crc32(folder / INDEX, head.index_crc32)
         except FileNotFoundError as error:
             raise damaged(folder, f"{INDEX} is not there") from error
-        except OSError as error:
-            raise unreadable(folder / INDEX, error) from error
-        if index_crc32 != head.index_crc32:
+        if not sound:
             raise damaged(folder, f"{INDEX} has another checksum than when it was written")
         return cls(folder, head)
 
@@ -81,7 +76,7 @@ class Pack:
     def columns(self, *names: str) -> pa.Table:
         """Columns of the index."""
         try:
-            return read_twice(self.folder / INDEX, names)
+            return read_table(self.folder / INDEX, names)
         except (FileNotFoundError, pa.ArrowException, KeyError) as error:
             raise damaged(self.folder, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
 
@@ -230,7 +225,7 @@ def _not_finished(folder: Path) -> DataError:
     try:
         head = Head.read(folder / UNFINISHED)
         done = f"{sum(part.rows for part in head.parts):,} of {counted(head.num_records, 'record')} are there"
-    except (OSError, DataError):
+    except (FileNotFoundError, DataError):
         done = f"{UNFINISHED} is damaged"
     return DataError(
         f"the pack {folder} is not finished: {done}",

@@ -18,10 +18,10 @@ import numpy as np
 
 from stagewright.data.listing import counted, some
 from stagewright.data.pack import Pack
-from stagewright.data.packfile import PartFile, crc32_of, damaged, record_crcs
+from stagewright.data.packfile import PartFile, damaged, has_crc32, record_crcs
 from stagewright.data.scan import Progress, cache_folder
 from stagewright.errors import DataError, StorageError
-from stagewright.storage.files import patiently, unreadable, write_whole
+from stagewright.storage.files import FORBIDDEN, missing_or_unreadable, patiently, read_file, write_whole
 from stagewright.system.threads import Pool
 
 State = list[int]
@@ -35,7 +35,8 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
     records that it is damaged.
     """
     file = _memory(pack.folder)
-    known = _recall(file)
+    notes: list[str] = []
+    known = _recall(file, notes)
     todo = [part for part in pack.head.parts if known.get(part.file) != _state(pack.folder, part)]
     done = pack.head.num_records - sum(part.rows for part in todo)
     if progress is not None:
@@ -43,7 +44,6 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
     if not todo:
         return ()
     found: list[DataError] = []
-    notes: list[str] = []
     with _remembered(file, known, notes), Pool(max(workers, 1), "check") as pool:
         futures = {pool.submit(_check, pack, part): part for part in todo}
         try:
@@ -64,18 +64,17 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
 
 
 def _state(folder: Path, part: PartFile) -> State:
-    status = (folder / part.file).stat()
+    try:
+        status = patiently(folder / part.file, os.stat)
+    except OSError as error:
+        raise missing_or_unreadable(folder / part.file, error) from error
     return [status.st_size, status.st_mtime_ns, part.crc32]
 
 
 def _check(pack: Pack, part: PartFile) -> State:
     """The state of a part that is sound; DataError if it is not."""
     state = _state(pack.folder, part)
-    try:
-        crc32 = patiently(pack.folder / part.file, lambda file: crc32_of(Path(file)))
-    except OSError as error:
-        raise unreadable(pack.folder / part.file, error) from error
-    if crc32 != part.crc32:
+    if not has_crc32(pack.folder / part.file, part.crc32):
         raise _locate(pack, part)
     return state
 
@@ -101,11 +100,14 @@ def _memory(folder: Path) -> Path:
     return cache_folder("packs", f"{name}.json")
 
 
-def _recall(file: Path) -> dict[str, State]:
-    """What earlier checks found sound; nothing if there was none or the file is damaged."""
+def _recall(file: Path, notes: list[str]) -> dict[str, State]:
+    """What earlier checks found sound; nothing if there was none, the file is damaged or, with a note, cannot be read now."""
     try:
-        known = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        known = json.loads(read_file(file, final=FORBIDDEN))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        notes.append(f"what earlier checks found sound is not used: {file}: {error.strerror or error}")
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -25,6 +25,7 @@ from stagewright.data.listing import UNDECIDED
 from stagewright.data.scan import DIGEST_BYTES
 from stagewright.data.split import TEST, TRAIN, VAL
 from stagewright.errors import DataError
+from stagewright.storage.files import MISSING, missing_or_unreadable, patiently, read_parsed, unreadable
 
 Encoding = Literal["jpeg", "raw"]
 
@@ -122,9 +123,14 @@ class Head:
 
     @classmethod
     def read(cls, file: Path) -> Head:
-        """The head in ``file``; DataError if it is damaged or none. FileNotFoundError passes."""
+        """The head in ``file``; DataError if it is damaged or none, Unreadable if it cannot be read now. FileNotFoundError
+        passes."""
+        return read_parsed(file, lambda data: cls._parsed(file, data))
+
+    @classmethod
+    def _parsed(cls, file: Path, data: bytes) -> Head:
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(data)
             if content["format"] != _FORMAT:
                 raise KeyError(content["format"])
             version, digest = content["version"], content.pop("sha256")
@@ -149,11 +155,16 @@ class Head:
 def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """The memory map of a part (read-only bytes), and offset and length in bytes of each of its records.
 
-    No file stays open. DataError if it cannot be read, or has not the rows and columns that it should.
+    No file stays open. DataError if it is gone, or has not the rows and columns that it should; Unreadable if it cannot be
+    opened now.
     """
     try:
-        with pa.memory_map(str(folder / part.file)) as file:
-            buffer = file.read_buffer()
+        buffer = patiently(folder / part.file, _mapped)
+    except OSError as error:
+        if error.errno in MISSING:
+            raise damaged(folder, f"{part.file} is not there") from error
+        raise unreadable(folder / part.file, error) from error
+    try:
         # All columns: reading some of them only would copy them.
         with pa.ipc.open_file(buffer) as reader:
             if not reader.schema.equals(PART_SCHEMA):
@@ -174,10 +185,23 @@ def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[
             first += len(column)
         if (lengths <= 0).any():
             raise ValueError("records have no bytes")
-    except (OSError, pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+    except MemoryError as error:
+        raise unreadable(folder / part.file, error) from error
+    except (
+        OSError,
+        pa.ArrowException,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # OSError: of pyarrow, on its content
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise damaged(folder, f"{part.file} cannot be read ({reason})") from error
     return np.frombuffer(buffer, np.uint8), offsets, lengths
+
+
+def _mapped(path: str) -> pa.Buffer:
+    with pa.memory_map(path) as file:
+        return file.read_buffer()
 
 
 def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
@@ -189,10 +213,22 @@ def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
 
 
 def crc32_of(file: Path) -> int:
-    """crc32 of the bytes of ``file``; OSError if it cannot be read."""
+    """crc32 of the bytes of ``file``; FileNotFoundError if there is none, Unreadable if it cannot be read now."""
+    try:
+        return patiently(file, _crc32)
+    except OSError as error:
+        raise missing_or_unreadable(file, error) from error
+
+
+def has_crc32(file: Path, expected: int) -> bool:
+    """Whether ``file`` is as it was when its crc32 was taken; what is not is read a second time. Errors as of crc32_of."""
+    return crc32_of(file) == expected or crc32_of(file) == expected
+
+
+def _crc32(path: str) -> int:
     # Not from a memory map: a disk that fails would end the process instead of raising an OSError.
     crc, block = 0, memoryview(bytearray(_BLOCK))
-    with file.open("rb", buffering=0) as opened:
+    with open(path, "rb", buffering=0) as opened:
         while count := opened.readinto(block):
             crc = zlib.crc32(block[:count], crc)
     return crc

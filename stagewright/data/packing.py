@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from stagewright.data.listing import counted, some
 from stagewright.data.pack import is_pack
-from stagewright.data.packfile import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, crc32_of, record_crcs
+from stagewright.data.packfile import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, has_crc32, record_crcs
 from stagewright.data.packrecords import Job, Record, encoded, make
 from stagewright.data.packwriter import Span, finish, write_head, write_span
 from stagewright.data.scan import Progress, scan
 from stagewright.data.sources import list_source
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
+from stagewright.storage.files import unwritable, user_path
 from stagewright.system.threads import Pool
 
 Say = Callable[[str], None]
@@ -38,7 +38,6 @@ Say = Callable[[str], None]
 PART_BYTES = 1 << 28
 _SAMPLE = 24
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -200,15 +199,15 @@ def _clear(folder: Path) -> None:
 def _read_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32] | None:
     """The crc32 of each record of a part that was written earlier; None if it is damaged or gone."""
     try:
-        return record_crcs(folder, part) if crc32_of(folder / part.file) == part.crc32 else None
-    except (OSError, DataError):
+        return record_crcs(folder, part) if has_crc32(folder / part.file, part.crc32) else None
+    except (FileNotFoundError, DataError):
         return None
 
 
 def _index_is_sound(folder: Path, head: Head) -> bool:
     try:
-        return crc32_of(folder / INDEX) == head.index_crc32
-    except OSError:
+        return has_crc32(folder / INDEX, head.index_crc32)
+    except FileNotFoundError:
         return False
 
 
@@ -295,15 +294,11 @@ def _check_place(folder: Path, source: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> Exception:
-    """The error for a place that cannot be written; ``error`` itself if it is of another kind."""
+    """The error for a place that cannot be written; ``error`` itself where the system did not refuse anything."""
     if error.errno in _NO_ROOM:
         return StorageError(
             f"the disk is full: {folder} cannot be written ({error.strerror})",
             "room for the whole pack",
             "make room and give the same command again: what is finished is kept",
         )
-    if error.errno in _NO_WRITING:
-        return StorageError(
-            f"{folder} cannot be written: {error.strerror}", "a folder that can be written", "choose another with --out"
-        )
-    return error
+    return error if error.errno is None else unwritable(folder, error)

@@ -28,7 +28,7 @@ from stagewright.data.packfile import (
     crc32_of,
 )
 from stagewright.data.packrecords import Job, Record
-from stagewright.storage.files import sync_directory, write_whole
+from stagewright.storage.files import remove_quietly, sync_directory, write_whole
 
 _PART_ROWS = 1 << 17
 _BATCH_BYTES = 1 << 25
@@ -95,7 +95,7 @@ def _write_part(
             os.fsync(file.fileno())
         os.replace(temporary, job.folder / name)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
         raise
     sync_directory(job.folder)
     return PartFile(name, first, at + 1 - first, sink.size, sink.crc32, original_bytes, PIL.__version__)

@@ -26,7 +26,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
-from stagewright.data.manifest import one_array, read_table, write_table
+from stagewright.data.manifest import one_array, parse_table, write_table
 from stagewright.data.stored import read_file
 from stagewright.errors import StorageError
 from stagewright.system.threads import Pool
@@ -191,7 +191,12 @@ def _remembered(task: _Task) -> Iterator[None]:
     """Fills in what an earlier scan of the same root knows; on leaving, however that comes about, keeps the news."""
     root = os.fsencode(os.path.abspath(task.root))
     file = cache_folder("scans", hashlib.blake2b(root, digest_size=16).hexdigest() + ".parquet")
-    known = _recall(file)
+    try:
+        known = _recall(file)
+    except OSError as error:  # it stays as it is: at the next time it may be read again
+        task.found.notes.append(f"what earlier scans found is not used: {file}: {error.strerror or error}")
+        yield
+        return
     _fill_in(task, known)
     before = int(task.done.sum())
     try:
@@ -208,10 +213,11 @@ def _remembered(task: _Task) -> Iterator[None]:
 
 
 def _recall(file: Path) -> pa.Table:
-    """What an earlier scan wrote; nothing if there is none, it is damaged, or another Pillow wrote it."""
+    """What an earlier scan wrote; nothing if there is none, it is damaged, or another Pillow wrote it. OSError if it cannot be
+    read now."""
     try:
-        table = read_table(file)
-    except (OSError, pa.ArrowException):
+        table = parse_table(read_file(str(file)))
+    except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         return _SCHEMA.empty_table()
     return table if table.schema.equals(_SCHEMA, check_metadata=True) else _SCHEMA.empty_table()
 

@@ -29,7 +29,7 @@ from stagewright.data.splitsummary import SplitSummary
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
+from stagewright.storage.files import remove_quietly, user_path
 
 FORMATS = (".csv", ".parquet")
 
@@ -258,7 +258,7 @@ def _write_all(
         ) from error
     finally:
         for place in places.values():
-            place.unlink(missing_ok=True)
+            remove_quietly(place)
     return notes
 
 

@@ -6,6 +6,7 @@ Every row that is left out has a reason.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,11 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from stagewright.data.listing import PART_WORDS, UNDECIDED, Excluded, Listing, counted, some
-from stagewright.data.manifest import one_array, read_table
+from stagewright.data.manifest import one_array, parse_table
 from stagewright.data.matching import match_files
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
+from stagewright.storage.files import read_parsed, user_path
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -86,11 +87,12 @@ def list_table(file: Path, settings: Data) -> Listing:
 def read_text(file: Path) -> pa.Table:
     """The table in ``file`` (.csv, .tsv or .parquet) with every column as text, trimmed; absent values are empty.
 
-    CSV may be separated by commas, semicolons, tabs or bars. DataError if it cannot be read or has no rows.
+    CSV may be separated by commas, semicolons, tabs or bars. DataError if it is no table or has no rows, Unreadable if it
+    cannot be read now.
     """
     try:
-        table = read_table(file) if file.suffix.lower() == ".parquet" else _read_csv(file)
-    except (OSError, pa.ArrowException) as error:
+        table = read_parsed(file, parse_table if file.suffix.lower() == ".parquet" else _parse_csv)
+    except (FileNotFoundError, pa.ArrowException) as error:
         raise DataError(
             f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
             "a CSV in UTF-8 whose first row names the columns, or a Parquet file",
@@ -105,14 +107,13 @@ def read_text(file: Path) -> pa.Table:
     return pa.table({name: _as_text(column) for name, column in zip(names, table.columns, strict=True)})
 
 
-def _read_csv(file: Path) -> pa.Table:
-    with file.open(encoding="utf-8-sig", errors="replace") as opened:
-        header = opened.readline()
+def _parse_csv(data: bytes) -> pa.Table:
+    header = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").readline()
     parse = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
-    with csv.open_csv(file, parse_options=parse) as reader:
+    with csv.open_csv(pa.BufferReader(data), parse_options=parse) as reader:
         names = reader.schema.names
     return csv.read_csv(
-        file,
+        pa.BufferReader(data),
         parse_options=parse,
         convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
     )

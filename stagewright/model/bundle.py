@@ -14,6 +14,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +34,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.model.zoo import create_model
 from stagewright.predict import Prediction
-from stagewright.storage.files import read_own, sync_directory, user_path
+from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
 
 FORMAT = 1
 """Version of the folder's layout. A newer one is refused, an older one must stay readable."""
@@ -111,6 +112,9 @@ def save_bundle(
     first 16 are kept. Their logits are recorded from the folder itself as it will be loaded: float32, on the CPU.
     BundleError where the weights do not fit ``spec`` or a sample is no picture, StorageError where the disk refuses.
     """
+    make_folders(
+        folder.parent
+    )  # now, not when it is written: a run that is moved or deleted meanwhile must not come back
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     _require_finite(folder, tensors)
@@ -161,10 +165,10 @@ def _sample(at: int, data: bytes | Image.Image, extension: str) -> tuple[str, by
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """All ``files`` below a temporary folder, then renamed: ``folder`` is the old or the new Bundle, also after a crash."""
     fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    make_folder(fresh)
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        for directory in (fresh, fresh / "golden"):
-            directory.mkdir(parents=True)
+        (fresh / "golden").mkdir()
         for name, data in files.items():
             with (fresh / name).open("wb") as file:
                 file.write(data)
@@ -203,11 +207,10 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
     content = _content(folder)
     spec = _spec(folder, content)
     files = _files(folder, content["files"])
-    weights = folder / "weights.safetensors"
     try:
         tensors = load(files["weights.safetensors"])
     except (KeyError, SafetensorError) as error:
-        raise _damaged(weights, error) from None
+        raise _damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
     model = _filled(spec, tensors, folder, content["versions"]).to(device)
     if verify:
@@ -231,7 +234,7 @@ def _located(given: Path) -> Path:
 def _content(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     try:
-        content = json.loads(read_own(path))
+        content = read_parsed(path, json.loads)
         newer = content["format"] > FORMAT
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
@@ -279,17 +282,20 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
     for name, expected in hashes.items():
         path = folder / name
         try:
-            files[name] = read_own(path)
+            files[name] = read_parsed(path, partial(_as_saved, path, expected))
         except FileNotFoundError:
             raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", _REMEDY) from None
-        found = hashlib.sha256(files[name]).hexdigest()
-        if found != expected:
-            raise BundleError(
-                f"{path} is not the file that was saved (SHA-256 {found[:12]}..., recorded {expected[:12]}...)",
-                "files as stagewright wrote them",
-                _REMEDY,
-            )
     return files
+
+
+def _as_saved(path: Path, expected: str, data: bytes) -> bytes:
+    if (found := hashlib.sha256(data).hexdigest()) != expected:
+        raise BundleError(
+            f"{path} is not the file that was saved (SHA-256 {found[:12]}..., recorded {expected[:12]}...)",
+            "files as stagewright wrote them",
+            _REMEDY,
+        )
+    return data
 
 
 def _require_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -81,6 +81,8 @@ def weights_of_timm(found: ModelName, arguments: Mapping[str, Any]) -> tuple[Sta
 def _fetching(source: str, address: str, place: str) -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # urllib, httpx, requests and huggingface_hub each have their own kinds
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(

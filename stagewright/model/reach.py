@@ -21,6 +21,7 @@ import torch
 from stagewright.errors import ModelError
 from stagewright.model.catalog import ModelName, model_names
 from stagewright.model.weightfile import State, locate, read_tensors
+from stagewright.storage.files import read_parsed
 
 _COMMON = (
     *("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "resnet18", "resnet34", "resnet50", "resnet101"),
@@ -104,16 +105,16 @@ def architecture_of(source: Path) -> Architecture | None:
     """Which network the weights in ``source`` belong to: a run or Bundle says so, a file is held against common networks.
 
     The file's name may hint at any network of torchvision; its tensors decide. None where none fits, or what is there
-    cannot be read: loading it will say why.
+    is damaged: loading it will say so. Unreadable where it cannot be read now.
     """
     try:
         path, _ = locate(source)
         card = path.with_name("model.json")
         if path.name == "weights.safetensors" and card.is_file():
-            told = json.loads(card.read_text("utf-8"))["model"]
+            told = read_parsed(card, json.loads)["model"]
             return Architecture(str(told["name"]), dict(told["options"]))
         state, _ = read_tensors(path)
-    except (ModelError, OSError, ValueError, KeyError, TypeError):
+    except (ModelError, FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     shapes = {_WRAPPED.sub("", name): tensor.shape for name, tensor in state.items()}
     hinted = [name for name in model_names("torchvision") if name in path.stem.lower()]

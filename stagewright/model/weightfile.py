@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from stagewright.errors import ModelError
-from stagewright.storage.files import read_file, read_own, unreadable, user_path
+from stagewright.errors import ModelError, Unreadable
+from stagewright.storage.files import read_parsed, unreadable, user_path
 
 State = dict[str, Tensor]
 
@@ -61,7 +61,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
     if path.name != "weights.safetensors" or not card.is_file():
         return path, None
     try:
-        return path, [str(name) for name in json.loads(read_own(card))["classes"]]
+        return path, [str(name) for name in read_parsed(card, json.loads)["classes"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{card} is damaged: {error}",
@@ -74,21 +74,19 @@ def read_tensors(path: Path) -> tuple[State, str]:
     """Tensors by name, on the CPU, and a note on which entry of the file they are, "" where they are all of it.
 
     ModelError for a damaged file, one with Python objects other than numbers and names in it, and one without tensors.
+    Unreadable for one that cannot be read now.
     """
     try:
-        data = read_file(path)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
         if path.suffix == ".safetensors":
-            return load(data), ""
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except MemoryError as error:
-        raise unreadable(path, error) from error
+            return read_parsed(path, load), ""
+        content = read_parsed(path, _unpickled)
+    except (Unreadable, FileNotFoundError) as error:
+        raise error if isinstance(error, Unreadable) else unreadable(path, error) from error
     except SafetensorError as error:
         raise _unreadable(path, str(error)) from None
-    except Exception as error:  # torch.load raises whatever its unpickler, zip reader or legacy reader stumbles over
+    except (
+        Exception
+    ) as error:  # whatever torch.load's unpickler, zip reader or legacy reader stumbles over in these bytes
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
         why = f"it holds Python objects ({foreign[1]})" if foreign else f"torch.save wrote no such file ({detail})"
@@ -97,6 +95,11 @@ def read_tensors(path: Path) -> tuple[State, str]:
     if not state:
         raise _unreadable(path, f"no tensors by name in it, but {_contents(content)}")
     return state, f"taken from its entry {'.'.join(keys)!r}" if keys else ""
+
+
+def _unpickled(data: bytes) -> object:
+    with torch.serialization.safe_globals(_HARMLESS):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _unwrap(content: object, depth: int = 0) -> tuple[State, list[str]]:

@@ -257,6 +257,8 @@ def _converted_by_timm(model: nn.Module, state: State) -> list[tuple[State, list
         return []
     try:
         converted = convert(dict(state), model)
+    except MemoryError:
+        raise
     except Exception:  # written for one family's checkpoints, it fails in any way on others: then it does not apply
         return []
     return [(dict(converted), [f"names converted by {type(model).__module__}.checkpoint_filter_fn"])]

@@ -43,7 +43,10 @@ def text(name_or_file: str) -> str:
         )
     path = user_path(name_or_file)
     if path.is_file():
-        return read_own(path).decode("utf-8")
+        try:
+            return read_own(path).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is no text in UTF-8: {error}", "YAML in UTF-8", "save it as UTF-8") from None
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),

@@ -1,8 +1,9 @@
 """Reads a run directory into one RunRecord: of a finished run, of one that is being written, of one that died.
 
 Owns the rule of what counts: an event that a lost process wrote past the checkpoint from which the run went on is
-superseded. Whatever is missing, torn or damaged is left out and said in ``problems``; only a path that is no run at all
-is an error. Nothing is computed here that a file does not say; that is :mod:`stagewright.report.findings`' room.
+superseded. Whatever is missing, torn or damaged is left out and said in ``problems``; only a path that is no run at all, and
+a file that is there and cannot be read now, is an error. Nothing is computed here that a file does not say; that is
+:mod:`stagewright.report.findings`' room.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from stagewright import lrcurve
 from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.events import Event, read_events
 from stagewright.lrcurve import RangeTest, Suggestions
+from stagewright.storage.files import read_own, read_parsed
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -202,10 +204,10 @@ def _silent_seconds(folder: Path) -> float:
 
 
 def _json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_parsed(path, json.loads)
+    except FileNotFoundError:
+        return {}
     except ValueError as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
@@ -222,9 +224,10 @@ def _events(path: Path, problems: list[str]) -> tuple[tuple[Event, ...], tuple[E
 def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:
     """The named columns of a CSV file as float64; a torn last line is left out, a missing column is NaN."""
     empty = {name: np.empty(0) for name in columns}
-    if not path.is_file():
+    try:
+        content = read_own(path)
+    except FileNotFoundError:
         return empty
-    content = path.read_bytes()
     content = content[: content.rfind(b"\n") + 1]
     header = content[: content.find(b"\n")].decode("utf-8", "replace").strip().split(",")
     present = [name for name in columns if name in header]
@@ -280,14 +283,18 @@ def _all_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
 
 
 def _parquet(path: Path, columns: tuple[str, ...], problems: list[str]) -> pa.Table | None:
-    if not path.is_file():
-        return None
     try:
-        file = pq.ParquetFile(path)
-        return file.read([name for name in columns if name in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
+        return read_parsed(path, lambda data: _columns(data, columns))
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's word for some damage; the bytes are in memory
         problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
         return None
+
+
+def _columns(data: bytes, columns: tuple[str, ...]) -> pa.Table:
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return file.read([name for name in columns if name in file.schema_arrow.names])
 
 
 def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestions, str] | None:
@@ -327,10 +334,13 @@ def _pictures(path: Path, problems: list[str]) -> Pictures | None:
 
 def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
     """(path, reason) of the files that the scan left out."""
-    if not path.is_file():
+    try:
+        text = read_own(path).decode("utf-8", "replace")
+    except FileNotFoundError:
         return ()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return tuple((row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(file))
+    return tuple(
+        (row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(io.StringIO(text, newline=""))
+    )
 
 
 def _clocks(timing: Columns, evaluated: list[Event]) -> Columns:

@@ -68,6 +68,40 @@ def read_own(path: str | Path) -> bytes:
         raise missing_or_unreadable(path, error) from error
 
 
+def read_parsed(path: str | Path, parse: Callable[[bytes], T]) -> T:
+    """What ``parse`` makes of the bytes of a file, read as :func:`read_own` does. A file that it refuses is read a second time
+    before its error passes: a read that goes wrong without saying so is no damage. Unreadable where memory runs out."""
+    for last in (False, True):
+        data = read_own(path)
+        try:
+            return parse(data)
+        except MemoryError as error:
+            raise unreadable(path, error) from error
+        except Exception:  # whatever stands for "damaged" with this parser, which passes unchanged
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of the file ``path``; FileNotFoundError where there is none, Unreadable where that cannot be found out."""
+    try:
+        return patiently(path, os.stat).st_size
+    except OSError as error:
+        raise missing_or_unreadable(path, error) from error
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether something stands at ``path``; Unreadable where that cannot be found out."""
+    try:
+        patiently(path, os.stat)
+    except OSError as error:
+        if error.errno in MISSING | {errno.ENAMETOOLONG}:
+            return False
+        raise unreadable(path, error) from error
+    return True
+
+
 def missing_or_unreadable(path: str | Path, error: OSError) -> Exception:
     """What to raise for ``error``: a FileNotFoundError as it is, else :class:`Unreadable`."""
     if error.errno in MISSING:
@@ -181,6 +215,14 @@ def make_folder(path: str | Path) -> None:
             raise unwritable(path, error) from error
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def make_folders(path: str | Path) -> None:
+    """Makes the folder ``path`` and those above it; StorageError where one cannot be made."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error.filename or path, error) from error
 
 
 def unwritable(path: str | Path, error: OSError) -> StorageError:

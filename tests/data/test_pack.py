@@ -538,14 +538,14 @@ def test_records_are_compared_once(copied: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
     read: list[str] = []
 
-    def noted(file: Path) -> int:
+    def noted(file: Path, expected: int) -> bool:
         read.append(file.name)
-        return crc32_of(file)
+        return has_crc32(file, expected)
 
     from stagewright.data import packcheck
 
-    crc32_of = packcheck.crc32_of
-    monkeypatch.setattr(packcheck, "crc32_of", noted)
+    has_crc32 = packcheck.has_crc32
+    monkeypatch.setattr(packcheck, "has_crc32", noted)
     calls: list[tuple[int, int]] = []
     manifest = load_dataset(str(copied), Data(), 0, progress=lambda *done: calls.append(done)).manifest
     parts = sorted(path.name for path in copied.glob("part-*.arrow"))

@@ -139,7 +139,7 @@ def test_a_spec_that_does_not_describe_the_model(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="the model cannot be written to"):
+    with pytest.raises(StorageError, match="cannot be written"):
         save_bundle(tmp_path / "file" / "model", network(), SPEC, [])
 
 
