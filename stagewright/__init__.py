@@ -5,19 +5,14 @@ run = sw.train("photos/", recipe="finetune")
 run.model.predict("x.jpg")
 """
 
-from __future__ import annotations
-
-import sys
-
-# ``python -m`` puts the current folder first among the places where modules are looked for; a numpy.py or html.py that lies
-# there is not ours to run. This is the first of our lines that Python reaches.
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and f"{__name__}" in sys.orig_argv:
-    del sys.path[0]
-
+# No import here that is not there already when Python starts: under ``python -m stagewright`` the current folder still
+# stands first on the path, and files in it must not be run.
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from stagewright.errors import StagewrightError as StagewrightError
     from stagewright.execution import Execution as Execution
     from stagewright.model.bundle import Bundle as Bundle
@@ -43,7 +38,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Public names, imported on first use: the command line must answer ``--help`` without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'stagewright' has no attribute {name!r}")

@@ -43,9 +43,7 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
-from stagewright.stop import EXIT_STOPPED, ignore_stops
-from stagewright.system.output import guarded, outlive_output
-from stagewright.system.surroundings import explained
+from stagewright.storage.files import STDOUT, user_path
 
 app = typer.Typer(
     name="stagewright",
@@ -72,7 +70,10 @@ def train(
     device: Device = "auto",
     workers: Workers = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory; runs/RECIPE-N if absent. Never an existing run's.")
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Run directory; runs/RECIPE-N if absent. Never an existing run's."
+        ),
     ] = None,
     resume: Annotated[str, typer.Option(help="auto: go on if --out holds this very run.")] = "never",
     tiny: Tiny = False,
@@ -180,16 +181,21 @@ def predict(
     run: RunPath,
     images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
     top: Annotated[int, typer.Option("--top", "-k", help="Classes per picture.")] = 5,
-    csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for the standard output.")
+    ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
     """Name what is in pictures."""
     from stagewright.build import choose_device
+    from stagewright.errors import StorageError
     from stagewright.model.bundle import load_bundle
     from stagewright.predict import expand_inputs, print_table, to_json, write_csv
 
+    if as_json and csv == STDOUT:
+        raise StorageError("--csv - with --json", "one of them on the standard output", "leave one out, or name a file")
     paths = expand_inputs(images)
     bundle = load_bundle(run, device=str(choose_device(device)))
     predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
@@ -202,7 +208,7 @@ def predict(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(help="Run directories.")]) -> None:
+def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
     """Write plots and report.html anew from a run's files."""
     from stagewright.report.__main__ import write
 
@@ -263,7 +269,9 @@ def doctor(as_json: AsJson = False) -> None:
 @app.command()
 def demo(
     data: Annotated[str, typer.Argument(help="DATA of train; digits are built in.")] = "digits",
-    out: Annotated[Path | None, typer.Option(help="Run directory; runs/demo-N if absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; runs/demo-N if absent.")
+    ] = None,
 ) -> None:
     """Train a small network in a minute, evaluate it, and predict a few pictures."""
     from stagewright.demo import run_demo
@@ -305,45 +313,18 @@ def _close(run: Any, quiet: bool) -> None:
     summary = run.summary
     scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
     print(f"Top-1 {scores}  ({summary['chosen']['weights']} weights of step {summary['chosen']['step']:,})")
-    print(f"Report   {run.path / 'report.html'}")
+    report = run.path / "report.html"
+    print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
     print(f"Predict  stagewright predict {run.path} IMAGES...")
 
 
-_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
-"""Commands whose work goes on where nobody reads their output any more; of the others, the output is all there is."""
-
-
 def main() -> None:
-    """Entry point; turns stagewright's errors, and those of its surroundings, into messages and exit codes."""
-    os.environ.setdefault(
-        "PYTHONSAFEPATH", "1"
-    )  # no child, of torch's compiler for instance, runs what lies in this folder
-    with guarded():
-        if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
-            outlive_output()
-        code = _run()
-    sys.exit(code)
+    """Entry point; turns stagewright's errors into messages and exit codes."""
+    from stagewright.errors import StagewrightError, Stopped
+    from stagewright.storage.cache import give_libraries_a_cache
 
-
-def _run() -> int:
-    """Runs the command; returns the exit code."""
-    try:
-        code = _exit_code()
-        sys.stdout.flush()
-        return code
-    except StagewrightError as error:
-        return _say(f"error: {error}", 2)
-    except Stopped as stopped:
-        return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
-    except BrokenPipeError:  # nobody reads what is printed
-        return 1
-    except (OSError, MemoryError) as error:
-        if (message := explained(error)) is None:
-            raise
-        return _say(f"error: {message}", 2)
-
-
-def _exit_code() -> int:
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # the compiler's workers too run nothing from the current folder
+    give_libraries_a_cache()
     try:
         app()
     except SystemExit as end:  # which is how typer ends

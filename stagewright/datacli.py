@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.storage.files import STDOUT, user_path
+
 data_app = typer.Typer(
     help="Look at a data set, split it, pack it, measure how fast it can be read.",
     no_args_is_help=True,
@@ -28,7 +30,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 @data_app.command()
 def inspect(
     data: Source,
-    html: Annotated[Path | None, typer.Option(help="Also write a page with thumbnails.")] = None,
+    html: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for the standard output.")
+    ] = None,
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, where one is made.")] = 0,
     workers: Threads = None,
@@ -39,17 +43,21 @@ def inspect(
 
     from stagewright.data.inspect import inspect as look
     from stagewright.data.inspectpage import write_page
+    from stagewright.errors import DataError
     from stagewright.observers.console import ScanProgress
 
-    with ScanProgress(quiet=as_json) as progress:
+    on_stdout = html == STDOUT
+    if on_stdout and as_json:
+        raise DataError("--html - with --json", "one of them on the standard output", "leave one out, or name a file")
+    with ScanProgress(quiet=as_json or on_stdout) as progress:
         found = look(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
     if html is not None:
         write_page(found, html)
     if as_json:
         print(json.dumps(found.plain(), indent=1))
     else:
-        found.print(Console())
-        if html is not None:
+        found.print(Console(stderr=on_stdout))
+        if html is not None and not on_stdout:
             print(f"Page   {html}")
     if found.serious:
         raise typer.Exit(1)
@@ -63,9 +71,14 @@ def split(
     group_by: Annotated[str | None, typer.Option(help="Column whose values never straddle a split; none.")] = None,
     folds: Annotated[int | None, typer.Option(help="K tables, in each of which another part validates.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Table to write, .csv or .parquet; NAME-split.csv if absent.")
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Table to write, .csv or .parquet; NAME-split.csv if absent."
+        ),
     ] = None,
-    links: Annotated[Path | None, typer.Option(help="Also lay the split out as folders of links.")] = None,
+    links: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Also lay the split out as folders of links.")
+    ] = None,
     mode: Annotated[str, typer.Option(help="What --links makes: symlink, hardlink or copy.")] = "symlink",
     anew: Annotated[bool, typer.Option("--anew", help="Set aside the split that DATA brings.")] = False,
     overwrite: Overwrite = False,
@@ -108,7 +121,9 @@ def pack(
     size: Annotated[int, typer.Option(help="Short side of the stored pictures in pixels; none is enlarged.")] = 256,
     encoding: Annotated[str, typer.Option("--format", help="jpeg, or raw pixels: faster, 8 times the room.")] = "jpeg",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
-    out: Annotated[Path | None, typer.Option(help="Folder to make; NAME.pack if absent.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to make; NAME.pack if absent.")
+    ] = None,
     overwrite: Overwrite = False,
     overrides: Settings = None,
     workers: Threads = None,
@@ -200,7 +215,7 @@ def _settings(overrides: list[str] | None, **flags: Any) -> Any:
 
 def _name_of(data: str) -> str:
     """What DATA is called, for the name of a file made from it."""
-    path = Path(data.rstrip("/"))
+    path = user_path(data.rstrip("/") or data)
     return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from stagewright.data import crop, native
-from stagewright.data.scan import cache_folder
 from stagewright.data.stored import Stored
 from stagewright.rundir import environment
+from stagewright.storage.cache import cache_folder
 from stagewright.wording import number_text
 
 _SIZE = 224

@@ -22,7 +22,8 @@ from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.storage.files import make_folder, user_path, write_whole
+from stagewright.session import Execution
+from stagewright.storage.files import user_path, write_whole
 from stagewright.traceless import traceless
 
 Say = Callable[[str], None]
@@ -40,8 +41,8 @@ class Findings:
     def write(self, root: Path) -> None:
         """Writes the files, each whole or not at all."""
         for path, content in self.files.items():
-            make_folder((root / path).parent)
-            write_whole(root / path, content)
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(root / path, content, durable=False)
 
 
 def measure(

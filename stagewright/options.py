@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.storage.files import user_path
+
 Data = Annotated[
     str,
     typer.Argument(
         help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(help="A run directory, e.g. runs/quick-1.")]
+RunPath = Annotated[Path, typer.Argument(parser=user_path, help="A run directory, e.g. runs/quick-1.")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
 Overrides = Annotated[
     list[str] | None,

@@ -28,6 +28,7 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
+from stagewright.storage.files import user_path
 
 
 def register(app: typer.Typer) -> None:
@@ -120,7 +121,10 @@ def lr_find(
     lr_min: Annotated[float, typer.Option(help="Learning rate of the first update.")] = 1e-7,
     lr_max: Annotated[float, typer.Option(help="Learning rate of the last update.")] = 10.0,
     suggest: Annotated[str, typer.Option(help="Which suggestion to take: valley, steepest, minimum.")] = "valley",
-    out: Annotated[Path, typer.Option(help="Folder for lr-find.csv, lr-find.json and lr-find.png.")] = Path("lr-find"),
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="Folder for lr-find.csv, lr-find.json and lr-find.png."),
+    ] = Path("lr-find"),
     as_json: AsJson = False,
 ) -> None:
     """Find a learning rate: a short training in which it rises until the loss blows up. Nothing is kept of it."""

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from stagewright.data.decode import picture_extensions
 from stagewright.errors import DataError
-from stagewright.storage.files import user_path, write_output
+from stagewright.storage.files import user_path, write_for_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in inputs:
         path = user_path(item)
-        if _there(os.path.isdir, path):
+        if os.path.isdir(path):
             found += _pictures_below(path)
-        elif _there(os.path.exists, path):
+        elif os.path.exists(path):
             found.append(path)
-        elif glob.has_magic(str(item)):
-            found += _matches(str(item))
+        elif glob.has_magic(str(path)):
+            found += _matches(str(path))
         else:
             raise DataError(
                 f"{str(item)!r}: there is no such file or folder",
@@ -91,21 +91,21 @@ def _matches(pattern: str) -> list[Path]:
     return [file for path in paths for file in (_pictures_below(path) if path.is_dir() else [path])]
 
 
-def write_csv(predictions: Sequence[Prediction], path: Path) -> None:
+def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
     """Writes one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
 
-    k is the largest number of classes that a prediction has; cells without an answer are empty. ``-`` is standard output. Whoever
-    reads ``path`` sees the old file or the whole new one. StorageError where it cannot be written.
+    k is the largest number of classes that a prediction has; cells without an answer are empty. ``-`` is the standard
+    output; whoever reads a file sees the old one or the whole new one. StorageError where it cannot be written.
     """
     places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
     writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
     for prediction in predictions:
         cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
         cells += [""] * (2 * len(places) - len(cells))
         writer.writerow([prediction.path, *cells, prediction.error or ""])
-    write_output(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_for_user(path, file.getvalue())
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:

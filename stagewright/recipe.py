@@ -7,9 +7,10 @@ say it inherits from the recipe, field by field, also inside ``augment``, ``mix`
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from stagewright.duration import Duration
 from stagewright.parts import LR as LR
@@ -80,11 +81,29 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, dict | Stage) else value
 
 
+_LONGEST_NAME = 100
+
+
+def _file_name(name: str) -> str:
+    """``name``, if it can be the name of a folder: runs lie in ``runs/NAME-1``."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or any(_unprintable(letter) for letter in name):
+        raise ValueError(
+            f"name: {name!r} cannot name a run's folder; letters, digits, spaces and signs can, without / and \\"
+        )
+    if len(name) > _LONGEST_NAME or len(name.encode()) > 2 * _LONGEST_NAME:
+        raise ValueError(f"name: {name[:20]!r}... is too long for a run's folder; up to {_LONGEST_NAME} characters")
+    return name
+
+
+def _unprintable(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+
+
 class Recipe(Part):
     """Everything a person decides about a training."""
 
-    name: str = "custom"
-    """Begins the name of the run's folder, so it holds no slash."""
+    name: Annotated[str, AfterValidator(_file_name)] = "custom"
+    """Of the recipe and of its runs, ``runs/NAME-1``: no ``/``, ``\\`` or control characters, at most 100 characters."""
     description: str = ""
     """What it is for, where it comes from and what to expect; printed by ``recipes show``."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

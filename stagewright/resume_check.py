@@ -32,7 +32,8 @@ from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.rng import Stream, key, uniform
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Session
+from stagewright.session import Execution, Session
+from stagewright.system.children import starting_children
 from stagewright.training import prepare, resume
 
 Say = Callable[[str], None]
@@ -168,7 +169,8 @@ def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkS
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the next process has torch imported already
     process = context.Process(target=_go_on, args=(run, execution, moment))
-    process.start()
+    with starting_children():
+        process.start()
     return process
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from stagewright.errors import RecipeError, nearest
+from stagewright.system.children import current_folder_last
 
 _SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that gives images again"
 
@@ -17,18 +18,12 @@ _SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) 
 def load_custom(name: str) -> Callable[..., Any]:
     """The function that ``name``, ``module:function``, stands for; its module is imported.
 
+    The current folder is looked through last, and for this import alone: no other may find code beside someone's pictures.
     RecipeError if there is no such module, no such function in it, or it cannot be called.
     """
     module_name, _, function_name = name.partition(":")
-    try:
-        with _current_folder():
-            module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(
-            f"augment.custom: {name}: {error}",
-            "module:function, the module importable where the training runs",
-            f"install the package that has {module_name}, or put it into the current folder ({os.getcwd()}) or on PYTHONPATH",
-        ) from error
+    # Every batch comes here: what is imported already costs nothing.
+    module = sys.modules.get(module_name) or _imported(name, module_name)
     function = getattr(module, function_name, None)
     if function is None:
         raise RecipeError(
@@ -41,17 +36,17 @@ def load_custom(name: str) -> Callable[..., Any]:
     return function
 
 
-@contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """The current folder, where a person's own module lies, is searched last, and only inside: files that happen to lie there
-    must not be imported under names of libraries."""
-    folder = os.getcwd()
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
+def _imported(name: str, module_name: str) -> ModuleType:
+    importlib.invalidate_caches()
+    with current_folder_last() as folder:
+        try:
+            return importlib.import_module(module_name)
+        except ImportError as error:
+            raise RecipeError(
+                f"augment.custom: {name}: {error} (looked for in the installed packages, PYTHONPATH and {folder})",
+                "module:function, the module importable where the training runs",
+                f"install the package that has {module_name}, put its folder on PYTHONPATH, or start in that folder",
+            ) from error
 
 
 def check_custom(name: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.listing import Listing
-from stagewright.data.scan import DIGEST_BYTES, Scan, cache_folder, digest_of
+from stagewright.data.scan import DIGEST_BYTES, Scan, digest_of
 from stagewright.data.split import TEST, TRAIN
 from stagewright.errors import DataError, nearest
-from stagewright.storage.files import unreadable
+from stagewright.storage.cache import cache_folder
+from stagewright.storage.files import user_path
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 _BY_SPLIT = frozenset({"STL10", "SVHN"})  # these take split="train", the others train=True
@@ -92,7 +93,7 @@ def load_arrays(source: str) -> Arrays:
             ", ".join(f"torchvision:{known}" for known in TORCHVISION),
             "for any other, point at its pictures in class folders",
         )
-    root = Path(os.environ.get("STAGEWRIGHT_DATA") or cache_folder("torchvision"))
+    root = user_path(os.environ.get("STAGEWRIGHT_DATA") or cache_folder("torchvision"))
     train, test = (_read(name, part, root) for part in ("train", "test"))
     pictures = np.concatenate([_as_rgb(train.data), _as_rgb(test.data)])
     labels = np.concatenate(

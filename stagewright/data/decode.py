@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
 
+MOST_BYTES = 1 << 30
+"""Of a file that is read as a picture; larger ones are refused by name, for memory must hold them whole."""
+
 # Formats that Pillow knows by name but does not decode itself: stubs without a reader, and EPS, a program that it would
 # hand to Ghostscript to run.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})

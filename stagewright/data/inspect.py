@@ -23,7 +23,7 @@ from stagewright.data.assemble import assemble
 from stagewright.data.decode import NOT_IDENTIFIED, picture_extensions
 from stagewright.data.findings import SEVERITIES, Evidence, Finding, Item, Severity, find
 from stagewright.data.fingerprint import Looks, Rows, look, near_pairs
-from stagewright.data.listing import TABLES, UNDECIDED, Listing, counted, walk
+from stagewright.data.listing import TABLES, UNDECIDED, Listing, counted, place_of, walk
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack import is_pack
 from stagewright.data.sources import list_source
@@ -224,7 +224,7 @@ def inspect(
     called as it goes on. DataError where ``source`` is not a folder or a table of files.
     """
     began = time.perf_counter()
-    if source.startswith("torchvision:") or is_pack(Path(os.path.abspath(user_path(source)))):
+    if source.startswith("torchvision:") or is_pack(place_of(source)):
         raise DataError(
             f"{source!r} is not a set of files",
             "a folder of class folders; a folder with train/, val/ and test/; a table; digits",
@@ -296,7 +296,7 @@ def _split(source: str, listing: Listing, looks: Looks, settings: Data, seed: in
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
     """Pictures in the folder of a table that none of its rows names."""
-    if Path(source).suffix.lower() not in TABLES or not user_path(source).is_file():
+    if Path(source).suffix.lower() not in TABLES or not os.path.isfile(place_of(source)):
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}
     stems = {os.path.splitext(item.path)[0] for item in listing.excluded}

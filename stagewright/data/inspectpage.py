@@ -21,7 +21,7 @@ from stagewright.data.findings import SEVERITIES, Finding, Item
 from stagewright.data.inspect import Inspection
 from stagewright.data.listing import counted
 from stagewright.rng import Stream, keys
-from stagewright.storage.files import write_output
+from stagewright.storage.files import FORBIDDEN, read_file, write_for_user
 from stagewright.wording import printable, seconds_text, shortened
 
 _STYLE = (Path(__file__).parent / "inspect.css").read_text("utf-8")
@@ -36,8 +36,8 @@ _BINS = 24
 
 
 def write_page(inspection: Inspection, path: str | Path) -> None:
-    """Writes the page to ``path`` (``-``: standard output), whole or not at all; StorageError if that cannot be written."""
-    write_output(path, page(inspection).encode("utf-8", "backslashreplace"))
+    """Writes the page to ``path`` (:func:`~stagewright.storage.files.write_for_user`)."""
+    write_for_user(path, page(inspection))
 
 
 def page(inspection: Inspection) -> str:
@@ -84,7 +84,7 @@ class _Thumbs:
 
     def _made(self, row: int) -> str:
         try:
-            picture = decode(Path(self.listing.root, self.listing.paths[row].as_py()).read_bytes())
+            picture = decode(read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN))
         except OSError:  # gone since it was looked at
             return ""
         small = ' class="small"' if max(picture.size) <= _SIDE // 2 else ""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stagewright.data.split import TEST, TRAIN, VAL
 from stagewright.errors import DataError
+from stagewright.storage.files import user_path
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -38,6 +39,11 @@ TABLES = frozenset({".csv", ".tsv", ".parquet"})
 
 # Thumbnails and remains that operating systems and storage boxes leave behind; hidden names (.x) are passed over too.
 _FOREIGN = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+
+
+def place_of(source: str | Path) -> Path:
+    """The absolute path that DATA, a folder or a file, names (:func:`~stagewright.storage.files.user_path`)."""
+    return Path(os.path.abspath(user_path(source)))
 
 
 @dataclass(frozen=True)

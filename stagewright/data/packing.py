@@ -21,7 +21,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.data.listing import counted, some
+from stagewright.data.listing import counted, place_of, some
 from stagewright.data.pack import is_pack
 from stagewright.data.packfile import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, has_crc32, record_crcs
 from stagewright.data.packrecords import Job, Record, encoded, make
@@ -38,6 +38,17 @@ Say = Callable[[str], None]
 PART_BYTES = 1 << 28
 _SAMPLE = 24
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_WRITING = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+)
+_NO_WRITING += (errno.ENAMETOOLONG,)
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,8 @@ def pack(
     say = say or (lambda text: None)
     _check_arguments(source, size, encoding, quality)
     listing = list_source(source, settings)
-    folder = Path(os.path.abspath(user_path(out)))
-    _check_place(folder, Path(os.path.abspath(user_path(source))))
+    folder = place_of(out)
+    _check_place(folder, place_of(source))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
@@ -278,7 +289,7 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
             "a folder, a table or digits",
             f"train on {source} itself",
         )
-    if is_pack(Path(os.path.abspath(user_path(source)))):
+    if is_pack(place_of(source)):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack those")
 
 
@@ -289,8 +300,12 @@ def _check_place(folder: Path, source: Path) -> None:
             f"a place beside {source}: in it the pack's files would count as data",
             "choose another place with --out",
         )
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file", "a folder that is new, or a pack", "choose another place with --out")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise DataError(
+            f"{folder} is a file, or a link that leads nowhere",
+            "a folder that is new, or a pack",
+            "choose another place with --out",
+        )
 
 
 def _cannot_write(folder: Path, error: OSError) -> Exception:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from stagewright.data.decode import decode
-from stagewright.data.listing import Listing, counted, some
+from stagewright.data.listing import Listing, counted, place_of, some
 from stagewright.data.manifest import column_bytes
 from stagewright.data.packfile import Encoding, Head
 from stagewright.data.scan import Scan, digest_of
@@ -83,7 +83,7 @@ class Job:
             resample=_RESAMPLE.name.lower(),
             listing=_digest(listing, found),
             source=source,
-            form="table" if os.path.isfile(user_path(source)) else "folder",
+            form="table" if os.path.isfile(place_of(source)) else "folder",
             settings={name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")},
             group_name=listing.group_name,
             grouped=listing.groups is not None,

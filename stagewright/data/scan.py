@@ -1,8 +1,7 @@
 """Scan: every file is opened and decoded before anything is planned, and what was found is kept for the next time.
 
-Owns the cache folder. The results of a scan lie there in one Parquet file for each root, by path, size, inode and the times of
-the last change, so that the second look at 60,000 files takes a second. What was found damaged is looked at every time: it may
-have been repaired, with the size and time that it should have. Damaged files give a reason, never an exception.
+The results of a scan lie in the cache folder in one Parquet file for each root, by (path, size, modification
+time), so that the second look at 60,000 files takes a second. Damaged files give a reason, never an exception.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from stagewright.data.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
-from stagewright.data.manifest import one_array, parse_table, write_table
-from stagewright.data.stored import read_file
-from stagewright.errors import StorageError
-from stagewright.system.threads import Pool
+from stagewright.data.decode import MOST_BYTES, NOT_IDENTIFIED, identified, measure, picture_extensions
+from stagewright.data.manifest import one_array, read_table, write_table
+from stagewright.storage.cache import cache_folder
+from stagewright.storage.files import FORBIDDEN, read_file
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -65,25 +63,6 @@ class Scan:
         """A scan of ``count`` files that has found nothing yet."""
         size = np.zeros(count, np.int32)
         return cls(np.zeros((count, DIGEST_BYTES), np.uint8), size, size.copy())
-
-
-def cache_folder(*names: str) -> Path:
-    """``names`` in the folder for what can be made again: ``$STAGEWRIGHT_CACHE``, else ``~/.cache/stagewright``; without a home
-    (in a container, as a user without an entry) a folder of this user's own in the one for temporary files."""
-    if base := os.environ.get("STAGEWRIGHT_CACHE"):
-        return Path(base, *names)
-    try:
-        return Path(Path.home(), ".cache", "stagewright", *names)
-    except RuntimeError:
-        return Path(_homeless(), *names)
-
-
-@cache
-def _homeless() -> Path:
-    folder = Path(tempfile.gettempdir(), f"stagewright-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    # Another user may have made it first, to put in what this one would trust.
-    return folder if folder.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="stagewright-"))
 
 
 def digest_of(data: bytes) -> bytes:
@@ -179,7 +158,7 @@ def _read(path: str, size: int) -> bytes | None:
     """The bytes of the file; None where it is large and neither its name nor its head is a picture's."""
     if size > _READ_WHOLE and not _claims_to_be_picture(path) and not identified(path):
         return None
-    return read_file(path)
+    return read_file(path, final=FORBIDDEN, most=MOST_BYTES)
 
 
 def _claims_to_be_picture(path: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from stagewright.data.assemble import assemble
 from stagewright.data.builtin import TORCHVISION, digits_folder, load_arrays
 from stagewright.data.decode import ArrayImages, FileImages, Images
-from stagewright.data.listing import TABLES, Excluded, Listing, list_folder
+from stagewright.data.listing import TABLES, Excluded, Listing, list_folder, place_of
 from stagewright.data.manifest import Manifest, pc
 from stagewright.data.pack import Pack, is_pack
 from stagewright.data.packcheck import check_records
@@ -61,7 +61,7 @@ def load_dataset(
         arrays = load_arrays(source)
         manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
         return Dataset(manifest, ArrayImages(arrays.pictures), notes, excluded)
-    place = Path(os.path.abspath(user_path(source)))
+    place = place_of(source)
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
@@ -125,12 +125,12 @@ def list_source(source: str, settings: Data) -> Listing:
             FORMS,
             "download it (aws s3 sync, huggingface-cli download, wget) and point at the folder",
         )
-    path = Path(os.path.abspath(user_path(source)))
+    path = place_of(source)
     if path.name.lower().endswith(_ARCHIVES):
         raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
-    if path.is_dir():
+    if os.path.isdir(path):
         return list_folder(path)
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if os.path.isfile(path) and path.suffix.lower() in TABLES:
         return list_table(path, settings)
     if path.exists():
         raise DataError(f"{source!r} is neither a folder nor a table", FORMS, "point at the folder that it lies in")

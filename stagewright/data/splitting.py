@@ -9,8 +9,11 @@ from __future__ import annotations
 import binascii
 import csv
 import os
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +23,7 @@ from stagewright.data.assemble import assemble, group_keys
 from stagewright.data.decode import FileImages
 from stagewright.data.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.links import Mode, build_links, check_links_folder
-from stagewright.data.listing import TABLES, UNDECIDED, Excluded, Listing, counted, list_folder, some
+from stagewright.data.listing import TABLES, UNDECIDED, Excluded, Listing, counted, list_folder, place_of, some
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources import load_dataset
@@ -29,7 +32,7 @@ from stagewright.data.splitsummary import SplitSummary
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
-from stagewright.storage.files import remove_quietly, user_path
+from stagewright.storage.files import write_whole
 
 FORMATS = (".csv", ".parquet")
 
@@ -65,8 +68,8 @@ def split(
     ``links`` is not empty, or as from load_dataset and :func:`~stagewright.data.folds.deal`; StorageError if a place
     cannot be written.
     """
-    out = Path(os.path.abspath(user_path(out)))
-    links = None if links is None else Path(os.path.abspath(user_path(links)))
+    out = place_of(out)
+    links = None if links is None else place_of(links)
     _check_shares(settings, folds)
     tables = _table_names(out, folds)
     _check_places(source, tables, overwrite)
@@ -116,7 +119,7 @@ def _table_names(out: Path, folds: int | None) -> list[Path]:
 
 def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
     there = [table for table in tables if os.path.lexists(table)]
-    own = Path(os.path.realpath(user_path(source)))
+    own = Path(os.path.realpath(place_of(source)))
     if any(Path(os.path.realpath(table)) == own for table in there):
         raise DataError(f"{own} is DATA itself", "another file for the split", "name another one")
     if there and not overwrite:
@@ -136,7 +139,7 @@ def _load(
     """The pictures of ``source`` with their parts, notes, and what is left out; with ``anew``, whatever DATA says."""
     if source.startswith("torchvision:"):
         raise _no_files(source)
-    place = Path(os.path.abspath(user_path(source)))
+    place = place_of(source)
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
         listing = list_folder(place)
@@ -249,7 +252,7 @@ def _write_all(
             trees = {f"fold{at}": parts for at, parts in enumerate(parts_of.values(), 1)}
             notes = build_links(links, manifest, {"": manifest.splits} if fold_of is None else trees, mode)
         for table, place in places.items():
-            os.replace(place, table)
+            write_whole(table, partial(_copy, place))
     except OSError as error:
         raise StorageError(
             f"the split cannot be written to {out.parent}: {error.strerror or error}",
@@ -260,6 +263,11 @@ def _write_all(
         for place in places.values():
             remove_quietly(place)
     return notes
+
+
+def _copy(file: Path, out: BinaryIO) -> None:
+    with file.open("rb") as opened:
+        shutil.copyfileobj(opened, out)
 
 
 def _columns(

@@ -6,7 +6,7 @@ Every row that is left out has a reason.
 
 from __future__ import annotations
 
-import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from stagewright.data.manifest import one_array, parse_table
 from stagewright.data.matching import match_files
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
-from stagewright.storage.files import read_parsed, user_path
+from stagewright.storage.files import user_path
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -64,7 +64,7 @@ def list_table(file: Path, settings: Data) -> Listing:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
     base = _image_folder(file, settings)
-    match = match_files(str(base), [names[row] for row in rows])
+    match = match_files(str(base), [_at_home(base, names[row]) for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
     repeated, repeat_notes = _repeated(found, labels)
@@ -210,15 +210,20 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
 def _image_folder(file: Path, settings: Data) -> Path:
     if settings.images is None:
         return file.parent
-    places = [file.parent / settings.images, user_path(settings.images)]
-    for place in places:
-        if place.is_dir():
-            return place
+    if os.path.isdir(file.parent / settings.images):
+        return file.parent / settings.images
+    if os.path.isdir(place := user_path(settings.images)):
+        return place
     raise DataError(
         f"there is no folder {settings.images!r} for the pictures of {file}",
         f"a folder, absolute or relative to {file.parent} or to the current one",
         "correct data.images",
     )
+
+
+def _at_home(base: Path, name: str) -> str:
+    """``name`` with ``~/`` as the home folder, unless ``base`` has a folder of that name."""
+    return os.path.expanduser(name) if name.startswith("~/") and not os.path.lexists(base / "~") else name
 
 
 def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from stagewright.data.decode import decode
-from stagewright.data.stored import read_file
+from stagewright.data.decode import MOST_BYTES, decode
 from stagewright.errors import DataError
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.predict import Prediction, expand_inputs
-from stagewright.system.threads import Pool
+from stagewright.storage.files import read_given
 
 Picture = str | Path | Image.Image
 View = NDArray[np.uint8]
@@ -107,6 +106,6 @@ def _batches(
 
 def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
     try:
-        return view.view(upright(item) if isinstance(item, Image.Image) else decode(read_file(str(item))))
+        return view.view(upright(item) if isinstance(item, Image.Image) else decode(read_given(item, most=MOST_BYTES)))
     except (OSError, ValueError) as error:
         return error

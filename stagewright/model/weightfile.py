@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from stagewright.errors import ModelError, Unreadable
-from stagewright.storage.files import read_parsed, unreadable, user_path
+from stagewright.errors import ModelError
+from stagewright.storage.files import user_path
 
 State = dict[str, Tensor]
 
@@ -39,7 +40,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
     ``source`` is that file, a Bundle, or a run's directory. ModelError where there is none, or model.json is damaged.
     """
     source = user_path(source)
-    if source.is_dir():
+    if os.path.isdir(source):
         found = [folder / "weights.safetensors" for folder in (source / "model", source)]
         path = next((file for file in found if file.is_file()), None)
         if path is None:
@@ -49,7 +50,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
                 "a weights file, or the directory of a run that has finished",
                 f"take a checkpoint: {states[-1]}" if states else "check the path",
             )
-    elif source.is_file():
+    elif os.path.isfile(source):
         path = source
     else:
         raise ModelError(

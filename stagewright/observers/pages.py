@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+from stagewright.observers.textlog import TextLog
 from stagewright.sentences import Event
+from stagewright.system.children import module_command
+
+_log = logging.getLogger(__name__)
 
 _PACKAGES = Path(__file__).resolve().parent.parent.parent
 _PAGE = "import sys; sys.path.append(sys.argv.pop(1)); from stagewright.report.__main__ import main; sys.exit(main())"
@@ -22,17 +26,23 @@ its threads wait for each other (in a session of its own 2.4 s): every 20 s that
 
 
 class Pages:
-    """Starts ``stagewright.report`` in a process of its own at evaluations, one at a time and at most every ``min_seconds``."""
+    """Starts ``stagewright.report RUN`` at evaluations, one at a time and at most every ``min_seconds``.
+
+    A page that fails is said once, on the terminal and in log.txt; the next one is tried all the same.
+    """
 
     def __init__(self, run: Path, min_seconds: float = GAP_SECONDS) -> None:
         self.run, self.min_seconds = run, min_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = -min_seconds
+        self._told = False
 
     def see(self, event: Event) -> None:
         due = time.monotonic() - self._started_at >= self.min_seconds
         idle = self._process is None or self._process.poll() is not None
         if event["kind"] == "evaluated" and due and idle and not _nearly_over(event):
+            if self._process is not None and (code := self._process.poll()):
+                self._tell(f"ended with {code}")
             self._started_at = time.monotonic()
             self._process = self._start()
 
@@ -41,13 +51,11 @@ class Pages:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)  # the last page has all of it; files are whole or not there
             self._await(self._process)
-        if self.run.is_dir():
-            self._await(self._start())
+        if self.run.is_dir() and (code := self._await(self._start())):
+            self._tell(f"ended with {code}" if code != -signal.SIGKILL else "did not end in time, or was killed")
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # -P, not -m: Python must not find modules of the current folder, where a person's html.py or numpy.py may lie. The
-        # package itself is looked for last, where this process has it from.
-        command = [sys.executable, "-P", "-c", _PAGE, str(_PACKAGES), os.path.abspath(self.run)]
+        command = module_command("stagewright.report", [str(self.run)])
         if nice := shutil.which("nice"):
             command = [nice, "-n", "15", *command]  # the processors belong to the training
         nowhere = subprocess.DEVNULL
@@ -55,12 +63,23 @@ class Pages:
         # of its own: between sessions Linux may share the processors out evenly (autogroup), whatever nice says.
         return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, process_group=0)
 
-    def _await(self, process: subprocess.Popen[bytes]) -> None:
+    def _await(self, process: subprocess.Popen[bytes]) -> int:
         try:
-            process.wait(_PATIENCE_SECONDS)
+            return process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            return process.wait()
+
+    def _tell(self, how: str) -> None:
+        if self._told:
+            return
+        self._told = True
+        text = f"the process that writes plots and report.html {how}; stagewright report {self.run} says why"
+        _log.warning("%s", text)
+        if self.run.is_dir():
+            log = TextLog(self.run / "log.txt")
+            log.see({"kind": "notice", "text": text, "clock": {"at": datetime.now(UTC).isoformat()}})
+            log.close()
 
 
 def _nearly_over(event: Event) -> bool:

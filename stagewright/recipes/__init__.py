@@ -6,6 +6,7 @@ what is allowed there; unknown keys come with the nearest known one.
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pydantic_core import ErrorDetails
 from stagewright.duration import FORMS, Duration
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe import Recipe
-from stagewright.storage.files import read_own, user_path
+from stagewright.storage.files import user_path
 
 AUTO = "auto"
 """The name of the recipe that is none yet: :mod:`stagewright.auto` chooses one when data and machine are known."""
@@ -42,11 +43,8 @@ def text(name_or_file: str) -> str:
             "stagewright plan DATA shows what it chooses and why; the run's recipe.yaml then is an ordinary one",
         )
     path = user_path(name_or_file)
-    if path.is_file():
-        try:
-            return read_own(path).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path} is no text in UTF-8: {error}", "YAML in UTF-8", "save it as UTF-8") from None
+    if os.path.isfile(path):
+        return path.read_text("utf-8")
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),

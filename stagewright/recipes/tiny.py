@@ -50,7 +50,7 @@ def tiny(recipe: Recipe) -> Recipe:
         evaluation["image_size"] = px[recipe.eval.image_size]
     own_weights = None if recipe.model.weights == "default" else recipe.model.weights
     return recipe.changed(
-        name=f"{recipe.name}-tiny",
+        name=f"{recipe.name[:60]}-tiny",
         description=f"a rehearsal of {recipe.name}: what comes out means nothing",
         stages=tuple(small),
         model={**recipe.model.model_dump(exclude_unset=True), "weights": own_weights},

@@ -12,12 +12,12 @@ from stagewright.report.read import read_run
 from stagewright.storage.files import user_path, write_whole
 
 
-def write(run: Path) -> Path:
+def write(run: str | Path) -> Path:
     """Writes ``plots/*.png`` and ``report.html`` of ``run``; returns the page's path. CheckpointError if it is no run."""
     run = user_path(run)
     record = read_run(run)
     drawings = write_plots(record, run / "plots")
-    write_whole(run / "report.html", page(record, drawings).encode(), durable=False)
+    write_whole(run / "report.html", page(record, drawings), durable=False)
     return run / "report.html"
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     """Writes the report of every run named; 2 where one is none."""
     try:
         for run in sys.argv[1:]:
-            print(write(Path(run)))
+            print(write(run))
     except StagewrightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

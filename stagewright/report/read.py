@@ -28,7 +28,7 @@ from stagewright import lrcurve
 from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.events import Event, read_events
 from stagewright.lrcurve import RangeTest, Suggestions
-from stagewright.storage.files import read_own, read_parsed
+from stagewright.storage.files import user_path
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -164,7 +164,7 @@ class RunRecord:
 
 def read_run(path: str | Path) -> RunRecord:
     """The record of the run directory at ``path``; CheckpointError if there is none."""
-    folder = Path(path)
+    folder = user_path(path)
     if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):
         raise _not_a_run(folder)
     problems: list[str] = []

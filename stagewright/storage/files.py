@@ -11,7 +11,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import stat
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,9 +29,15 @@ PAUSES = (0.1, 0.5, 2.0)
 
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 """There is no such file: another attempt does not change that."""
-_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG}
+_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ENXIO}
 # A picture that this user may not read is named at once: 60,000 of them would take days with pauses.
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+"""Bytes, on all usual systems."""
+_SILENT_SECONDS = 30.0
+STDOUT = "-"
+"""Stands for the standard output where a file is written."""
 
 Content = bytes | str | Callable[[BinaryIO], object]
 
@@ -54,8 +62,8 @@ def patiently(path: str | Path, read: Callable[[str], T], *, final: frozenset[in
 
 
 def read_file(path: str | Path, *, final: frozenset[int] = frozenset(), most: int | None = None) -> bytes:
-    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device, and
-    for one of more than ``most`` bytes."""
+    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device,
+    and for a file of more than ``most`` bytes."""
     return patiently(path, lambda name: _read(name, most), final=final)
 
 
@@ -119,7 +127,7 @@ def unreadable(path: str | Path, error: BaseException) -> Unreadable:
     )
 
 
-def _read(path: str, most: int | None = None) -> bytes:
+def _read(path: str, most: int | None) -> bytes:
     # Few system calls: open().read() also seeks and asks whether it is a terminal. A pipe without a writer would wait for
     # ever when opened, and a device may have no end.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
@@ -133,15 +141,39 @@ def _read(path: str, most: int | None = None) -> bytes:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, and up to {most:,} are read", path)
         if size == 0:  # empty, or made up by the kernel (/proc), where reading might never end
             return b""
+        _check_size(size, most, path)
         data = os.read(file, size + 1)
         if len(data) == size:  # all of it, and one more byte was asked for
             return data
         parts = [data]
         while parts[-1]:  # it has grown or shrunk, or the system hands it out in pieces
             parts.append(os.read(file, 1 << 20))
+            _check_size(size := size + len(parts[-1]), most, path)  # one that grows for ever ends here
         return b"".join(parts)
     finally:
         os.close(file)
+
+
+def read_given(path: str | Path, *, most: int) -> bytes:
+    """As :func:`read_file`, for files that a person names one by one: a pipe that the shell has opened for this process
+    (``<(...)``, ``... | predict RUN /dev/stdin``) is read to its end, as long as it is not silent for long."""
+    number = _own_descriptor(str(path))
+    if number is None or not stat.S_ISFIFO(os.fstat(number).st_mode):
+        return read_file(path, final=FORBIDDEN, most=most)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if not select.select([number], [], [], _SILENT_SECONDS)[0]:
+            raise OSError(errno.ETIMEDOUT, f"nothing came through the pipe for {_SILENT_SECONDS:g} s", str(path))
+        parts.append(os.read(number, 1 << 20))
+        if not parts[-1]:
+            return b"".join(parts)
+        _check_size(size := size + len(parts[-1]), most, str(path))
+
+
+def _check_size(size: int, most: int | None, path: str) -> None:
+    if most is not None and size > most:
+        raise OSError(errno.EFBIG, f"it has more than {most / 2**20:,.0f} MiB, the most that is read", path)
 
 
 def kind_of(mode: int) -> str:
@@ -153,17 +185,54 @@ def kind_of(mode: int) -> str:
 def user_path(text: str | Path) -> Path:
     """``text`` as a path, with ``~`` for the home folder, which shells leave as it is in ``--out=~/x``.
 
-    StorageError where there is no such home.
+    A file that is there and is called ``~name`` is itself. StorageError where there is no such home, for an empty text,
+    and for what no file can be called (a NUL, more than 255 bytes).
     """
+    if not str(text):
+        raise StorageError("an empty path", "the name of a file or folder", "write it out; . is the current folder")
     path = Path(text)
+    _check_name(path)
     if not str(text).startswith("~"):
         return path
     try:
         return path.expanduser()
     except RuntimeError as error:
+        if os.path.lexists(path):
+            return path
         raise StorageError(
-            f"{text}: {error}", "a path without ~, or a user with a home", "write the path out"
+            f"{text}: {error}",
+            "a path without ~, or a user with a home",
+            f"write the path out; ./{text} is in this folder",
         ) from None
+
+
+def _check_name(path: Path) -> None:
+    """StorageError for what no file can be called; Python's own checks whether a file is there raise for some of that."""
+    if "\0" in str(path):
+        raise StorageError(f"the path {str(path)!r} holds a NUL", "a path without one", "mend the name")
+    try:
+        size, longest = len(os.fsencode(path)), max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError as error:
+        raise StorageError(
+            f"the path {str(path)!r}: {error.reason}", f"characters that {error.encoding} has", "mend the name"
+        ) from None
+    if size > _LONGEST_PATH or longest > _LONGEST_NAME:
+        raise StorageError(
+            f"the path {str(path)[:60]!r}... has {size:,} bytes",
+            f"{_LONGEST_PATH:,} bytes, and {_LONGEST_NAME} for each name in it",
+            "give a shorter one",
+        )
+
+
+def write_for_user(target: str | Path, content: Content) -> None:
+    """Writes ``content`` to what a person named: ``-`` is the standard output, anything else a file
+    (:func:`user_path`, :func:`write_whole`)."""
+    if target != STDOUT:
+        write_whole(user_path(target), content)
+        return
+    sys.stdout.flush()
+    _put(sys.stdout.buffer, content)
+    sys.stdout.buffer.flush()
 
 
 def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> None:
@@ -175,6 +244,11 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
     """
     path = Path(path)
     try:
+        if (number := _own_descriptor(str(path))) is not None:
+            sys.stdout.flush()
+            with os.fdopen(os.dup(number), "wb") as out:
+                _put(out, content)
+            return
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
         try:
             mode = os.stat(target).st_mode
@@ -239,6 +313,22 @@ def unwritable(path: str | Path, error: OSError) -> StorageError:
         "a disk with room, at a place that this user may write",
         "make room or mend the permissions, or give another place; nothing saved so far is lost",
     )
+
+
+def _own_descriptor(path: str) -> int | None:
+    """The number of this process's open file that ``path`` is a name of (/dev/stdout, /dev/fd/3), or None.
+
+    What such a name leads to may be a pipe without a name, or a file that others write to as well: it is written where it
+    stands, and opened by no other name.
+    """
+    for _ in range(40):  # links that the system follows at most
+        folder, name = os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path)
+        if name.isdigit() and folder in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
+            return int(name)
+        if not os.path.islink(path):
+            return None
+        path = os.path.join(folder, os.readlink(path))
+    return None
 
 
 def _write_through(target: Path, content: Content) -> None:
