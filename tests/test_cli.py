@@ -182,3 +182,30 @@ def test_resume_check(
         and "Killed in the evaluation" in answer.out
         and "Equal to the bit" in answer.out
     )
+
+
+def test_paths_on_the_command_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    picture_folder: Path,
+    run: Path,
+    tmp_path: Path,
+) -> None:
+    """``~`` is the home folder, an empty path none, and ``-`` the standard output and nothing else on it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["train", picture_folder, "--out", ""], ["plan", ""], ["predict", run, ""], ["resume", ""]):
+        answer = call(capsys, monkeypatch, *words)
+        assert answer.code == 2 and answer.err.startswith("error: an empty path"), words
+    assert call(capsys, monkeypatch, "train", picture_folder, "--out=~/mine", *TINY).code == 0
+    picture = next(picture_folder.glob("*/*.png"))
+    answer = call(capsys, monkeypatch, "predict", "~/mine", picture, "--csv", "-")
+    assert answer.code == 0 and next(csv.DictReader(answer.out.splitlines()))["path"] == str(picture)
+    page = call(capsys, monkeypatch, "data", "inspect", picture_folder, "--html", "-")
+    assert page.out.startswith("<!doctype html>") and page.out.endswith("</html>\n")
+    for words in (["predict", run, picture, "--csv", "-"], ["data", "inspect", picture_folder, "--html", "-"]):
+        answer = call(capsys, monkeypatch, *words, "--json")
+        assert answer.code == 2 and "with --json" in answer.err
+    assert call(capsys, monkeypatch, "report", "~/nothing").err.startswith(f"error: {tmp_path / 'nothing'}")
+    assert list((tmp_path / "here").iterdir()) == []
