@@ -43,7 +43,10 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
+from stagewright.stop import EXIT_STOPPED, ignore_stops
 from stagewright.storage.files import STDOUT, user_path
+from stagewright.system.output import guarded, outlive_output
+from stagewright.system.surroundings import explained
 
 app = typer.Typer(
     name="stagewright",
@@ -318,13 +321,42 @@ def _close(run: Any, quiet: bool) -> None:
     print(f"Predict  stagewright predict {run.path} IMAGES...")
 
 
+_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
+"""Commands whose work goes on where nobody reads their output any more; of the others, the output is all there is."""
+
+
 def main() -> None:
-    """Entry point; turns stagewright's errors into messages and exit codes."""
-    from stagewright.errors import StagewrightError, Stopped
+    """Entry point; turns stagewright's errors, and those of its surroundings, into messages and exit codes."""
     from stagewright.storage.cache import give_libraries_a_cache
 
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # the compiler's workers too run nothing from the current folder
     give_libraries_a_cache()
+    with guarded():
+        if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
+            outlive_output()
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+        return code
+    except StagewrightError as error:
+        return _say(f"error: {error}", 2)
+    except Stopped as stopped:
+        return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
+    except BrokenPipeError:  # nobody reads what is printed
+        return 1
+    except (OSError, MemoryError) as error:
+        if (message := explained(error)) is None:
+            raise
+        return _say(f"error: {message}", 2)
+
+
+def _exit_code() -> int:
     try:
         app()
     except SystemExit as end:  # which is how typer ends

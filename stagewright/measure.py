@@ -22,7 +22,6 @@ from stagewright.microbatch import fitting_micro_batch, resident_bytes
 from stagewright.plan import Measured, Plan
 from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
-from stagewright.session import Execution
 from stagewright.storage.files import user_path, write_whole
 from stagewright.traceless import traceless
 

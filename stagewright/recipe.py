@@ -151,15 +151,6 @@ class Recipe(Part):
     deterministic: bool = False
     """On CUDA: deterministic kernels, at a price in speed, so that resuming gives the same bits. On CPU they always are."""
 
-    @field_validator("name")
-    @classmethod
-    def _names_a_folder(cls, name: str) -> str:
-        if not name.strip() or name in (".", "..") or "/" in name or len(name.encode()) > 100 or not name.isprintable():
-            raise ValueError(
-                f"{name[:40]!r} cannot begin a folder's name: 1 to 100 bytes of printable characters, no slash, not . or .."
-            )
-        return name
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_train(self.train)

@@ -32,7 +32,7 @@ from stagewright.recipe import Recipe
 from stagewright.resolve import resolve
 from stagewright.rng import Stream, key, uniform
 from stagewright.rundir import RunDir, environment
-from stagewright.session import Execution, Session
+from stagewright.session import Session
 from stagewright.system.children import starting_children
 from stagewright.training import prepare, resume
 

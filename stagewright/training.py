@@ -44,7 +44,7 @@ from stagewright.rundir import RunDir, environment, own_command
 from stagewright.runlogs import set_record_aside
 from stagewright.session import Session
 from stagewright.stop import StopSignal
-from stagewright.storage.files import user_path
+from stagewright.storage.files import user_path, write_whole
 from stagewright.survey import settle
 from stagewright.system.output import forgiving
 
@@ -98,7 +98,6 @@ def train(
     began, say = time.perf_counter(), forgiving(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         chosen = wanted(recipe, overrides)
-        out = None if out is None else user_path(out)
         execution = execution or Execution()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
@@ -156,10 +155,11 @@ def resume(
     ``arm`` is handed the session before the loop begins; the resume check
     plants its kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
-    began = time.perf_counter()
-    with StopSignal() as stop:
-        old = RunDir.existing(user_path(run))
-        plan, manifest = old.read_plan(), Manifest.read(old.manifest)
+    began, say = time.perf_counter(), forgiving(say)
+    with StopSignal() as stop, contextlib.ExitStack() as holding:
+        target = old = holding.enter_context(held(user_path(run)))
+        plan = old.read_plan()
+        manifest = _own_manifest(old, plan)
         execution = execution or Execution()
         changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
         if overrides:

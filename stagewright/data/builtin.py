@@ -20,7 +20,7 @@ from stagewright.data.scan import DIGEST_BYTES, Scan, digest_of
 from stagewright.data.split import TEST, TRAIN
 from stagewright.errors import DataError, nearest
 from stagewright.storage.cache import cache_folder
-from stagewright.storage.files import user_path
+from stagewright.storage.files import unreadable, user_path
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 _BY_SPLIT = frozenset({"STL10", "SVHN"})  # these take split="train", the others train=True

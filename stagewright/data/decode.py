@@ -23,6 +23,7 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from stagewright.data.stored import MOST_BYTES as MOST_BYTES
 from stagewright.data.stored import Stored, read_file, read_stored
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
 
-MOST_BYTES = 1 << 30
-"""Of a file that is read as a picture; larger ones are refused by name, for memory must hold them whole."""
 
 # Formats that Pillow knows by name but does not decode itself: stubs without a reader, and EPS, a program that it would
 # hand to Ghostscript to run.

@@ -29,7 +29,6 @@ from stagewright.data.pack import is_pack
 from stagewright.data.sources import list_source
 from stagewright.errors import DataError
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
 from stagewright.system.threads import Pool
 from stagewright.wording import printable, seconds_text, shortened
 

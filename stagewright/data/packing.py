@@ -30,7 +30,7 @@ from stagewright.data.scan import Progress, scan
 from stagewright.data.sources import list_source
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
-from stagewright.storage.files import unwritable, user_path
+from stagewright.storage.files import unwritable
 from stagewright.system.threads import Pool
 
 Say = Callable[[str], None]

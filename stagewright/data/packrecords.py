@@ -29,7 +29,6 @@ from stagewright.data.scan import Scan, digest_of
 from stagewright.data.stored import read_file
 from stagewright.errors import DataError
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
 from stagewright.system.threads import Pool
 
 _CHUNK = 4

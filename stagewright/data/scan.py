@@ -1,7 +1,8 @@
 """Scan: every file is opened and decoded before anything is planned, and what was found is kept for the next time.
 
-The results of a scan lie in the cache folder in one Parquet file for each root, by (path, size, modification
-time), so that the second look at 60,000 files takes a second. Damaged files give a reason, never an exception.
+The results of a scan lie in the cache folder in one Parquet file for each root, by path, size, inode and the times of the last
+change, so that the second look at 60,000 files takes a second. What was found damaged is looked at every time: it may have been
+repaired, with the size and time that it should have. Damaged files give a reason, never an exception.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,12 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from stagewright.data.decode import MOST_BYTES, NOT_IDENTIFIED, identified, measure, picture_extensions
-from stagewright.data.manifest import one_array, read_table, write_table
+from stagewright.data.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
+from stagewright.data.manifest import one_array, parse_table, write_table
+from stagewright.data.stored import read_file
+from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
-from stagewright.storage.files import FORBIDDEN, read_file
+from stagewright.system.threads import Pool
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -158,7 +159,7 @@ def _read(path: str, size: int) -> bytes | None:
     """The bytes of the file; None where it is large and neither its name nor its head is a picture's."""
     if size > _READ_WHOLE and not _claims_to_be_picture(path) and not identified(path):
         return None
-    return read_file(path, final=FORBIDDEN, most=MOST_BYTES)
+    return read_file(path)
 
 
 def _claims_to_be_picture(path: str) -> bool:

@@ -20,7 +20,6 @@ from stagewright.data.scan import Progress, hex_strings, scan
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
 
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "

@@ -32,7 +32,7 @@ from stagewright.data.splitsummary import SplitSummary
 from stagewright.data.tables import list_table
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe import Data
-from stagewright.storage.files import write_whole
+from stagewright.storage.files import remove_quietly, write_whole
 
 FORMATS = (".csv", ".parquet")
 

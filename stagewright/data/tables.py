@@ -6,6 +6,7 @@ Every row that is left out has a reason.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from stagewright.data.manifest import one_array, parse_table
 from stagewright.data.matching import match_files
 from stagewright.errors import DataError, nearest
 from stagewright.recipe import Data
-from stagewright.storage.files import user_path
+from stagewright.storage.files import read_parsed, user_path
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 

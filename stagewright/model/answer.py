@@ -18,6 +18,7 @@ from stagewright.errors import DataError
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.predict import Prediction, expand_inputs
 from stagewright.storage.files import read_given
+from stagewright.system.threads import Pool
 
 Picture = str | Path | Image.Image
 View = NDArray[np.uint8]

@@ -34,7 +34,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.view import Preprocessing, logits_of, upright
 from stagewright.model.zoo import create_model
 from stagewright.predict import Prediction
-from stagewright.storage.files import user_path
+from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
 
 FORMAT = 1
 """Version of the folder's layout. A newer one is refused, an older one must stay readable."""

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from stagewright.errors import ModelError
-from stagewright.storage.files import user_path
+from stagewright.errors import ModelError, Unreadable
+from stagewright.storage.files import read_parsed, unreadable, user_path
 
 State = dict[str, Tensor]
 

@@ -21,7 +21,7 @@ from stagewright.report import mistakes, theme
 from stagewright.report.findings import WEIGHT_NAMES, Chosen, chosen
 from stagewright.report.lrplot import draw_range_test
 from stagewright.report.read import RunRecord
-from stagewright.storage.files import write_whole
+from stagewright.storage.files import make_folder, write_whole
 
 Series = NDArray[np.float64]
 

@@ -28,7 +28,7 @@ from stagewright import lrcurve
 from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.events import Event, read_events
 from stagewright.lrcurve import RangeTest, Suggestions
-from stagewright.storage.files import user_path
+from stagewright.storage.files import read_own, read_parsed, user_path
 
 Columns = dict[str, NDArray[np.float64]]
 

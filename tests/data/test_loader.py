@@ -400,7 +400,7 @@ def test_reads_that_fail_are_tried_again_and_then_named(tmp_path: Path, monkeypa
         if failures[0]:
             failures[0] -= 1
             raise OSError(errno.EIO, "Input/output error", path)
-        return read(path)
+        return read(path, most)
 
     monkeypatch.setattr(storage_files, "_read", flaky)
     monkeypatch.setattr(storage_files.time, "sleep", pauses.append)
