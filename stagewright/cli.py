@@ -348,6 +348,8 @@ def _run() -> int:
         return _say(f"error: {error}", 2)
     except Stopped as stopped:
         return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
+    except KeyboardInterrupt:  # outside of a training, where there is nothing to save
+        return _say("interrupted", 130)
     except BrokenPipeError:  # nobody reads what is printed
         return 1
     except (OSError, MemoryError) as error:

@@ -93,6 +93,8 @@ def test_nothing_that_catches_exceptions_takes_a_stop_for_one() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_every_signal_that_announces_an_end_asks_for_a_stop(number: signal.Signals) -> None:
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored
     with StopSignal() as stop:
         stop.arm()
         send(number)

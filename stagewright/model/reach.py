@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from stagewright.errors import ModelError, StorageError
+from stagewright.errors import ModelError, StorageError, Unreadable
 from stagewright.model.catalog import ModelName, model_names
 from stagewright.model.weightfile import State, locate, read_tensors
 from stagewright.storage.files import read_parsed
@@ -114,6 +114,8 @@ def architecture_of(source: Path) -> Architecture | None:
             told = read_parsed(card, json.loads)["model"]
             return Architecture(str(told["name"]), dict(told["options"]))
         state, _ = read_tensors(path)
+    except Unreadable:
+        raise
     except (ModelError, StorageError, OSError, ValueError, KeyError, TypeError):
         return None
     shapes = {_WRAPPED.sub("", name): tensor.shape for name, tensor in state.items()}

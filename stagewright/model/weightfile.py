@@ -85,9 +85,7 @@ def read_tensors(path: Path) -> tuple[State, str]:
         raise error if isinstance(error, Unreadable) else unreadable(path, error) from error
     except SafetensorError as error:
         raise _unreadable(path, str(error)) from None
-    except (
-        Exception
-    ) as error:  # whatever torch.load's unpickler, zip reader or legacy reader stumbles over in these bytes
+    except Exception as error:  # whatever torch.load's unpickler, zip or legacy reader stumbles over in these bytes
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
         why = f"it holds Python objects ({foreign[1]})" if foreign else f"torch.save wrote no such file ({detail})"

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from stagewright.duration import FORMS, Duration
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe import Recipe
-from stagewright.storage.files import user_path
+from stagewright.storage.files import read_own, user_path
 
 AUTO = "auto"
 """The name of the recipe that is none yet: :mod:`stagewright.auto` chooses one when data and machine are known."""
@@ -44,7 +44,10 @@ def text(name_or_file: str) -> str:
         )
     path = user_path(name_or_file)
     if os.path.isfile(path):
-        return path.read_text("utf-8")
+        try:
+            return read_own(path).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path} is no text in UTF-8: {error}", "YAML in UTF-8", "save it as UTF-8") from None
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),

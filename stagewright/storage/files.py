@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from stagewright.errors import StorageError, Unreadable
-from stagewright.system.output import print_bytes
 
 T = TypeVar("T")
 
@@ -137,8 +136,6 @@ def _read(path: str, most: int | None) -> bytes:
             kind = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
             raise OSError(kind, f"it is {kind_of(status.st_mode)}, not a regular file", path)
         size = status.st_size
-        if most is not None and size > most:
-            raise OSError(errno.EFBIG, f"it has {size:,} bytes, and up to {most:,} are read", path)
         if size == 0:  # empty, or made up by the kernel (/proc), where reading might never end
             return b""
         _check_size(size, most, path)
@@ -262,14 +259,6 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
         _replace(target, content, durable)
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def write_output(path: str | Path, content: bytes, *, durable: bool = False) -> None:
-    """As :func:`write_whole`, where a person names the place: ``~`` is expanded, and ``-`` is standard output."""
-    if str(path) != "-":
-        write_whole(user_path(path), content, durable=durable)
-        return
-    print_bytes(content)
 
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, durable: bool = True) -> None:

@@ -19,8 +19,8 @@ from stagewright.storage.files import (
     read_file,
     read_own,
     user_path,
+    write_for_user,
     write_json,
-    write_output,
     write_whole,
 )
 
@@ -146,9 +146,9 @@ def test_home_and_standard_output(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/runs/x") == tmp_path / "runs" / "x" and user_path("a/~b") == Path("a/~b")
-    write_output("~/out.csv", b"a\n")
+    write_for_user("~/out.csv", b"a\n")
     assert (tmp_path / "out.csv").read_bytes() == b"a\n"
-    write_output("-", b"b\n")
+    write_for_user("-", b"b\n")
     assert capfdbinary.readouterr().out == b"b\n"
     with pytest.raises(StorageError, match="nobody-at-all"):
         user_path("~nobody-at-all/x")
