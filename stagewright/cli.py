@@ -307,10 +307,8 @@ def _metric_lines(wanted: bool) -> Any:
 def _close(run: Any, quiet: bool) -> None:
     """The last lines of a run: what came out and what to type next; exit code 75 for one that was stopped."""
     if not run.finished:
-        ignore_stops()
         print(f"Stopped and saved. Go on with:  stagewright resume {run.path}", file=sys.stderr)
         raise typer.Exit(EXIT_STOPPED)
-    ignore_stops()
     if quiet:
         return
     summary = run.summary
@@ -335,6 +333,7 @@ def main() -> None:
         if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
             outlive_output()
         code = _run()
+        ignore_stops()  # all is done and saved: a signal now would only turn the exit code into its own
     sys.exit(code)
 
 
