@@ -228,7 +228,7 @@ def signals(place: Place, count: int, seed: int, tally: Tally) -> None:
         rc = None
         for _ in range(1000):
             child = spawn(place.next(out), log)
-            patience = draw.choice([0.3, 0.6, max(0.8, place.seconds / 2)])
+            patience = draw.choice([0.3, 0.6, max(0.8, place.seconds / 2), place.seconds])
             rc = wait(child, draw.uniform(0, patience)) if sent < count else wait(child, 300)
             if rc is None:
                 sent += _strike(child, draw, tally, out)

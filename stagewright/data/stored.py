@@ -70,17 +70,20 @@ def read_stored(paths: Sequence[str]) -> Stored:
 
 def read_file(path: str) -> bytes:
     """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.patiently`); OSError with the name of
-    the file. After some files in a row that this user may not read, others are tried once: 60,000 would take days."""
-    impatient = _refused[0] >= _MOST_REFUSED
+    the file. Where some files in a row failed in the end, the next are tried once: with patience, what is left of a disk that
+    is gone would take days."""
+    impatient = _failed[0] >= _MOST_FAILED
     try:
-        data = files.read_file(path, final=files.FORBIDDEN if impatient else frozenset(), most=MOST_BYTES)
-    except PermissionError:
-        _refused[0] += 1
+        data = files.read_file(path, final=files.EVERY if impatient else frozenset(), most=MOST_BYTES)
+    except FileNotFoundError:
         raise
-    _refused[0] = 0
+    except OSError:
+        _failed[0] += 1
+        raise
+    _failed[0] = 0
     return data
 
 
-_MOST_REFUSED = 8
-_refused = [0]
-"""Files in a row that could not be opened for want of a right; roughly, as threads count at once."""
+_MOST_FAILED = 8
+_failed = [0]
+"""Files in a row that could not be read; roughly, as threads count at once."""

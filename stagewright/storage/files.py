@@ -38,6 +38,9 @@ _SILENT_SECONDS = 30.0
 STDOUT = "-"
 """Stands for the standard output where a file is written."""
 
+EVERY = frozenset(errno.errorcode)
+"""Every errno: nothing is tried again."""
+
 Content = bytes | str | Callable[[BinaryIO], object]
 
 
