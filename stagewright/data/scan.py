@@ -28,6 +28,7 @@ from stagewright.data.manifest import one_array, parse_table, write_table
 from stagewright.data.stored import read_file
 from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
+from stagewright.storage.files import FORBIDDEN, patiently
 from stagewright.system.threads import Pool
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
@@ -118,7 +119,7 @@ class _Task:
         stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
         for row, path in enumerate(paths.to_pylist()):
             try:
-                status = os.stat(os.path.join(root, path))
+                status = patiently(os.path.join(root, path), os.stat, final=FORBIDDEN)
             except OSError:
                 continue
             stamps[row] = stamp_of(status)

@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from stagewright.errors import StorageError
@@ -151,8 +151,11 @@ def _fill_gaps() -> None:
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                with suppress(OSError):  # without a null device it stays closed
+                    # It gets the lowest number that is free.
+                    os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def outlive_output() -> None:
