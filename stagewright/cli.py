@@ -43,7 +43,7 @@ from stagewright.options import (
     recipe_of,
     speaker,
 )
-from stagewright.stop import EXIT_STOPPED, ignore_stops
+from stagewright.stop import EXIT_STOPPED
 from stagewright.storage.files import STDOUT, user_path
 from stagewright.system.output import guarded, outlive_output
 from stagewright.system.surroundings import explained
@@ -333,7 +333,6 @@ def main() -> None:
         if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
             outlive_output()
         code = _run()
-        ignore_stops()  # all is done and saved: a signal now would only turn the exit code into its own
     sys.exit(code)
 
 

@@ -24,13 +24,6 @@ _NAMES = {
 }
 
 
-def ignore_stops() -> None:
-    """From now on a signal that asks for a stop does nothing: all is done and on the disk, and only the process has to end."""
-    if threading.current_thread() is threading.main_thread():
-        for number in _NAMES:
-            signal.signal(number, signal.SIG_IGN)
-
-
 class StopSignal:
     """A context in which SIGTERM, SIGHUP, SIGUSR1 and SIGINT ask for a stop instead of ending the process.
 
