@@ -56,10 +56,7 @@ class Budget:
 
         ``began`` is the moment from which it counts; now where it is absent.
         """
-        if price is not None and not 0 < price < math.inf:
-            raise RecipeError(
-                f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs"
-            )
+        check_price(price)
         given = text.strip().lower().replace(" ", "")
         seconds = _money_seconds(given, price) if given.startswith("$") else _time_seconds(given)
         if seconds is None or not 0 < seconds < math.inf:
@@ -75,6 +72,12 @@ class Budget:
         """How long to measure: as ``asked``, longer for long budgets (a machine's moods last longer than seconds), and at
         most a tenth of the budget."""
         return min(max(asked, min(_LONG_PROBE_SHARE * self.seconds, _LONGEST_PROBE)), _PROBE_SHARE * self.seconds)
+
+
+def check_price(price: float | None) -> None:
+    """RecipeError unless ``price``, what an hour costs, is absent or a finite number above 0."""
+    if price is not None and not 0 < price < math.inf:
+        raise RecipeError(f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs")
 
 
 def _time_seconds(text: str) -> float | None:

@@ -284,10 +284,11 @@ def demo(
 
 def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
     """The budget that counts from the start of this process; None where none was given."""
-    from stagewright.budget import Budget
+    from stagewright.budget import Budget, check_price
     from stagewright.errors import RecipeError
     from stagewright.machine import process_began
 
+    check_price(price)
     if text is None:
         return None
     if epochs is not None:

@@ -28,6 +28,10 @@ class Duration:
     value: float
     unit: Unit
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"a length of {self.value} {self.unit} is not finite; write {FORMS}")
+
     @classmethod
     def parse(cls, text: object) -> Duration:
         """A Duration from ``'30ep'``, ``'500st'``, ``'20000img'`` or ``0.9``; ValueError names the allowed forms.

@@ -6,12 +6,13 @@ together and says what a stage inherits.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from stagewright.augment.fields import AugmentFields
 from stagewright.duration import Duration
+from stagewright.schema import Frozen, Options
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -20,10 +21,10 @@ Batch = Annotated[int, Field(ge=1)]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-class Part(BaseModel):
+class Part(Frozen):
     """A frozen part of a recipe that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 class Data(Part):
@@ -58,7 +59,7 @@ class Model(Part):
     """None or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
     drop_path: Fraction | None = None
     """Stochastic depth (arXiv:1603.09382); None leaves the network's own."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Further arguments of the network's constructor, e.g. ``{patch: 4, depth: 6, heads: 8, width: 384}`` of ``vit``."""
 
     @field_validator("weights")
@@ -78,7 +79,7 @@ class Optimizer(Part):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on biases and normalisation layers (one-dimensional parameters)."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Further constructor arguments, e.g. ``{betas: [0.9, 0.99]}``."""
     clip_norm: Positive | None = None
     """Gradients are scaled down to this global norm."""

@@ -15,20 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
 from stagewright.recipe import Augment, Average, Mix, Recipe
 from stagewright.schedule import Curve
+from stagewright.schema import Frozen, problems
 
 FORMAT = 2
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-class DatasetInfo(BaseModel):
+class DatasetInfo(Frozen):
     """What the plan needs to know of a data set. ``digest`` identifies every picture, label, group and split of it."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     num_train: int
     num_val: int
@@ -37,10 +36,8 @@ class DatasetInfo(BaseModel):
     digest: str
 
 
-class Measured(BaseModel):
+class Measured(Frozen):
     """What was measured before the plan was made, and stands in it from then on, so that no resume measures again."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     lr: float | None = None
     """Learning rate that the range test found at the first stage's batch size; what ``lr: auto`` means."""
@@ -61,10 +58,8 @@ class Hyper:
     """How much of the new weights goes into the average after this update, in [0, 1]; 1 starts it, 0 leaves it."""
 
 
-class StagePlan(BaseModel):
+class StagePlan(Frozen):
     """A stage in integers: updates ``first_step .. end_step - 1`` over ``num_images`` pictures."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     index: int
     name: str
@@ -141,10 +136,8 @@ class StagePlan(BaseModel):
         return 0.0
 
 
-class Plan(BaseModel):
+class Plan(Frozen):
     """Everything that will happen, reproducible from itself: ``Plan.from_json(plan.to_json()) == plan``."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     format: int = FORMAT
     recipe: Recipe
@@ -201,7 +194,14 @@ class Plan(BaseModel):
                 f"format {FORMAT}, which this version of stagewright writes",
                 "finish the run with the version that began it",
             )
-        plan = cls.model_validate({key: value for key, value in content.items() if key != "digest"})
+        try:
+            plan = cls.model_validate({key: value for key, value in content.items() if key != "digest"})
+        except ValidationError as error:
+            raise RecipeError(
+                f"plan.json: {problems(error)}",
+                "a plan as it was written; a run's plan never changes",
+                "restore plan.json, or start a new run",
+            ) from None
         if content.get("digest") != plan.digest:
             raise RecipeError(
                 f"plan.json says digest {str(content.get('digest'))[:12]}, its content has {plan.digest[:12]}",

@@ -64,14 +64,14 @@ def plan(
     """Print what would happen, and exit."""
     from rich.console import Console
 
+    from stagewright.budget import check_price
     from stagewright.costview import cost_view, in_json
     from stagewright.errors import RecipeError
     from stagewright.execution import Execution
     from stagewright.planview import plan_view
     from stagewright.training import prepare, probed
 
-    if price is not None and not 0 < price < float("inf"):
-        raise RecipeError(f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs")
+    check_price(price)
     if price is not None and not probe:
         raise RecipeError(f"--price {price:g} without --probe", "--price with --probe", "time must be measured to cost")
     chosen = recipe_of(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)

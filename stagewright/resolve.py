@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from stagewright.duration import Duration
 from stagewright.errors import RecipeError, nearest
 from stagewright.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.recipe import LR, Average, Recipe, Stage
 from stagewright.schedule import Curve
+from stagewright.schema import problems
 
 _NOTHING = Measured()
 
@@ -27,11 +30,8 @@ def resolve(
     if dataset.num_train < 1:
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
     _check_class_weights(recipe, dataset)
-    lengths = _stage_lengths(recipe, dataset)
-    stages: list[StagePlan] = []
+    lengths, stages = _stages(recipe, dataset, measured)
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
-    for _ in lengths:
-        stages.append(_stage_plan(recipe, stages, lengths, measured))
     every_eval = [_multiples(stage, recipe.eval.every, total_steps) for stage in stages]
     every_save = [_multiples(stage, recipe.checkpoints.every, total_steps) for stage in stages]
     return Plan(
@@ -44,6 +44,23 @@ def resolve(
         eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
         save_steps=tuple(step for steps in every_save for step in steps),
     )
+
+
+def _stages(recipe: Recipe, dataset: DatasetInfo, measured: Measured) -> tuple[list[Length], list[StagePlan]]:
+    """The stages' lengths and their plans; RecipeError where numbers that are finite each give one that is not."""
+    stages: list[StagePlan] = []
+    try:
+        lengths = _stage_lengths(recipe, dataset)
+        for _ in lengths:
+            stages.append(_stage_plan(recipe, stages, lengths, measured))
+    except (ValidationError, OverflowError, ZeroDivisionError) as error:
+        why = problems(error) if isinstance(error, ValidationError) else f"{error}"
+        raise RecipeError(
+            f"stages[{len(stages)}]: its numbers multiply to what is not finite: {why}",
+            "lengths and learning rates whose products are finite numbers",
+            "give smaller (or larger) ones",
+        ) from None
+    return lengths, stages
 
 
 def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:

@@ -130,6 +130,10 @@ class Curve:
     interpolate: bool = False
     start_factor: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.start_factor):  # the one number that is computed, of learning rates that may be tiny
+            raise OverflowError(f"the learning rate before the stage is {self.start_factor:g} times the stage's own")
+
     def at(self, i: int) -> float:
         """The factor of the peak at step ``i`` of the span, in [0, num_steps); ValueError outside it."""
         _check(i, self.num_steps)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from stagewright.schema import Frozen
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -18,7 +20,7 @@ Spread = Annotated[float, Field(ge=0.0)]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-class AugmentFields(BaseModel):
+class AugmentFields(Frozen):
     """Everything that may happen to a training picture on its own, and how often and how strongly."""
 
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
