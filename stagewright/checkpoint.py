@@ -95,6 +95,7 @@ def save(
                 # One that has its name but is not known to be on the disk counts in addition to the last that is.
                 _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
+        _tidy(folder, step, later=True)  # not before: they may be the only ones there are
         _prune(folder, keep, protect)
     except OSError as error:
         if not folder.parent.is_dir():
@@ -218,8 +219,8 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
     return final
 
 
-def _tidy(folder: Path, step: int) -> None:
-    """Removes what killed processes left half done, and sets aside what must not count once ``step`` is saved."""
+def _tidy(folder: Path, step: int, *, later: bool = False) -> None:
+    """Removes what killed processes left half done, and sets aside a damaged ``step``; with ``later`` later steps too."""
     for pattern in (".tmp-*", ".best.json.*", ".last.json.*"):
         for path in list(folder.glob(pattern)):
             _remove(path)
@@ -229,15 +230,13 @@ def _tidy(folder: Path, step: int) -> None:
         else:
             os.replace(path, final)
     for other, path in _steps(folder).items():
-        if other > step or (other == step and not _intact(path)):
+        if (later and other > step) or (other == step and not _intact(path)):
             _set_aside(path)
 
 
 def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
     """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to.
-
-    One that cannot be read now stays, and does not count.
-    """
+    One that cannot be read now stays, and does not count."""
     wanted = {path.name for name in ("best", "last") if (path := pointed(folder, name)) is not None}
     wanted |= {name_of(step) for step in protect}
     kept = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -45,6 +46,8 @@ class Fault:
     kind: str
     """``not finite``, ``spike`` or ``memory``."""
     reason: str
+    culprit: int | None = None
+    """The update that may have spoilt the weights, which ``update`` shows; None where none is suspected."""
 
 
 @dataclass
@@ -57,8 +60,9 @@ class Record:
     masked: list[int] = field(default_factory=list)
     """Manifest rows of pictures that are left out wherever they come."""
     eases: list[Ease] = field(default_factory=list)
-    examine: tuple[int, int] | None = None
-    """(update, at): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one."""
+    examine: tuple[int, int, int] | None = None
+    """(update, at, culprit): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one; where none
+    of them is to blame, ``culprit`` is left out too, the update whose weights those pictures met."""
     micro_batch_size: int | None = None
     """Pictures at a time, since more of them did not fit into memory; None: as planned."""
     pending: list[dict[str, Any]] = field(default_factory=list)
@@ -87,7 +91,9 @@ class Record:
             **{
                 **content,
                 "eases": [Ease(**ease) for ease in content["eases"]],
-                "examine": None if examine is None else (examine[0], examine[1]),
+                "examine": None
+                if examine is None
+                else (examine[0], examine[1], examine[-1 if len(examine) > 2 else 0]),
                 "left_out": list(content["left_out"]),
                 "masked": list(content["masked"]),
             }
@@ -150,17 +156,22 @@ class Guard:
                 if record.overflows < _OVERFLOWS:
                     continue
             what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-            return self._spoilt_by(done - 1, what)
+            # The update before may have spoilt the weights, which only this one's loss shows: back to before that one too.
+            culprit = self._last_change(record, done - 1, max(record.overflows - 1, 0))
+            return Fault(done - 1, self._state_before(culprit), "not finite", what, culprit)
         return None
 
-    def spoilt(self, step: int, what: str) -> Fault:
+    def spoilt(self, record: Record, step: int, what: str) -> Fault:
         """The fault of ``step`` finished updates whose weights give answers that are not finite, ``what``: the last update is
         to blame, though its own loss was finite."""
-        return self._spoilt_by(step - 1, what)
+        culprit = self._last_change(record, step, record.overflows)
+        return Fault(culprit, self._state_before(culprit), "not finite", what, culprit)
 
-    def _spoilt_by(self, update: int, what: str) -> Fault:
-        # The update before may have spoilt the weights, which only this one's loss shows: back to before that one too.
-        return Fault(update, self._state_before(max(update - 1, 0)), "not finite", what)
+    def _last_change(self, record: Record, update: int, skipped: int) -> int:
+        """The last update before ``update`` that changed the weights: it was not left out, and is none of the ``skipped`` ones
+        before ``update`` that the loss scaler left out. The first update where there is none."""
+        earlier = (one for one in range(update - 1, -1, -1) if one not in record.left_out)
+        return next(islice(earlier, skipped, None), 0)
 
     def _spike(self, record: Record, step: int, rows: Sequence[Row]) -> Fault | None:
         window = self.settings.window
@@ -194,5 +205,6 @@ class Guard:
         return Ease(first, first + self.settings.ease_windows * self.settings.window, self.settings.ease)
 
     def horizon(self, step: int) -> int:
-        """The oldest step that a fault found after ``step`` may go back to."""
-        return max(0, (step // self.settings.window - KEPT_STATES) * self.settings.window)
+        """The oldest step that a fault found after ``step`` may go back to, as long as few updates are left out in a row."""
+        overflows = -(-_OVERFLOWS // self.settings.window) if self.plan.precision == "fp16" else 0
+        return max(0, (step // self.settings.window - KEPT_STATES - overflows) * self.settings.window)

@@ -283,8 +283,9 @@ def _work(stage: StagePlan) -> float:
 
 
 def verdict(step: int, results: dict[str, Evaluation]) -> Score:
-    """The better of raw and averaged weights by validation top-1; at a tie the averaged ones, which vary less."""
-    kind = max(results, key=lambda name: (results[name].top1, name != "raw"))
+    """The better of raw and averaged weights by validation top-1; at a tie the averaged ones, which vary less. Those whose loss
+    is not finite, since none of their pictures could be read, come last."""
+    kind = max(results, key=lambda name: (math.isfinite(results[name].loss), results[name].top1, name != "raw"))
     return Score(step, kind, results[kind].top1)
 
 

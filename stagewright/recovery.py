@@ -81,6 +81,7 @@ class Recovery:
         stage = session.plan.stage_at(fault.update)
         lr = stage.hyper(fault.update).lr * record.lr_factor(fault.update)
         if record.rollbacks >= settings.rollbacks:
+            self._leave_sound(session, fault)
             times = f" after going back {record.rollbacks} times" if record.rollbacks else ""
             raise Diverged(
                 f"training diverges{times}: step {fault.update + 1:,} (stage {stage.name!r}, LR {lr:.3g}): {fault.reason}",
@@ -90,7 +91,7 @@ class Recovery:
             )
         record.rollbacks += 1
         if fault.kind == "not finite":
-            record.examine = (fault.update, fault.back_to)
+            record.examine = (fault.update, fault.back_to, fault.update if fault.culprit is None else fault.culprit)
             remedy = "the pictures of that step are looked at one by one"
         else:
             record.eases.append(self.guard.ease(fault.back_to))
@@ -103,7 +104,16 @@ class Recovery:
         what = (
             f"behind it, {error.given}" if len(error.names) < error.total else "behind it no answer is a finite number"
         )
-        self._go_back(session, self.guard.spoilt(session.state.step, what))
+        self._go_back(session, self.guard.spoilt(session.state.guard, session.state.step, what))
+
+    def _leave_sound(self, session: Session, fault: Fault) -> None:
+        """Makes the newest checkpoint one from before ``fault``, where the disk has one of spoilt weights: a run that ends here
+        is gone on with, or forked, from its newest checkpoint."""
+        saved = checkpoint.steps(session.run.checkpoints)
+        if fault.culprit is not None and saved and saved[-1] > fault.culprit:
+            session.state.rewind(self._state_before(session, fault.back_to))
+            session.recorder.resume(session.state)
+            session.save()
 
     def _restore(self, session: Session, fault: Fault, remedy: str) -> None:
         """Goes on from the newest state at or before the one that ``fault`` names.
@@ -145,7 +155,7 @@ class Recovery:
             record.pending.remove(event)
             session.recorder.log.rolled_back(**event)
         if record.examine is not None and record.examine[1] == step:
-            self.examine(session, record.examine[0])
+            self.examine(session, record.examine[0], record.examine[2])
 
     def _state_before(self, session: Session, step: int) -> dict[str, Any]:
         """The newest state of at most ``step`` finished updates that there is: kept, saved, or the very first."""
@@ -160,8 +170,9 @@ class Recovery:
                     continue
         return build_state(session.plan, session.state.device, None)[0].content()
 
-    def examine(self, session: Session, update: int) -> None:
-        """Looks for the pictures of ``update`` that give no finite loss, and writes the remedy into the record."""
+    def examine(self, session: Session, update: int, culprit: int) -> None:
+        """Looks for the pictures of ``update`` that give no finite loss, and writes the remedy into the record. Where none does,
+        it leaves out the update and ``culprit``, the one before it that may have spoilt the weights."""
         record, at = session.state.guard, session.state.step
         batch = self._batch_of(session, update)
         record.examine = None  # from here on nothing waits, so that no stop can come between
@@ -171,13 +182,16 @@ class Recovery:
             record.masked = sorted({*record.masked, *named.tolist()})
             verdict = f"left out from here on, since what the network makes of it in step {update + 1:,} is not finite"
         else:
-            record.left_out.append(update)
+            record.left_out = sorted({*record.left_out, update, culprit})
             record.eases.append(self.guard.ease(at))
             settings = self.guard.settings
             steps = settings.ease_windows * settings.window
+            before = (
+                f", and step {culprit + 1:,}, whose update may have spoilt the weights," if culprit != update else ""
+            )
             verdict = (
-                f"no single picture is to blame, so step {update + 1:,} is left out and the learning rate is times "
-                f"{settings.ease:g} for {steps} steps; its pictures were"
+                f"no single picture is to blame, so step {update + 1:,}{before} {'are' if before else 'is'} left out and the "
+                f"learning rate is times {settings.ease:g} for {steps} steps; the pictures of step {update + 1:,} were"
             )
             named = batch.rows
         paths = [session.manifest.paths[int(row)].as_py() for row in named]
@@ -192,9 +206,10 @@ class Recovery:
         )
 
     def _batch_of(self, session: Session, update: int) -> Batch:
-        specs = train_specs(session.plan, session.manifest, update, session.unread)
+        """The batch of ``update`` as pictures, also where its stage trains on features: the model may be in another stage."""
+        specs = train_specs(session.plan, session.manifest, update)
         with session.loading([next(specs)]) as batches:
-            return session.masked(session.filled(next(batches)))
+            return session.masked(next(batches))
 
     def _not_finite(self, session: Session, batch: Batch) -> NDArray[np.bool_]:
         """Which pictures of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
@@ -204,7 +219,7 @@ class Recovery:
             state.model.eval()
             images = numerics.network_input(batch)
             size = session.micro_batch_size(session.plan.stage_at(batch.step))
-            parts = [session.forward(images[start : start + size]) for start in range(0, len(images), size)]
+            parts = [state.forward(images[start : start + size]) for start in range(0, len(images), size)]
         losses: Tensor = cross_entropy(torch.cat(parts).float(), batch.labels, reduction="none")
         return (~torch.isfinite(losses) & batch.valid).cpu().numpy()
 
@@ -216,7 +231,8 @@ def masked(batch: Batch, rows: list[int]) -> Batch:
         return batch
     there = torch.from_numpy(~out).to(batch.images.device)
     shape = (-1, *[1] * (batch.images.ndim - 1))
-    return replace(batch, images=batch.images * there.view(shape), valid=batch.valid & there)
+    images = batch.images.masked_fill(~there.view(shape), 0)  # no product: features of such a picture may be infinite
+    return replace(batch, images=images, valid=batch.valid & there)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

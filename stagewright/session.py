@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ from stagewright.state import TrainState, Watch
 from stagewright.step import Numerics, train_step
 from stagewright.stop import StopSignal
 from stagewright.transfer import copied_ahead, on_device
+from stagewright.wording import number_text
 
 _SWA_RECALIBRATION = 4096
 _SMALL_PIXELS = 100
@@ -248,7 +250,8 @@ class Session:
         self.recorder.log.emit("memory", state.step, clock={**self.peak(), "points": points, "told": True})
         if self.over and state.step < self.plan.total_steps:
             stop = self.plan.recipe.stop
-            reason = f"{stop.metric} has not improved on {state.watch.best:.4g} in {state.watch.stale} evaluations"
+            best = number_text(state.watch.best, ".4g")
+            reason = f"{stop.metric} has not improved on {best} in {state.watch.stale} evaluations"
             self.recorder.log.emit("ended_early", state.step, reason=reason)
 
     def _averages_the_head_alone(self) -> bool:
@@ -359,10 +362,9 @@ class Session:
             yield copied_ahead(batches, self.state.device) if pinned else batches
 
     def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
-        device = self.state.device
         for batch in batches:
-            there = on_device(batch, device)
-            with self.numerics.autocast(device):
+            there = self.masked(batch)
+            with self.numerics.autocast(self.state.device):
                 yield self.numerics.network_input(there)[there.valid]
 
     def _name_slow(self, rows: NDArray[np.int64], seconds: float) -> None:
@@ -377,7 +379,8 @@ def watched(stop: Stop, watch: Watch, result: Evaluation) -> Watch:
     """What early stopping has seen after one more evaluation, of which ``result`` is the better one."""
     rises = stop.metric == "val_top1"
     value, best = result.top1 if rises else result.loss, watch.best
-    if best is None or (value > best + stop.min_delta if rises else value < best - stop.min_delta):
+    better = best is None or (value > best + stop.min_delta if rises else value < best - stop.min_delta)
+    if better and math.isfinite(result.loss):
         return Watch(value, 0)
     return Watch(best, watch.stale + 1)
 

@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_found_before_anything_is_saved(at: int, number: f
     norms = [1.0] * 200
     norms[at - 1] = number
     assert watch(plan(), [2.0] * 200, norms)[0] == Fault(
-        at - 1, fault.back_to, "not finite", f"loss 2, gradient norm {number:.4g}"
+        at - 1, fault.back_to, "not finite", f"loss 2, gradient norm {number:.4g}", max(at - 2, 0)
     )
 
 
@@ -63,8 +63,11 @@ def test_the_loss_scaler_may_leave_out_updates_but_not_for_ever() -> None:
     norms = [INF if step % 7 == 0 else 1.0 for step in range(200)]
     half = plan(precision="fp16")
     assert watch(half, [2.0] * 200, norms)[0] is None
-    fault, _, _ = watch(half, [2.0] * 200, [1.0] * 60 + [INF] * 140)
+    fault, _, found = watch(half, [2.0] * 200, [1.0] * 60 + [INF] * 140)
     assert fault is not None and fault.update == 60 + 50 - 1
+    # The weights have not changed since update 59, which is the one that may have spoilt them: 96 would be spoilt too.
+    assert (fault.culprit, fault.back_to) == (59, 48)
+    assert Guard(half).horizon(found) <= 48
 
 
 def test_a_lasting_rise_is_a_spike_and_a_short_one_is_not() -> None:
@@ -92,12 +95,23 @@ def test_updates_that_are_left_out_are_not_looked_at() -> None:
     assert guard.look(record, 16, [(step, NAN if step == 5 else 1.0, 1.0) for step in range(1, 17)]) is None
 
 
+def test_an_update_that_was_left_out_spoils_nothing() -> None:
+    """Update 15 spoils the weights, 16 and 17 are left out, 18 shows it: the state after 16 updates is spoilt."""
+    guard, record = Guard(plan()), Record(left_out=[16, 17], checked=16)
+    fault = guard.look(record, 32, [(step, NAN if step > 16 else 1.0, 1.0) for step in range(17, 33)])
+    assert fault is not None and (fault.update, fault.culprit, fault.back_to) == (18, 15, 0)
+    assert guard.spoilt(record, 18, "no answer").culprit == 15
+
+
 def test_the_record_goes_into_json_and_back_and_keeps_its_remedies() -> None:
-    record = Record(2, [5], [17], [Ease(3, 9, 0.2), Ease(6, 9, 0.5)], (5, 0), 8, [{"step": 4}], 2, 32, 1, 0.5, 16, 3)
+    record = Record(2, [5], [17], [Ease(3, 9, 0.2), Ease(6, 9, 0.5)], (5, 0, 4), 8, [{"step": 4}], 2, 32, 1, 0.5, 16, 3)
     assert Record.of(json.loads(json.dumps(record.plain()))) == record
+    older = {**record.plain(), "examine": [5, 0]}
+    del older["pending"], older["restores"]
+    assert Record.of(older).examine == (5, 0, 5) and Record.of(older).pending == []
     assert [record.lr_factor(update) for update in (2, 3, 6, 8, 9)] == [1.0, 0.2, 0.1, 0.1, 1.0]
     back = record.rewound(Record(checked=16, stage=0, lowest=0.9))
-    assert back == Record(2, [5], [17], record.eases, (5, 0), 8, [{"step": 4}], 2, 16, 0, 0.9, None, 0)
+    assert back == Record(2, [5], [17], record.eases, (5, 0, 4), 8, [{"step": 4}], 2, 16, 0, 0.9, None, 0)
 
 
 def test_the_horizon_covers_what_a_spike_may_go_back_to() -> None:

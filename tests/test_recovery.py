@@ -22,6 +22,7 @@ from stagewright.errors import Diverged, ModelError
 from stagewright.events import live_events, read_events
 from stagewright.execution import Execution
 from stagewright.plan import StagePlan
+from stagewright.recovery import masked
 from stagewright.resolve import resolve
 from stagewright.resume_check import differences
 from stagewright.rundir import RunDir, environment
@@ -128,6 +129,17 @@ def test_a_poisoned_picture_is_named_and_left_out(make: Make) -> None:
     assert json.loads(run.summary.read_text())["guard"]["masked"] == ["train/down/white.png"]
 
 
+def test_a_picture_that_is_left_out_is_left_out_of_everything(make: Make) -> None:
+    """Batch-norm statistics are estimated from training pictures too, and features of a frozen body are computed of all."""
+    assert go(run := make(average={"kind": "swa", "every": "2st"}), poison)
+    assert len(events(run, "rolled_back")) == 1 and len(events(run, "suspect")) == 1
+    assert all(math.isfinite(one["results"]["swa"]["loss"]) for one in events(run, "evaluated"))
+    assert json.loads(run.summary.read_text())["guard"]["masked"] == ["train/down/white.png"]
+    batch = Batch(0, torch.full((2, 4), torch.inf), torch.zeros(2).long(), torch.ones(2).bool(), (), rows=np.arange(2))
+    out = masked(batch, [1])
+    assert out.images.tolist() == [[math.inf] * 4, [0.0] * 4] and out.valid.tolist() == [True, False]
+
+
 def test_stopped_after_every_step_it_recovers_alike(make: Make) -> None:
     unbroken, run = make(), make()
     assert go(unbroken, poison)
@@ -161,7 +173,7 @@ def test_weights_that_turn_into_nothing_are_brought_back(make: Make) -> None:
     rows = [row.split(",") for row in run.steps.read_text().splitlines()[1:]]
     assert [int(row[0]) for row in rows] == list(range(1, 25))
     assert [float(row[3]) for row in rows[12:20]] == pytest.approx([0.004] * 8)  # times 0.2 for two windows
-    assert [int(row[0]) for row in rows if not np.isfinite(float(row[5]))] == [14]
+    assert [int(row[0]) for row in rows if not np.isfinite(float(row[5]))] == [13, 14]  # 13 may have spoilt them
     assert events(run, "finished")
 
 
@@ -207,6 +219,84 @@ def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoil
     scores = [result for event in events(unbroken, "evaluated") for result in event["results"].values()]
     assert scores and all(math.isfinite(result["loss"]) for result in scores)
     stopped_everywhere(run, spoil)
+    assert differences(unbroken, run) == []
+
+
+def spoil_after(step: int, *, eased: bool = True) -> Arm:
+    """The update that ends at ``step`` makes the weights NaN, with a finite loss of its own; with a learning rate that the guard
+    has lowered only where ``eased``."""
+
+    def arm(session: Session) -> None:
+        def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+            done = session.state.step
+            if done + 1 == step and (eased or session.state.guard.lr_factor(done) == 1.0):
+                with torch.no_grad():
+                    list(session.state.model.parameters())[-1].fill_(
+                        torch.nan
+                    )  # of the head, which trains in every stage
+
+        session.state.optimizer.register_step_post_hook(after)
+
+    return arm
+
+
+def test_an_update_that_always_spoils_the_weights_is_left_out(make: Make) -> None:
+    """With a lower learning rate it would do so again: the update itself goes, not only the one whose loss showed it."""
+    unbroken, run = make(epochs="13st"), make(epochs="13st")
+    assert go(unbroken, spoil_after(8))
+    assert len(events(unbroken, "rolled_back")) == 1
+    assert json.loads(unbroken.summary.read_text())["guard"]["left_out_steps"] == [8, 9]
+    stopped_everywhere(run, spoil_after(8))
+    assert differences(unbroken, run) == []
+
+
+def test_a_run_that_gives_up_leaves_no_checkpoint_of_spoilt_weights(make: Make) -> None:
+    """Step 9 is saved, and not evaluated: its checkpoint would be what the message says to fork from."""
+    run = make(guard="none")
+    with pytest.raises(Diverged, match=r"step 10 .*loss nan"):
+        go(run, spoil_after(9))
+    assert checkpoint.steps(run.checkpoints)
+    for step in checkpoint.steps(run.checkpoints):
+        tensors = checkpoint.load(run.checkpoints / checkpoint.name_of(step)).tensors["model"]
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    with pytest.raises(Diverged):
+        go(run, spoil_after(9))
+    assert go(run)  # whose weights nothing spoils this time
+
+
+def test_pictures_of_another_stage_are_looked_at(make: Make) -> None:
+    """The first update of a stage spoils the weights, so that the run goes back into the stage before: there the pictures are
+    looked at, though one of the two stages trains on features."""
+    head = {"train": "head", "augment": {"crop": "none", "flip": 0.0}, "mix": "none", "average": "none"}
+    features, pictures = {"epochs": "7st", **head}, {"epochs": "7st", "data_fraction": 0.5}
+    for stages in ([pictures, features], [features, pictures]):
+        run = make(stages=stages, eval={"every": "14st"}, checkpoints={"every": "14st"})
+        assert go(run, spoil_after(8))
+        (suspect,) = events(run, "suspect")
+        assert (suspect["step"], suspect["update"], suspect["guilty"]) == (4, 9, False) and len(suspect["rows"]) == 8
+
+
+def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only checkpoint is one of the steps that are given up: it goes when the other is there, not before."""
+
+    class Killed(BaseException): ...
+
+    unbroken, run = make(), make()
+    assert go(unbroken, spoil_after(10, eased=False))
+    write = checkpoint._write  # pyright: ignore[reportPrivateUsage]
+
+    def killed(folder: Path, step: int, *rest: Any) -> Path:
+        if step == 8:
+            raise Killed
+        return write(folder, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "_write", killed)
+        patch.setattr(Session, "evaluate", lambda session: None)  # so that step 9 is the first one that is saved
+        go(run, spoil_after(10, eased=False))
+    assert go(run, spoil_after(10, eased=False))
     assert differences(unbroken, run) == []
 
 
