@@ -60,7 +60,8 @@ def evaluate(
 ) -> Evaluation:
     """How the model answers ``batches``, in eval mode; its training modes are restored.
 
-    :class:`NotFinite` where an answer to a readable picture is not finite, with the manifest rows: it would be no class.
+    :class:`NotFinite` where an answer to a readable picture is not finite, with the manifest rows (places in
+    the order given, where a batch has none): it would be no class.
     ``inputs`` gives what ``forward`` takes of a batch; None: its pictures, normalised. ``stop`` is asked before every batch
     and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
     """
@@ -82,7 +83,7 @@ def evaluate(
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
             columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))
-            rows.append(batch.rows)
+            rows.append(batch.rows if len(batch.rows) else np.arange(done, done + len(labels)))
             done += len(labels)
             progress(done)
     return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))

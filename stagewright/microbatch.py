@@ -7,6 +7,7 @@ uses it, so there is no error to learn from; ``micro_batch_size: auto`` is the w
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from stagewright.data.kept import keep_for
 from stagewright.data.loader import Batch
 from stagewright.data.sources import Dataset
 from stagewright.data.stream import eval_image_size
-from stagewright.errors import RecipeError
+from stagewright.errors import NotFinite, RecipeError
 from stagewright.evaluate import evaluate
 from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
@@ -110,7 +111,8 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
                 micro_batch_size=size,
                 numerics=numerics,
             )
-        with _averaged(state):
+        # What the throw-away weights answer does not matter to memory.
+        with _averaged(state), contextlib.suppress(NotFinite):
             seen = _pictures(size, eval_image_size(plan, stage), device)
             evaluate(state.model, state.forward, [seen], numerics)
 

@@ -20,10 +20,10 @@ def _evaluated(event: Event) -> str:
     clock, results = event["clock"], event["results"]
     parts = [f"epoch {event['epoch']:6.2f} {event['stage_name']:<8.8}"]
     if event["train_loss"] is not None:
-        parts.append(f"train {event['train_loss']:.3f} {percent_text(event['train_top1']):>7}")
+        parts.append(f"train {number_text(event['train_loss'], '.3f')} {percent_text(event['train_top1']):>7}")
     for kind, result in results.items():
         name = "val" if kind == "raw" else kind
-        parts.append(f"{name} {result['loss']:.3f} {percent_text(result['top1'], 2):>8}")
+        parts.append(f"{name} {number_text(result['loss'], '.3f')} {percent_text(result['top1'], 2):>8}")
     parts.append("best" if event["best"] else "    ")
     if clock.get("images_per_second"):
         parts.append(f"{seconds_text(clock['epoch_seconds']):>6}  {number_text(clock['images_per_second'])} img/s")

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +25,10 @@ from stagewright.errors import BundleError, NotFinite, RecipeError
 from stagewright.evaluate import evaluate
 from stagewright.model.bundle import load_bundle, save_bundle
 from stagewright.plan import Plan
-from stagewright.recipe import Recipe
+from stagewright.recipe import Recipe, Stop
+from stagewright.record import verdict
+from stagewright.session import watched
+from stagewright.state import Watch
 from stagewright.step import Numerics
 
 
@@ -110,6 +114,21 @@ def test_an_answer_that_is_not_finite_is_no_class(number: float) -> None:
     assert result.top1 == 100.0 and result.unreadable == 1 and math.isfinite(result.loss)
 
 
+def test_a_score_that_is_not_finite_is_neither_chosen_nor_an_improvement() -> None:
+    """As of an evaluation none of whose pictures can be read, where the recipe lets that pass."""
+    model, numerics = Answers([[1.0, 0.0], [0.0, 1.0]]), Numerics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "fp32", False)
+    nothing, wrong = (evaluate(model, model, [batch([valid] * 2)], numerics) for valid in (False, True))
+    wrong = replace(wrong, top1=0.0)
+    assert not math.isfinite(nothing.loss)
+    for results in ({"raw": wrong, "ema": nothing}, {"raw": nothing, "ema": wrong}):
+        assert results[verdict(3, results).weights] is wrong
+    for metric in ("val_top1", "val_loss"):
+        stop = Stop(patience=2, metric=metric)
+        assert watched(stop, Watch(), nothing) == Watch(None, 1)
+        first = watched(stop, watched(stop, Watch(), nothing), wrong)
+        assert first.best is not None and watched(stop, first, nothing) == Watch(first.best, 1)
+
+
 @pytest.fixture(scope="module")
 def finished(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> sw.Run:
     small = ["model.name=cifar_resnet18", "model.options={width: 4}", "image_size=8", "batch_size=8", "epochs=4st"]
@@ -135,6 +154,28 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(finished: sw
     for verify in (True, False):
         with pytest.raises(BundleError, match=name):
             load_bundle(folder, verify=verify)
+
+
+def test_answers_that_are_not_finite_are_neither_written_nor_loaded(finished: sw.Run, tmp_path: Path) -> None:
+    """Every weight is finite, and what comes out of them is not: NaN as recorded is no proof that a model answers as it did."""
+    bundle = load_bundle(finished.path)
+    with torch.no_grad():
+        list(bundle.model.parameters())[-1].fill_(3e38)
+        list(bundle.model.parameters())[-2].fill_(3e38)
+    picture = (finished.path / "model" / "golden").iterdir().__next__()
+    with pytest.raises(BundleError, match=r"hold numbers that are not finite, e\.g\. the logits of golden/00"):
+        save_bundle(tmp_path / "model", bundle.model, bundle.spec, [(picture.read_bytes(), picture.suffix)])
+    assert not (tmp_path / "model").exists()
+    for number in (torch.nan, torch.inf):
+        folder = Path(shutil.copytree(finished.path / "model", tmp_path / f"spoilt{number}"))
+        content = json.loads((folder / "model.json").read_text())
+        golden = load_file(folder / "golden.safetensors")
+        golden["logits"].fill_(number)
+        save_file(golden, folder / "golden.safetensors", metadata={"classes": json.dumps(content["classes"])})
+        content["files"]["golden.safetensors"] = sha256((folder / "golden.safetensors").read_bytes()).hexdigest()
+        (folder / "model.json").write_text(json.dumps(content))
+        with pytest.raises(BundleError, match="no longer answers as it did"):
+            load_bundle(folder)
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])

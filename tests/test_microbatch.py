@@ -55,6 +55,14 @@ def test_halves_until_training_and_evaluation_fit(train: int, evaluate: int, exp
     assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
+def test_what_the_network_answers_while_memory_is_tried_does_not_matter() -> None:
+    plan = plan_of()
+    state, _ = build_state(plan, CPU, None)
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(torch.nan)
+    assert fitted(state, plan, plan.stages[0], numerics_of(plan, state.model)) == 24
+
+
 def test_not_even_one_fits() -> None:
     plan = plan_of()
     state, _ = build_state(plan, CPU, None)

@@ -20,7 +20,7 @@ from stagewright.data.sources import Dataset
 from stagewright.errors import StorageError
 from stagewright.execution import Execution
 from stagewright.plan import Plan
-from stagewright.probe import probe
+from stagewright.probe import _Bench, probe  # pyright: ignore[reportPrivateUsage]
 from stagewright.training import prepare
 
 QUIET = Execution(device="cpu", workers=0, pages=False, quiet=True)
@@ -88,6 +88,23 @@ def test_a_frozen_body_is_measured_with_its_features_and_without(picture_folder:
     assert head.short is not None and whole.short is None
     assert head.of(plan.stages[0]) is head  # four passes are enough for features to pay
     assert head.short.of(plan.stages[0]).step_seconds > head.step_seconds
+
+
+def test_weights_that_diverge_while_they_are_measured(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are timed on one batch again and again, which says nothing of the run: what comes of it must not end the probe."""
+    alone = _Bench.alone
+
+    def spoilt(bench: _Bench, *given: Any) -> Any:
+        seconds = alone(bench, *given)
+        with torch.no_grad():
+            next(bench.session.state.model.parameters()).fill_(torch.nan)
+        return seconds
+
+    monkeypatch.setattr(_Bench, "alone", spoilt)
+    costs, _ = probed(picture_folder, tmp_path, average="ema")
+    assert costs.stages[0].eval_image_seconds > 0 and costs.finish_seconds > 0
 
 
 def test_without_pictures_to_evaluate(picture_folder: Path, tmp_path: Path) -> None:

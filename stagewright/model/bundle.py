@@ -112,15 +112,14 @@ def save_bundle(
     first 16 are kept. Their logits are recorded from the folder itself as it will be loaded: float32, on the CPU.
     BundleError where the weights do not fit ``spec`` or a sample is no picture, StorageError where the disk refuses.
     """
-    make_folders(
-        folder.parent
-    )  # now, not when it is written: a run that is moved or deleted meanwhile must not come back
+    # Now, not when it is written: a run that is moved or deleted meanwhile must not come back.
+    make_folders(folder.parent)
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     _require_finite(folder, tensors)
     rebuilt = _filled(spec, tensors, folder)
     samples = [_sample(at, data, ext) for at, (data, ext) in enumerate(golden[:MAX_GOLDEN])]
-    logits = _replay(rebuilt, spec.preprocessing, samples)
+    logits = _replay(rebuilt, spec.preprocessing, samples, folder)
     files = {
         "weights.safetensors": save(tensors),
         "golden.safetensors": save({"logits": logits}, metadata={"classes": json.dumps(spec.classes)}),
@@ -299,14 +298,12 @@ def _as_saved(path: Path, expected: str, data: bytes) -> bytes:
 
 
 def _require_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """BundleError where a weight is no finite number: such a network answers everything with the same nonsense."""
-    spoilt = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if spoilt:
+    """BundleError where a weight or an answer is no finite number: such a network answers with nonsense."""
+    if spoilt := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise BundleError(
             f"{folder}: {len(spoilt)} of {len(tensors)} tensors hold numbers that are not finite, e.g. {spoilt[0]}",
             "finite weights",
-            "take an earlier checkpoint (stagewright train DATA --weights RUN/checkpoints/step_...), or train again with a "
-            "lower learning rate",
+            "take an earlier checkpoint (train --weights RUN/checkpoints/step_...), or train with a lower learning rate",
         )
 
 
@@ -348,7 +345,7 @@ def _verify(
             _REMEDY,
         )
     samples = [(name, files[f"golden/{name}"]) for name in content["golden"]]
-    logits = _replay(model, spec.preprocessing, samples)
+    logits = _replay(model, spec.preprocessing, samples, folder)
     if logits.shape != recorded.shape:
         raise _damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))
     for (name, _), now, then in zip(samples, logits, recorded, strict=True):
@@ -356,8 +353,7 @@ def _verify(
 
 
 def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, content: Mapping[str, Any]) -> None:
-    undefined = now.isnan() & then.isnan()
-    drift = float((now - then).abs().masked_fill(undefined, 0.0).max())
+    drift = float((now - then).abs().max())
     allowed = TOLERANCE * max(0.1, float(then.abs().nan_to_num(0.0).max()))
     if not drift <= allowed:
         names = [spec.classes[int(row.argmax())] for row in (then, now)]
@@ -369,8 +365,8 @@ def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, conte
         )
 
 
-def _replay(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, bytes]]) -> Tensor:
-    """Logits of the golden samples, float32 (N, classes) on the CPU: all in one batch."""
+def _replay(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, bytes]], folder: Path) -> Tensor:
+    """Logits of the golden samples, float32 (N, classes) on the CPU: all in one batch. BundleError unless they are finite."""
     views = []
     for name, data in samples:
         try:
@@ -381,7 +377,11 @@ def _replay(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, 
             ) from None
     if not views:
         return torch.zeros(0, 0)
-    return logits_of(model, view.batch(views, next(model.parameters()).device)).cpu()
+    logits = logits_of(model, view.batch(views, next(model.parameters()).device)).cpu()
+    _require_finite(
+        folder, {f"the logits of golden/{name}": row for (name, _), row in zip(samples, logits, strict=True)}
+    )
+    return logits
 
 
 def _versions() -> dict[str, str]:

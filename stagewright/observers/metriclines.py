@@ -38,7 +38,7 @@ def metric_line(event: Event) -> str:
         "val_loss": result["loss"],
         "val_acc": _share(result["top1"]),
     }
-    parts = [f"{name}={value:.4f}" for name, value in numbers.items() if value is not None]
+    parts = [f"{name}={value:.4f}" for name, value in numbers.items() if value is not None and math.isfinite(value)]
     return " ".join(["[METRICS]", f"epoch={math.floor(event['epoch'] + _NEARLY)}", *parts])
 
 

@@ -5,6 +5,7 @@ Pure functions of a RunRecord; the figures and the page draw from the same ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,8 @@ def score(record: RunRecord, split: str) -> Score | None:
     if split != "val" or best is None or not best.result.get("images"):
         return None
     images = int(best.result["images"])
+    if not math.isfinite(best.result["top1"]):
+        return None
     return Score(round(float(best.result["top1"]) / 100 * images), images)
 
 

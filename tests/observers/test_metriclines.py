@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any
 
 import pytest
 
 from stagewright.observers.metriclines import MetricLines, metric_line
+from stagewright.sentences import sentence
 
 PATTERNS = {name: rf"{name}=([0-9\.]+)" for name in ("train_loss", "train_acc", "val_loss", "val_acc")}
 
@@ -46,6 +48,13 @@ def test_epochs_are_those_that_are_finished(epoch: float, finished: int) -> None
 def test_what_was_not_measured_is_left_out() -> None:
     line = metric_line(evaluated(train_loss=None, train_top1=None))
     assert line == "[METRICS] epoch=29 val_loss=0.5178 val_acc=0.8900"
+    nothing = {"loss": math.nan, "top1": math.nan}
+    for results in ({"raw": nothing}, {"raw": {"loss": None, "top1": None}}):
+        event = evaluated(
+            results=results, chosen="raw", train_loss=None, train_top1=None, stage_name="main", best=False
+        )
+        assert metric_line(event) == "[METRICS] epoch=29"
+        assert sentence(event) == "epoch  29.00 main      val –        –"
 
 
 def test_evaluations_alone_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
