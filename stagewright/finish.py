@@ -190,7 +190,9 @@ def write_summary(
     session.clock.read("setup")  # charges the time up to now
     seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
     events = read_events(run.events)
-    bad = {row for event in events if event["kind"] == "bad_image" for row in event.get("rows", ())}
+    # Those of steps that a lost process carried out and this run carried out again count no more.
+    named = [event for event in events if event["kind"] == "bad_image" and not event["superseded"]]
+    bad = {row for event in named for row in event.get("rows", ())}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
     environment = run.read_env()
     content: dict[str, Any] = {

@@ -122,9 +122,11 @@ def _fits(content: bytes, said: Mapping[str, Any]) -> bool:
 
 
 def _set_aside(path: Path, content: bytes | None, original: bytes) -> str:
-    """Keeps a damaged log under another name; a sentence on what was wrong with it."""
+    """Keeps a damaged log under another name, unless all of it is in ``original``; a sentence on what was wrong with it."""
     if content is None:
         return f"{path.name} was missing and is restored from the checkpoint"
+    if original.startswith(content):
+        return f"{path.name} {_difference(content, original)}; it is restored from the checkpoint"
     kept = _free(path.with_name(f"{path.name}.damaged"))
     try:
         os.rename(path, kept)

@@ -7,6 +7,7 @@ is saved, and ``stagewright resume`` goes on from there.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -40,6 +41,7 @@ class StopSignal:
         self._armed = False
         self._interrupts = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._unraisable: Any = None
 
     def arm(self) -> None:
         """From now on there is something to save. Raises Stopped if a stop was asked for before."""
@@ -66,10 +68,21 @@ class StopSignal:
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._before[number] = signal.signal(number, self._hear)
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._keep_silent
         return self
 
+    def _keep_silent(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """A stop that met a destructor, which Python cannot pass on: :meth:`arm` raises it again, so nothing is printed."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._unraisable(unraisable)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._unraisable is not None:
+            sys.unraisablehook, self._unraisable = self._unraisable, None
         while self._before:
             number, handler = self._before.popitem()
             # None stands for a handler that was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self.requested and not self._armed and isinstance(error, Exception):
+            # pydantic makes errors of its own of whatever is raised in its callbacks, also of what the handler raised.
+            raise self._stopped() from error

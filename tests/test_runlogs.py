@@ -89,15 +89,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_log_is_restored_and_said(stopped: Path, unbroken: RunDir, kind: str) -> None:
     """The guard decides on these rows, and metrics.csv sums them up (attack H6, M1, situation 062)."""
     damage, said = DAMAGE[kind]
+    kept = set()  # what is all in the checkpoint's copy need not be kept
     for name in ("steps.csv", "metrics.csv", "events.jsonl"):
+        sound = (stopped / name).read_bytes()
         damage(stopped / name)
+        if kind != "missing" and not sound.startswith((stopped / name).read_bytes()):
+            kept.add(name)
     assert go_on(stopped).finished
     assert differences(unbroken, RunDir(stopped)) == []
     notices = "\n".join(event["text"] for event in read_events(stopped / "events.jsonl") if event["kind"] == "notice")
     for name in ("steps.csv", "metrics.csv", "events.jsonl"):
         if kind != "a line gone":
             assert [line for line in notices.splitlines() if line.startswith(name)], notices
-        assert (stopped / f"{name}.damaged-1").exists() == (kind != "missing")
+        assert (stopped / f"{name}.damaged-1").exists() == (name in kept)
     assert re.search(said, notices), notices
 
 
@@ -108,6 +112,21 @@ def test_what_a_lost_process_wrote_behind_the_checkpoint_is_cut_to_the_byte(stop
     assert go_on(stopped).finished
     assert differences(unbroken, RunDir(stopped)) == []
     assert not list(stopped.glob("*.damaged-*"))
+
+
+def test_images_that_only_a_lost_process_could_not_read_do_not_count(stopped: Path) -> None:
+    line = {
+        "kind": "bad_image",
+        "step": 11,
+        "rows": [3],
+        "paths": ["a.jpg"],
+        "reasons": ["Permission denied"],
+        "clock": {},
+    }
+    with (stopped / "events.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert go_on(stopped).finished
+    assert json.loads((stopped / "summary.json").read_text())["unreadable"] == 0
 
 
 @pytest.mark.parametrize("name", ["summary.json", "env.json", "timing.csv"])

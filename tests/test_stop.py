@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -81,6 +82,33 @@ def test_a_stop_swallowed_in_set_up_is_raised_again_on_arming() -> None:
             send(signal.SIGTERM)
         with pytest.raises(Stopped, match="stopped by SIGTERM during set-up"):
             stop.arm()
+
+
+def test_a_stop_that_a_library_turned_into_its_own_error_is_a_stop() -> None:
+    """pydantic does so with whatever is raised in its callbacks: a plan was "damaged" since a signal came then."""
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), StopSignal():
+        try:
+            send(signal.SIGTERM)
+        except BaseException as error:
+            raise ValueError(f"damaged: {error}") from None
+    with pytest.raises(ValueError, match="of its own"), StopSignal():
+        raise ValueError("of its own")
+
+
+def test_a_stop_that_meets_a_destructor_prints_nothing_and_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+            time.sleep(0.01)
+
+    hook = sys.unraisablehook
+    with StopSignal() as stop:
+        one = Dying()
+        del one
+        with pytest.raises(Stopped):
+            stop.arm()
+    assert sys.unraisablehook == hook
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_that_catches_exceptions_takes_a_stop_for_one() -> None:

@@ -36,6 +36,7 @@ NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
 # hand to Ghostscript to run.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
+_USUAL_BYTES = 1 << 26
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # TIFF 6.0, tag 274. Pillow's ImageOps.exif_transpose does the same but writes the whole EXIF block back, which fails on
@@ -144,7 +145,7 @@ def decode(data: bytes | memoryview) -> Image.Image:
     try:
         return _upright_rgb(_open(data))
     except Exception as error:
-        raise _unreadable(error) from error
+        raise read_error(error) from error
 
 
 def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, tuple[int, int]]:
@@ -162,7 +163,7 @@ def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, 
         upright = _upright_rgb(image)
         return upright, scale, upright.size if scale == 1 else _turned(size, image)
     except Exception as error:
-        raise _unreadable(error) from error
+        raise read_error(error) from error
 
 
 def decode_plain(data: bytes | memoryview, scale: int) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
@@ -230,7 +231,7 @@ def measure(data: bytes) -> tuple[int, int]:
         image.load()
         return _turned(size, image)
     except Exception as error:
-        raise _unreadable(error) from error
+        raise read_error(error) from error
 
 
 def identified(path: str) -> bool:
@@ -354,13 +355,23 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in _UPRIGHT else 1
 
 
-def _unreadable(error: Exception) -> OSError:
+def read_error(error: Exception) -> OSError | MemoryError:
+    """What to raise for ``error``: an OSError where the picture is to blame, the MemoryError itself where the machine is."""
     if isinstance(error, UnidentifiedImageError):
         return UnidentifiedImageError(NOT_IDENTIFIED)
     if isinstance(error, MemoryError):
-        return OSError("it needs more memory than there is")
+        return OSError("it needs more memory than there is") if _has_memory() else error
     text = str(error).strip().splitlines()
     return OSError(text[0] if text else type(error).__name__)
+
+
+def _has_memory() -> bool:
+    """Whether a usual picture would find room now."""
+    try:
+        bytearray(_USUAL_BYTES)
+    except MemoryError:
+        return False
+    return True
 
 
 def _silence_pillow() -> None:

@@ -109,7 +109,7 @@ def look(data: bytes) -> Look:
             upright = decode._upright_rgb(image)
             orientation, size, small = decode._orientation(image), upright.size, _small(upright, None)
     except Exception as error:
-        return Look(form, mode, bits, reason=str(decode._unreadable(error)))
+        return Look(form, mode, bits, reason=str(decode.read_error(error)))
     thumb = np.asarray(small)
     grey = mode in _GREY_MODES or mode.startswith("I;16")
     alpha = mode in _ALPHA_MODES or "transparency" in image.info

@@ -29,6 +29,7 @@ from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.events import Event, read_events
 from stagewright.lrcurve import RangeTest, Suggestions
 from stagewright.storage.files import read_own, read_parsed, user_path
+from stagewright.storage.lock import is_held
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -96,6 +97,8 @@ class RunRecord:
     """Sentences on files that are damaged."""
     silent_seconds: float = 0.0
     """Seconds since the run last wrote to its event or step files, as seen at reading."""
+    held: bool | None = None
+    """Whether a process had the run at reading; None where that cannot be found out."""
 
     @property
     def name(self) -> str:
@@ -103,8 +106,10 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """``running``, ``stopped``, ``finished`` or ``failed``; a run without a summary is running."""
-        return str(self.summary.get("status", "running"))
+        """``running``, ``interrupted`` (no process has it, and the last one had no time to say how it ended), ``stopped``,
+        ``finished`` or ``failed``; a run without a summary is running or interrupted."""
+        said = str(self.summary.get("status", "running"))
+        return "interrupted" if said == "running" and self.held is False else said
 
     @property
     def classes(self) -> list[str]:
@@ -183,6 +188,7 @@ def read_run(path: str | Path) -> RunRecord:
         range_test=_range_test(folder / lrcurve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
+        held=is_held(folder),
     )
 
 

@@ -96,8 +96,8 @@ def lock(folder: Path) -> Iterator[Lock]:
         os.close(descriptor)
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process holds ``folder`` now."""
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds ``folder`` now; None where the file system has no locks to tell by."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -107,7 +107,7 @@ def is_held(folder: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(descriptor)
     return False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
@@ -350,3 +352,25 @@ def test_damaged_jpegs_are_left_to_pillow_or_read_as_it_reads_them(awkward: dict
                 read += 1
                 assert decode(bytes(spoilt)).size == decoded[1]
     assert read > 100
+
+
+NO_ROOM = """
+import io, resource, sys
+from PIL import Image
+from stagewright.data.decode import decode
+data = sys.stdin.buffer.read()
+decode(data)  # what has to be loaded is loaded
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), resource.RLIM_INFINITY))
+try:
+    decode(data)
+except (MemoryError, OSError) as error:
+    print(type(error).__name__)
+"""
+
+
+def test_memory_that_runs_out_is_no_damage_of_the_image() -> None:
+    """Else a scan on a machine that is short of memory would leave sound images out."""
+    data = encoded(Image.new("RGB", (6000, 6000)), "PNG")
+    ended = subprocess.run([sys.executable, "-c", NO_ROOM], input=data, capture_output=True, check=True)
+    assert ended.stdout.decode().strip() == "MemoryError"

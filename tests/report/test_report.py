@@ -21,6 +21,7 @@ from stagewright.report import findings
 from stagewright.report.__main__ import write
 from stagewright.report.intervals import wilson
 from stagewright.report.read import read_run
+from stagewright.storage.lock import lock
 
 RunWriter = Callable[..., Path]
 
@@ -125,8 +126,12 @@ def test_hostile_names_stay_text(make_run: RunWriter, tmp_path: Path) -> None:
 
 def test_the_page_refreshes_only_while_the_run_lives(run: Path, make_run: RunWriter, tmp_path: Path) -> None:
     assert "http-equiv" not in page_of(run)
-    live = write(make_run(tmp_path / "live", until=520)).read_text()
+    begun = make_run(tmp_path / "live", until=520)
+    with lock(begun):
+        live = write(begun).read_text()
     assert '<meta http-equiv="refresh"' in live and "step 520 of 1,000" in Words(live).text
+    dead = write(begun).read_text()  # its summary says "running", but no process has it any more (situation 070)
+    assert "http-equiv" not in dead and "interrupted" in Words(dead).text
 
 
 @pytest.mark.parametrize("until", [0, 1, 30])
