@@ -95,7 +95,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder, self.data, self.recipe = folder, folder / "data" / "pictures", folder / "storm.yaml"
         self.recipe.write_text(RECIPE)
-        self._draw_pictures()
+        draw_pictures(self.data)
         self.base = folder / "base"
         began = time.monotonic()
         rc, said = command(self.start(self.base))
@@ -109,20 +109,22 @@ class Place:
     def next(self, out: Path) -> list[str]:
         return ["resume", str(out), "--no-pages"] if (out / "plan.json").exists() else self.start(out)
 
-    def _draw_pictures(self) -> None:
-        import numpy as np
-        from PIL import Image
 
-        draw = np.random.default_rng(0)
-        for split, each in (("train", 40), ("val", 12), ("test", 9)):
-            for label in range(3):
-                to = self.data / split / f"class{label}"
-                to.mkdir(parents=True)
-                for at in range(each - 8 * label):
-                    y, x = np.mgrid[:12, :12]
-                    wave = 128 + 80 * np.sin((x, y, x + y)[label] * (0.5 + 0.2 * label) + draw.uniform(0, 6))
-                    pixels = (wave[..., None] + draw.normal(0, 20, (12, 12, 3))).clip(0, 250).astype(np.uint8)
-                    Image.fromarray(pixels).save(to / f"{at:03d}.png")
+def draw_pictures(folder: Path) -> None:
+    """Writes small pictures of three classes in three parts, each class with a wave of its own."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for split, each in (("train", 40), ("val", 12), ("test", 9)):
+        for label in range(3):
+            to = folder / split / f"class{label}"
+            to.mkdir(parents=True)
+            for at in range(each - 8 * label):
+                y, x = np.mgrid[:12, :12]
+                wave = 128 + 80 * np.sin((x, y, x + y)[label] * (0.5 + 0.2 * label) + draw.uniform(0, 6))
+                pixels = (wave[..., None] + draw.normal(0, 20, (12, 12, 3))).clip(0, 250).astype(np.uint8)
+                Image.fromarray(pixels).save(to / f"{at:03d}.png")
 
 
 def spawn(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
