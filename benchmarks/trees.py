@@ -60,7 +60,8 @@ def main() -> None:
         ratios[what] = [before / now for before, now in pairs]
         medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
         print(f"{what:10} before {medians[0]:.2f} s, now {medians[1]:.2f} s, "
-              f"before / now {statistics.median(ratios[what]):.3f} ({min(ratios[what]):.3f} to {max(ratios[what]):.3f})")  # fmt: skip
+              f"before / now {statistics.median(ratios[what]):.3f} ({min(ratios[what]):.3f} to "
+              f"{max(ratios[what]):.3f})")  # fmt: skip
     if asked.out:
         import torch
 
