@@ -51,7 +51,7 @@ def numpy_state() -> list[int]:
 def test_everything_is_measured_and_nothing_stays(picture_folder: Path, tmp_path: Path) -> None:
     states = torch.get_rng_state(), numpy_state(), random.getstate()
     stages = [{"epochs": 0.5}, {"epochs": 0.3, "image_size": 24}, {"epochs": 0.2}]
-    costs, plan = probed(picture_folder, tmp_path / "runs", seconds=1.5, stages=stages, average="ema", decode="exact")
+    costs, plan = probed(picture_folder, tmp_path / "runs", seconds=6.0, stages=stages, average="ema", decode="exact")
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
     assert numpy_state() == states[1]
