@@ -20,13 +20,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+ENTRY = """
+try:
+    from stagewright.cli.main import main
+except ImportError:  # before the package had rooms
+    from stagewright.cli import main
+sys.exit(main())
+"""
+
 
 def seconds(tree: Path, updates: int, folder: Path) -> tuple[float, float]:
     """Seconds of training and of saving in a run of the code in ``tree``."""
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
     env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "STAGEWRIGHT_CACHE": str(folder / "cache")}
-    start = "import sys; from stagewright.cli import main; sys.exit(main())"
+    start = "import sys; sys.argv[0] = 'stagewright'; " + ENTRY
     words = ["train", "digits", "-r", "quick", "--model", "cifar_resnet18", "--set", "model.options={width: 32}"]
     words += ["--img-size", "8", "--batch-size", "32", "--epochs", f"{updates}st", "--set", f"eval.every={updates}st"]
     words += ["--set", "checkpoints.every=5st", "--no-pages", "-q", "--device", "cpu", "--out", str(out)]

@@ -7,12 +7,12 @@ found out and passed over. One process writes at a time (:mod:`stagewright.stora
 Damaged is what has the wrong size, hash, seal or format, read twice, or lacks a file. What cannot be read now (a disk error, a
 right that is missing, too little memory) is not damaged: it raises Unreadable, and not one file changes.
 
-``best.json`` and ``last.json`` name a checkpoint for people and for tools; nothing depends on them. They are no links, which
-copies by zip, object stores and many tools turn into folders.
+``best.json`` and ``last.json`` name a checkpoint for people and tools. Links would become folders in copies by zip and stores.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -95,7 +95,8 @@ def save(
                 # One that has its name but is not known to be on the disk counts in addition to the last that is.
                 _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
-        _tidy(folder, step, later=True)  # not before: they may be the only ones there are
+        if max(_steps(folder)) > step:
+            _tidy(folder, step, later=True)  # not before: they may be the only ones there are
         _prune(folder, keep, protect)
     except OSError as error:
         if not folder.parent.is_dir():
@@ -185,11 +186,12 @@ def name_of(step: int) -> str:
 def _steps(folder: Path) -> dict[int, Path]:
     """Step -> directory, valid or not, the newest first. One that a kill found half replaced counts as it was."""
     found: dict[int, Path] = {}
+    names = os.listdir(folder) if folder.is_dir() else []
     for prefix in ("", ".old-"):
-        for path in folder.glob(f"{prefix}step_*"):
-            number = path.name.removeprefix(f"{prefix}step_")
-            if number.isdigit() and path.name == prefix + name_of(int(number)) and path.is_dir():
-                found.setdefault(int(number), path)
+        for name in names:
+            number = name.removeprefix(f"{prefix}step_")
+            if number.isdigit() and name == prefix + name_of(int(number)) and os.path.isdir(folder / name):
+                found.setdefault(int(number), folder / name)
     return dict(sorted(found.items(), reverse=True))
 
 
@@ -221,14 +223,14 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
 
 def _tidy(folder: Path, step: int, *, later: bool = False) -> None:
     """Removes what killed processes left half done, and sets aside a damaged ``step``; with ``later`` later steps too."""
-    for pattern in (".tmp-*", ".best.json.*", ".last.json.*"):
-        for path in list(folder.glob(pattern)):
-            _remove(path)
-    for path in list(folder.glob(".old-step_*")):
-        if (final := folder / path.name.removeprefix(".old-")).exists():
-            _remove(path)
-        else:
-            os.replace(path, final)
+    for name in os.listdir(folder):
+        if name.startswith((".tmp-", ".best.json.", ".last.json.")):
+            _remove(folder / name)
+        elif name.startswith(".old-step_"):
+            if (final := folder / name.removeprefix(".old-")).exists():
+                _remove(folder / name)
+            else:
+                os.replace(folder / name, final)
     for other, path in _steps(folder).items():
         if (later and other > step) or (other == step and not _intact(path)):
             _set_aside(path)
@@ -352,10 +354,9 @@ def _intact(path: Path) -> bool:
 
 
 def _stands(path: Path) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         return _intact(path)
-    except OSError:
-        return False
+    return False
 
 
 def _identity(path: Path) -> tuple[int, ...]:
