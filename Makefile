@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= digits
 
-.PHONY: env demo test test-fast test-long test-gpu check format golden bench clean
+.PHONY: env demo test test-fast test-long test-gpu check format golden docs bench clean
 
 env: $(VENV)/.ready
 
@@ -46,7 +46,11 @@ format: env
 	$(BIN)/ruff check --fix .
 
 golden: env
-	STAGEWRIGHT_GOLDEN=write $(BIN)/pytest -q tests/test_golden.py
+	STAGEWRIGHT_GOLDEN=write $(BIN)/pytest -q tests/plan/test_golden.py
+
+# The pages that follow from the code: fields of a recipe, errors, the drawing of the layers.
+docs: env
+	$(BIN)/python docs/generate.py
 
 bench: env
 	$(BIN)/python benchmarks/loop.py

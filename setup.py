@@ -9,7 +9,7 @@ WINDOWS = sys.platform == "win32"
 setup(
     ext_modules=[
         Extension(
-            "stagewright.data._native",
+            "stagewright.data.images._native",
             [
                 "native/module.c",
                 "native/jpeg.c",

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import stagewright as sw
-from stagewright.claim import next_free
-from stagewright.execution import Execution
-from stagewright.plan import Plan
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
 from stagewright.report.intervals import wilson
-from stagewright.rundir import RunDir
+from stagewright.rundir.claim import next_free
+from stagewright.rundir.directory import RunDir
 
 WEIGHTS, NETWORK = "mobilenet_v2-imagenet.pth", "mobilenet_v2"
 CIFAR = {"train": 200, "test": 100}

@@ -18,11 +18,11 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from stagewright import recipes
-from stagewright.events import live_events
-from stagewright.execution import Execution
-from stagewright.rundir import environment
-from stagewright.training import train
+from stagewright.api.train import train
+from stagewright.plan.execution import Execution
+from stagewright.recipe import recipes
+from stagewright.rundir.environment import environment
+from stagewright.rundir.events import live_events
 
 SWA_STAGE = {"name": "swa", "epochs": 0.25, "average": {"kind": "swa", "every": 0.02}}
 

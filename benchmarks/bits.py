@@ -44,7 +44,7 @@ def digests(run: Path) -> dict[str, str]:
 
 def runs(folder: Path, compiled: bool) -> dict[str, dict[str, str]]:
     """Trains all of them below ``folder``."""
-    from stagewright import recipes
+    from stagewright.recipe import recipes
 
     data, recipe = folder / "images", folder / "storm.yaml"
     draw_pictures(data)

@@ -31,18 +31,19 @@ import torch
 import torchvision
 from torchvision import transforms as _transforms
 
-from stagewright import recipes
-from stagewright.augment.apply import normalise
-from stagewright.data import native
-from stagewright.data.decode import ArrayImages, Images
-from stagewright.data.loader import Batch, load_batches
+from stagewright.augment.normalise import normalise
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.loader import load_batches
+from stagewright.data.batches.specs import train_specs
+from stagewright.data.dataset import load_dataset
+from stagewright.data.images import native
+from stagewright.data.images.decode import ArrayImages, Images
 from stagewright.data.manifest import Manifest
-from stagewright.data.packing import pack
-from stagewright.data.sources import load_dataset
-from stagewright.data.stream import train_specs
-from stagewright.recipe import Data
-from stagewright.resolve import resolve
-from stagewright.rundir import environment
+from stagewright.data.pack.build import pack
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Data
+from stagewright.rundir.environment import environment
 
 transforms: Any = _transforms  # its parts are not declared where type checkers look
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -22,17 +22,20 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from stagewright import recipes
-from stagewright.build import build_model, choose_device, device_name, numerics_of, prepare_torch
-from stagewright.data.decode import ArrayImages
+from stagewright.api.train import RunInputs, open_session
+from stagewright.data.images.decode import ArrayImages
 from stagewright.data.manifest import Manifest
-from stagewright.execution import Execution
+from stagewright.engine.build import build_model
+from stagewright.engine.numerics import numerics_of, prepare_torch
 from stagewright.model.groups import parameter_groups
-from stagewright.plan import Plan
-from stagewright.resolve import resolve
-from stagewright.rundir import RunDir, environment
-from stagewright.stop import StopSignal
-from stagewright.training import open_session
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.environment import environment
+from stagewright.system.device import choose_device, device_name
+from stagewright.system.signals import StopSignal
 
 PICTURES, CLASSES = 5120, 10
 
@@ -72,11 +75,11 @@ def ours(plan: Plan, manifest: Manifest, array: np.ndarray, device: str, workers
         run = RunDir.create(Path(folder) / "run")
         run.write_start(plan, manifest, environment("memory", ["benchmark"], device, ""))
         execution = Execution(device=device, workers=workers, pages=False, quiet=True)
-        session = open_session(run, plan, manifest, ArrayImages(array), execution, [], stop, lambda text: None)
+        session = open_session(RunInputs(run, plan, manifest, ArrayImages(array), execution, stop))
         stage = plan.stages[0]
         session.clock.switch("train")
         start = 0.0
-        with session.batches(0) as batches:
+        with session.train_batches(0) as batches:
             session.begin(stage, session.enter(stage))
             for batch in batches:
                 if batch.step == WARM:

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stagewright import recipes
-from stagewright.data.loader import load_batches
+from stagewright.data.batches.loader import load_batches
+from stagewright.data.batches.specs import train_specs
+from stagewright.data.dataset import load_dataset
 from stagewright.data.manifest import Manifest
-from stagewright.data.scan import hex_strings
-from stagewright.data.sources import load_dataset
-from stagewright.data.stream import train_specs
-from stagewright.plan import Plan
-from stagewright.recipe import Data
-from stagewright.resolve import resolve
+from stagewright.data.sources.scan import hex_strings
+from stagewright.plan.plan import Plan
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Data
 
 
 def resident() -> float:

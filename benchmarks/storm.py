@@ -147,7 +147,7 @@ def spawn(words: list[str], log: Path, before: Callable[[], None] = lambda: None
         code = 0
         before()
         try:
-            from stagewright.cli import main
+            from stagewright.cli.main import main
 
             main()
         except SystemExit as end:
@@ -191,7 +191,7 @@ def command(
 
 def differences(base: Path, other: Path) -> list[str]:
     """What differs between two finished runs that should be equal."""
-    from stagewright.events import comparable, live_events
+    from stagewright.rundir.events import comparable, live_events
 
     found = []
     names = (
@@ -409,9 +409,9 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    import stagewright.cli
-    import stagewright.finish
-    import stagewright.training  # noqa: F401
+    import stagewright.api.train
+    import stagewright.cli.main
+    import stagewright.training.finish  # noqa: F401
 
     tally, began = Tally(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="stagewright-storm-") as folder:

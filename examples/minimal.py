@@ -16,18 +16,20 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from stagewright import rng, schedule
+from stagewright import rng
+from stagewright.augment.geometry import train_geometry
 from stagewright.augment.mixing import draw_mix
-from stagewright.augment.params import train_geometry
-from stagewright.data.crop import gather
-from stagewright.data.loader import Batch
-from stagewright.data.order import batch_places
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.order import batch_places
+from stagewright.data.images.crop import gather
+from stagewright.engine.numerics import Numerics
+from stagewright.engine.optim import make_optimizer
+from stagewright.engine.state import TrainState
+from stagewright.engine.step import train_step
 from stagewright.model.groups import parameter_groups
-from stagewright.optim import make_optimizer
-from stagewright.plan import Hyper
-from stagewright.recipe import Augment, Evaluation, Mix
-from stagewright.state import TrainState
-from stagewright.step import Numerics, train_step
+from stagewright.plan import schedule
+from stagewright.plan.plan import Hyper
+from stagewright.recipe.recipe import Augment, Evaluation, Mix
 
 SEED, STEPS, BATCH, SIZE = 0, 200, 64, 16
 PEAK_LR, MOMENTUM, WEIGHT_DECAY, EMA_DECAY = 0.1, 0.9, 5e-4, 0.98

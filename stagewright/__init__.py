@@ -13,28 +13,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from stagewright.api.run import Run as Run
+    from stagewright.api.train import resume as resume
+    from stagewright.api.train import train as train
+    from stagewright.bundle.bundle import Bundle as Bundle
+    from stagewright.bundle.bundle import load_bundle as load_bundle
     from stagewright.errors import StagewrightError as StagewrightError
-    from stagewright.execution import Execution as Execution
-    from stagewright.model.bundle import Bundle as Bundle
-    from stagewright.model.bundle import load_bundle as load_bundle
-    from stagewright.plan import Plan as Plan
-    from stagewright.recipe import Recipe as Recipe
-    from stagewright.recipe import Stage as Stage
-    from stagewright.training import Run as Run
-    from stagewright.training import resume as resume
-    from stagewright.training import train as train
+    from stagewright.plan.execution import Execution as Execution
+    from stagewright.plan.plan import Plan as Plan
+    from stagewright.recipe.recipe import Recipe as Recipe
+    from stagewright.recipe.recipe import Stage as Stage
 
 _HOMES = {
     "StagewrightError": "errors",
-    "Bundle": "model.bundle",
-    "load_bundle": "model.bundle",
-    "Plan": "plan",
-    "Recipe": "recipe",
-    "Stage": "recipe",
-    "Execution": "execution",
-    "Run": "training",
-    "resume": "training",
-    "train": "training",
+    "Bundle": "bundle.bundle",
+    "load_bundle": "bundle.bundle",
+    "Plan": "plan.plan",
+    "Recipe": "recipe.recipe",
+    "Stage": "recipe.recipe",
+    "Execution": "plan.execution",
+    "Run": "api.train",
+    "resume": "api.train",
+    "train": "api.train",
 }
 
 

@@ -22,7 +22,7 @@ def leave_current_folder() -> None:
 
 if __name__ == "__main__":
     leave_current_folder()
-    from stagewright.cli import main
+    from stagewright.cli.main import main
 
     sys.argv[0] = "stagewright"
     main()

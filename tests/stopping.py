@@ -1,4 +1,4 @@
-"""How tests stop a run: after an update, as `stagewright.resume_check` arms sessions, or in an evaluation, as Ctrl-C does."""
+"""How tests stop a run: after an update, as `stagewright.api.resume_check` arms sessions, or in an evaluation, as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stagewright import checkpoint
-from stagewright.checkpoint import Checkpoint
-from stagewright.data.loader import Batch
-from stagewright.plan import StagePlan
-from stagewright.session import Session
+from stagewright.data.batches.batch import Batch
+from stagewright.plan.plan import StagePlan
+from stagewright.rundir import checkpoint
+from stagewright.rundir.checkpoint import Checkpoint
+from stagewright.training.loop import AfterUpdate
+from stagewright.training.session import Session
 
 
 def last_checkpoint(folder: Path) -> Checkpoint:
@@ -22,18 +23,14 @@ def last_checkpoint(folder: Path) -> Checkpoint:
     return checkpoint.load(path)
 
 
-def stop_after(step: int) -> Callable[[Session], None]:
+def stop_after(step: int) -> Callable[[Session], AfterUpdate]:
     """Arms a session so that it stops once ``step`` updates are done, with the state saved."""
 
-    def arm(session: Session) -> None:
-        update = session.update
-
-        def update_then_stop(stage: StagePlan, batch: Batch) -> bool:
-            done = update(stage, batch)
+    def arm(session: Session) -> AfterUpdate:
+        def stop(stage: StagePlan, batch: Batch) -> None:
             session.stop.requested = session.state.step >= step
-            return done
 
-        session.update = update_then_stop
+        return stop
 
     return arm
 

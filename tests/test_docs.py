@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
-from stagewright import cli, recipes
-from stagewright.options import recipe_of
-from stagewright.plan import DatasetInfo, Measured
-from stagewright.resolve import resolve
+from stagewright.cli import main
+from stagewright.cli.options import recipe_request
+from stagewright.plan.plan import DatasetInfo, Measured
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
 
 DOCS = Path(__file__).parent.parent / "docs"
 SYSTEMS = (DOCS / "systems.md").read_text()
@@ -27,10 +30,10 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("text", commands())
 def test_commands_of_the_systems_make_plans(text: str) -> None:
-    command = typer.main.get_command(cli.app).get_command(None, "train")  # type: ignore[attr-defined]
+    command = typer.main.get_command(main.app).get_command(None, "train")  # type: ignore[attr-defined]
     given = command.make_context("train", shlex.split(text)[2:]).params
     fields = ("recipe", "overrides", "model", "weights", "epochs", "batch_size", "lr", "img_size", "seed")
-    recipe = recipe_of(*(given[field] for field in fields))
+    recipe = recipe_request(*(given[field] for field in fields)).early
     assert resolve(recipe, INFO, measured=Measured(lr=0.1)).total_steps > 0
 
 
@@ -43,3 +46,51 @@ def test_every_system_has_its_command_and_every_recipe_there_is_shipped() -> Non
 def test_the_table_of_recipes_is_complete() -> None:
     listed = re.findall(r"(?m)^\| `([\w-]+)` \|", (DOCS / "recipes.md").read_text().split("## The shipped recipes")[1])
     assert sorted(listed) == sorted([recipes.AUTO, *recipes.shipped()])
+
+
+@pytest.mark.parametrize("name", ["recipe-fields.md", "errors.md", "images/layers.svg"])
+def test_generated_pages_are_those_of_the_code(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert set(generate.PAGES) == {"recipe-fields.md", "errors.md", "images/layers.svg"}
+    assert (DOCS / name).read_text() == generate.PAGES[name](), "make docs writes it again"
+
+
+def quoted_commands() -> list[tuple[str, str]]:
+    """(page, command) of every ``stagewright ...`` in a code block or between backticks."""
+    found = []
+    for page in [*sorted(DOCS.glob("*.md")), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        lines = re.findall(r"(?m)^(?:    |\$ )(stagewright .*)$", text)
+        lines += re.findall(r"`(stagewright [^`\n]*)`", text)
+        found += [(page.name, line) for line in lines if page.name != "log.md"]
+    return found
+
+
+def parse(text: str) -> None:
+    """Parses as the command line would; its own error where that is refused."""
+    words = shlex.split(text, comments=True)[1:]
+    words = words[: words.index("|")] if "|" in words else words
+    command: Any = typer.main.get_command(main.app)
+    context: Any = None
+    while words and hasattr(command, "resolve_command"):
+        context = command.context_class(command, parent=context, info_name=command.name)
+        _, command, words = command.resolve_command(context, words)
+    if not hasattr(command, "resolve_command"):
+        command.make_context(command.name, words, parent=context)
+
+
+def test_every_command_in_the_docs_is_one() -> None:
+    wrong = []
+    for page, command in quoted_commands():
+        try:
+            parse(command)
+        except Exception as error:  # typer may bring a click of its own
+            if type(error).__name__ != "Exit":  # of --help
+                wrong.append(f"{page}: {command}: {error}")
+    assert wrong == []
+    assert len(quoted_commands()) > 50
+    with pytest.raises(Exception, match="No such option"):
+        parse("stagewright train photos/ --bugdet 45m")

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.amp.grad_scaler import GradScaler
 
+from stagewright.engine.optim import make_optimizer
+from stagewright.engine.state import TrainState
 from stagewright.model.groups import parameter_groups
-from stagewright.optim import make_optimizer
-from stagewright.state import TrainState
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

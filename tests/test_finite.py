@@ -19,17 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import stagewright as sw
-from stagewright import recipes
-from stagewright.data.loader import Batch
+from stagewright.bundle.bundle import load_bundle, save_bundle
+from stagewright.data.batches.batch import Batch
+from stagewright.engine.evaluate import evaluate
+from stagewright.engine.numerics import Numerics
+from stagewright.engine.state import EarlyStopping
 from stagewright.errors import BundleError, NotFinite, RecipeError
-from stagewright.evaluate import evaluate
-from stagewright.model.bundle import load_bundle, save_bundle
-from stagewright.plan import Plan
-from stagewright.recipe import Recipe, Stop
-from stagewright.record import verdict
-from stagewright.session import watched
-from stagewright.state import Watch
-from stagewright.step import Numerics
+from stagewright.plan.plan import Plan
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Recipe, Stop
+from stagewright.training.early_stopping import update_early_stopping
+from stagewright.training.evaluator import verdict
 
 
 def models(kind: Any, seen: set[type]) -> Iterator[type[BaseModel]]:
@@ -124,9 +124,9 @@ def test_a_score_that_is_not_finite_is_neither_chosen_nor_an_improvement() -> No
         assert results[verdict(3, results).weights] is wrong
     for metric in ("val_top1", "val_loss"):
         stop = Stop(patience=2, metric=metric)
-        assert watched(stop, Watch(), nothing) == Watch(None, 1)
-        first = watched(stop, watched(stop, Watch(), nothing), wrong)
-        assert first.best is not None and watched(stop, first, nothing) == Watch(first.best, 1)
+        assert update_early_stopping(stop, EarlyStopping(), nothing) == EarlyStopping(None, 1)
+        first = update_early_stopping(stop, update_early_stopping(stop, EarlyStopping(), nothing), wrong)
+        assert first.best is not None and update_early_stopping(stop, first, nothing) == EarlyStopping(first.best, 1)
 
 
 @pytest.fixture(scope="module")

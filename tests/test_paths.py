@@ -18,22 +18,23 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stagewright import recipes
-from stagewright.data.inspect import inspect
-from stagewright.data.inspectpage import write_page
-from stagewright.data.packing import pack
-from stagewright.data.scan import scan
-from stagewright.data.sources import load_dataset
-from stagewright.data.splitting import split
+from stagewright.bundle.bundle import load_bundle
+from stagewright.bundle.inputs import expand_inputs
+from stagewright.bundle.predict import answer
+from stagewright.bundle.predictions import Prediction, write_csv
+from stagewright.bundle.preprocessing import Preprocessing
+from stagewright.data.dataset import load_dataset
+from stagewright.data.inspect.inspect import inspect
+from stagewright.data.inspect.page import write_page
+from stagewright.data.pack.build import pack
+from stagewright.data.sources.scan import scan
+from stagewright.data.splits.write import split
 from stagewright.errors import RecipeError, StagewrightError, StorageError
-from stagewright.measure import Findings
-from stagewright.model.answer import answer
-from stagewright.model.bundle import load_bundle
-from stagewright.model.view import Preprocessing
 from stagewright.model.weights import load_weights
-from stagewright.predict import Prediction, expand_inputs, write_csv
-from stagewright.recipe import Data, Recipe
-from stagewright.report.__main__ import write
+from stagewright.preflight.lr_find import RunArtifacts
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Data, Recipe
+from stagewright.report.write import write
 from stagewright.storage import cache
 from stagewright.storage.files import user_path, write_whole
 
@@ -116,7 +117,7 @@ def a_split(path: Path) -> None:
 
 WRITERS: list[Callable[[Path], object]] = [
     lambda path: write_csv(ANSWERS, path),
-    lambda path: Findings(files={path.name: b"lr,loss\n"}).write(path.parent),
+    lambda path: RunArtifacts(files={path.name: b"lr,loss\n"}).write(path.parent),
     a_page,
     a_split,
 ]

@@ -7,14 +7,14 @@ import itertools
 import numpy as np
 import torch
 
-from stagewright import recipes
+from stagewright.augment.geometry import train_geometry
 from stagewright.augment.mixing import draw_mix
-from stagewright.augment.params import train_geometry
-from stagewright.build import build_model
-from stagewright.data.order import batch_places
-from stagewright.plan import DatasetInfo
-from stagewright.recipe import Augment, Evaluation, Mix
-from stagewright.resolve import resolve
+from stagewright.data.batches.order import batch_places
+from stagewright.engine.build import build_model
+from stagewright.plan.plan import DatasetInfo
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Augment, Evaluation, Mix
 
 SEEDS = range(6)
 PASSES = range(6)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stagewright import rng
 from stagewright.augment.matrices import moved, rotated, sheared, tilted, zoomed
 from stagewright.augment.policies import Layer, Op, augmix_chains, policy_layers
-from stagewright.recipe import Augment
+from stagewright.recipe.recipe import Augment
 
 Ints = NDArray[np.integer]
 Floats = NDArray[np.float64]

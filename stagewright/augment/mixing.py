@@ -17,7 +17,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from stagewright import rng
-from stagewright.recipe import Mix
+from stagewright.recipe.recipe import Mix
 
 Box = tuple[int, int, int, int]
 

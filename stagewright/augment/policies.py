@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright import rng
-from stagewright.recipe import Augment
+from stagewright.recipe.recipe import Augment
 
 Floats = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.data.dataset import Dataset, open_images
 from stagewright.data.manifest import SPLITS, Manifest
-from stagewright.data.sources import Dataset, open_images
 
 Rows = NDArray[np.int64]
 

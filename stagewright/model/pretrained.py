@@ -19,7 +19,7 @@ from torchvision.models import WeightsEnum
 
 from stagewright.errors import ModelError
 from stagewright.model.catalog import ModelName
-from stagewright.model.weightfile import State
+from stagewright.model.weight_file import State
 
 
 def torchvision_weights(found: ModelName) -> WeightsEnum:

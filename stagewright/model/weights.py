@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from stagewright.errors import ModelError
 from stagewright.model.groups import head_modules
-from stagewright.model.weightfile import State, locate, read_tensors
+from stagewright.model.weight_file import State, locate, read_tensors
 
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, AveragedModel; torch.compile
 _PREFIX_TOKENS = (1, 0, 2, 5)  # class token; none; distilled; class token and four registers

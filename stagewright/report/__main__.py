@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from stagewright.errors import StagewrightError
-from stagewright.report.html import page
-from stagewright.report.plots import write_plots
-from stagewright.report.read import read_run
-from stagewright.storage.files import user_path, write_whole
-
-
-def write(run: str | Path) -> Path:
-    """Writes ``plots/*.png`` and ``report.html`` of ``run``; returns the page's path. CheckpointError if it is no run."""
-    run = user_path(run)
-    record = read_run(run)
-    drawings = write_plots(record, run / "plots")
-    write_whole(run / "report.html", page(record, drawings), durable=False)
-    return run / "report.html"
+from stagewright.report.write import write
 
 
 def main() -> int:

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from stagewright import lrcurve
-from stagewright.report import findings
-from stagewright.report.findings import SPLIT_NAMES, WEIGHT_NAMES, Score
+from stagewright.plan import lr_curve
+from stagewright.report import results
 from stagewright.report.read import RunRecord
+from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
-from stagewright.sentences import sentence
-from stagewright.wording import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
+from stagewright.rundir.event_text import sentence
+from stagewright.text import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
 
 _REFRESH_SECONDS = 15
 _SILENT_SECONDS = 600.0
@@ -105,7 +105,7 @@ def _head(record: RunRecord) -> str:
 def _result(record: RunRecord) -> str:
     cards = []
     for split in ("test", "val"):
-        score = findings.score(record, split)
+        score = results.score(record, split)
         if score is None:
             continue
         note = "chose nothing" if split == "test" else "chose the weights, so a little flattering"
@@ -116,9 +116,9 @@ def _result(record: RunRecord) -> str:
         )
     if not cards:
         return "<p>Nothing has been evaluated yet.</p>"
-    warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in findings.disagreements(record))
+    warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))
     return (
-        f'<div class="cards">{"".join(cards)}</div><p>{_text(findings.choice_sentence(record))}</p>{warnings}'
+        f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{warnings}'
         f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) speak of the sampling of the pictures alone, not of other "
         f"seeds, splits or places.</i></p>"
     )
@@ -126,7 +126,7 @@ def _result(record: RunRecord) -> str:
 
 def _stages(record: RunRecord) -> str:
     rows = []
-    for row in findings.stage_rows(record):
+    for row in results.stage_rows(record):
         plan = row.plan
         asked, given = plan.get("epochs_asked"), plan.get("epochs_given")
         train = plan.get("train", "all")
@@ -160,19 +160,19 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:
-    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + [lrcurve.NAME]
+    names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + [lr_curve.NAME]
     shown = "".join(_figure(drawings[name]) for name in names if name in drawings)
     return f'<div class="figures">{shown}</div>' if shown else ""
 
 
 def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
-    predictions = findings.shown_split(record)
+    predictions = results.shown_split(record)
     if predictions is None or not len(predictions):
         return ""
     figures = "".join(_figure(drawings[name]) for name in ("confusion", "classes") if name in drawings)
     names = record.classes
     rows = []
-    for row in findings.class_rows(record, predictions):
+    for row in results.class_rows(record, predictions):
         wrong = ABSENT if row.mistaken_for is None else f"{_text(names[row.mistaken_for])} ({row.mistaken_count:,})"
         rows.append(
             (
@@ -191,9 +191,9 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
 
 
 def _groups(record: RunRecord) -> str:
-    predictions = findings.shown_split(record)
-    rows = findings.group_rows(predictions) if predictions is not None else []
-    sentence = f"<p>{_text(findings.group_sentence(record))}</p>" if record.pictures is not None else ""
+    predictions = results.shown_split(record)
+    rows = results.group_rows(predictions) if predictions is not None else []
+    sentence = f"<p>{_text(results.group_sentence(record))}</p>" if record.pictures is not None else ""
     if not rows:
         return sentence
     cells = [(_text(name), f"{s.total:,}", f"{s.percent:.1f}", _interval(s)) for name, s in rows]
@@ -207,7 +207,7 @@ def _data(record: RunRecord) -> str:
     excluded = record.pictures.excluded if record.pictures is not None else ()
     if excluded:
         content += _files(f"{count_text(len(excluded), 'file')} left out at the scan", excluded)
-    unread = [(path, "could not be read when it was needed") for path in findings.unread_files(record.events)]
+    unread = [(path, "could not be read when it was needed") for path in results.unread_files(record.events)]
     if unread:
         content += _files(f"{count_text(len(unread), 'picture')} broke during the run and counted for nothing", unread)
     return content
@@ -239,14 +239,14 @@ def _events(record: RunRecord) -> str:
 
 
 def _time(record: RunRecord) -> str:
-    parts = findings.time_split(record)
+    parts = results.time_split(record)
     total = sum(seconds for _, seconds in parts)
     if total <= 0:
         return ""
     rows = [(name, seconds_text(seconds), f"{100 * seconds / total:.0f} %") for name, seconds in parts]
     speed = record.summary.get("images_per_second")
     sentence = f"<p>{number_text(speed)} images/s in training, over all stages and restarts.</p>" if speed else ""
-    budget = findings.budget_sentence(record)
+    budget = results.budget_sentence(record)
     sentence += f"<p>{_text(budget)}</p>" if budget else ""
     return _table(("what", "time", "share"), [*rows, ("all", seconds_text(total), "")]) + sentence
 

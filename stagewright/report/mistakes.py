@@ -10,17 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stagewright.report import theme
-from stagewright.report.findings import (
-    SPLIT_NAMES,
-    ClassRow,
-    Score,
-    class_rows,
-    confused_pairs,
-    confusion,
-    shown_split,
-)
 from stagewright.report.read import Predictions, RunRecord
-from stagewright.wording import printable, shortened
+from stagewright.report.results import SPLIT_NAMES, ClassRow, Score, class_rows, confused_pairs, confusion, shown_split
+from stagewright.text import printable, shortened
 
 MATRIX_CLASSES = 40
 """With more classes than this a matrix cannot be read, and the pairs most often confused are shown instead."""

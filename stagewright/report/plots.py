@@ -18,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.report import mistakes, theme
-from stagewright.report.findings import WEIGHT_NAMES, Chosen, chosen
-from stagewright.report.lrplot import draw_range_test
+from stagewright.report.lr_plot import draw_range_test
 from stagewright.report.read import RunRecord
+from stagewright.report.results import WEIGHT_NAMES, Chosen, chosen
 from stagewright.storage.files import make_folder, write_whole
 
 Series = NDArray[np.float64]

@@ -3,7 +3,7 @@
 Owns the rule of what counts: an event that a lost process wrote past the checkpoint from which the run went on is
 superseded. Whatever is missing, torn or damaged is left out and said in ``problems``; only a path that is no run at all, and
 a file that is there and cannot be read now, is an error. Nothing is computed here that a file does not say; that is
-:mod:`stagewright.report.findings`' room.
+:mod:`stagewright.report.results`' room.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright import lrcurve
 from stagewright.errors import CheckpointError, RangeTestError, nearest
-from stagewright.events import Event, read_events
-from stagewright.lrcurve import RangeTest, Suggestions
+from stagewright.plan import lr_curve
+from stagewright.plan.lr_curve import RangeTest, Suggestions
+from stagewright.rundir.events import Event, read_events
 from stagewright.storage.files import read_own, read_parsed, user_path
 from stagewright.storage.lock import is_held
 
@@ -185,7 +185,7 @@ def read_run(path: str | Path) -> RunRecord:
         timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(_all_predictions(folder / "evaluations", problems)),
         pictures=_pictures(folder / "manifest.parquet", problems),
-        range_test=_range_test(folder / lrcurve.NAME, problems),
+        range_test=_range_test(folder / lr_curve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
         held=is_held(folder),
@@ -304,14 +304,14 @@ def _columns(data: bytes, columns: tuple[str, ...]) -> pa.Table:
 
 
 def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestions, str] | None:
-    content = _json(folder / f"{lrcurve.NAME}.json", problems)
-    table = _numbers(folder / f"{lrcurve.NAME}.csv", ("step", "lr", "loss"), problems)
+    content = _json(folder / f"{lr_curve.NAME}.json", problems)
+    table = _numbers(folder / f"{lr_curve.NAME}.csv", ("step", "lr", "loss"), problems)
     if not content or not len(table["lr"]):
         return None
     try:
         return RangeTest.of(table, int(content["planned"])), Suggestions.of(content), str(content["caption"])
     except (KeyError, TypeError, ValueError, RangeTestError) as error:
-        problems.append(f"{folder.name}/{lrcurve.NAME}.json cannot be used: {error}")
+        problems.append(f"{folder.name}/{lr_curve.NAME}.json cannot be used: {error}")
         return None
 
 

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import select
+import shutil
 import stat
 import sys
 import time
@@ -374,3 +375,15 @@ def sync_directory(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_room(folder: Path, bytes_needed: int) -> None:
+    """Raises StorageError unless the disk of ``folder``, which need not exist yet, has ``bytes_needed`` bytes free."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise StorageError(
+            f"{free / 1e9:.3g} GB are free in {there}",
+            f"{bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
+            f"free {(bytes_needed - free) / 1e9:.3g} GB, choose another disk with --out, or lower checkpoints.keep",
+        )

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from scipy.stats import chisquare, kstest
 from torchvision.transforms import v2
 
-from stagewright import recipes
 from stagewright.augment.draw import Draws, concatenate, draw
-from stagewright.augment.params import train_geometry
+from stagewright.augment.geometry import train_geometry
 from stagewright.augment.policies import CHAIN_DEPTH, Layer, Op, space
 from stagewright.errors import RecipeError
-from stagewright.recipe import Augment, Evaluation, Recipe
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Augment, Evaluation, Recipe
 
 COUNT = 20_000
 EVERYTHING: dict[str, Any] = {

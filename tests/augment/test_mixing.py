@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
 from stagewright.augment.mixing import Box, MixDraw, apply_mix, draw_mix
-from stagewright.recipe import Mix
+from stagewright.recipe.recipe import Mix
 
 BOTH = Mix(mixup=0.4, cutmix=1.0)
 ROLLED = np.roll(np.arange(6), 1)  # torchvision's pairing

@@ -21,7 +21,7 @@ from stagewright.augment.pipeline import augment
 from stagewright.augment.policies import Layer, Op
 from stagewright.augment.warp import warp
 from stagewright.errors import RecipeError
-from stagewright.recipe import Augment
+from stagewright.recipe.recipe import Augment
 
 FILL = (124, 116, 104)
 SIDE = 40

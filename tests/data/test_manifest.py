@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stagewright.data.manifest import Manifest, write_table
+from stagewright.data.manifest import Manifest
 from stagewright.errors import DataError, StorageError
+from stagewright.storage.parquet import write_table
 
 
 def manifest(**changes: Any) -> Manifest:

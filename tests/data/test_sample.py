@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from stagewright.data import sources
-from stagewright.data.builtin import Arrays
-from stagewright.data.decode import ArrayImages
-from stagewright.data.listing import Listing
+from stagewright.data import dataset
+from stagewright.data.dataset import load_dataset, open_images
+from stagewright.data.images.decode import ArrayImages
 from stagewright.data.manifest import Manifest
 from stagewright.data.sample import sample, sample_manifest, spread
-from stagewright.data.scan import Scan
-from stagewright.data.sources import load_dataset, open_images
+from stagewright.data.sources.builtin import Arrays
+from stagewright.data.sources.folders import Listing
+from stagewright.data.sources.scan import Scan
 from stagewright.errors import DataError
-from stagewright.recipe import Data
+from stagewright.recipe.recipe import Data
 
 
 def manifest_of(labels: list[int], splits: list[int]) -> Manifest:
@@ -84,7 +84,7 @@ def test_a_sample_of_arrays_opens_again(monkeypatch: pytest.MonkeyPatch) -> None
     size = np.full(count, 4, np.int32)
     listing = Listing(root="", paths=whole.paths, labels=pa.array(["x"] * count), parts=whole.splits)
     arrays = Arrays(pictures, listing, Scan(digests, size, size))
-    monkeypatch.setattr(sources, "load_arrays", lambda source: arrays)
+    monkeypatch.setattr(dataset, "load_arrays", lambda source: arrays)
     part = sample_manifest(whole, train=6, val=0, test=3)
     images = open_images(part)
     assert isinstance(images, ArrayImages)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from stagewright.observers.console import Console
-from stagewright.observers.pages import Pages
-from stagewright.observers.textlog import TextLog
-from stagewright.sentences import sentence
+from stagewright.observers.report_pages import Pages
+from stagewright.observers.text_log import TextLog
+from stagewright.rundir.event_text import sentence
 
 CLOCK = {"at": "2026-01-02T03:04:05.678+00:00", "epoch_seconds": 12.34, "images_per_second": 1234.5, "eta_seconds": 190}
 EVENTS: dict[str, dict[str, Any]] = {

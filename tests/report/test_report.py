@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from stagewright.errors import CheckpointError
-from stagewright.report import findings
-from stagewright.report.__main__ import write
+from stagewright.report import results
 from stagewright.report.intervals import wilson
 from stagewright.report.read import read_run
+from stagewright.report.write import write
 from stagewright.storage.lock import lock
 
 RunWriter = Callable[..., Path]
@@ -96,8 +96,8 @@ def test_the_figures_in_the_page_are_those_of_the_files(run: Path) -> None:
 
 def test_the_sentence_names_the_chosen_weights_and_the_candidates(run: Path) -> None:
     chosen = json.loads((run / "summary.json").read_text())["chosen"]
-    sentence = findings.choice_sentence(read_run(run))
-    assert f"after step {chosen['step']:,}" in sentence and findings.WEIGHT_NAMES[chosen["weights"]] in sentence
+    sentence = results.choice_sentence(read_run(run))
+    assert f"after step {chosen['step']:,}" in sentence and results.WEIGHT_NAMES[chosen["weights"]] in sentence
     assert "20 evaluations" in sentence and "validation top-1 decides" in sentence
 
 

@@ -16,21 +16,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stagewright import recipes
-from stagewright.data import packfile, scan
+from stagewright.bundle.bundle import BundleSpec, load_bundle, save_bundle
+from stagewright.bundle.preprocessing import Preprocessing
+from stagewright.data.dataset import load_dataset
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack import Pack
-from stagewright.data.packcheck import check_records
-from stagewright.data.packing import pack
-from stagewright.data.sources import load_dataset
-from stagewright.data.tables import read_text
+from stagewright.data.pack import format
+from stagewright.data.pack.build import pack
+from stagewright.data.pack.reader import Pack
+from stagewright.data.pack.verify import check_records
+from stagewright.data.sources import scan
+from stagewright.data.sources.tables import read_text
 from stagewright.errors import BundleError, DataError, ModelError, StagewrightError, Unreadable
-from stagewright.model.bundle import BundleSpec, load_bundle, save_bundle
-from stagewright.model.reach import architecture_of
-from stagewright.model.view import Preprocessing
-from stagewright.model.weightfile import locate, read_tensors
+from stagewright.model.availability import architecture_of
+from stagewright.model.weight_file import locate, read_tensors
 from stagewright.model.zoo import create_model
-from stagewright.recipe import Data
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Data
 from stagewright.report.read import read_run
 from stagewright.storage import files
 
@@ -90,11 +91,11 @@ class Faults:
         self.file, self.failing = str(file), 0
         self.error: Exception | None = OSError(errno.EIO, "Input/output error")
         self.pauses: list[float] = []
-        read, crc32 = files._read, packfile._crc32
+        read, crc32 = files._read, format._crc32
         monkeypatch.setattr(
             files, "_read", lambda path, *more: self.faulty(path, lambda: read(path, *more), b"\0\0\0\0damaged")
         )
-        monkeypatch.setattr(packfile, "_crc32", lambda path: self.faulty(path, lambda: crc32(path), 1))
+        monkeypatch.setattr(format, "_crc32", lambda path: self.faulty(path, lambda: crc32(path), 1))
         monkeypatch.setattr(files.time, "sleep", self.pauses.append)
 
     def faulty(self, path: str, read: Callable[[], Any], other: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TextIO
 
 import pytest
 
-from stagewright import cli
+from stagewright.cli import main
 from stagewright.errors import StorageError
 from stagewright.observers.console import Console
 from stagewright.system.output import Output, forgiving, guarded, outlive_output, unbreakable
@@ -124,7 +124,7 @@ def test_the_console_ends_no_run(lost: TextIO) -> None:
 @pytest.mark.parametrize("words", [["recipes"], ["recipes", "show", "quick"], ["--help"]])
 def test_what_only_prints_ends_without_a_traceback(make: Callable[[], TextIO], code: int, words: list[str]) -> None:
     with make() as lost:
-        command = [sys.executable, "-c", "from stagewright.cli import main; main()", *words]
+        command = [sys.executable, "-c", "from stagewright.cli.main import main; main()", *words]
         done = subprocess.run(command, stdout=lost, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr and "ignored" not in done.stderr
     assert ("the output cannot be written: No space left on device" in done.stderr) == (code == 2)
@@ -133,9 +133,9 @@ def test_what_only_prints_ends_without_a_traceback(make: Callable[[], TextIO], c
 def test_closed_descriptors_are_not_given_to_files(tmp_path: Path) -> None:
     """Nor does a closed stream end a command, or make a failure of it when the interpreter ends."""
     code = (
-        "import os, sys; from stagewright import cli; real = cli.app\n"
+        "import os, sys; from stagewright.cli import main; real = main.app\n"
         "def app(): print('x'); open(sys.argv.pop(), 'w').write(str(os.dup(0) > 2)); sys.exit(75)\n"
-        "cli.app = app; cli.main()"
+        "main.app = app; main.main()"
     )
     for closed in ("0<&-", ">&-", "2>&-", "0<&- >&- 2>&-"):
         words = f'exec {closed}; exec {sys.executable} -c "$0" train {tmp_path / "answer"}'
@@ -150,8 +150,8 @@ def test_main_says_what_the_surroundings_did(
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr(cli, "app", fail)
-        cli.main()
+        monkeypatch.setattr(main, "app", fail)
+        main.main()
 
     for error in (OSError(28, "No space left on device", "/a/b"), PermissionError(13, "Permission denied", b"/a/b")):
         assert ended(lambda error=error: run(error)) == 2

@@ -13,7 +13,7 @@ import pytest
 
 import stagewright as sw
 from stagewright.observers.console import Console
-from stagewright.rundir import RunDir
+from stagewright.rundir.directory import RunDir
 from stagewright.system.output import forgiving, unbreakable
 
 SMALL = [

@@ -1,0 +1,79 @@
+"""From data and a request for a recipe to a data set and a plan."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from stagewright.api.run import Say
+from stagewright.data.dataset import Dataset, load_dataset
+from stagewright.data.sample import sample
+from stagewright.engine.numerics import auto_precision
+from stagewright.observers.scan_progress import ScanProgress
+from stagewright.plan.cost import Costs
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.plan.resolve import resolve
+from stagewright.preflight.auto_fields import known_from, measure
+from stagewright.preflight.cost_probe import probe
+from stagewright.preflight.lr_find import RunArtifacts
+from stagewright.preflight.survey import choose_recipe
+from stagewright.recipe import tiny as rehearsal
+from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.request import RecipeRequest
+from stagewright.system.device import choose_device
+from stagewright.system.machine import cores, process_began
+
+
+def prepare(
+    data: str | Path,
+    request: RecipeRequest,
+    execution: Execution,
+    say: Say,
+    *,
+    tiny: bool = False,
+    earlier: Plan | None = None,
+    artifacts: RunArtifacts | None = None,
+) -> tuple[Dataset, Plan]:
+    """Reads the data set, measures what the recipe leaves to that, and resolves the plan; nothing is written.
+
+    ``tiny`` as for :func:`train`; what the plan ``earlier`` has chosen and measured is not asked again; ``artifacts`` as for
+    :func:`stagewright.preflight.auto_fields.measure`.
+    """
+    dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier)
+    measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
+    precision = auto_precision(choose_device(execution.device))
+    return dataset, resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
+
+
+def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Costs:
+    """What ``plan`` takes on this machine (:func:`stagewright.preflight.cost_probe.probe`), before a run of it is begun."""
+    say(f"Measuring this machine for about {execution.probe_seconds:g} s.")
+    startup_seconds = time.monotonic() - process_began()
+    return probe(
+        plan, dataset, execution, Path("runs"), seconds=execution.probe_seconds, startup_seconds=startup_seconds
+    )
+
+
+def gather(
+    data: str | Path,
+    request: RecipeRequest,
+    execution: Execution,
+    say: Say,
+    *,
+    tiny: bool = False,
+    earlier: Plan | None = None,
+) -> tuple[Dataset, Recipe]:
+    """Reads the data set, chooses the recipe where that is asked for, and says what was found. Arguments as for
+    :func:`prepare`."""
+    with ScanProgress(quiet=execution.quiet) as progress:
+        dataset = load_dataset(str(data), request.early.data, request.early.seed, workers=cores(), progress=progress)
+    recipe, reasons = request.early, ()
+    if request.is_auto:
+        recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
+    if tiny:
+        say(rehearsal.describe(recipe))
+        dataset, recipe = sample(dataset, **rehearsal.PICTURES), rehearsal.tiny(recipe)
+    for note in (*dataset.notes, *reasons):
+        say(note)
+    return dataset, recipe

@@ -1,0 +1,211 @@
+"""The fire drill: a shortened run of the user's own recipe and data, killed for real and resumed, compared bit for bit.
+
+Each process is killed by SIGKILL, the signal no program can answer: after a given update, in the middle of an
+evaluation, or right after entering a stage. What is compared are the final state, the events and the written numbers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagewright.api.prepare import prepare
+from stagewright.api.train import resume
+from stagewright.data.batches.batch import Batch
+from stagewright.data.images.decode import ArrayImages
+from stagewright.data.manifest import Manifest
+from stagewright.data.sample import sample_manifest
+from stagewright.errors import DataError
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.resolve import resolve
+from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.request import RecipeRequest, as_request
+from stagewright.rng import Stream, key, uniform
+from stagewright.rundir import checkpoint
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.environment import environment
+from stagewright.rundir.events import Event, comparable, live_events
+from stagewright.system.children import starting_children
+from stagewright.training.loop import AfterUpdate
+from stagewright.training.session import Session
+
+Say = Callable[[str], None]
+
+_TRAIN_PICTURES, _VAL_PICTURES = 512, 128
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed."""
+
+    step: int
+    """After this many finished updates."""
+    evaluating: bool = False
+    """In the evaluation after that step, once some pictures are done, instead of right after the update."""
+
+    def __str__(self) -> str:
+        return f"in the evaluation after step {self.step}" if self.evaluating else f"after step {self.step}"
+
+    def arm(self, session: Session) -> AfterUpdate:
+        """What kills the process of ``session`` right after the update."""
+
+        def die(stage: StagePlan, batch: Batch) -> None:
+            if session.state.step == self.step:
+                _die()
+
+        return die
+
+
+class _Assassin:
+    """Kills its own process at the first progress of the evaluation after ``step``."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def see(self, event: Event) -> None:
+        if event["kind"] == "evaluating" and event["step"] == self.step:
+            _die()
+
+    def close(self) -> None: ...
+
+
+def check(
+    data: str,
+    recipe: str | Path | Recipe | RecipeRequest,
+    *,
+    steps: int,
+    kills: int,
+    device: str = "auto",
+    workers: int | None = None,
+    say: Say = print,
+) -> bool:
+    """Rehearses ``recipe`` on ``data`` in about ``steps`` updates with ``kills`` random kills and, beside them, one in an
+    evaluation and one at each stage's first step; says what was done and found. True where every bit came out equal.
+    """
+    execution = Execution(device=device, workers=workers, pages=False, quiet=True, save_minutes=1e9)
+    dataset, asked = prepare(data, as_request(recipe), execution, say)
+    if isinstance(dataset.images, ArrayImages) and not dataset.manifest.source.startswith("torchvision:"):
+        raise DataError("pictures in memory alone", "a DATA form that a new process can open", "write them to a folder")
+    with tempfile.TemporaryDirectory(prefix="stagewright-check-") as folder:
+        manifest = sample_manifest(dataset.manifest, train=_TRAIN_PICTURES, val=_VAL_PICTURES, test=_VAL_PICTURES)
+        short = shortened(asked.recipe, steps)
+        plan = resolve(short, manifest.info(), precision=asked.precision, measured=asked.measured)
+        unbroken, broken = (_start(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
+        say(f"Rehearsal: {plan.total_steps} steps in {len(plan.stages)} stages on {len(manifest)} of the pictures.")
+        say("Unbroken run ...")
+        run_in_process(unbroken.root, execution, None)
+        for moment in moments(plan, kills):
+            run_in_process(broken.root, execution, moment)
+            say(f"Killed {moment}, resumed.")
+        run_in_process(broken.root, execution, None)
+        found = differences(unbroken, broken)
+    for line in found:
+        say(f"DIFFERENT: {line}")
+    if not found:
+        say("Equal to the bit: weights, optimizer, averages, events, steps.csv, metrics.csv and the finished model.")
+    return not found
+
+
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with ``steps`` updates in all, shared evenly by its stages, evaluating and saving twice a stage or so.
+
+    Saves fall on other steps than evaluations, and a kill mostly on neither.
+    """
+    each = max(2, steps // len(recipe.stages))
+    stages = [{**stage.model_dump(exclude_unset=True), "epochs": f"{each}st"} for stage in recipe.stages]
+    evaluation = {**recipe.eval.model_dump(exclude_unset=True), "every": f"{max(1, each // 2)}st"}
+    saves = {**recipe.checkpoints.model_dump(exclude_unset=True), "every": f"{max(1, each // 3)}st"}
+    return recipe.changed(stages=tuple(stages), eval=evaluation, checkpoints=saves)
+
+
+def moments(plan: Plan, kills: int) -> list[Kill]:
+    """Moments in rising order: random steps, every stage's first step, and one evaluation in the middle."""
+    draws = uniform(key(plan.recipe.seed, Stream.FAULT), kills)
+    steps = {1 + int(draw * plan.total_steps) for draw in draws} | {stage.first_step + 1 for stage in plan.stages}
+    chosen = [Kill(step) for step in sorted(steps)]
+    if plan.eval_steps:
+        chosen.append(Kill(plan.eval_steps[len(plan.eval_steps) // 2], evaluating=True))
+    return sorted(chosen, key=lambda kill: (kill.step, kill.evaluating))
+
+
+def differences(one: RunDir, other: RunDir) -> list[str]:
+    """In what two runs of one plan differ, apart from times; empty where every bit is equal."""
+    found = _unequal(_final(one), _final(other), "state")
+    for name in ("steps", "metrics"):
+        if getattr(one, name).read_bytes() != getattr(other, name).read_bytes():
+            found.append(f"{getattr(one, name).name} differs")
+    if comparable(live_events(one.events)) != comparable(live_events(other.events)):
+        found.append("events.jsonl differs beyond times and restarts")
+    weights = [(run.bundle / "weights.safetensors").read_bytes() for run in (one, other)]
+    if weights[0] != weights[1]:
+        found.append("the finished model's weights differ")
+    return found
+
+
+def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None:
+    """Carries out or goes on with ``run`` in a process of its own, killed at ``moment``.
+
+    RuntimeError where the process ended in another way than it should.
+    """
+    process = start_process(run, execution, moment)
+    process.join()
+    expected = 0 if moment is None else -signal.SIGKILL
+    if process.exitcode != expected:
+        raise RuntimeError(f"the process in {run} ended with {process.exitcode}, not {expected}")
+
+
+def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkServerProcess:
+    """Starts a process that goes on with ``run`` and is killed at ``moment``, if there is one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # the next process has torch imported already
+    process = context.Process(target=_go_on, args=(run, execution, moment))
+    with starting_children():
+        process.start()
+    return process
+
+
+def _go_on(run: Path, execution: Execution, moment: Kill | None) -> None:
+    watching = [_Assassin(moment.step)] if moment and moment.evaluating else []
+    arm = moment.arm if moment and not moment.evaluating else None
+    resume(run, execution=execution, observers=watching, say=lambda text: None, arm=arm)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _start(root: Path, plan: Plan, manifest: Manifest, data: str) -> RunDir:
+    run = RunDir.create(root)
+    run.write_start(plan, manifest, environment(data, ["stagewright", "resume-check", data], "", ""))
+    return run
+
+
+def _final(run: RunDir) -> dict[str, Any]:
+    content = checkpoint.load(checkpoint.pointed(run.checkpoints, "last") or run.checkpoints / "last").tensors
+    return {name: value for name, value in content.items() if name not in ("seconds", "logs")}
+
+
+def _unequal(one: Any, other: Any, path: str) -> list[str]:
+    """Paths at which two nested states differ, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.shape == other.shape
+        return [] if same and _bytes(one) == _bytes(other) else [f"{path} differs"]
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return [line for name in one for line in _unequal(one[name], other[name], f"{path}.{name}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [line for at in range(len(one)) for line in _unequal(one[at], other[at], f"{path}[{at}]")]
+    return [] if one == other else [f"{path}: {one!r} and {other!r}"]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

@@ -1,0 +1,36 @@
+"""A run in its directory, as train and resume hand it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stagewright.bundle.bundle import Bundle, load_bundle
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.summary import read_summary
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its directory, as it was left."""
+
+    path: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``: status, accuracies in percent, seconds, which weights were chosen."""
+        return read_summary(RunDir(self.path))
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.get("status") == "finished"
+
+    @cached_property
+    def model(self) -> Bundle:
+        """The trained model, ready to predict; BundleError while the run has not finished."""
+        return load_bundle(self.path)

@@ -1,0 +1,224 @@
+"""Training from the outside: set-up, the loop, the finish. What the command line and ``import stagewright`` call."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
+from stagewright.api.prepare import prepare
+from stagewright.api.run import Run, Say
+from stagewright.data.dataset import open_images
+from stagewright.data.manifest import Manifest
+from stagewright.data.sources.verify import moved, verify_images
+from stagewright.errors import CheckpointError, Stopped, StorageError
+from stagewright.observers.default import default_observers
+from stagewright.observers.scan_progress import ScanProgress
+from stagewright.plan.budget import Budget
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.plan.resolve import resolve
+from stagewright.preflight.auto_fields import asks_for_lr, kept_sentence
+from stagewright.preflight.cost_probe import within_budget
+from stagewright.preflight.lr_find import RunArtifacts
+from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.request import RecipeRequest, as_request
+from stagewright.rundir.claim import claimed_next, held, refuse_used
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.environment import environment, own_command
+from stagewright.rundir.events import Observer
+from stagewright.rundir.logs import set_record_aside
+from stagewright.rundir.summary import read_summary, record_actual_seconds
+from stagewright.storage.files import user_path
+from stagewright.system.device import choose_device, device_name
+from stagewright.system.machine import cores
+from stagewright.system.memory import memory_in_use
+from stagewright.system.output import forgiving
+from stagewright.system.signals import StopSignal
+from stagewright.training.finish import finish
+from stagewright.training.loop import AfterUpdate, run_plan
+from stagewright.training.session import Session
+from stagewright.training.setup import RunInputs, open_session
+from stagewright.training.summary import write_summary
+
+
+def train(
+    data: str | Path,
+    recipe: str | Path | Recipe | RecipeRequest = "auto",
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+    tiny: bool = False,
+    budget: Budget | None = None,
+    execution: Execution | None = None,
+    observers: Sequence[Observer] = (),
+    say: Say = print,
+    command: Sequence[str] | None = None,
+) -> Run:
+    """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
+
+    ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to
+    ``out``, or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on
+    there, and a changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few
+    pictures (:mod:`stagewright.recipe.tiny`). ``observers`` are notified in addition to the console, the log and the pages.
+    ``budget`` chooses the length (:mod:`stagewright.plan.budget`). Raises StagewrightError for all that a caller can mend,
+    Stopped during the set-up.
+    """
+    began, say = time.perf_counter(), forgiving(say)
+    with StopSignal() as stop, contextlib.ExitStack() as holding:
+        request = as_request(recipe, overrides)
+        execution = execution or Execution()
+        device = choose_device(execution.device)
+        points = {"at the start": memory_in_use(device)}
+        out = None if out is None else user_path(out)
+        old = None
+        if out is not None and resume and (out / "plan.json").exists():
+            old = holding.enter_context(held(out))
+        elif out is not None:
+            refuse_used(out)
+        earlier = None if old is None else old.read_plan()
+        artifacts = RunArtifacts()
+        dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
+        points["with the data read"] = memory_in_use(device)
+        account: dict[str, Any] = {}
+        if budget is not None:
+            plan, account["budget"] = within_budget(plan, dataset, execution, budget, out, say)
+        if old is not None and earlier is not None and earlier.digest == plan.digest:
+            run = old
+            if _is_finished(run, say):
+                say(f"{run.root} is finished; nothing is left to do.")
+                return Run(run.root)
+        else:
+            run = holding.enter_context(new_directory(plan, out, old, say))
+            env = environment(str(data), command or own_command(), execution.device, device_name(device))
+            notes = [*dataset.notes, *artifacts.notes]
+            write_excluded(run, dataset)
+            artifacts.write(run.root)
+            parent = None if old is None else str(old.root)
+            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
+        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points)
+        done = _carry_out(inputs)
+        if budget is not None and (told := record_actual_seconds(run, budget)) is not None:
+            say(told)
+        return done
+
+
+def resume(
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    execution: Execution | None = None,
+    observers: Sequence[Observer] = (),
+    from_start: bool = False,
+    data: str | Path | None = None,
+    verify: bool = False,
+    say: Say = print,
+    command: Sequence[str] | None = None,
+    arm: Callable[[Session], AfterUpdate | None] | None = None,
+) -> Run:
+    """Goes on with a run from its newest valid checkpoint; a finished run is left as it is.
+
+    ``overrides`` that change the plan fork: a new run in the same folder begins with this one's newest weights, and names it
+    as its parent; RecipeError for those that a run which has begun cannot follow. ``from_start`` keeps all that the run has
+    recorded under another name and begins at step 0. ``data`` says where the pictures are now, if they moved. Pictures whose
+    files changed are hashed again, with ``verify`` all of them, and a run whose pictures are others is refused.
+    ``arm`` is given the session before the loop begins, and may return what the loop calls after each update; the
+    resume check kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
+    """
+    began, say = time.perf_counter(), forgiving(say)
+    with StopSignal() as stop, contextlib.ExitStack() as holding:
+        target = old = holding.enter_context(held(user_path(run)))
+        plan = old.read_plan()
+        manifest = _own_manifest(old, plan)
+        execution = execution or Execution()
+        changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
+        if overrides:
+            recipe = recipes.override(plan.recipe, overrides)
+            refuse_without_effect(plan.recipe, recipe)
+            changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
+        if changed.digest == plan.digest:
+            plan = changed  # at most how often is saved, which changes nothing that comes out
+        else:
+            plan = forked_plan(old, plan, changed)
+            target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
+            env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
+            target.write_start(plan, manifest, env)
+            say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
+            if asks_for_lr(plan.recipe):
+                say(kept_sentence(plan.measured, old.root))
+        if from_start and (kept := set_record_aside(target)) is not None:
+            say(f"What {target.root} had recorded is kept in {kept}; it begins at step 0.")
+        if _is_finished(target, say):
+            say(f"{target.root} is finished; nothing is left to do.")
+            return Run(target.root)
+        notes = []
+        if data is not None:
+            manifest = moved(manifest, user_path(data))
+            notes.append(f"the pictures are in {manifest.root} now")
+        images = open_images(manifest)
+        with ScanProgress("comparing the pictures", quiet=execution.quiet) as progress:
+            verify_images(manifest, everything=verify, workers=cores(), progress=progress)
+        if data is not None:
+            manifest.write(target.manifest)
+        inputs = RunInputs(target, plan, manifest, images, execution, stop, say, observers, began, notes=notes)
+        return _carry_out(inputs, arm)
+
+
+def _own_manifest(run: RunDir, plan: Plan) -> Manifest:
+    """The manifest of ``run``; CheckpointError where it is another run's."""
+    manifest = Manifest.read(run.manifest)
+    if manifest.digest != plan.dataset.digest:
+        raise CheckpointError(
+            f"{run.manifest} is not the one that the plan was made for (digest {manifest.digest[:12]}, planned "
+            f"{plan.dataset.digest[:12]})",
+            "the manifest.parquet that the run wrote",
+            "restore it from a copy",
+        )
+    return manifest
+
+
+def _is_finished(run: RunDir, say: Say) -> bool:
+    """Whether nothing is left to do; a summary that is damaged says nothing, and is written again."""
+    try:
+        return read_summary(run).get("status") == "finished"
+    except CheckpointError:
+        say(f"{run.summary} is damaged; it is written again.")
+        return False
+
+
+def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] | None = None) -> Run:
+    """Set-up, loop and finish in one directory, which is held; every way out leaves its mark in summary.json."""
+    own = default_observers(inputs.run, inputs.plan, inputs.execution)
+    inputs = replace(inputs, observers=[*own, *inputs.observers])
+    with contextlib.ExitStack() as closing:
+        session = open_session(inputs)
+        closing.callback(session.recorder.close)
+        status, error = "failed", None
+        try:
+            write_summary(session, "running")
+            after_update = arm(session) if arm is not None else None
+            inputs.stop.arm()
+            complete = run_plan(session, after_update) and finish(session)
+            status = "finished" if complete else "stopped"
+        except Stopped:
+            status = "stopped"
+            raise
+        except BaseException as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            # On a full disk neither can be written, and the error under way says more than theirs would.
+            with contextlib.suppress(StorageError, OSError):
+                if status != "finished":
+                    session.recorder.log.emit(
+                        "stopped", session.state.step, reason=error or inputs.stop.reason or status
+                    )
+                    write_summary(session, status, error=error)
+    return Run(inputs.run.root)

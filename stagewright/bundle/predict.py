@@ -1,0 +1,113 @@
+"""Answers a stream of pictures with a trained model, in order, whatever is wrong with some of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from stagewright.bundle.inputs import expand_inputs
+from stagewright.bundle.predictions import Prediction
+from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
+from stagewright.data.images.decode import MOST_BYTES, decode
+from stagewright.errors import DataError
+from stagewright.storage.files import read_given
+from stagewright.system.threads import Pool
+
+Picture = str | Path | Image.Image
+View = NDArray[np.uint8]
+
+_READERS = 4
+
+
+def answer(
+    model: nn.Module,
+    classes: Sequence[str],
+    view: Preprocessing,
+    inputs: Picture | Iterable[Picture],
+    batch_size: int = 32,
+    topk: int = 5,
+) -> Iterator[Prediction]:
+    """One Prediction a picture, lazily and in order; :meth:`stagewright.bundle.bundle.Bundle.predict` says the rest."""
+    if batch_size < 1 or topk < 1:
+        raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers from 1 on", "give larger ones")
+    items = _items([inputs] if isinstance(inputs, str | Path | Image.Image) else inputs)
+    return _answers(model, classes, view, items, batch_size, min(topk, len(classes)))
+
+
+def _items(inputs: Iterable[Picture]) -> list[tuple[str, Path | Image.Image]]:
+    """(name, file or picture) of each; folders and globs are expanded in place."""
+    items: list[tuple[str, Path | Image.Image]] = []
+    for item in inputs:
+        if isinstance(item, Image.Image):
+            items.append((getattr(item, "filename", "") or f"picture {len(items)}", item))
+        else:
+            items += [(str(path), path) for path in expand_inputs([item])]
+    return items
+
+
+def _answers(
+    model: nn.Module,
+    classes: Sequence[str],
+    view: Preprocessing,
+    items: Sequence[tuple[str, Path | Image.Image]],
+    batch_size: int,
+    topk: int,
+) -> Iterator[Prediction]:
+    device = next(model.parameters()).device
+    for batch in _batches(view, items, batch_size):
+        views = [seen for _, seen in batch if not isinstance(seen, Exception)]
+        answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
+        if views:
+            logits = logits_of(model, view.batch(views, device)).double()
+            # One number that is not finite spoils the answer, also where softmax makes a 0 of it.
+            spoilt = ~torch.isfinite(logits).all(dim=1, keepdim=True)
+            probabilities = logits.softmax(dim=1).masked_fill(spoilt, torch.nan).cpu()
+            ranked = torch.sort(probabilities, dim=1, descending=True, stable=True)  # ties: the class listed first
+            places, shares = ranked.indices[:, :topk].tolist(), ranked.values[:, :topk].tolist()
+            answers = iter([_named(classes, *row) for row in zip(places, shares, strict=True)])
+        for name, seen in batch:
+            if isinstance(seen, Exception):
+                yield Prediction(name, (), str(seen) or type(seen).__name__)
+            else:
+                top = next(answers)
+                finite = all(np.isfinite(p) for _, p in top)
+                yield Prediction(name, top) if finite else Prediction(name, (), "the network's answer is not finite")
+
+
+def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tuple[tuple[str, float], ...]:
+    return tuple((classes[at], share) for at, share in zip(places, shares, strict=True))
+
+
+def _batches(
+    view: Preprocessing, items: Sequence[tuple[str, Path | Image.Image]], batch_size: int
+) -> Iterator[list[tuple[str, View | Exception]]]:
+    """The views of ``items`` in batches; while one is answered, the next is being read."""
+
+    def finished(ahead: list[tuple[str, Future[View | Exception]]]) -> list[tuple[str, View | Exception]]:
+        return [(name, future.result()) for name, future in ahead]
+
+    with Pool(min(_READERS, os.cpu_count() or 1), "predict") as readers:
+        ahead: list[tuple[str, Future[View | Exception]]] = []
+        for start in range(0, len(items), batch_size):
+            batch = items[start : start + batch_size]
+            following = [(name, readers.submit(_view, view, item)) for name, item in batch]
+            if ahead:
+                yield finished(ahead)
+            ahead = following
+        if ahead:
+            yield finished(ahead)
+
+
+def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
+    try:
+        return view.view(upright(item) if isinstance(item, Image.Image) else decode(read_given(item, most=MOST_BYTES)))
+    except (OSError, ValueError) as error:
+        return error

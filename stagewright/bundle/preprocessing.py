@@ -1,0 +1,67 @@
+"""How a trained model sees a picture, outside training: the evaluation's view, and logits in plain float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from stagewright.augment.geometry import eval_boxes
+from stagewright.augment.normalise import normalise
+from stagewright.data.images.decode import crop_resize, to_8_bit
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How a picture becomes a tensor, as the recipe's ``eval`` describes it; ``mean`` and ``std`` for values in [0, 1]."""
+
+    image_size: int
+    crop: float
+    fit: Literal["crop", "squash"]
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def view(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The part of an upright RGB ``image`` that the model sees: uint8 (image_size, image_size, 3)."""
+        width, height = image.size
+        boxes = eval_boxes(np.array([width]), np.array([height]), self.crop, self.fit)
+        left, top, right, bottom = boxes[0].tolist()
+        return crop_resize(image, (left, top, right, bottom), (self.image_size, self.image_size), self.interpolation)
+
+    def batch(self, views: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
+        """B views as a normalised float32 tensor (B, 3, image_size, image_size) on ``device``."""
+        pixels = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2)
+        return normalise(pixels, self.mean, self.std)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow picture from anywhere as :meth:`Preprocessing.view` wants it: RGB of 8 bits, EXIF orientation applied."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_8_bit(np.asarray(image)))
+    return image.convert("RGB")
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, classes) of normalised pictures, in float32 without TF32 or autocast, whatever the process has set."""
+    with torch.inference_mode(), _plain_float32(images.device):
+        return model(images).float()
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False))
+        yield

@@ -1,0 +1,225 @@
+"""The command line's ``data`` group: look at a data set, split it, pack it, measure how fast it can be read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagewright.storage.files import STDOUT, user_path
+
+data_app = typer.Typer(
+    help="Look at a data set, split it, pack it, measure how fast it can be read.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[str, typer.Argument(metavar="DATA", help="As for train.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override how DATA is read, e.g. data.label=species or data.group=none; repeatable."),
+]
+Threads = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; absent: by cores.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@data_app.command()
+def inspect(
+    data: Source,
+    html: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for the standard output.")
+    ] = None,
+    overrides: Settings = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split, where one is made.")] = 0,
+    workers: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with a data set: damage, duplicates, leaks, conflicting labels. Exit code 1: something serious."""
+    from rich.console import Console
+
+    from stagewright.data.inspect.inspect import inspect as look
+    from stagewright.data.inspect.page import write_page
+    from stagewright.errors import DataError
+    from stagewright.observers.scan_progress import ScanProgress
+
+    on_stdout = html == STDOUT
+    if on_stdout and as_json:
+        raise DataError("--html - with --json", "one of them on the standard output", "leave one out, or name a file")
+    with ScanProgress(quiet=as_json or on_stdout) as progress:
+        found = look(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
+    if html is not None:
+        write_page(found, html)
+    if as_json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        found.print(Console(stderr=on_stdout))
+        if html is not None and not on_stdout:
+            print(f"Page   {html}")
+    if found.serious:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def split(
+    data: Source,
+    val: Annotated[float | None, typer.Option(help="Share that validates.")] = None,
+    test: Annotated[float | None, typer.Option(help="Share that tests.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="Column whose values never straddle a split; none.")] = None,
+    folds: Annotated[int | None, typer.Option(help="K tables, in each of which another part validates.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Table to write, .csv or .parquet; NAME-split.csv if absent."
+        ),
+    ] = None,
+    links: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Also lay the split out as folders of links.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="What --links makes: symlink, hardlink or copy.")] = "symlink",
+    anew: Annotated[bool, typer.Option("--anew", help="Set aside the split that DATA brings.")] = False,
+    overwrite: Overwrite = False,
+    overrides: Settings = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    workers: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write down a stratified, grouped split, or K folds, as a table that train reads."""
+    from rich.console import Console
+
+    from stagewright.data.splits.write import split as divide
+    from stagewright.errors import DataError
+    from stagewright.observers.scan_progress import ScanProgress
+
+    if mode not in ("symlink", "hardlink", "copy"):
+        raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
+    flags = {"data.val": val, "data.test": test, "data.group": group_by}
+    settings = _settings(overrides, **{name: value for name, value in flags.items() if value is not None})
+    with ScanProgress(quiet=as_json) as progress:
+        made = divide(
+            data,
+            settings,
+            seed,
+            out=out or Path(f"{_name_of(data)}-split.csv"),
+            links=links,
+            mode=mode,
+            folds=folds,
+            anew=anew,
+            overwrite=overwrite,
+            workers=workers or _cores(),
+            progress=progress,
+        )
+    print(json.dumps(made.plain(), indent=1)) if as_json else made.print(Console())
+
+
+@data_app.command()
+def pack(
+    data: Source,
+    size: Annotated[int, typer.Option(help="Short side of the stored pictures in pixels; none is enlarged.")] = 256,
+    encoding: Annotated[str, typer.Option("--format", help="jpeg, or raw pixels: faster, 8 times the room.")] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to make; NAME.pack if absent.")
+    ] = None,
+    overwrite: Overwrite = False,
+    overrides: Settings = None,
+    workers: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shrink every picture once into a few large files that train reads several times as fast as the originals."""
+    from stagewright.data.pack.build import pack as make
+    from stagewright.errors import DataError
+    from stagewright.observers.scan_progress import ScanProgress
+    from stagewright.text import count_text, seconds_text
+
+    if encoding not in ("jpeg", "raw"):
+        raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
+    folder = out or Path(f"{_name_of(data)}.pack")
+    with ScanProgress("looking at the pictures", "packing", quiet=as_json) as progress:
+        made = make(
+            data,
+            folder,
+            _settings(overrides),
+            size=size,
+            encoding=encoding,
+            quality=quality,
+            workers=workers or _cores(),
+            overwrite=overwrite,
+            progress=progress,
+            say=None if as_json else print,
+        )
+    if as_json:
+        names = ("records", "bytes", "seconds", "excluded", "original_bytes", "made")
+        print(json.dumps({"folder": str(made.folder), **{name: getattr(made, name) for name in names}}, indent=1))
+        return
+    room = f"{made.bytes / 1e6:,.1f} MB from {made.original_bytes / 1e6:,.1f} MB"
+    print(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
+    print(f"Train  stagewright train {folder}")
+
+
+@data_app.command()
+def bench(
+    data: Source,
+    image_size: Annotated[list[int] | None, typer.Option("--img-size", help="Sides to try; repeatable.")] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", "-j", help="Thread counts to try; repeatable.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Also measure how fast this model trains on this machine.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 2.0,
+    sample: Annotated[int, typer.Option(min=8, help="Pictures to measure on, and to pack for a try.")] = 500,
+    packs: Annotated[bool, typer.Option(help="Also try packed copies of the sample.")] = True,
+    peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,
+    device: Annotated[str, typer.Option(help="Where the model trains: auto, cpu, cuda.")] = "auto",
+    overrides: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast pictures can be read, where the time goes, and what would help; ends in words."""
+    from rich.console import Console
+
+    from stagewright.preflight.loader_bench import bench as measure
+
+    say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr))
+    found = measure(
+        data,
+        _settings(overrides),
+        image_sizes=image_size or [224],
+        threads=threads,
+        model=model,
+        batch_size=batch_size,
+        seconds=seconds,
+        sample=sample,
+        packs=packs,
+        peers=peers,
+        device=device,
+        say=say,
+    )
+    print(json.dumps(found.plain(), indent=1)) if as_json else found.print(Console())
+
+
+def _settings(overrides: list[str] | None, **flags: Any) -> Any:
+    """How DATA is read: what was asked for is set in it, and nothing else."""
+    from stagewright.errors import RecipeError
+    from stagewright.recipe import recipes
+    from stagewright.recipe.recipe import Recipe
+
+    for text in overrides or ():
+        if not text.strip().startswith("data."):
+            raise RecipeError(f"--set {text!r}", "fields of data here, e.g. data.label=species", "begin it with data.")
+    given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
+    return recipes.override(Recipe(), [*given, *(overrides or ())]).data
+
+
+def _name_of(data: str) -> str:
+    """What DATA is called, for the name of a file made from it."""
+    path = user_path(data.rstrip("/") or data)
+    return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
+
+
+def _cores() -> int:
+    from stagewright.system.machine import cores
+
+    return cores()

@@ -1,0 +1,376 @@
+"""The command line: parse, call, exit code. Imports of torch stand below the functions, so that ``--help`` is instant.
+
+Exit codes: 0 done; 1 an error of stagewright itself; 2 something to mend (the message says what); 75 stopped on request
+with the state saved (``stagewright resume`` goes on).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagewright.cli import plan
+from stagewright.cli.data import data_app
+from stagewright.cli.options import (
+    AsJson,
+    BatchSize,
+    BudgetText,
+    Data,
+    Device,
+    Epochs,
+    ImgSize,
+    LearningRate,
+    MetricLines,
+    Model,
+    NoPages,
+    Overrides,
+    Price,
+    ProbeSeconds,
+    Quiet,
+    RecipeName,
+    RunPath,
+    SaveMinutes,
+    Seed,
+    Tiny,
+    Weights,
+    Workers,
+    recipe_request,
+    speaker,
+)
+from stagewright.errors import StagewrightError, Stopped
+from stagewright.storage.files import STDOUT, user_path
+from stagewright.system.output import guarded, outlive_output
+from stagewright.system.signals import EXIT_STOPPED
+from stagewright.system.surroundings import explained
+
+app = typer.Typer(
+    name="stagewright",
+    help="Trains image classifiers in stages: planned before it runs, exactly resumable, honest about what came out.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def train(
+    data: Data,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    weights: Weights = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    img_size: ImgSize = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path, metavar="PATH", help="Run directory; runs/RECIPE-N if absent. Never an existing run's."
+        ),
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto: go on if --out holds this very run.")] = "never",
+    tiny: Tiny = False,
+    budget: BudgetText = None,
+    price: Price = None,
+    probe_seconds: ProbeSeconds = 10.0,
+    save_minutes: SaveMinutes = 10.0,
+    metric_lines: MetricLines = False,
+    quiet: Quiet = False,
+    no_pages: NoPages = False,
+) -> None:
+    """Plan, train, evaluate and report."""
+    from stagewright.errors import RecipeError
+
+    limit = _budget(budget, price, epochs)
+    from stagewright.api import train as training
+    from stagewright.plan.execution import Execution
+
+    if resume not in ("auto", "never"):
+        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN goes on with a given run")
+    if resume == "auto" and out is None:
+        raise RecipeError("--resume auto without --out", "--out DIR, the run to go on with", "name the directory")
+    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
+    execution = Execution(
+        device=device,
+        workers=workers,
+        save_minutes=save_minutes,
+        probe_seconds=probe_seconds,
+        pages=not no_pages,
+        quiet=quiet,
+    )
+    run = training.train(
+        data,
+        chosen,
+        out=out,
+        resume=resume == "auto",
+        tiny=tiny,
+        budget=limit,
+        execution=execution,
+        observers=_metric_lines(metric_lines),
+        say=speaker(quiet),
+    )
+    _close(run, quiet)
+
+
+@app.command()
+def resume(
+    run: RunPath,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the run's pictures are now, if they moved; their hashes are compared.")
+    ] = None,
+    verify: Annotated[
+        str, typer.Option(help="data: compare every picture's hash; changed: only those of files that changed.")
+    ] = "changed",
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Keep all that the run recorded under another name; begin at step 0.")
+    ] = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    save_minutes: SaveMinutes = 10.0,
+    metric_lines: MetricLines = False,
+    quiet: Quiet = False,
+    no_pages: NoPages = False,
+) -> None:
+    """Go on with a stopped or killed run; with --set, fork it."""
+    from stagewright.api import train as training
+    from stagewright.errors import RecipeError
+    from stagewright.plan.execution import Execution
+
+    if verify not in ("data", "changed"):
+        raise RecipeError(f"--verify {verify}", "data or changed", "--verify data compares every picture")
+    execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
+    done = training.resume(
+        run,
+        overrides=overrides or (),
+        execution=execution,
+        observers=_metric_lines(metric_lines),
+        from_start=from_start,
+        data=data,
+        verify=verify == "data",
+        say=speaker(quiet),
+    )
+    _close(done, quiet)
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    data: Annotated[str | None, typer.Argument(help="Other pictures, as DATA of train; absent: the run's own.")] = None,
+    split: Annotated[str, typer.Option(help="val or test of the run's own pictures; all of DATA.")] = "test",
+    device: Device = "auto",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained model on its own validation or test pictures, or on other ones."""
+    from stagewright.api.evaluate import evaluate_bundle
+
+    result = evaluate_bundle(run, data, split=split, device=device, workers=workers)
+    print(json.dumps(result.plain(), indent=1)) if as_json else result.print()
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
+    top: Annotated[int, typer.Option("--top", "-k", help="Classes per picture.")] = 5,
+    csv: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for the standard output.")
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Name what is in pictures."""
+    from stagewright.bundle.bundle import load_bundle
+    from stagewright.bundle.inputs import expand_inputs
+    from stagewright.bundle.predictions import print_table, to_json, write_csv
+    from stagewright.errors import StorageError
+    from stagewright.system.device import choose_device
+
+    if as_json and csv == STDOUT:
+        raise StorageError("--csv - with --json", "one of them on the standard output", "leave one out, or name a file")
+    paths = expand_inputs(images)
+    bundle = load_bundle(run, device=str(choose_device(device)))
+    predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
+    if csv is not None:
+        write_csv(predictions, csv)
+    if as_json:
+        print(to_json(predictions))
+    elif csv is None:
+        print_table(predictions)
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
+    """Write plots and report.html anew from a run's files."""
+    from stagewright.report.write import write
+
+    for run in runs:
+        print(write(run))
+
+
+recipes_app = typer.Typer(
+    help="List the shipped recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
+)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+plan.register(app)
+
+
+@recipes_app.callback()
+def recipes_list(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand is None:
+        from stagewright.recipe import recipes
+
+        described = {name: recipes.load(name).description for name in recipes.shipped()}
+        described[recipes.AUTO] = "the default: looks at pictures and machine, chooses a recipe and says why"
+        for name in sorted(described):
+            print(f"{name:<{max(map(len, described))}}  {described[name]}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
+    """Print a recipe's YAML with its source and expectations."""
+    from stagewright.recipe import auto, recipes
+
+    if name == recipes.AUTO:
+        print(auto.EXPLANATION, end="")
+        return
+    recipes.load(name)  # what is shown is valid
+    print(recipes.text(name), end="")
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
+    """List the models there are."""
+    from stagewright.model.zoo import list_models
+
+    for name, library in list_models(pattern):
+        print(f"{name:<48} {library}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
+    from stagewright.preflight.doctor import examine, plain, print_checks
+
+    checks = examine()
+    print(json.dumps(plain(checks), indent=1)) if as_json else print_checks(checks)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Argument(help="DATA of train; digits are built in.")] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; runs/demo-N if absent.")
+    ] = None,
+) -> None:
+    """Train a small network in a minute, evaluate it, and predict a few pictures."""
+    from stagewright.cli.demo import run_demo
+
+    run_demo(data, out)
+
+
+def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
+    """The budget that counts from the start of this process; None where none was given."""
+    from stagewright.errors import RecipeError
+    from stagewright.plan.budget import Budget, check_price
+    from stagewright.system.machine import process_began
+
+    check_price(price)
+    if text is None:
+        return None
+    if epochs is not None:
+        raise RecipeError(
+            f"--budget {text} with --epochs {epochs}", "one of them: a budget chooses the length", "leave one out"
+        )
+    return Budget.parse(text, price, began=process_began())
+
+
+def _metric_lines(wanted: bool) -> Any:
+    """The observers that were asked for on the command line."""
+    from stagewright.observers.metric_lines import MetricLines
+
+    return [MetricLines()] if wanted else []
+
+
+def _close(run: Any, quiet: bool) -> None:
+    """The last lines of a run: what came out and what to type next; exit code 75 for one that was stopped."""
+    if not run.finished:
+        print(f"Stopped and saved. Go on with:  stagewright resume {run.path}", file=sys.stderr)
+        raise typer.Exit(EXIT_STOPPED)
+    if quiet:
+        return
+    summary = run.summary
+    scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
+    print(f"Top-1 {scores}  ({summary['chosen']['weights']} weights of step {summary['chosen']['step']:,})")
+    report = run.path / "report.html"
+    print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
+    print(f"Predict  stagewright predict {run.path} IMAGES...")
+
+
+_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
+"""Commands whose work goes on where nobody reads their output any more; of the others, the output is all there is."""
+
+
+def main() -> None:
+    """Entry point; turns stagewright's errors, and those of its surroundings, into messages and exit codes."""
+    from stagewright.storage.cache import give_libraries_a_cache
+
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # the compiler's workers too run nothing from the current folder
+    give_libraries_a_cache()
+    with guarded():
+        if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
+            outlive_output()
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+        return code
+    except StagewrightError as error:
+        return _say(f"error: {error}", 2)
+    except Stopped as stopped:
+        return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
+    except KeyboardInterrupt:  # outside of a training, where there is nothing to save
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # nobody reads what is printed
+        return 1
+    except (OSError, MemoryError) as error:
+        if (message := explained(error)) is None:
+            raise
+        return _say(f"error: {message}", 2)
+
+
+def _exit_code() -> int:
+    try:
+        app()
+    except SystemExit as end:  # which is how typer ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _say(text: str, code: int) -> int:
+    """Prints ``text`` where errors go; returns ``code``."""
+    print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What several commands share on the command line: their common options, and the recipe that these add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagewright.storage.files import user_path
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(parser=user_path, help="A run directory, e.g. runs/quick-1.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a recipe field, e.g. optimizer.weight_decay=0.05 or stages.0.epochs=3ep; repeatable."
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Any torchvision or timm model, cifar_resnet18, cifar_preact_resnet18, vit.")
+]
+Weights = Annotated[str | None, typer.Option(help="default (the library's), a weights file, a run directory, or none.")]
+Epochs = Annotated[str | None, typer.Option(help="Length of the run: 30 or 30ep, 500st; stages keep their shares.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", help="Pictures per update, over all devices.")]
+LearningRate = Annotated[
+    str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Peak learning rate; auto: what a range test finds.")
+]
+ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
+    ),
+]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="A rehearsal: every stage in a few steps on small pictures, in under a minute.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
+NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
+SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Time that all of it may take, e.g. 90s, 45m, 1h30m, or $5 with --price: measures this machine and chooses the "
+        "length of the run. Counts from the start of this command.",
+    ),
+]
+Price = Annotated[
+    float | None, typer.Option(help="What an hour of this machine costs; for money in --budget and plan.")
+]
+ProbeSeconds = Annotated[float, typer.Option(help="About how long the machine is measured, shared by the stages.")]
+MetricLines = Annotated[
+    bool, typer.Option("--metric-lines", help="At each evaluation, one line [METRICS] epoch=... for a cloud's parser.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def recipe_request(
+    name: str,
+    overrides: list[str] | None,
+    model: str | None = None,
+    weights: str | None = None,
+    epochs: str | None = None,
+    batch_size: int | None = None,
+    lr: str | None = None,
+    img_size: int | None = None,
+    seed: int | None = None,
+) -> Any:
+    """What the common flags and ``--set``, which has the last word, ask for."""
+    from stagewright.recipe.request import RecipeRequest
+
+    flags: dict[str, Any] = {
+        "model.name": model,
+        "model.weights": weights,
+        "batch_size": batch_size,
+        "lr.peak": None if lr is None else _peak(lr),
+        "image_size": img_size,
+        "seed": seed,
+    }
+    given = {field: value for field, value in flags.items() if value is not None}
+    return RecipeRequest(name, given, epochs, tuple(overrides or ()))
+
+
+def _peak(text: str) -> float | str:
+    from stagewright.errors import RecipeError
+
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"--lr {text}", "a number above 0, or auto", "write for example --lr 0.1") from None
+
+
+def speaker(quiet: bool) -> Any:
+    """Prints what the set-up has to say, unless ``quiet``."""
+    return (lambda text: None) if quiet else print

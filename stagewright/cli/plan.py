@@ -1,0 +1,149 @@
+"""Commands for before a run: what it would do, and whether it would survive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagewright.cli.options import (
+    AsJson,
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    ImgSize,
+    LearningRate,
+    Model,
+    Overrides,
+    Price,
+    ProbeSeconds,
+    RecipeName,
+    Seed,
+    Tiny,
+    Weights,
+    Workers,
+    recipe_request,
+    speaker,
+)
+from stagewright.storage.files import user_path
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    app.command()(plan)
+    app.command("resume-check")(resume_check)
+    app.command("lr-find")(lr_find)
+
+
+def plan(
+    data: Data,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    weights: Weights = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    img_size: ImgSize = None,
+    seed: Seed = None,
+    tiny: Tiny = False,
+    device: Device = "auto",
+    workers: Workers = None,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Measure on this machine what it takes: time, memory, disk; with --price money."),
+    ] = False,
+    price: Price = None,
+    probe_seconds: ProbeSeconds = 10.0,
+    as_json: AsJson = False,
+    steps: Annotated[bool, typer.Option("--steps", help="With --json: every step's hyper-parameters too.")] = False,
+) -> None:
+    """Print what would happen, and exit."""
+    from rich.console import Console
+
+    from stagewright.api.prepare import prepare, probed
+    from stagewright.cli.cost_view import cost_view, in_json
+    from stagewright.cli.plan_view import plan_view
+    from stagewright.errors import RecipeError
+    from stagewright.plan.budget import check_price
+    from stagewright.plan.execution import Execution
+
+    check_price(price)
+    if price is not None and not probe:
+        raise RecipeError(f"--price {price:g} without --probe", "--price with --probe", "time must be measured to cost")
+    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
+    execution = Execution(device=device, workers=workers, quiet=as_json, probe_seconds=probe_seconds)
+    dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
+    costs = probed(made, dataset, execution, speaker(as_json)) if probe else None
+    if as_json:
+        content = made.to_json() | ({"hyper": list(made.steps())} if steps else {})
+        print(json.dumps(content | ({} if costs is None else in_json(made, costs, price)), indent=1))
+    else:
+        Console().print(plan_view(made))
+        if costs is not None:
+            Console().print("", cost_view(made, costs, price), sep="\n")
+
+
+def resume_check(
+    data: Data,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    steps: Annotated[int, typer.Option(help="Length of the rehearsal, shared by the recipe's stages.")] = 24,
+    kills: Annotated[int, typer.Option(help="Random steps at which it is killed.")] = 3,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+) -> None:
+    """Fire drill: kill a real run at random steps, in evaluation and at a stage change, and compare bits."""
+    from stagewright.api.resume_check import check
+
+    chosen = recipe_request(recipe, overrides, model, seed=seed)
+    if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=print):
+        raise typer.Exit(1)
+
+
+def lr_find(
+    data: Data,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    weights: Weights = None,
+    batch_size: BatchSize = None,
+    img_size: ImgSize = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    steps: Annotated[int, typer.Option(help="Updates of the whole sweep.")] = 100,
+    lr_min: Annotated[float, typer.Option(help="Learning rate of the first update.")] = 1e-7,
+    lr_max: Annotated[float, typer.Option(help="Learning rate of the last update.")] = 10.0,
+    suggest: Annotated[str, typer.Option(help="Which suggestion to take: valley, steepest, minimum.")] = "valley",
+    out: Annotated[
+        Path,
+        typer.Option(parser=user_path, metavar="PATH", help="Folder for lr-find.csv, lr-find.json and lr-find.png."),
+    ] = Path("lr-find"),
+    as_json: AsJson = False,
+) -> None:
+    """Find a learning rate: a short training in which it rises until the loss blows up. Nothing is kept of it."""
+    from rich.console import Console
+
+    from stagewright.api.prepare import gather
+    from stagewright.cli.plan_view import lr_view
+    from stagewright.plan.execution import Execution
+    from stagewright.preflight.lr_find import find_lr
+    from stagewright.preflight.range_test import Sweep
+
+    chosen = recipe_request(recipe, overrides, model, weights, batch_size=batch_size, img_size=img_size, seed=seed)
+    execution = Execution(device=device, workers=workers, quiet=as_json)
+    dataset, settled = gather(data, chosen, execution, speaker(as_json))
+    sweep = Sweep(lr_min, lr_max, steps)
+    test, found = find_lr(settled, dataset, execution, sweep=sweep, choose=suggest, out=out)
+    if as_json:
+        counts = {"steps": len(test.lrs), "planned": test.planned, "skipped": test.skipped}
+        files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}
+        print(json.dumps({**found.plain(), **counts, **files}, indent=1))
+    else:
+        Console().print(lr_view(test, found, out))

@@ -1,0 +1,99 @@
+"""The plan as a person reads it: a table of stages and a few sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stagewright.plan.lr_curve import MEANING, RangeTest, Suggestions, lr_text
+from stagewright.plan.plan import Plan, StagePlan, stage_ends
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """A rich table with one row a stage, and below it what a table cannot say. Fits 80 columns."""
+    title = f"Plan {plan.digest[:12]}: recipe {plan.recipe.name}, model {plan.recipe.model.name}"
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("stage", no_wrap=True)
+    for name in ("steps", "epochs", "pictures", "px", "batch", "LR first", "peak", "last"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in plan.stages:
+        table.add_row(*_cells(stage))
+    return Group(table, *(Text(line) for line in _sentences(plan)))
+
+
+def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType:
+    """What a range test suggests, as a small table, and below it what to do with it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("suggestion", no_wrap=True)
+    table.add_column("LR", justify="right", no_wrap=True)
+    table.add_column("what it is")
+    for name, lr in found.lrs.items():
+        chosen = name == found.chosen
+        table.add_row(
+            f"> {name}" if chosen else f"  {name}", lr_text(lr), MEANING[name], style="bold" if chosen else None
+        )
+    end = "the loss blew up" if test.ended_early else "the sweep was done"
+    lines = [
+        f"{len(test.lrs)} of {test.planned} updates, to LR {lr_text(float(test.lrs[-1]))}, where {end}.",
+        *(note[:1].upper() + note[1:] + "." for note in found.notes),
+        f"The curve is {folder / 'lr-find.png'} (numbers: {folder / 'lr-find.csv'}).",
+        f"Use it with --lr {lr_text(found.lr)}; --lr auto finds it anew before each run.",
+    ]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def _cells(stage: StagePlan) -> list[str]:
+    ends = stage_ends(stage)
+    return [
+        stage.name,
+        f"{stage.num_steps:,}",
+        f"{stage.epochs_given:.4g}",
+        f"{stage.num_images:,}",
+        str(stage.image_size),
+        f"{stage.batch_size:,}",
+        *(f"{ends[key]:.2g}" for key in ("lr_first", "lr_peak", "lr_last")),
+    ]
+
+
+def _stage_sentence(stage: StagePlan, first: bool) -> str:
+    ends = stage_ends(stage)
+    momentum = f"momentum {ends['momentum_first']:.3g}"
+    if stage.momentum_range:
+        momentum = f"momentum {ends['momentum_first']:.3g} > {ends['momentum_peak']:.3g} > {ends['momentum_last']:.3g}"
+    parts = [
+        f"steps {stage.first_step:,} to {stage.end_step - 1:,}",
+        f"trains {stage.train if isinstance(stage.train, str) else ', '.join(stage.train)}",
+        f"mixing {_mixing(stage)}",
+        f"average {stage.average.kind}",
+        momentum + ("" if first else (", kept from before" if stage.at_seam == "keep" else ", buffers reset")),
+    ]
+    if stage.micro_batch_size < stage.batch_size:
+        parts.append(f"micro-batches of {stage.micro_batch_size}")
+    if abs(stage.epochs_asked - stage.epochs_given) > 5e-4 * max(stage.epochs_asked, 1.0):
+        parts.append(f"{stage.epochs_asked:.4g} epochs asked, {stage.epochs_given:.4g} given")
+    return f"{stage.name}: {'; '.join(parts)}."
+
+
+def _mixing(stage: StagePlan) -> str:
+    mix = stage.mix
+    parts = [f"{name} {alpha:g}" for name, alpha in (("mixup", mix.mixup), ("cutmix", mix.cutmix)) if alpha > 0]
+    return " / ".join(parts) if parts and mix.probability > 0 else "none"
+
+
+def _sentences(plan: Plan) -> list[str]:
+    info = plan.dataset
+    lines = [
+        f"{info.num_train:,} training, {info.num_val:,} validation and {info.num_test:,} test pictures in "
+        f"{len(info.classes)} classes; {plan.total_steps:,} steps; {plan.precision}; seed {plan.recipe.seed}.",
+        f"{len(plan.eval_steps)} evaluations, {len(plan.save_steps)} planned checkpoints "
+        f"(the newest {plan.recipe.checkpoints.keep} and the best are kept).",
+    ]
+    if plan.measured.lr is not None and plan.recipe.lr.peak == "auto":
+        lines.append(f"lr: auto is {lr_text(plan.measured.lr)}, found by a range test on the first stage.")
+    return [*(_stage_sentence(stage, stage.index == 0) for stage in plan.stages), *lines]

@@ -1,0 +1,1 @@
+"""From a folder, a table or a name to a list of images."""

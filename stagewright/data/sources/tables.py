@@ -1,0 +1,295 @@
+"""Tables: pictures and classes from a CSV or Parquet file with one row per picture.
+
+Owns how columns are found where they are not named. Everything is read as text, so that class ``007`` stays ``007``.
+Every row that is left out has a reason.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from stagewright.data.sources.folders import PART_WORDS, UNDECIDED, Excluded, Listing
+from stagewright.data.sources.match_paths import match_files
+from stagewright.errors import DataError, nearest
+from stagewright.recipe.recipe import Data
+from stagewright.storage.files import read_parsed, user_path
+from stagewright.storage.parquet import one_array, parse_table
+from stagewright.text import counted, some
+
+pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
+
+PATH_NAMES = ("path", "filepath", "file_path", "file", "filename", "file_name", "image", "image_path", "img")
+PATH_NAMES += ("image_id", "id", "name")
+LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "breed", "species", "target")
+GROUP_NAMES = ("site", "location", "group", "patient", "sequence", "camera")
+GROUP_NAMES += tuple(f"{name}_id" for name in GROUP_NAMES)
+SPLIT_NAMES = ("split", "subset", "partition", "set")
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns that play a part; ``one_hot`` stands for ``label`` where there is none."""
+
+    path: str
+    label: str | None
+    one_hot: tuple[str, ...]
+    group: str | None
+    split: str | None
+
+    def note(self, file: Path) -> str:
+        classes = f"column '{self.label}'" if self.label else f"the one-hot columns {some(self.one_hot)}"
+        text = f"{file.name}: paths from column '{self.path}', classes from {classes}"
+        return text + (f", train, val and test from column '{self.split}'" if self.split else "")
+
+
+def list_table(file: Path, settings: Data) -> Listing:
+    """The pictures that the table ``file`` names and that exist; DataError if columns or all files are missing."""
+    table = read_text(file)
+    columns = _find_columns(file, table, settings)
+    labels, left_out, notes = _classes(table, columns)
+    names = table[columns.path].to_pylist()
+    for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
+        left_out[row] = f"no path in column '{columns.path}'"
+    rows = [row for row in range(len(names)) if row not in left_out]
+    base = _image_folder(file, settings)
+    match = match_files(str(base), [_at_home(base, names[row]) for row in rows])
+    left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
+    found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
+    repeated, repeat_notes = _repeated(found, labels)
+    left_out |= {row: reason for row, reason in repeated.items() if reason}
+    kept = [row for row in found if row not in repeated]
+    if not kept:
+        raise _no_files(file, base, names, left_out)
+    listing = Listing.of(
+        str(base),
+        pa.array([found[row] for row in kept], pa.string()),
+        labels.take(pa.array(kept)),
+        _parts(file, table, columns.split)[kept],
+        _groups(table, columns.group, kept),
+    )
+    notes = [columns.note(file), *notes, *match.notes, *_lost_classes(labels, listing.labels), *repeat_notes]
+    excluded = tuple(Excluded(names[row] or f"row {row + 1:,}", left_out[row]) for row in sorted(left_out))
+    return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
+
+
+def read_text(file: Path) -> pa.Table:
+    """The table in ``file`` (.csv, .tsv or .parquet) with every column as text, trimmed; absent values are empty.
+
+    CSV may be separated by commas, semicolons, tabs or bars. DataError if it is no table or has no rows, Unreadable if it
+    cannot be read now.
+    """
+    try:
+        table = read_parsed(file, parse_table if file.suffix.lower() == ".parquet" else _parse_csv)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise DataError(
+            f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
+            "a CSV in UTF-8 whose first row names the columns, or a Parquet file",
+            "open it in a text editor or a spreadsheet and save it anew",
+        ) from error
+    names = [name.strip() for name in table.column_names]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"{file} has several columns of the name {twice[0]!r}", "each name once", "rename one of them")
+    if not len(table):
+        raise DataError(f"{file} has no rows", "one row for each picture", "check how it was written")
+    return pa.table({name: _as_text(column) for name, column in zip(names, table.columns, strict=True)})
+
+
+def _parse_csv(data: bytes) -> pa.Table:
+    header = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").readline()
+    parse = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
+    with csv.open_csv(pa.BufferReader(data), parse_options=parse) as reader:
+        names = reader.schema.names
+    return csv.read_csv(
+        pa.BufferReader(data),
+        parse_options=parse,
+        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+    )
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.StringArray:
+    try:
+        text = one_array(column)
+    except pa.ArrowException:  # lists, structs, pictures as bytes: never a path, a class or a group
+        return pa.array([""] * len(column), pa.string())
+    return pc.utf8_trim_whitespace(text.fill_null(""))
+
+
+def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
+    names = table.column_names
+    path = _column(file, names, settings.path, PATH_NAMES, "path")
+    split = _column(file, names, settings.split, SPLIT_NAMES, "split")
+    if split and settings.split is None and split.casefold() != "split" and _unknown_parts(table[split]):
+        split = None  # "set" and the like mean other things as well
+    group = _column(file, names, settings.group, GROUP_NAMES, "group")
+    free = [name for name in names if name not in (path, split, group)]
+    label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
+    one_hot = () if label else tuple(name for name in free if _is_flag(table[name]))
+    if path is None or (label is None and len(one_hot) < 2):
+        kind, known = ("path", PATH_NAMES) if path is None else ("label", LABEL_NAMES)
+        what = "of paths" if path is None else "of classes, nor several columns of 0 and 1,"
+        guess = next((near for name in names if (near := nearest(name, known))), "")
+        raise DataError(
+            f"{file} has no column {what} that can be told by its name; its columns are {some(names, 30)}{guess}",
+            f"a column named {some(known, 20)}" + ("" if path is None else "; or one-hot columns, one for each class"),
+            f"name the column: --set data.{kind}=NAME (the first row of a CSV must hold the names)",
+        )
+    group = None if group == label else group
+    return _Columns(path, label, one_hot, group, split)
+
+
+def _column(file: Path, names: Sequence[str], asked: str | None, known: Sequence[str], kind: str) -> str | None:
+    """The column that is ``asked`` for, or else the first of ``known`` that there is; upper or lower case alike."""
+    if asked == "none" and kind in ("group", "split"):
+        return None
+    folded = {name.casefold().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
+    if asked is None:
+        return next((folded[name] for name in known if name in folded), None)
+    if asked in names:
+        return asked
+    if asked.casefold() in folded:
+        return folded[asked.casefold()]
+    raise DataError(
+        f"{file} has no column {asked!r}{nearest(asked, names)}",
+        f"its columns: {some(names, 30)}",
+        f"correct data.{kind}, or leave it out to have the column found",
+    )
+
+
+_ONES = ("1", "1.0", "true")
+_ZEROS = ("0", "0.0", "false")
+
+
+def _is_flag(column: pa.ChunkedArray) -> bool:
+    return set(pc.unique(pc.utf8_lower(column)).to_pylist()) <= {*_ONES, *_ZEROS}
+
+
+def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str], list[str]]:
+    """The class of each row by name, why rows have none, and notes."""
+    if columns.label is not None:
+        labels = one_array(table[columns.label])
+        blank = np.flatnonzero(pc.equal(labels, "").to_numpy(zero_copy_only=False))
+        note = (
+            [f"left out {counted(len(blank), 'row')} without a class in column '{columns.label}'"] if len(blank) else []
+        )
+        return labels, {int(row): f"no class in column '{columns.label}'" for row in blank}, note
+    flags = [pc.is_in(pc.utf8_lower(table[name]), pa.array(_ONES)).to_numpy() for name in columns.one_hot]
+    matrix = np.stack(flags, axis=1)
+    count = matrix.sum(1)
+    if (count == 1).sum() < len(count) / 2:
+        raise DataError(
+            f"the columns {some(columns.one_hot)} hold 0 and 1, but only {(count == 1).sum():,} of {len(count):,} rows "
+            "have exactly one 1 among them",
+            "a column of classes, or one-hot columns with one 1 in each row",
+            "name the column of classes: --set data.label=NAME",
+        )
+    left_out = {int(row): "no class: none of the one-hot columns is 1" for row in np.flatnonzero(count == 0)}
+    for row in np.flatnonzero(count > 1).tolist():
+        left_out[row] = f"several classes: {some(np.array(columns.one_hot)[matrix[row]].tolist())}"
+    kinds = ((count == 0, "none"), (count > 1, "several"))
+    notes = [
+        f"left out {counted(int(rows.sum()), 'row')} with {what} of the one-hot columns at 1"
+        for rows, what in kinds
+        if rows.any()
+    ]
+    return pa.array(columns.one_hot).take(pa.array(matrix.argmax(1))), left_out, notes
+
+
+def _image_folder(file: Path, settings: Data) -> Path:
+    if settings.images is None:
+        return file.parent
+    if os.path.isdir(file.parent / settings.images):
+        return file.parent / settings.images
+    if os.path.isdir(place := user_path(settings.images)):
+        return place
+    raise DataError(
+        f"there is no folder {settings.images!r} for the pictures of {file}",
+        f"a folder, absolute or relative to {file.parent} or to the current one",
+        "correct data.images",
+    )
+
+
+def _at_home(base: Path, name: str) -> str:
+    """``name`` with ``~/`` as the home folder, unless ``base`` has a folder of that name."""
+    return os.path.expanduser(name) if name.startswith("~/") and not os.path.lexists(base / "~") else name
+
+
+def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:
+    if column is None:
+        return np.full(len(table), UNDECIDED, np.int8)
+    unknown = _unknown_parts(table[column])
+    if unknown:
+        raise DataError(
+            f"column '{column}' of {file} does not say train, val or test everywhere: {some(unknown)}",
+            ", ".join(PART_WORDS),
+            "correct the words, or have the split made here: --set data.split=none",
+        )
+    words = pc.unique(table[column])
+    parts = np.array([PART_WORDS[word.casefold()] for word in words.to_pylist()], np.int8)
+    return parts[pc.index_in(table[column], words).to_numpy()]
+
+
+def _unknown_parts(column: pa.ChunkedArray) -> list[str]:
+    counts = Counter(column.to_pylist())
+    return [
+        f"{word!r} ({counted(count, 'row')})" for word, count in counts.items() if word.casefold() not in PART_WORDS
+    ]
+
+
+def _groups(table: pa.Table, column: str | None, rows: list[int]) -> pa.StringArray | None:
+    if column is None:
+        return None
+    groups = one_array(table[column]).take(pa.array(rows))
+    return pc.if_else(pc.equal(groups, ""), pa.scalar(None, pa.string()), groups)
+
+
+def _repeated(found: dict[int, str], labels: pa.StringArray) -> tuple[dict[int, str], list[str]]:
+    """Rows that name a file again, with a reason where the rows of that file disagree about its class; and notes."""
+    several = {path for path, count in Counter(found.values()).items() if count > 1}
+    rows_of: dict[str, list[int]] = {}
+    for row, path in found.items():
+        if path in several:
+            rows_of.setdefault(path, []).append(row)
+    again: dict[int, str] = {}
+    unclear: list[str] = []
+    for path, rows in rows_of.items():
+        classes = sorted({labels[row].as_py() for row in rows})
+        if len(classes) > 1:
+            unclear.append(f"{path} ({some(classes, 3)})")
+            again |= dict.fromkeys(rows, f"several classes for one file: {some(classes)}")
+        else:
+            again |= dict.fromkeys(rows[1:], "")
+    notes = []
+    if len(rows_of) > len(unclear):
+        notes.append(f"counted once: {counted(len(rows_of) - len(unclear), 'file')} in several rows of the same class")
+    if unclear:
+        notes.append(f"left out {counted(len(unclear), 'file')} in rows of different classes, e.g. {some(unclear, 3)}")
+    return again, notes
+
+
+def _lost_classes(before: pa.StringArray, after: pa.StringArray) -> list[str]:
+    lost = sorted(set(before.unique().to_pylist()) - set(after.unique().to_pylist()) - {""})
+    return [f"left out {counted(len(lost), 'class')} of the table without a picture: {some(lost)}"] if lost else []
+
+
+def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str]) -> DataError:
+    tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
+    return DataError(
+        f"none of the {len(names):,} rows of {file} leads to a picture of one class in {base}: {some(tried, 3)}",
+        "paths relative to the folder of the table, or to data.images; a class in every row",
+        "say where the pictures lie: --set data.images=FOLDER",
+    )

@@ -1,0 +1,1 @@
+"""Splits written to folders: parts, folds, links."""

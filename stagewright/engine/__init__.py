@@ -1,0 +1,1 @@
+"""One update and one evaluation: no files, no clock."""

@@ -1,0 +1,88 @@
+"""From a plan to a state ready for its first step: device, model, weights, optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from stagewright.engine.compile import Compiled
+from stagewright.engine.numerics import takes_channels_last
+from stagewright.engine.optim import make_optimizer
+from stagewright.engine.state import TrainState
+from stagewright.model.catalog import find_model
+from stagewright.model.groups import parameter_groups, trainable_names
+from stagewright.model.weights import load_weights
+from stagewright.model.zoo import check_image_sizes, create_with_report
+from stagewright.plan.plan import Plan, eval_image_size
+from stagewright.rng import Stream, torch_seed
+from stagewright.system.memory import num_bytes
+
+
+def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
+    """The recipe's network on the CPU, its initial weights a function of the seed, and what to say of it.
+
+    ModelError for sizes that it cannot take, before anything is trained.
+    """
+    spec = plan.recipe.model
+    torch.manual_seed(torch_seed(plan.recipe.seed, Stream.INIT))
+    model, report = create_with_report(
+        spec.name,
+        len(plan.dataset.classes),
+        image_size=max(stage.image_size for stage in plan.stages),
+        drop_path=spec.drop_path,
+        options=spec.options,
+        pretrained=pretrained,
+    )
+    sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
+    check_image_sizes(model, sizes, len(plan.dataset.classes))
+    note = find_model(spec.name).note
+    return model, [*([note] if note else []), *(report.lines() if report else [])]
+
+
+def build_state(
+    plan: Plan, device: torch.device, content: dict[str, Any] | None = None
+) -> tuple[TrainState, list[str]]:
+    """The state before the plan's first step, or the one with ``content`` (:meth:`TrainState.content`, from a checkpoint);
+    and what there is to say of the weights."""
+    weights = plan.recipe.model.weights
+    fresh = content is None
+    model, lines = build_model(plan, pretrained=fresh and weights == "default")
+    if not fresh:
+        lines = []
+    elif weights not in (None, "default"):
+        classes = plan.dataset.classes
+        lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
+    for stage in plan.stages:
+        trainable_names(model, stage.train)  # what a later stage cannot mean is told of now
+    model = model.to(device)
+    channels_last = plan.recipe.channels_last and takes_channels_last(model)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
+    optimizer = make_optimizer(
+        parameter_groups(model, chosen.weight_decay, chosen.decay_norm_and_bias, chosen.layer_decay),
+        chosen.name,
+        lr=hyper.lr,
+        momentum=hyper.momentum,
+        nesterov=chosen.nesterov,
+        options=chosen.options,
+    )
+    forward = Compiled(model, plan, device) if plan.recipe.compile else model
+    state = TrainState(model, forward, optimizer, GradScaler(device.type, enabled=plan.precision == "fp16"))
+    if content is not None:
+        state.restore(content)
+    return state, lines
+
+
+def checkpoint_bytes(state: TrainState, plan: Plan) -> int:
+    """Bytes that a run's checkpoints will take on disk at most: parameters, optimizer state and average, each kept."""
+    own = num_bytes(state.model.state_dict())
+    slots = 2 if "betas" in state.optimizer.defaults else 1
+    averaged = any(stage.average.kind != "none" for stage in plan.stages)
+    one = own * (1 + slots + averaged)
+    # the kept ones, the best, and the new one that stands beside them while it is verified
+    return one * (plan.recipe.checkpoints.keep + 2)

@@ -1,0 +1,79 @@
+"""Losses of a batch, one number a sample: cross-entropy or a yes or no for each class, mixed labels, weights of classes.
+
+Labels stay class numbers and are never made soft: the loss of a mixed label is the mixture of both labels' losses, which is
+that of the mixed target. The loss of an update is ``sum(losses * weight) / number of valid samples``; class weights are 1 on
+average over the pictures as they are seen, so that it, and with it the learning rate, keeps its size. Only training
+is weighted and only training knows ``bce``: an evaluation's loss is plain cross-entropy, whatever the recipe says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from stagewright.augment.mixing import MixedBatch
+from stagewright.data.batches.order import class_shares
+from stagewright.data.manifest import Manifest
+from stagewright.recipe.recipe import Recipe
+
+LossName = Literal["cross_entropy", "bce"]
+
+
+def mixed_losses(
+    logits: Tensor, part: MixedBatch, loss: LossName, label_smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
+    """``loss`` of each sample, float32 (B,), of ``logits`` float32 (B, K): ``lam`` of the own label's and the rest of the
+    partner's.
+
+    Each label's loss, its smoothing included, is multiplied by the label's weight in ``class_weights`` (float32 (K,)), as if
+    its pictures came so many times as often. torch's ``cross_entropy(weight=...)`` does the same without smoothing; with it,
+    it weights the smoothing's share of every other class by that class's weight instead.
+    """
+    losses = _label_losses(logits, part.labels_a, loss, label_smoothing, class_weights)
+    if part.lam == 1.0:
+        return losses
+    other = _label_losses(logits, part.labels_b, loss, label_smoothing, class_weights)
+    return part.lam * losses + (1.0 - part.lam) * other
+
+
+def _label_losses(
+    logits: Tensor, labels: Tensor, loss: LossName, label_smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    if loss == "bce":
+        losses = binary_cross_entropy(logits, labels, label_smoothing)
+    else:
+        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    return losses if class_weights is None else losses * class_weights[labels]
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean over the K classes of the logistic loss of "is it this class?", float32 (B,), of ``logits`` (B, K).
+
+    The label's target is ``1 - s + s / K``, every other's ``s / K`` with ``s = label_smoothing``, as timm's
+    ``BinaryCrossEntropy`` has it without a threshold (arXiv:2110.00476, section 2.1).
+    """
+    off = label_smoothing / logits.shape[1]
+    targets = torch.full_like(logits, off).scatter_(1, labels[:, None], 1.0 - label_smoothing + off)
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
+
+
+def class_weights(recipe: Recipe, manifest: Manifest) -> Tensor | None:
+    """The recipe's weight of each class, float32 (K,) on the CPU, or None where none are asked for.
+
+    Scaled to a mean of 1 over the training pictures as often as ``recipe.sampling`` shows them. ``balanced`` makes the weights
+    of each class add up to the same, whatever sampling already does for that. :func:`stagewright.plan.resolve.resolve` has
+    refused names that are no classes.
+    """
+    if recipe.class_weights == "none":
+        return None
+    counts = np.bincount(manifest.labels[manifest.rows("train")], minlength=len(manifest.classes))
+    shares = class_shares(counts, recipe.sampling)
+    if recipe.class_weights == "balanced":
+        weights = np.divide(1.0, shares, out=np.ones_like(shares), where=shares > 0)
+    else:
+        weights = np.array([recipe.class_weights.get(name, 1.0) for name in manifest.classes])
+    return torch.from_numpy((weights / (weights * shares).sum()).astype(np.float32))

@@ -1,0 +1,18 @@
+"""The observers of every run: console, log file, pages."""
+
+from __future__ import annotations
+
+from stagewright.observers.console import Console
+from stagewright.observers.report_pages import Pages
+from stagewright.observers.text_log import TextLog
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.events import Observer
+
+
+def default_observers(run: RunDir, plan: Plan, execution: Execution) -> list[Observer]:
+    """Console and log file, and pages unless they are switched off."""
+    stages = [(stage.name, stage.first_step, stage.num_steps) for stage in plan.stages]
+    own: list[Observer] = [Console(plan.total_steps, stages, quiet=execution.quiet), TextLog(run.log)]
+    return [*own, Pages(run.root)] if execution.pages else own

@@ -1,0 +1,86 @@
+"""Keeps plots and report.html fresh while a run lives, in a process of its own, so that training never waits for ink."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stagewright.observers.text_log import TextLog
+from stagewright.plan.cost import PAGE_GAP_SECONDS
+from stagewright.rundir.event_text import Event
+from stagewright.system.children import module_command
+
+_log = logging.getLogger(__name__)
+
+_PACKAGES = Path(__file__).resolve().parent.parent.parent
+_PAGE = "import sys; sys.path.append(sys.argv.pop(1)); from stagewright.report.__main__ import main; sys.exit(main())"
+_PATIENCE_SECONDS = 120.0
+_NEARLY_OVER_SECONDS = 5.0
+
+
+class Pages:
+    """Starts ``stagewright.report RUN`` at evaluations, one at a time and at most every ``min_seconds``.
+
+    A page that fails is said once, on the terminal and in log.txt; the next one is tried all the same.
+    """
+
+    def __init__(self, run: Path, min_seconds: float = PAGE_GAP_SECONDS) -> None:
+        self.run, self.min_seconds = run, min_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = -min_seconds
+        self._told = False
+
+    def see(self, event: Event) -> None:
+        due = time.monotonic() - self._started_at >= self.min_seconds
+        idle = self._process is None or self._process.poll() is not None
+        if event["kind"] == "evaluated" and due and idle and not _nearly_over(event):
+            if self._process is not None and (code := self._process.poll()):
+                self._tell(f"ended with {code}")
+            self._started_at = time.monotonic()
+            self._process = self._start()
+
+    def close(self) -> None:
+        """Writes the last page, of the run as it was left, and waits for it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)  # the last page has all of it; files are whole or not there
+            self._await(self._process)
+        if self.run.is_dir() and (code := self._await(self._start())):
+            self._tell(f"ended with {code}" if code != -signal.SIGKILL else "did not end in time, or was killed")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = module_command("stagewright.report", [str(self.run)])
+        if nice := shutil.which("nice"):
+            command = [nice, "-n", "15", *command]  # the processors belong to the training
+        nowhere = subprocess.DEVNULL
+        # A process group of its own: Ctrl-C is meant for the training, which tells its observers when to end. Not a session
+        # of its own: between sessions Linux may share the processors out evenly (autogroup), whatever nice says.
+        return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, process_group=0)
+
+    def _await(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            return process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _tell(self, how: str) -> None:
+        if self._told:
+            return
+        self._told = True
+        text = f"the process that writes plots and report.html {how}; stagewright report {self.run} says why"
+        _log.warning("%s", text)
+        if self.run.is_dir():
+            log = TextLog(self.run / "log.txt")
+            log.see({"kind": "notice", "text": text, "clock": {"at": datetime.now(UTC).isoformat()}})
+            log.close()
+
+
+def _nearly_over(event: Event) -> bool:
+    """Whether the run ends so soon that the last page, which comes anyway, would have to wait for one begun now."""
+    left = event["clock"].get("eta_seconds")
+    return left is not None and left < _NEARLY_OVER_SECONDS

@@ -1,0 +1,1 @@
+"""What will happen: stages in steps, schedules, costs. Pure functions."""

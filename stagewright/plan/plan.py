@@ -1,0 +1,247 @@
+"""Plan: what will happen, in integers; pure, no torch, hashed. :mod:`stagewright.plan.resolve` makes it from a recipe.
+
+The step convention, written once: updates are numbered ``0 .. total_steps - 1``, half-open; ``hyper(s)`` is what update
+``s`` uses; ``state.step`` counts finished updates. So "evaluated at step k" means after k updates, and a run's last
+evaluation is at ``total_steps``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from stagewright.errors import RecipeError
+from stagewright.plan.schedule import Curve
+from stagewright.recipe.recipe import Augment, Average, Mix, Recipe
+from stagewright.recipe.schema import Frozen, problems
+
+FORMAT = 2
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class DatasetInfo(Frozen):
+    """What the plan needs to know of a data set. ``digest`` identifies every picture, label, group and split of it."""
+
+    num_train: int
+    num_val: int
+    num_test: int
+    classes: tuple[str, ...]
+    digest: str
+
+
+class Measured(Frozen):
+    """What was measured before the plan was made, and stands in it from then on, so that no resume measures again."""
+
+    lr: float | None = None
+    """Learning rate that the range test found at the first stage's batch size; what ``lr: auto`` means."""
+    micro_batch_size: int | None = None
+    """Pictures that fit on the device at the largest stage; what ``micro_batch_size: auto`` means. None: all of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """The scalars of one update."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    clip_norm: float | None
+    average_weight: float
+    """How much of the new weights goes into the average after this update, in [0, 1]; 1 starts it, 0 leaves it."""
+
+
+class StagePlan(Frozen):
+    """A stage in integers: updates ``first_step .. end_step - 1`` over ``num_images`` pictures."""
+
+    index: int
+    name: str
+    first_step: int
+    num_steps: int
+    image_size: int
+    batch_size: int
+    micro_batch_size: int
+    num_images: int
+    data_fraction: float
+    first_pass: int
+    num_passes: int
+    epochs_asked: float
+    epochs_given: float
+    epochs_before: float
+    """Epochs given in all the stages before."""
+    train: str | tuple[str, ...]
+    augment: Augment
+    mix: Mix
+    label_smoothing: float
+    clip_norm: float | None
+    weight_decay: float
+    momentum: float
+    momentum_range: tuple[float, float] | None
+    at_seam: Literal["keep", "reset"]
+    peak_lr: float
+    """Peak of the schedule in this stage, after batch scaling, cap and ``lr_scale``."""
+    curve: Curve
+    curve_first_step: int
+    """Step at which the schedule's span begins: the stage's first, or 0 for a schedule over the whole run."""
+    average: Average
+    average_log_decay: float
+    """EMA: natural logarithm of the decay per step (negative); 0 without EMA."""
+    average_log_before: float
+    """EMA: sum of those logarithms over the steps of directly preceding EMA stages, which this one continues."""
+    average_every: int
+    """SWA: steps between averaged weights."""
+
+    @property
+    def end_step(self) -> int:
+        return self.first_step + self.num_steps
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs of the run done after ``step`` finished updates, for a step within this stage or at its end."""
+        return self.epochs_before + (step - self.first_step) * self.batch_size / self.num_images
+
+    def hyper(self, step: int) -> Hyper:
+        i = step - self.curve_first_step
+        momentum = self.momentum
+        if self.momentum_range is not None:
+            momentum = self.curve.momentum(i, *self.momentum_range)
+        return Hyper(
+            lr=self.peak_lr * self.curve.at(i),
+            momentum=momentum,
+            weight_decay=self.weight_decay,
+            label_smoothing=self.label_smoothing,
+            clip_norm=self.clip_norm,
+            average_weight=self._average_weight(step - self.first_step + 1),
+        )
+
+    def _average_weight(self, t: int) -> float:
+        """Weight of the new parameters in the average after the stage's t-th update.
+
+        EMA with bias correction as Adam's (arXiv:1412.6980, section 3): (1 - d) / (1 - d^t), so that the average of one
+        step is that step's weights, and no start value is ever mixed in.
+        """
+        if self.average.kind == "ema":
+            return math.expm1(self.average_log_decay) / math.expm1(self.average_log_before + t * self.average_log_decay)
+        if self.average.kind == "swa":
+            if t % self.average_every == 0:
+                return 1.0 / (t // self.average_every)
+            if t == self.num_steps:
+                return 1.0 / (t // self.average_every + 1)
+        return 0.0
+
+
+class Plan(Frozen):
+    """Everything that will happen, reproducible from itself: ``Plan.from_json(plan.to_json()) == plan``."""
+
+    format: int = FORMAT
+    recipe: Recipe
+    dataset: DatasetInfo
+    precision: Precision
+    measured: Measured = Measured()
+    stages: tuple[StagePlan, ...]
+    total_steps: int
+    eval_steps: tuple[int, ...]
+    save_steps: tuple[int, ...]
+
+    def hyper(self, step: int) -> Hyper:
+        """What update ``step`` uses; ValueError outside ``0 .. total_steps - 1``."""
+        return self.stage_at(step).hyper(step)
+
+    def stage_at(self, step: int) -> StagePlan:
+        """The stage of update ``step``; ValueError outside ``0 .. total_steps - 1``."""
+        for stage in self.stages:
+            if stage.first_step <= step < stage.end_step:
+                return stage
+        raise ValueError(f"step {step} is not one of the plan's updates 0 .. {self.total_steps - 1}")
+
+    def stage_before(self, step: int) -> StagePlan:
+        """The stage of the last of ``step`` finished updates (the first stage for 0)."""
+        return self.stage_at(max(step - 1, 0))
+
+    def num_evaluations(self, stage: StagePlan, since: int = 0) -> int:
+        """How many evaluations come in ``stage``, after its end included, once ``since`` updates of the run are done."""
+        first = max(since, stage.first_step)
+        return sum(first < step <= stage.end_step for step in self.eval_steps)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that decides the result: not names and texts, where data lie, nor how often is saved."""
+        content = self.model_dump(mode="json", exclude={"save_steps": True})
+        for cosmetic in ("name", "description", "checkpoints", "data"):
+            del content["recipe"][cosmetic]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``plan.json``, with the digest and each stage's LR and momentum at start, peak and end."""
+        content = self.model_dump(mode="json")
+        content["recipe"] = self.recipe.plain()
+        for stage, entry in zip(self.stages, content["stages"], strict=True):
+            entry.update(stage_ends(stage))
+        return {"digest": self.digest, **content}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Plan:
+        """The plan of ``plan.json``; RecipeError if it was written by another format or altered by hand."""
+        if content.get("format") != FORMAT:
+            raise RecipeError(
+                f"plan of format {content.get('format')!r}",
+                f"format {FORMAT}, which this version of stagewright writes",
+                "finish the run with the version that began it",
+            )
+        try:
+            plan = cls.model_validate({key: value for key, value in content.items() if key != "digest"})
+        except ValidationError as error:
+            raise RecipeError(
+                f"plan.json: {problems(error)}",
+                "a plan as it was written; a run's plan never changes",
+                "restore plan.json, or start a new run",
+            ) from None
+        if content.get("digest") != plan.digest:
+            raise RecipeError(
+                f"plan.json says digest {str(content.get('digest'))[:12]}, its content has {plan.digest[:12]}",
+                "a plan as it was written; a run's plan never changes",
+                "restore plan.json, or start a new run with the changed recipe",
+            )
+        return plan
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """Every update's hyper-parameters as plain data, for ``plan --json --steps``."""
+        for stage in self.stages:
+            for step in range(stage.first_step, stage.end_step):
+                h = stage.hyper(step)
+                yield {"step": step, "stage": stage.index, **{name: getattr(h, name) for name in Hyper.__slots__}}
+
+
+def stage_ends(stage: StagePlan) -> dict[str, float]:
+    """LR and momentum at a stage's first update, at its highest LR and at its last update."""
+    first, last = stage.hyper(stage.first_step), stage.hyper(stage.end_step - 1)
+    # A schedule turns at its warm-up's end and at milestones alone; between them the extremes lie at the ends.
+    curve = stage.curve
+    turns = [curve.warmup_steps, round(curve.pct_start * curve.num_steps), *(step for step, _ in curve.milestones)]
+    steps = {stage.curve_first_step + turn + by for turn in turns for by in (-1, 0, 1)}
+    inside = [step for step in steps if stage.first_step <= step < stage.end_step]
+    peak = max([first, *map(stage.hyper, inside), last], key=lambda hyper: hyper.lr)
+    return {
+        "lr_first": first.lr,
+        "lr_peak": peak.lr,
+        "lr_last": last.lr,
+        "momentum_first": first.momentum,
+        "momentum_peak": peak.momentum,
+        "momentum_last": last.momentum,
+    }
+
+
+def subset_size(num_images: int, num_classes: int, fraction: float) -> int:
+    """Pictures that a data fraction keeps: rounded, at least one a class and at most all."""
+    return min(num_images, max(num_classes, round(fraction * num_images)))
+
+
+def eval_image_size(plan: Plan, stage: StagePlan) -> int:
+    """Side in pixels of evaluated pictures: the recipe's own, else the stage's."""
+    return plan.recipe.eval.image_size or stage.image_size

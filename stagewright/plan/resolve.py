@@ -1,0 +1,241 @@
+"""From a recipe and a data set to a plan: every number of a run is computed here, once, and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from stagewright.errors import RecipeError, nearest
+from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
+from stagewright.plan.schedule import Curve
+from stagewright.recipe.duration import Duration
+from stagewright.recipe.recipe import LR, Average, Recipe, Stage
+from stagewright.recipe.schema import problems
+
+_NOTHING = Measured()
+
+Length = tuple[Stage, int, int]  # resolved stage, steps, pictures
+
+
+def resolve(
+    recipe: Recipe, dataset: DatasetInfo, *, precision: Precision = "fp32", measured: Measured = _NOTHING
+) -> Plan:
+    """The plan of ``recipe`` on ``dataset``; RecipeError names the field that cannot be.
+
+    ``precision`` is what ``precision: auto`` means on the device at hand, ``measured`` what other ``auto`` fields mean; a
+    recipe that gives a value overrules them.
+    """
+    if dataset.num_train < 1:
+        raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
+    _check_class_weights(recipe, dataset)
+    lengths, stages = _stages(recipe, dataset, measured)
+    total_steps = sum(num_steps for _, num_steps, _ in lengths)
+    every_eval = [_multiples(stage, recipe.eval.every, total_steps) for stage in stages]
+    every_save = [_multiples(stage, recipe.checkpoints.every, total_steps) for stage in stages]
+    return Plan(
+        recipe=recipe,
+        dataset=dataset,
+        precision=precision if recipe.precision == "auto" else recipe.precision,
+        measured=measured,
+        stages=tuple(stages),
+        total_steps=total_steps,
+        eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
+        save_steps=tuple(step for steps in every_save for step in steps),
+    )
+
+
+def _stages(recipe: Recipe, dataset: DatasetInfo, measured: Measured) -> tuple[list[Length], list[StagePlan]]:
+    """The stages' lengths and their plans; RecipeError where numbers that are finite each give one that is not."""
+    stages: list[StagePlan] = []
+    try:
+        lengths = _stage_lengths(recipe, dataset)
+        for _ in lengths:
+            stages.append(_stage_plan(recipe, stages, lengths, measured))
+    except (ValidationError, OverflowError, ZeroDivisionError) as error:
+        why = problems(error) if isinstance(error, ValidationError) else f"{error}"
+        raise RecipeError(
+            f"stages[{len(stages)}]: its numbers multiply to what is not finite: {why}",
+            "lengths and learning rates whose products are finite numbers",
+            "give smaller (or larger) ones",
+        ) from None
+    return lengths, stages
+
+
+def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
+    for name in recipe.class_weights if isinstance(recipe.class_weights, dict) else ():
+        if name not in dataset.classes:
+            raise RecipeError(
+                f"class_weights: {name!r} is no class of the data{nearest(name, dataset.classes)}",
+                f"its {len(dataset.classes)} classes: {', '.join(dataset.classes[:20])}"
+                + (", ..." if len(dataset.classes) > 20 else ""),
+                "mend the name, or leave it out; classes that are not named count 1",
+            )
+
+
+def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
+    stages = recipe.resolved_stages()
+    shares = [s.epochs.value for s in stages if s.epochs is not None and s.epochs.unit == "run"]
+    if len(shares) == len(stages) and abs(sum(shares) - 1.0) > 1e-6:
+        raise RecipeError(
+            f"stages[*].epochs: shares of the run add up to {sum(shares):g}", "shares that add up to 1", "change them"
+        )
+    lengths: list[Length] = []
+    for stage in stages:
+        assert stage.epochs is not None and stage.batch_size is not None and stage.data_fraction is not None
+        assert stage.augment is not None
+        num_images = subset_size(dataset.num_train, len(dataset.classes), stage.data_fraction)
+        num_images *= 1 + stage.augment.copies
+        asked = stage.epochs
+        if asked.unit == "run":
+            # A share of epochs stays exact (0.25 of 30ep is 7.5ep); only steps and images round.
+            asked = Duration(recipe.epochs.value * asked.value, recipe.epochs.unit)
+        steps = _in_images(asked, num_images, stage.batch_size) / stage.batch_size
+        lengths.append((stage, max(1, round(steps)), num_images))
+    return lengths
+
+
+def _in_images(duration: Duration, num_images: int, batch_size: int) -> float:
+    """``duration`` (not a share) as a number of pictures shown, within a stage."""
+    return duration.value * {"epochs": num_images, "steps": batch_size, "images": 1}[duration.unit]
+
+
+def _steps_within(duration: Duration, span: Sequence[Length]) -> float:
+    """``duration`` from the beginning of ``span`` (consecutive stages) in steps; a share is one of the span."""
+    if duration.unit == "run":
+        return duration.value * sum(num_steps for _, num_steps, _ in span)
+    if duration.unit == "steps":
+        return duration.value
+    steps, left = 0.0, duration.value
+    for stage, num_steps, num_images in span:
+        assert stage.batch_size is not None
+        per_step = stage.batch_size / (num_images if duration.unit == "epochs" else 1)
+        if left <= num_steps * per_step:
+            return steps + left / per_step
+        steps, left = steps + num_steps, left - num_steps * per_step
+    return steps
+
+
+def _stage_plan(
+    recipe: Recipe, before: Sequence[StagePlan], lengths: Sequence[Length], measured: Measured
+) -> StagePlan:
+    """The stage behind those of ``before``."""
+    stage, num_steps, num_images = lengths[len(before)]
+    assert stage.batch_size and stage.epochs and stage.average and stage.augment and stage.mix and stage.name
+    last = before[-1] if before else None
+    first_step = last.end_step if last else 0
+    asked = stage.epochs
+    if asked.unit == "run":
+        asked = Duration(recipe.epochs.value * asked.value, recipe.epochs.unit)
+    lr = stage.lr or recipe.lr
+    own_span = lr.span == "stage"
+    span = [lengths[len(before)]] if own_span else lengths
+    peak = _peak_lr(lr, stage, lengths[0][0].batch_size, measured)
+    micro = measured.micro_batch_size if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
+    if lr.schedule == "swa" and not own_span:
+        raise RecipeError(
+            "lr.schedule: swa spans the whole run", "swa in one stage's lr", "put lr: {schedule: swa} into that stage"
+        )
+    start_lr = last.hyper(first_step - 1).lr if last else peak
+    total_images = sum(steps * one.batch_size for one, steps, _ in lengths if one.batch_size)
+    log_decay, log_before = _ema_logs(stage.average, num_images, stage.batch_size, total_images, last)
+    return StagePlan(
+        index=len(before),
+        name=stage.name,
+        first_step=first_step,
+        num_steps=num_steps,
+        image_size=stage.image_size or recipe.image_size,
+        batch_size=stage.batch_size,
+        micro_batch_size=min(micro or stage.batch_size, stage.batch_size),
+        num_images=num_images,
+        data_fraction=stage.data_fraction or 1.0,
+        first_pass=last.first_pass + last.num_passes if last else 0,
+        num_passes=-(-num_steps * stage.batch_size // num_images),
+        epochs_asked=_in_images(asked, num_images, stage.batch_size) / num_images,
+        epochs_given=num_steps * stage.batch_size / num_images,
+        epochs_before=last.epochs_before + last.epochs_given if last else 0.0,
+        train=stage.train or recipe.train,
+        augment=stage.augment,
+        mix=stage.mix,
+        label_smoothing=stage.label_smoothing or 0.0,
+        clip_norm=stage.clip_norm,
+        weight_decay=stage.weight_decay or 0.0,
+        momentum=stage.momentum or 0.0,
+        momentum_range=lr.momentum if lr.schedule == "one_cycle" else None,
+        at_seam=stage.at_seam or "keep",
+        peak_lr=peak,
+        curve=_curve(lr, span, start_lr / peak),
+        curve_first_step=first_step if own_span else 0,
+        average=stage.average,
+        average_log_decay=log_decay,
+        average_log_before=log_before,
+        average_every=max(1, round(_steps_within(stage.average.every, [lengths[len(before)]]))),
+    )
+
+
+def _peak_lr(lr: LR, stage: Stage, first_batch_size: int | None, measured: Measured) -> float:
+    """The schedule's peak in a stage: scaled with its batch size, capped, times its ``lr_scale``."""
+    assert stage.batch_size and first_batch_size
+    peak, batch = lr.peak, lr.batch
+    if peak == "auto":
+        if measured.lr is None:
+            raise RecipeError(
+                "lr.peak: auto, and nothing was measured",
+                "a number, or a range test before the plan is made",
+                "stagewright lr-find DATA finds one; train and plan do it by themselves",
+            )
+        peak, batch = measured.lr, lr.batch and first_batch_size
+    peak *= stage.batch_size / batch if batch else 1.0
+    return min(peak, lr.cap or peak) * (stage.lr_scale or 1.0)
+
+
+def _curve(lr: LR, span: Sequence[Length], start_factor: float) -> Curve:
+    num_steps = sum(steps for _, steps, _ in span)
+    warmup_steps = min(num_steps, round(_steps_within(lr.warmup, span)))
+    pct_start = 0.3
+    if lr.warmup.value:
+        pct_start = lr.warmup.value if lr.warmup.unit == "run" else warmup_steps / num_steps
+    milestones = [(round(_steps_within(Duration.parse(at), span)), factor) for at, factor in lr.milestones.items()]
+    return Curve(
+        kind=lr.schedule,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        warmup_start=lr.warmup_start,
+        final=lr.final,
+        div=lr.div,
+        final_div=lr.final_div,
+        pct_start=pct_start,
+        anneal=lr.anneal,
+        milestones=tuple(sorted(milestones)),
+        interpolate=lr.interpolate,
+        start_factor=start_factor if lr.schedule == "swa" else 1.0,
+    )
+
+
+def _ema_logs(
+    average: Average, num_images: int, batch_size: int, total_images: int, last: StagePlan | None
+) -> tuple[float, float]:
+    """(log of the decay per step, sum of such logs over directly preceding EMA stages)."""
+    if average.kind != "ema":
+        return 0.0, 0.0
+    length = average.half_life
+    images = length.value * total_images if length.unit == "run" else _in_images(length, num_images, batch_size)
+    log_decay = math.log(0.5) * batch_size / max(images, 1e-9)
+    if last is None or last.average.kind != "ema":
+        return log_decay, 0.0
+    return log_decay, last.average_log_before + last.num_steps * last.average_log_decay
+
+
+def _multiples(stage: StagePlan, every: Duration, total_steps: int) -> list[int]:
+    """Steps (finished updates) at every multiple of ``every`` within the stage, and always at its end."""
+    if every.unit == "run":
+        gap = every.value * total_steps
+        first = math.floor(stage.first_step / gap) + 1 if gap > 0 else 0
+        marks = [round(k * gap) for k in range(first, math.ceil(stage.end_step / gap) + 1)] if gap > 0 else []
+    else:
+        gap = _in_images(every, stage.num_images, stage.batch_size) / stage.batch_size
+        count = math.ceil(stage.num_steps / gap) if gap > 0 else 0
+        marks = [stage.first_step + round(k * gap) for k in range(1, count + 1)]
+    inside = {step for step in marks if stage.first_step < step < stage.end_step}
+    return sorted(inside | {stage.end_step})

@@ -1,0 +1,121 @@
+"""Doctor: what stagewright finds on this machine, which ways are open, and what the closed ones cost."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stagewright.data.images import crop, native
+from stagewright.data.images.stored import Stored
+from stagewright.rundir.environment import environment
+from stagewright.storage.cache import cache_folder
+from stagewright.text import number_text
+
+_SIZE = 224
+_PHOTO = (500, 375)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    good: bool
+    """False where something could be better."""
+    text: str
+
+
+def examine(*, seconds: float = 0.5) -> list[Check]:
+    """Looks at versions, devices, the decoder and the cache; measures the decoders for ``seconds`` each."""
+    import torch
+
+    from stagewright.engine.numerics import auto_precision
+    from stagewright.system.device import choose_device, device_name
+
+    device = choose_device("auto")
+    found = environment("", [], str(device), device_name(device))
+    versions = ", ".join(f"{name} {found[name]}" for name in ("stagewright", "torch", "torchvision", "timm", "pillow"))
+    memory = f", {found['ram_gb']:g} GB" if found["ram_gb"] else ""
+    free = shutil.disk_usage(next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())).free
+    on_gpu = device.type == "cuda"
+    checks = [
+        Check("versions", True, f"{versions}, Python {found['python']}"),
+        Check("machine", True, f"{found['cpu']}, {found['cores']} cores{memory}"),
+        Check(
+            "device",
+            on_gpu,
+            f"{device_name(device)}, {auto_precision(device)}"
+            + ("" if on_gpu else f": no CUDA device is seen (torch was built for CUDA {torch.version.cuda})"),
+        ),
+        Check("cache", free > 10**9, f"{cache_folder()}, {free / 1e9:,.0f} GB free"),
+    ]
+    return [*checks, decoder(seconds)]
+
+
+def decoder(seconds: float) -> Check:
+    """Which decoder is active, how fast it is on one thread, and how fast the other would be."""
+    slow = _speed(seconds, with_native=False)
+    if not native.available():
+        remedy = (
+            "install a C compiler, Python's headers and libjpeg's (Debian: gcc python3-dev libjpeg-dev), then "
+            "install stagewright anew; the native decoder is two to three times as fast"
+        )
+        return Check(
+            "decoder", False, f"{native.describe()}. {number_text(slow)} crops/s on one thread. To mend: {remedy}"
+        )
+    fast = _speed(seconds, with_native=True)
+    times = f"{fast / slow:.1f} times Pillow's {number_text(slow)}"
+    return Check("decoder", True, f"{native.describe()}. {number_text(fast)} crops/s on one thread, {times}")
+
+
+def _speed(seconds: float, *, with_native: bool) -> float:
+    """Crops to 224 pixels a second, of a made-up photograph of 500 x 375."""
+    data = _photograph()
+    count = 8
+    lengths = np.full(count, len(data), np.int64)
+    stored = Stored("encoded", [data], np.zeros(count, np.int32), np.zeros(count, np.int64), lengths)
+    boxes = np.tile(np.array([60.0, 30.0, 380.0, 340.0]), (count, 1))
+    flips = np.arange(count) % 2 == 0
+    out = np.empty((count, _SIZE, _SIZE, 3), np.uint8)
+    done, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        if with_native:
+            native.crop(stored, boxes, flips, _SIZE, "bilinear", False, out)
+        else:
+            for at in range(count):
+                crop.view(stored, at, boxes[at], bool(flips[at]), "bilinear", False, out[at], without_native=True)
+        done += count
+    return done / elapsed
+
+
+def _photograph() -> bytes:
+    random = np.random.default_rng(0)
+    width, height = _PHOTO
+    small = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    large = np.asarray(Image.fromarray(small).resize(_PHOTO, Image.Resampling.BICUBIC), np.float64)
+    noisy = (large + random.normal(0, 9, large.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def print_checks(checks: list[Check]) -> None:
+    """A line or two each, on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.good else "[yellow]note[/]", check.name, check.text)
+    Console().print(table)
+
+
+def plain(checks: list[Check]) -> list[dict[str, Any]]:
+    """The checks for a program."""
+    return [{"name": check.name, "good": check.good, "text": check.text} for check in checks]

@@ -1,0 +1,142 @@
+"""The learning-rate range test (Smith, arXiv:1506.01186, section 3.3): a short training in which the learning rate rises.
+
+A pure function of (recipe, seed, data): it begins with the weights, pictures, augmentation and mixing that the run's first
+stage begins with, and leaves no trace in the process or on the disk. :mod:`stagewright.plan.lr_curve` reads its curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from stagewright.augment.custom import load_custom
+from stagewright.augment.mixing import draw_mix
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.loader import load_batches
+from stagewright.data.batches.specs import train_specs
+from stagewright.data.batches.transfer import on_device
+from stagewright.data.batches.workers import auto_workers
+from stagewright.data.images.decode import Images
+from stagewright.data.images.memory_cache import cache_for_plan
+from stagewright.data.manifest import Manifest
+from stagewright.engine.build import build_state
+from stagewright.engine.numerics import Numerics, auto_precision, numerics_of, prepare_torch
+from stagewright.engine.state import TrainState
+from stagewright.engine.step import train_step
+from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.plan.lr_curve import RangeTest, blown_up, lr_grid, smooth
+from stagewright.plan.plan import Hyper, Measured, Plan, StagePlan
+from stagewright.plan.resolve import resolve
+from stagewright.recipe.recipe import Recipe
+from stagewright.rng import Stream, torch_seed
+from stagewright.system.isolation import preserve_global_state
+
+_MOST_SKIPPED = 30
+"""fp16's scale begins at 2**16 and halves with every update left out: after so many in a row it is not the scale's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Which learning rates are tried, and in how many updates."""
+
+    lr_min: float = 1e-7
+    lr_max: float = 10.0
+    steps: int = 100
+
+
+_DEFAULT = Sweep()
+
+
+def range_test(
+    recipe: Recipe,
+    manifest: Manifest,
+    images: Images,
+    device: torch.device,
+    *,
+    sweep: Sweep = _DEFAULT,
+    micro_batch_size: int | None = None,
+    workers: int | None = None,
+) -> RangeTest:
+    """The losses of the recipe's first stage under rising learning rates, up to where they blow up.
+
+    Momentum is that of the schedule's peak, which the found value will be. ``micro_batch_size`` is what ``auto`` means
+    (None: all of a batch), ``workers`` as in :class:`stagewright.plan.execution.Execution`. Updates that fp16's scaler
+    leaves out are noted and their learning rate is tried again on the next batch; many in a row end the sweep.
+    RangeTestError for an impossible sweep; errors of weights, sizes and optimizer are those of a run.
+    """
+    lrs = lr_grid(sweep.lr_min, sweep.lr_max, sweep.steps)
+    plan = _lengthened(recipe, manifest, device, 2 * sweep.steps + _MOST_SKIPPED, micro_batch_size)
+    images = cache_for_plan(plan, manifest, images)
+    specs = islice(train_specs(plan, manifest, 0), plan.stages[0].num_steps)
+    threads = auto_workers(manifest) if workers is None else workers
+    with preserve_global_state(), closing(load_batches(images, specs, workers=threads)) as batches:
+        return _swept(plan, *_built(plan, manifest, device), batches, lrs)
+
+
+def _lengthened(
+    recipe: Recipe, manifest: Manifest, device: torch.device, steps: int, micro_batch_size: int | None
+) -> Plan:
+    """The recipe's plan with a first stage that is long enough; all that its first weights and batches hang on stays."""
+    longer = recipe.with_stage(0, epochs=f"{steps}st").changed(compile=False)
+    # Any learning rate does: every update of the sweep has its own.
+    measured = Measured(lr=1.0, micro_batch_size=micro_batch_size)
+    return resolve(longer, manifest.info(), precision=auto_precision(device), measured=measured)
+
+
+def _built(plan: Plan, manifest: Manifest, device: torch.device) -> tuple[TrainState, Numerics]:
+    """The state that the run begins with, in the shape of its first stage."""
+    stage = plan.stages[0]
+    prepare_torch(plan.recipe, device)
+    if stage.augment.custom:
+        load_custom(stage.augment.custom)
+    state, _ = build_state(plan, device)
+    apply_trainable(state.model, stage.train)
+    set_train_mode(state.model)
+    return state, numerics_of(plan, state.model, manifest)
+
+
+def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[Batch], lrs: np.ndarray) -> RangeTest:
+    stage = plan.stages[0]
+    losses: list[float] = []
+    skipped = in_a_row = 0
+    for batch in batches:
+        hyper = _hyper(stage, float(lrs[len(losses)]))
+        before = state.scaler.get_scale()
+        loss = _update(plan, state, numerics, batch, hyper)
+        left_out = state.scaler.get_scale() < before
+        if left_out and math.isfinite(loss):
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            if in_a_row < _MOST_SKIPPED:
+                continue
+        in_a_row = 0
+        losses.append(loss)
+        smoothed = smooth(np.array(losses), len(lrs))
+        if left_out or len(losses) == len(lrs) or blown_up(smoothed, len(lrs)):
+            break
+    return RangeTest(lrs[: len(losses)], np.array(losses), len(lrs), skipped)
+
+
+def _hyper(stage: StagePlan, lr: float) -> Hyper:
+    momentum = stage.momentum if stage.momentum_range is None else stage.momentum_range[0]
+    return replace(stage.hyper(stage.first_step), lr=lr, momentum=momentum, average_weight=0.0)
+
+
+def _update(plan: Plan, state: TrainState, numerics: Numerics, batch: Batch, hyper: Hyper) -> float:
+    """Carries out an update as :meth:`stagewright.training.session.Session.update` does; its loss."""
+    stage, seed = plan.stages[0], plan.recipe.seed
+    stats = train_step(
+        state,
+        on_device(batch, state.device),
+        hyper,
+        draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
+        seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
+        micro_batch_size=stage.micro_batch_size,
+        numerics=numerics,
+    )
+    return float(stats[0])

@@ -1,0 +1,131 @@
+"""What auto decides on: facts about a data set, the machine, and the pretrained weights that are within reach.
+
+Looking costs little: the manifest knows sizes and classes, a few pictures are opened for their colour, and a host is asked
+for at most :data:`PATIENCE` seconds, only where its answer matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stagewright.data.dataset import Dataset
+from stagewright.model.availability import answers, architecture_of, library_source
+from stagewright.model.catalog import find_model
+from stagewright.plan.plan import Plan
+from stagewright.recipe.auto import NAME, preferred_models, wants_pretrained
+from stagewright.recipe.facts import Facts, UserChoices, Weights
+from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.request import RecipeRequest
+from stagewright.system.machine import cores, memory_bytes
+
+PATIENCE = 2.0
+"""Seconds that the host of the weights has for an answer."""
+_LOOKED_AT = 16
+_GRAY = 8
+"""Channels that differ by no more than this many levels are grey: JPEGs of grey pictures may be off by rounding."""
+
+
+def choose_recipe(
+    request: RecipeRequest, dataset: Dataset, device: torch.device, earlier: Plan | None = None
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe that auto chooses for ``dataset`` on ``device``, and lines that say why.
+
+    A run's ``earlier`` plan that auto made for the same pictures is not chosen again: what a resume finds within reach may
+    be other weights than the run began with.
+    """
+    if earlier is not None and earlier.recipe.name == NAME and earlier.dataset.digest == dataset.manifest.digest:
+        return request.reapply(earlier.recipe), ()
+    recipe, reasons = request.resolve(survey(dataset, device, request.choices))
+    first, *others = (reason.text for reason in reasons)
+    return recipe, (f"Recipe auto: {first[0].lower()}{first[1:]}", *(f"- {text}" for text in others))
+
+
+def survey(dataset: Dataset, device: torch.device, asked: UserChoices) -> Facts:
+    """The facts about ``dataset`` on ``device``, around what was ``asked`` for."""
+    manifest = dataset.manifest
+    rows = manifest.rows("train")
+    counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
+    counts = counts[counts > 0]
+    widths, heights = manifest.widths[rows], manifest.heights[rows]
+    facts = Facts(
+        source=manifest.source,
+        classes=manifest.classes,
+        num_train=len(rows),
+        num_val=len(manifest.rows("val")),
+        smallest=int(counts.min()),
+        median=int(np.median(counts)),
+        largest=int(counts.max()),
+        side=int(np.median(np.minimum(widths, heights))),
+        longest=int(max(widths.max(), heights.max())),
+        one_size=bool((widths == widths[0]).all() and (heights == heights[0]).all()),
+        gray=_gray_share(dataset, rows),
+        groups=0 if manifest.groups is None else len(manifest.groups.drop_null().unique()),
+        device="cuda" if device.type == "cuda" else "cpu",
+        cores=cores(),
+        memory_gb=_memory_gb(device),
+        asked=asked,
+    )
+    return replace(facts, weights=find_weights(facts))
+
+
+def find_weights(facts: Facts) -> Weights:
+    """Where the network would start from: what was asked for, else what is at hand, else what a host would send."""
+    asked = facts.asked
+    if asked.weights == "none":
+        return Weights(None, None, "none are wanted")
+    if asked.weights == "default":
+        return Weights("default", preferred_models(facts)[0], "the library's, as asked for")
+    if asked.weights is not None:
+        return _given(asked.weights, asked.model)
+    if not wants_pretrained(facts):
+        return Weights(None, None, "such pictures are small and simple enough to learn from alone")
+    return _library_weights(preferred_models(facts))
+
+
+def _given(source: str, model: str | None) -> Weights:
+    name = Path(source).name
+    if model is not None:
+        return Weights(source, model, f"those of {name}, as asked for")
+    found = architecture_of(Path(source))
+    if found is None:
+        return Weights(source, None, f"those of {name}, as asked for; which network they belong to could not be told")
+    return Weights(source, found.model, f"those of {name}, which are of this network", found.options)
+
+
+def _library_weights(models: tuple[str, ...]) -> Weights:
+    """The first of ``models`` if its weights are at hand or their host answers, else the first that is at hand."""
+    sources = {model: library_source(find_model(model)) for model in models}
+    for model, source in sources.items():
+        if source is None:
+            continue
+        if source.file is not None:
+            return Weights("default", model, f"the library's, which lie in {source.file.parent}")
+        if model == models[0] and answers(source.address, PATIENCE):
+            return Weights("default", model, f"the library's, from {source.host}, which answers")
+    first = sources[models[0]]
+    if first is None:
+        return Weights(None, None, f"its library has no pretrained weights for {models[0]}")
+    return Weights(None, None, f"none are on this machine, and {first.host} does not answer (--weights takes a file)")
+
+
+def _gray_share(dataset: Dataset, rows: np.ndarray) -> float:
+    """Share of pictures without colour among a few that are spread evenly; what cannot be read counts as coloured."""
+    looked_at = rows[np.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).astype(np.int64)]
+    gray = 0
+    for row in looked_at:
+        try:
+            pixels = np.asarray(dataset.images.load(int(row)).convert("RGB"), np.int16)
+        except OSError:
+            continue
+        gray += int(np.ptp(pixels, axis=2).max() <= _GRAY)
+    return gray / len(looked_at) if len(looked_at) else 0.0
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**30
+    return (memory_bytes() or 0) / 2**30

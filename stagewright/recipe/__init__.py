@@ -1,0 +1,1 @@
+"""What is wanted: the schema of a recipe and the shipped ones."""

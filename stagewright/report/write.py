@@ -1,0 +1,19 @@
+"""Writes a run's plots and page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stagewright.report.html import page
+from stagewright.report.plots import write_plots
+from stagewright.report.read import read_run
+from stagewright.storage.files import user_path, write_whole
+
+
+def write(run: str | Path) -> Path:
+    """Writes ``plots/*.png`` and ``report.html`` of ``run``; returns the page's path. CheckpointError if it is no run."""
+    run = user_path(run)
+    record = read_run(run)
+    drawings = write_plots(record, run / "plots")
+    write_whole(run / "report.html", page(record, drawings), durable=False)
+    return run / "report.html"

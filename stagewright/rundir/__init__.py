@@ -1,0 +1,1 @@
+"""A run's directory: files, events, checkpoints, summary."""

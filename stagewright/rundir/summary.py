@@ -1,0 +1,50 @@
+"""summary.json: read and written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from stagewright.errors import CheckpointError
+from stagewright.plan.budget import Budget, Choice
+from stagewright.rundir.directory import RunDir
+from stagewright.storage.files import read_own, write_json
+from stagewright.text import span_text
+
+
+def read_summary(run: RunDir) -> dict[str, Any]:
+    """``summary.json``; empty where there is none yet. CheckpointError where it is no JSON."""
+    try:
+        content = json.loads(read_own(run.summary))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return content
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{run.summary} is damaged: {error}",
+            "the file as it was written",
+            f"stagewright resume {run.root} writes it again",
+        ) from None
+
+
+def recorded_choice(run: RunDir, budget: Budget) -> Choice | None:
+    """What was chosen for this very budget when ``run`` began; None where there is no such run."""
+    account = run.read_env().get("budget") or {}
+    return Choice.of(account["choice"]) if account.get("asked") == budget.text else None
+
+
+def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:
+    """Writes into the summary of a finished run what its budget's run took in the end; the sentence on it."""
+    summary = json.loads(run.summary.read_text("utf-8"))
+    account = summary.get("budget")
+    if not account or summary.get("status") != "finished":
+        return None
+    account["actual_seconds"] = round(budget.spent_seconds, 2)
+    write_json(run.summary, summary)
+    share = 100 * account["actual_seconds"] / budget.seconds
+    return (
+        f"Budget {budget.text}: {span_text(account['predicted_seconds'])} predicted, "
+        f"{span_text(account['actual_seconds'])} taken ({share:.1f} %)"
+    )

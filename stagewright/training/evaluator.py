@@ -1,0 +1,141 @@
+"""Evaluations during a run, of raw and of averaged weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.specs import eval_specs, recalibration_specs
+from stagewright.data.sources.verify import images_gone
+from stagewright.engine.evaluate import Evaluation, evaluate
+from stagewright.engine.frozen_features import Features
+from stagewright.engine.state import Score
+from stagewright.errors import NotFinite
+from stagewright.model.average import has_batch_norm, recalibrate
+from stagewright.plan.plan import StagePlan
+from stagewright.system.memory import memory_in_use, out_of_memory
+from stagewright.text import number_text
+from stagewright.training.early_stopping import update_early_stopping
+from stagewright.training.session import Session
+
+_SWA_RECALIBRATION = 4096
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a session's weights on its splits."""
+
+    session: Session
+
+    def evaluate(self) -> None:
+        """Evaluates raw and averaged weights on the validation split. ``Interrupted`` leaves everything as it was, and so does
+        ``NotFinite``, where the last update has spoilt the weights."""
+        self.session.recorder.fetch()
+        state, stage = self.session.state, self.session.plan.stage_before(self.session.state.step)
+        before, points = state.seconds["eval"], {"at the end of the epoch": memory_in_use(state.device)}
+        self.session.enter(stage)  # a resumed run may owe the evaluation of a stage it is already past
+        with self.session.clock.phase("eval"):
+            results = {"raw": self.evaluate_split("val", stage, self.session.features.current)}
+            if stage.average.kind != "none" and state.average.tensors:
+                # Where the frozen body is the averaged one too, its features serve both.
+                features = self.session.features.current if self._averages_the_head_alone() else None
+                with state.average.swapped_in(state.model):
+                    self.recalibrate(stage)
+                    results[stage.average.kind] = self.evaluate_split("val", stage, features)
+        state.latest = verdict(state.step, results)
+        if state.best is None or state.latest.top1 > state.best.top1:
+            state.best = state.latest
+        state.evaluated_step = state.step
+        state.watch = update_early_stopping(self.session.plan.recipe.stop, state.watch, results[state.latest.weights])
+        self.session.recorder.evaluated(state, stage, results, state.seconds["eval"] - before)
+        points["after its evaluation"] = memory_in_use(state.device)
+        self.session.recorder.log.emit(
+            "memory", state.step, clock={**self.session.peak(), "points": points, "told": True}
+        )
+        if self.session.is_finished and state.step < self.session.plan.total_steps:
+            stop = self.session.plan.recipe.stop
+            best = number_text(state.watch.best, ".4g")
+            reason = f"{stop.metric} has not improved on {best} in {state.watch.stale} evaluations"
+            self.session.recorder.log.emit("ended_early", state.step, reason=reason)
+
+    def _averages_the_head_alone(self) -> bool:
+        """Whether the averaged tensors that features depend on are those of the model, bit for bit."""
+        model, features = self.session.state.model, self.session.features.current
+        if features is None:
+            return False
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        averaged = self.session.state.average.tensors
+        return all(features.inside(name) or torch.equal(averaged[name], tensor) for name, tensor in own.items())
+
+    def evaluate_split(self, split: str, stage: StagePlan, features: Features | None = None) -> Evaluation:
+        """How the model's present weights answer a split, seen as evaluations in ``stage`` see it; ``features`` are those of
+        its present body."""
+        total = len(self.session.manifest.rows(split))
+        kept = None if features is None else self.session.features.of(split, stage, self.session.manifest)
+        while True:
+            most = self.session.micro_batch_size(stage)
+            specs = eval_specs(
+                self.session.plan, self.session.manifest, stage, split, most=most, unread=kept is not None
+            )
+            try:
+                with self.session.batches.load(specs) as batches:
+                    result = evaluate(
+                        self.session.state.model,
+                        self.session.state.forward if features is None else features.head,
+                        batches if kept is None else map(kept.replace_images, batches),
+                        self.session.numerics,
+                        inputs=None if kept is None else self.session.numerics.network_input,
+                        stop=lambda: self.session.stop.requested,
+                        progress=lambda done: self.session.recorder.log.emit(
+                            "evaluating", self.session.state.step, done=done, total=total
+                        ),
+                    )
+                if self.session.reading.is_gone(result.unreadable, total):
+                    rows = self.session.manifest.rows(split)[~result.predictions.readable]
+                    bad = [(int(row), "unreadable") for row in rows]
+                    raise images_gone(self.session.manifest, bad, len(bad), total, f"the {split} part")
+                return result
+            except NotFinite as error:
+                names = [self.session.manifest.paths[row].as_py() for row in error.rows]
+                raise NotFinite(error.rows, error.total, names) from None
+            except RuntimeError as error:
+                if not out_of_memory(error) or most == 1:
+                    raise
+            self.session.state.guard.micro_batch_size = most // 2
+            text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
+            self.session.recorder.log.emit("notice", self.session.state.step, text=text)
+
+    def recalibrate(self, stage: StagePlan) -> None:
+        """Re-estimates the batch-norm statistics of the averaged weights in the model, where the recipe wants it."""
+        count = recalibrated_images(stage, self.session.state.model)
+        if not count:
+            return
+        with self.session.batches.load(
+            recalibration_specs(self.session.plan, self.session.manifest, stage, count)
+        ) as batches:
+            recalibrate(self.session.state.model, self._normalised(batches))
+
+    def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
+        for batch in batches:
+            there = self.session.masked(batch)
+            with self.session.numerics.autocast(self.session.state.device):
+                yield self.session.numerics.network_input(there)[there.valid]
+
+
+def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:
+    """How many training pictures re-estimate the batch-norm statistics of averaged weights before they are evaluated."""
+    asked = stage.average.recalibrate
+    count = asked if asked is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
+    return count if has_batch_norm(model) else 0
+
+
+def verdict(step: int, results: dict[str, Evaluation]) -> Score:
+    """The better of raw and averaged weights by validation top-1; at a tie the averaged ones, which vary less. Those whose loss
+    is not finite, since none of their pictures could be read, come last."""
+    kind = max(results, key=lambda name: (math.isfinite(results[name].loss), results[name].top1, name != "raw"))
+    return Score(step, kind, results[kind].top1)

@@ -1,0 +1,93 @@
+"""Features of a frozen body: computed once for each split, in stages that show a network's body the same images every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.specs import has_fixed_views, whole_specs
+from stagewright.data.batches.transfer import on_device
+from stagewright.data.manifest import Manifest
+from stagewright.data.sources.verify import images_gone
+from stagewright.engine.frozen_features import MOST_BYTES, CachedFeatures, Cut, Features, find_cut
+from stagewright.engine.numerics import Numerics
+from stagewright.engine.state import TrainState
+from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.plan.plan import Plan, StagePlan
+from stagewright.training.batches import Batches
+from stagewright.training.read_watch import ReadWatch
+from stagewright.training.recorder import Recorder
+
+
+@dataclass
+class FeatureCache:
+    """Which stages train a head on cached features, and the features of the stage that the model is in."""
+
+    plan: Plan
+    state: TrainState
+    numerics: Numerics
+    batches: Batches
+    recorder: Recorder
+    reading: ReadWatch
+    current: Features | None = field(init=False, default=None)
+    """Of the stage that the model is in; None where it trains on images."""
+
+    @cached_property
+    def cuts(self) -> dict[int, Cut]:
+        """By stage index: where the network is cut in stages that train a head on features of a frozen body."""
+        found: dict[int, Cut] = {}
+        for stage in self.plan.stages:
+            if has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
+                apply_trainable(self.state.model, stage.train)
+                set_train_mode(self.state.model)
+                blank = torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
+                cut = find_cut(self.state.model, blank)
+                images = max(stage.num_images, self.plan.dataset.num_val)
+                if cut is not None and cut.bytes_each * images <= MOST_BYTES:
+                    found[stage.index] = cut
+        return found
+
+    @property
+    def stages(self) -> frozenset[int]:
+        """Indices of the stages whose images need not be read for training, since features take their place."""
+        return frozenset(self.cuts)
+
+    def enter(self, stage: StagePlan) -> None:
+        """Drops the features of another stage; those of ``stage`` are computed when they are asked for."""
+        cut = self.cuts.get(stage.index)
+        self.current = None if cut is None else Features(self.state.model, cut)
+
+    def replace_images(self, batch: Batch, stage: StagePlan, manifest: Manifest) -> Batch:
+        """``batch`` with cached features in the place of its images, where the stage trains on them."""
+        return batch if self.current is None else self.of("train", stage, manifest).replace_images(batch)
+
+    def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures:
+        """The features of a split in ``stage``, the present one, computed at the first call; ``Interrupted`` where that is
+        stopped, DataError where too many images cannot be read."""
+        features = self.current
+        assert features is not None
+        if split not in features.kept:
+            total = stage.num_images if split == "train" else len(manifest.rows(split))
+            text = (
+                f"stage {stage.name!r}: the body is frozen and sees pictures alike, so its features of {total:,} "
+                f"{split} pictures are computed once"
+            )
+            self.recorder.log.emit("notice", self.state.step, text=text)
+            specs = whole_specs(self.plan, manifest, stage, split)
+            with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
+                features.kept[split] = features.compute(
+                    batches,
+                    lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
+                    stop=lambda: self.batches.stop.requested,
+                    progress=lambda done: self.recorder.log.emit(
+                        "computing", self.state.step, done=done, total=total, what=f"features of {split} pictures"
+                    ),
+                )
+            bad = list(features.kept[split].bad.items())
+            if self.reading.is_gone(len(bad), total):
+                del features.kept[split]
+                raise images_gone(manifest, bad, len(bad), total, f"the {split} part")
+        return features.kept[split]

@@ -1,0 +1,101 @@
+"""The loop: carries out a plan from the state at hand to its end, or to the step at which a stop is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from stagewright.data.batches.batch import Batch
+from stagewright.errors import DataError, Interrupted, NotFinite
+from stagewright.plan.plan import StagePlan
+from stagewright.training.evaluator import Evaluator
+from stagewright.training.guard import Guard
+from stagewright.training.rollback import Rollback
+from stagewright.training.session import Session
+
+AfterUpdate = Callable[[StagePlan, Batch], None]
+"""Is called after each update with its stage and its batch, before anything else: it may raise, look at the clock, or ask for a
+stop (``session.stop.requested``)."""
+
+
+def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
+    """Carries out the session's plan from ``state.step`` on; True at its end, False where a stop was asked for.
+
+    Stopping after any step and calling again on the saved state gives the same weights, bit for bit on the same machine
+    and versions (on CUDA with ``deterministic``). An evaluation that a stop interrupted is made first.
+    """
+    state, rollback = session.state, Rollback(session, Guard(session.plan))
+    eval_steps = frozenset(session.plan.eval_steps)
+    session.clock.switch("train")
+    while True:
+        try:
+            if state.step in eval_steps and state.evaluated_step < state.step:
+                if not evaluate_and_save(session, rollback):
+                    return False
+                continue  # the guard may have gone back, to where another evaluation is owed
+            if session.is_finished:
+                return True
+            rollback.keep()
+            if not train_until_event(session, rollback, after_update):
+                return False
+        except Interrupted:
+            rollback.save()
+            return False
+        except DataError:  # the images are gone; what was trained on those that could be read is not lost
+            rollback.save()
+            raise
+
+
+def train_until_event(session: Session, rollback: Rollback, after_update: AfterUpdate | None) -> bool:
+    """Reads and trains from ``state.step`` on, until no update is left or the guard has gone back; False to stop."""
+    plan, state, stop = session.plan, session.state, session.stop
+    due = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
+    stage = None
+    saved_at = time.monotonic()
+    with session.train_batches(first_step=state.step) as batches:
+        for batch in batches:
+            if stage is None or batch.step >= stage.end_step:
+                stage = plan.stage_at(batch.step)
+                counts = session.enter(stage)
+                if batch.step == stage.first_step:
+                    session.begin(stage, counts)
+            batch = session.with_cached_features(batch)
+            rollback.before_update(batch)
+            if not session.update(stage, batch):
+                rollback.halve_micro_batch(batch.step)
+                return True  # it has gone back, and reads from there
+            if after_update is not None:
+                after_update(stage, batch)
+            if not rollback.check():
+                return True
+            overdue = time.monotonic() - saved_at > 60.0 * session.execution.save_minutes
+            if state.step in due or overdue or stop.requested:
+                if not evaluate_and_save(session, rollback, overdue=overdue):
+                    return False
+                if state.step <= batch.step:
+                    return True  # the evaluation found spoilt weights: it has gone back
+                saved_at = time.monotonic()
+            rollback.keep()  # after the evaluation, so that going back owes none
+            if session.is_finished:
+                break
+    return True
+
+
+def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = False) -> bool:
+    """Evaluates where the step asks for it, then saves, so that a checkpoint knows its score; False to stop here."""
+    plan, state, stop = session.plan, session.state, session.stop
+    stopping = stop.requested
+    improved = False
+    if state.step in plan.eval_steps and state.evaluated_step < state.step and not stopping:
+        try:
+            Evaluator(session).evaluate()
+            improved = state.best is not None and state.best.step == state.step
+        except Interrupted:
+            pass
+        except NotFinite as error:
+            rollback.spoilt(error)
+            return not stop.requested
+        stopping = stop.requested
+    if state.step in plan.save_steps or improved or overdue or stopping or session.is_finished:
+        rollback.save()
+    return not stopping

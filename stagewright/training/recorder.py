@@ -1,0 +1,210 @@
+"""What happened, written down: steps.csv, metrics.csv, timing.csv, events, and progress for whoever watches.
+
+Numbers of a step stay on the device until they are fetched in one piece, at most about twice a second, so that watching
+costs no synchronisation. steps.csv and metrics.csv are functions of (recipe, seed, data) and equal byte for byte
+however often a run was interrupted; what depends on time stands in timing.csv and in the events' ``clock``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagewright.data.batches.batch import BadRow
+from stagewright.data.manifest import Manifest
+from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.state import TrainState
+from stagewright.plan.plan import Hyper, Plan, StagePlan
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.events import EventLog
+from stagewright.rundir.step_table import StepLog
+from stagewright.storage.append_file import Seal
+from stagewright.system.memory import memory_gb
+from stagewright.training.clock import Clock
+from stagewright.training.guard import Row
+from stagewright.training.progress import Rate
+
+STEPS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
+TIMING = ("step", "train_seconds", "images_per_second", "memory_gb")
+METRICS = (
+    *("step", "stage", "stage_name", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+    *("average", "average_loss", "average_top1", "chosen", "best"),
+)
+
+_FETCH_SECONDS = 0.5
+_FETCH_STEPS = 500  # bounds the memory of pending numbers where steps are very short
+_TIMING_SECONDS = 2.0
+
+
+@dataclass
+class Recorder:
+    """Keeps the run's files in step with the state."""
+
+    run: RunDir
+    plan: Plan
+    manifest: Manifest
+    log: EventLog
+    clock: Clock
+    device: torch.device
+    pending: list[tuple[int, Hyper, Tensor, tuple[BadRow, ...]]] = field(default_factory=list)
+    since_evaluation: list[tuple[float, float]] = field(default_factory=list)
+    recent: list[Row] = field(default_factory=list)
+    """The updates since the guard's last window began."""
+
+    def __post_init__(self) -> None:
+        self.steps = StepLog(self.run.steps, STEPS)
+        self.timing = StepLog(self.run.timing, TIMING)
+        self.metrics = StepLog(self.run.metrics, METRICS)
+        self.rate = Rate()
+        self._fetched_at = time.perf_counter()
+        self._timed_at = self._fetched_at
+
+    def resume(self, state: TrainState) -> None:
+        """Cuts what was written past the state, and takes up what is known since its last evaluation and window."""
+        self.pending.clear()
+        self.steps.truncate_after(state.step)
+        self.timing.truncate_after(state.step)
+        self.metrics.truncate_after(state.evaluated_step)
+        rows = self.steps.rows()
+        self.since_evaluation = [
+            (loss, float(row["top1"]))
+            for row in rows
+            if int(row["step"]) > state.evaluated_step and math.isfinite(loss := float(row["loss"]))
+        ]
+        since = self._window_start(state.guard.checked)
+        self.recent = [
+            (int(row["step"]), float(row["loss"]), float(row["grad_norm"])) for row in rows if int(row["step"]) > since
+        ]
+
+    def step(self, step: int, hyper: Hyper, stats: Tensor, bad_rows: tuple[BadRow, ...]) -> None:
+        """Takes note of update ``step`` (from 0) without waiting for it; fetches when it is time."""
+        self.pending.append((step, hyper, stats, bad_rows))
+        if len(self.pending) >= _FETCH_STEPS or time.perf_counter() - self._fetched_at > _FETCH_SECONDS:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Brings the pending numbers to the host and into steps.csv."""
+        if not self.pending:
+            return
+        numbers: list[list[float]] = torch.stack([stats for _, _, stats, _ in self.pending]).tolist()
+        rows: list[list[Any]] = []
+        for (step, hyper, _, bad_rows), (loss, share, grad_norm) in zip(self.pending, numbers, strict=True):
+            stage = self.plan.stage_at(step)
+            done, top1 = step + 1, 100.0 * share
+            if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
+                self.log.emit("skipped", done, reason="fp16 overflow: update left out, scale lowered")
+            rows.append([done, stage.index, stage.epoch_at(done), hyper.lr, hyper.momentum, loss, top1, grad_norm])
+            if math.isfinite(loss):  # not of an update that was left out
+                self.since_evaluation.append((loss, top1))
+            self.recent.append((done, loss, grad_norm))
+            if bad_rows:
+                self._name_bad(done, bad_rows)
+            self.rate.worked(stage)
+        self.steps.append(rows)
+        self.pending.clear()
+        self._tell_progress(rows[-1])
+
+    def evaluated(
+        self, state: TrainState, stage: StagePlan, results: dict[str, Evaluation], eval_seconds: float
+    ) -> None:
+        """Writes an evaluation's row and event; ``state.latest`` and ``state.best`` are already its verdict."""
+        assert state.latest is not None
+        losses, accuracies = zip(*self.since_evaluation, strict=True) if self.since_evaluation else ((), ())
+        train_loss = math.fsum(losses) / len(losses) if losses else None
+        train_top1 = math.fsum(accuracies) / len(accuracies) if accuracies else None
+        self.since_evaluation = []
+        self.rate.evaluated(stage, eval_seconds)
+        average = next((kind for kind in results if kind != "raw"), "")
+        raw = results["raw"]
+        best = state.best == state.latest
+        epoch, lr = stage.epoch_at(state.step), stage.hyper(state.step - 1).lr
+        averaged = (results[average].loss, results[average].top1) if average else (None, None)
+        self.metrics.append(
+            [
+                [
+                    *(state.step, stage.index, stage.name, epoch, lr, train_loss, train_top1),
+                    *(raw.loss, raw.top1, raw.top5, average, *averaged, state.latest.weights, best),
+                ]
+            ]
+        )
+        self.log.emit(
+            "evaluated",
+            state.step,
+            stage=stage.index,
+            stage_name=stage.name,
+            epoch=epoch,
+            split="val",
+            train_loss=train_loss,
+            train_top1=train_top1,
+            results={kind: result.numbers() for kind, result in results.items()},
+            chosen=state.latest.weights,
+            best=best,
+            clock={
+                **self._clock(),
+                **self.rate.epoch_ended(self.clock.read("train")),
+                "eval_seconds": round(eval_seconds, 3),
+                "eta_seconds": self.rate.left(self.plan, state.step),
+            },
+        )
+
+    def sync(self) -> None:
+        """Everything so far is on disk: called before a checkpoint is written, which relies on it."""
+        self.fetch()
+        for log in (self.steps, self.timing, self.metrics):
+            log.sync()
+        self.log.sync()
+
+    def seals(self) -> dict[str, Seal]:
+        """What the logs hold now, by file name; :meth:`sync` comes before."""
+        logs = {log.path.name: log.seal() for log in (self.steps, self.metrics, self.timing)}
+        return {**logs, self.run.events.name: self.log.seal()}
+
+    def close(self) -> None:
+        """Closes files and observers."""
+        for log in (self.steps, self.timing, self.metrics):
+            log.close()
+        self.log.close()
+
+    def looked(self, step: int) -> None:
+        """The guard has looked at all up to ``step``: what lies before its present window is not needed any more."""
+        since = self._window_start(step)
+        self.recent = [row for row in self.recent if row[0] > since]
+
+    def _window_start(self, step: int) -> int:
+        window = self.plan.recipe.guard.window
+        return step // window * window
+
+    def _name_bad(self, done: int, bad_rows: tuple[BadRow, ...]) -> None:
+        paths = [self.manifest.paths[row].as_py() for row, _ in bad_rows]
+        reasons = [reason for _, reason in bad_rows]
+        self.log.emit("bad_image", done, rows=[row for row, _ in bad_rows], paths=paths, reasons=reasons)
+
+    def _tell_progress(self, row: list[Any]) -> None:
+        now = time.perf_counter()
+        train_seconds = self.clock.read("train")
+        speed = self.rate.speed(train_seconds)
+        self._fetched_at = now
+        memory = memory_gb(self.device)
+        if now - self._timed_at > _TIMING_SECONDS:
+            self._timed_at = now
+            self.timing.append([[row[0], round(train_seconds, 3), round(speed, 2), round(memory, 3)]])
+        self.log.emit(
+            "progress",
+            row[0],
+            stage=row[1],
+            loss=row[5],
+            top1=row[6],
+            lr=row[3],
+            images_per_second=speed,
+            memory_gb=memory,
+            eta_seconds=self.rate.left(self.plan, row[0]),
+            clock=self._clock(),
+        )
+
+    def _clock(self) -> dict[str, Any]:
+        return {"train_seconds": round(self.clock.read("train"), 3), "memory_gb": round(memory_gb(self.device), 3)}

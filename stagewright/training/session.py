@@ -1,0 +1,185 @@
+"""A run under way: the plan, its data, its state and its directory; how an update is made and the state is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagewright.augment.mixing import draw_mix
+from stagewright.data.batches.batch import Batch, masked
+from stagewright.data.batches.specs import train_specs
+from stagewright.data.batches.transfer import on_device
+from stagewright.data.images.decode import Images
+from stagewright.data.manifest import Manifest
+from stagewright.engine.numerics import Numerics
+from stagewright.engine.optim import reset_state
+from stagewright.engine.state import TrainState
+from stagewright.engine.step import train_step
+from stagewright.model.average import WeightAverage
+from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan, StagePlan
+from stagewright.rng import Stream, torch_seed
+from stagewright.rundir import checkpoint
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.logs import carried
+from stagewright.system.memory import begin_peak, out_of_memory, peak_gb
+from stagewright.system.signals import StopSignal
+from stagewright.training.batches import Batches
+from stagewright.training.clock import Clock
+from stagewright.training.feature_cache import FeatureCache
+from stagewright.training.read_watch import ReadWatch
+from stagewright.training.recorder import Recorder
+
+
+@dataclass
+class Session:
+    """What the loop works with. Each method does one thing; the loop alone decides when."""
+
+    plan: Plan
+    manifest: Manifest
+    images: Images
+    run: RunDir
+    execution: Execution
+    numerics: Numerics
+    state: TrainState
+    recorder: Recorder
+    clock: Clock
+    stop: StopSignal
+    batches: Batches = field(init=False)
+    features: FeatureCache = field(init=False)
+    reading: ReadWatch = field(init=False)
+    trained_before: float = field(init=False)
+    """Seconds of training that processes before this one had spent."""
+    _entered: int = field(init=False, default=-1)
+
+    def __post_init__(self) -> None:
+        self.batches = Batches(self.images, self.manifest, self.execution, self.state, self.recorder, self.stop)
+        self.trained_before = self.state.seconds["train"]
+        self.reading = ReadWatch.of(self.plan)
+        self.features = FeatureCache(self.plan, self.state, self.numerics, self.batches, self.recorder, self.reading)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no update is left: all are done, or the evaluations no longer improve."""
+        patience = self.plan.recipe.stop.patience
+        ended = patience is not None and self.state.watch.stale >= patience
+        return ended or self.state.step >= self.plan.total_steps
+
+    def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
+        """The training batches from ``first_step`` to the end of the plan, to be used in a ``with``."""
+        specs = train_specs(self.plan, self.manifest, first_step, self.features.stages)
+        return self.batches.load(specs, self.batches.train_times)
+
+    def enter(self, stage: StagePlan) -> tuple[int, int]:
+        """Brings the model into the stage's shape, alike for one that arrives and one that resumes; the numbers of trainable and
+        frozen parameters."""
+        cached = stage.index in self.features.cuts
+        counts = apply_trainable(self.state.model, stage.train)
+        set_train_mode(self.state.model)
+        if self._entered != stage.index:
+            self._entered = stage.index
+            begin_peak(self.state.device)
+            self.features.enter(stage)
+            self.recorder.rate.on_features = cached
+        return counts
+
+    def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:
+        """What is done once, at the stage's first step: the optimizer's state reset or kept, a fresh average, the log."""
+        before = self.plan.stages[stage.index - 1] if stage.index else None
+        if before is not None and stage.at_seam == "reset":
+            reset_state(self.state.optimizer)
+        if before is not None and before.average.kind != stage.average.kind:
+            self.state.average = WeightAverage()
+        trainable, frozen = counts
+        self.recorder.log.emit(
+            "stage", stage.first_step, stage=stage.index, name=stage.name, trainable=trainable, frozen=frozen
+        )
+
+    def with_cached_features(self, batch: Batch) -> Batch:
+        """``batch`` with features in the place of its images, in a stage that trains on them. ``Interrupted`` where a stop was
+        asked for while they were computed."""
+        return self.features.replace_images(batch, self.plan.stages[self._entered], self.manifest)
+
+    def update(self, stage: StagePlan, batch: Batch) -> bool:
+        """Carries out the update of ``batch`` (:meth:`with_cached_features`); False where memory did not suffice: then the state
+        is spoilt, and somebody has to restore an earlier one."""
+        guard, seed = self.state.guard, self.plan.recipe.seed
+        hyper = stage.hyper(batch.step)
+        hyper = replace(hyper, lr=hyper.lr * guard.lr_factor(batch.step))
+        batch = self.masked(batch)
+        if batch.step in guard.left_out:
+            stats = torch.full((3,), torch.nan, device=self.state.device)
+        else:
+            try:
+                stats = train_step(
+                    self.state,
+                    batch,
+                    hyper,
+                    draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
+                    seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
+                    micro_batch_size=self.micro_batch_size(stage),
+                    numerics=self.numerics,
+                    forward=self.forward,
+                )
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                stats = None
+            if stats is None:  # out here, where the error no longer holds on to what it was computed from
+                return False
+        self.state.step = batch.step + 1
+        self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
+        return True
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The part of the network that takes a batch in the present stage."""
+        return self.state.forward if self.features.current is None else self.features.current.head
+
+    def micro_batch_size(self, stage: StagePlan) -> int:
+        """Pictures that go through the network at a time: as planned, or fewer where those did not fit."""
+        return min(stage.micro_batch_size, self.state.guard.micro_batch_size or stage.micro_batch_size)
+
+    def masked(self, batch: Batch) -> Batch:
+        """``batch`` on the device, without the pictures that the guard leaves out."""
+        batch = on_device(batch, self.state.device)
+        return masked(batch, self.state.guard.masked) if self.state.guard.masked else batch
+
+    def peak(self) -> dict[str, Any]:
+        """The stage the model is in and the highest use of memory in it so far, for the ``clock`` of events."""
+        stage = self.plan.stages[max(self._entered, 0)]
+        return {"stage": stage.name, "peak_gb": round(peak_gb(self.state.device), 3)}
+
+    def save(self, protect: Collection[int] = ()) -> None:
+        """Writes the whole state; what other files say of it is on disk before. The checkpoints of the steps ``protect`` are kept
+        as long as the new one."""
+        with self.clock.phase("checkpoint"):
+            self.run.check_held()
+            self.recorder.sync()
+            state = self.state
+            said, logs = carried(self.recorder.seals(), self._env)
+            path = checkpoint.save(
+                self.run.checkpoints,
+                state.step,
+                {**state.content(), "logs": logs},
+                {"plan_digest": self.plan.digest, "logs": said},
+                keep=self.plan.recipe.checkpoints.keep,
+                protect=sorted({*protect, *([state.best.step] if state.best else [])}),
+            )
+            checkpoint.point(self.run.checkpoints, "last", state.step)
+            if state.best is not None and state.best.step == state.step:
+                checkpoint.point(self.run.checkpoints, "best", state.step)
+        self.recorder.log.emit("saved", state.step, checkpoint=path.name, clock=self.peak())
+
+    @cached_property
+    def _env(self) -> bytes:
+        """env.json, which a checkpoint carries; it does not change while a process has the run."""
+        return json.dumps(self.run.read_env(), indent=1, ensure_ascii=False).encode()

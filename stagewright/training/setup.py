@@ -1,0 +1,112 @@
+"""Opening a run: state, files, observers and clock of a session, made or taken up; all that can fail before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from stagewright.augment.custom import load_custom
+from stagewright.data.images import native
+from stagewright.data.images.decode import Images
+from stagewright.data.images.memory_cache import cache_for_plan
+from stagewright.data.manifest import Manifest
+from stagewright.engine.build import build_state, checkpoint_bytes
+from stagewright.engine.numerics import numerics_of, prepare_torch
+from stagewright.engine.state import TrainState
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.rundir import checkpoint
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.events import EventLog, Observer
+from stagewright.rundir.logs import refuse_lost, restore_logs
+from stagewright.storage.files import check_room
+from stagewright.system.device import choose_device, device_name
+from stagewright.system.memory import Points, memory_in_use
+from stagewright.system.signals import StopSignal
+from stagewright.training.clock import Clock
+from stagewright.training.recorder import Recorder
+from stagewright.training.session import Session
+
+
+@dataclass(frozen=True, eq=False)
+class RunInputs:
+    """What a session is opened with."""
+
+    run: RunDir
+    """The directory, held by this process."""
+    plan: Plan
+    manifest: Manifest
+    images: Images
+    execution: Execution
+    stop: StopSignal
+    say: Callable[[str], None] = lambda text: None
+    """Takes sentences for the person who waits."""
+    observers: Sequence[Observer] = ()
+    began: float | None = None
+    """The moment (``time.perf_counter``) from which the set-up is charged; None: now."""
+    memory: Points = field(default_factory=dict)
+    """What memory was in use at points before."""
+    notes: Sequence[str] = ()
+    """Sentences for the log."""
+
+
+def open_session(inputs: RunInputs) -> Session:
+    """Builds or restores the state and opens the run's files; everything that can fail before the first step does so here."""
+    run, plan, manifest, images = inputs.run, inputs.plan, inputs.manifest, inputs.images
+    device = choose_device(inputs.execution.device)
+    execution = replace(inputs.execution, device=str(device))
+    prepare_torch(plan.recipe, device)
+    for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
+        load_custom(name)  # a function that is not there is told of now, not in the middle of the run
+    restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
+    for one in rejected:
+        inputs.say(f"Passed over {one.name}: {one.reason}")
+    if restored is None:
+        refuse_lost(run, rejected)
+    if execution.keep_decoded:
+        images = cache_for_plan(plan, manifest, images)
+    points = {**inputs.memory, "before the model": memory_in_use(device)}
+    state, lines = build_state(plan, device, restored.tensors if restored else None)
+    points["with the model on the device"] = memory_in_use(device)
+    if restored is not None:
+        point_again(run, state)
+    else:
+        check_room(run.root, checkpoint_bytes(state, plan))
+    notes = [*inputs.notes, *restore_logs(run, restored)]
+    clock = Clock(
+        state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
+    )
+    again = run.events.exists()
+    log = EventLog(
+        run.events,
+        list(inputs.observers),
+        resume_step=state.step if again else None,
+        checkpoint=checkpoint.name_of(state.step) if restored else None,
+        rejected=[{"name": one.name, "reason": one.reason} for one in rejected],
+    )
+    recorder = Recorder(run, plan, manifest, log, clock, device)
+    recorder.resume(state)
+    if not again:
+        log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})
+        for note in run.read_env().get("data_notes", []):
+            log.emit("notice", 0, text=note, clock={"told": True})
+        if account := run.read_env().get("budget"):
+            log.emit("notice", 0, text=account["text"], clock={"told": True})
+    elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
+        text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
+        log.emit("notice", state.step, text=text)
+    for line in (*notes, *lines):
+        log.emit("notice", state.step, text=line)
+    log.emit("memory", state.step, clock={"points": points, "told": True})
+    numerics = numerics_of(plan, state.model, manifest)
+    inputs.say(f"Writing to {run.root}")
+    return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)
+
+
+def point_again(run: RunDir, state: TrainState) -> None:
+    """Makes last.json and best.json say what the restored state says: a kill after a save leaves them behind."""
+    checkpoint.point(run.checkpoints, "last", state.step)
+    if state.best is not None and (run.checkpoints / checkpoint.name_of(state.best.step)).is_dir():
+        checkpoint.point(run.checkpoints, "best", state.best.step)

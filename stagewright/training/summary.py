@@ -1,0 +1,98 @@
+"""Writes summary.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.state import Score
+from stagewright.rundir.events import read_events
+from stagewright.storage.files import write_json
+from stagewright.training.session import Session
+
+
+def write_summary(
+    session: Session,
+    status: str,
+    *,
+    score: Score | None = None,
+    results: dict[str, Evaluation] | None = None,
+    error: str | None = None,
+) -> None:
+    """``summary.json``: what a program wants to know of the run, at its start and at every end."""
+    plan, state, run = session.plan, session.state, session.run
+    results = results or {}
+    session.clock.read("setup")  # charges the time up to now
+    seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
+    events = read_events(run.events)
+    # Those of steps that a lost process carried out and this run carried out again count no more.
+    named = [event for event in events if event["kind"] == "bad_image" and not event["superseded"]]
+    bad = {row for event in named for row in event.get("rows", ())}
+    images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
+    environment = run.read_env()
+    content: dict[str, Any] = {
+        "status": status,
+        "name": run.root.resolve().name,
+        "recipe": plan.recipe.name,
+        "model": plan.recipe.model.name,
+        "data": environment.get("data"),
+        "classes": len(plan.dataset.classes),
+        "plan_digest": plan.digest,
+        "dataset_digest": plan.dataset.digest,
+        "seed": plan.recipe.seed,
+        "step": state.step,
+        "total_steps": plan.total_steps,
+        "top1": {split: results[split].top1 if split in results else None for split in ("val", "test")},
+        "top5": {split: results[split].top5 if split in results else None for split in ("val", "test")},
+        "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
+        "chosen": None,
+        "candidates": _candidates(events),
+        **seconds,
+        "wall_seconds": round(sum(state.seconds.values()), 3),
+        "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
+        "loading": session.batches.train_times.plain(state.seconds["train"] - session.trained_before),
+        "restarts": sum(event["kind"] == "resumed" for event in events),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "ended_early": state.step < plan.total_steps and session.is_finished,
+        "guard": {
+            "rollbacks": state.guard.rollbacks,
+            "left_out_steps": [update + 1 for update in state.guard.left_out],
+            "masked": [session.manifest.paths[row].as_py() for row in state.guard.masked],
+            "micro_batch_size": state.guard.micro_batch_size,
+        },
+        "unreadable": len(bad) + sum(result.unreadable for result in results.values()),
+        "precision": plan.precision,
+        "device": str(state.device),
+        "memory_gb": _stage_peaks([*events, {"kind": "saved", "clock": session.peak()}]),
+        "budget": environment.get("budget"),
+        "parent": environment.get("parent"),
+        "error": error,
+    }
+    if score is not None:
+        content["chosen"] = {
+            "step": score.step,
+            "weights": score.weights,
+            "stage": plan.stage_before(score.step).name,
+            "select": plan.recipe.eval.select,
+        }
+    write_json(run.summary, content)
+
+
+def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Best validation top-1 that each kind of weights reached, over all evaluations that count."""
+    best: dict[str, float] = {}
+    for event in events:
+        if event["kind"] == "evaluated" and not event["superseded"]:
+            for kind, result in event.get("results", {}).items():
+                best[kind] = max(best.get(kind, 0.0), result["top1"])
+    return best
+
+
+def _stage_peaks(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Highest use of memory in GiB by stage, over all processes of the run."""
+    peaks: dict[str, float] = {}
+    for event in events:
+        clock = event.get("clock", {})
+        if isinstance(clock.get("peak_gb"), int | float) and isinstance(clock.get("stage"), str):
+            peaks[clock["stage"]] = max(peaks.get(clock["stage"], 0.0), clock["peak_gb"])
+    return peaks

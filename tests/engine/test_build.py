@@ -1,0 +1,69 @@
+"""From a plan to a state: which memory layout networks get, and that a CPU process keeps the memory it frees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from stagewright.engine.build import build_state
+from stagewright.engine.numerics import numerics_of, takes_channels_last
+from stagewright.model.zoo import create_model
+from stagewright.plan.plan import DatasetInfo
+from stagewright.plan.resolve import resolve
+from stagewright.recipe import recipes
+from stagewright.system.device import choose_device
+from stagewright.system.machine import disable_malloc_trim
+
+INFO = DatasetInfo(num_train=10, num_val=4, num_test=0, classes=("a", "b"), digest="d")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "takes"),
+    [
+        ("cifar_resnet18", {"width": 4}, False),
+        ("cifar_resnet18", {"width": 8}, False),
+        ("cifar_resnet18", {"width": 16}, True),
+        ("torchvision:mobilenet_v2", {}, True),
+        ("torchvision:resnet18", {}, True),
+    ],
+)
+def test_networks_that_onednn_would_spoil_stay_contiguous(name: str, options: dict[str, int], takes: bool) -> None:
+    assert takes_channels_last(create_model(name, 2, image_size=32, options=options)) is takes
+
+
+def test_only_strided_pointwise_convolutions_are_meant() -> None:
+    assert not takes_channels_last(nn.Sequential(nn.Conv2d(8, 16, 1, stride=2)))
+    for harmless in (nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 32, 1, stride=2)):
+        assert takes_channels_last(nn.Sequential(harmless))
+
+
+def test_pictures_come_in_the_layout_of_the_network() -> None:
+    for width, last in ((8, False), (16, True)):
+        plain = {"model": {"name": "cifar_resnet18", "options": {"width": width}}, "image_size": 32, "epochs": "2st"}
+        plan = resolve(recipes.from_plain(plain), INFO)
+        state, _ = build_state(plan, choose_device("cpu"))
+        assert numerics_of(plan, state.model).channels_last is last
+        weight = next(parameter for parameter in state.model.parameters() if parameter.ndim == 4)
+        assert weight.permute(0, 2, 3, 1).is_contiguous() is last
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not disable_malloc_trim(), reason="needs the C library glibc")
+def test_memory_that_is_freed_is_used_again() -> None:
+    """Large blocks that come and go cost page faults only once."""
+    code = """
+import resource, numpy as np
+from stagewright.system.machine import keep_memory
+assert keep_memory()
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        np.ones(10_000_000)  # 80 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(2)
+print(faults(20))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000  # 20,000 pages each time, otherwise

@@ -1,0 +1,17 @@
+"""Who may import whom: the rooms of the package in layers, the lowest first. ``docs/architecture.md`` draws them."""
+
+from __future__ import annotations
+
+LAYERS: list[list[str | tuple[str, ...]]] = [
+    ["errors", "rng", "text"],
+    ["system"],
+    ["storage"],
+    [("recipe", "plan")],
+    [("augment", "data"), "model"],
+    ["rundir", "bundle", "engine"],
+    ["training", "observers", "report"],
+    [("preflight", "api")],
+    ["cli"],
+    ["__main__"],
+]
+"""A room may import every row above its own in this list, and within a tuple what stands to its left; nothing else."""

@@ -1,0 +1,66 @@
+"""Metric lines, read back by the patterns of a cloud service."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+import pytest
+
+from stagewright.observers.metric_lines import MetricLines, metric_line
+from stagewright.rundir.event_text import sentence
+
+PATTERNS = {name: rf"{name}=([0-9\.]+)" for name in ("train_loss", "train_acc", "val_loss", "val_acc")}
+
+
+def evaluated(**changes: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {
+        "kind": "evaluated",
+        "step": 900,
+        "epoch": 29.0,
+        "train_loss": 0.08461,
+        "train_top1": 97.0,
+        "results": {"raw": {"loss": 0.6, "top1": 88.0}, "ema": {"loss": 0.51779, "top1": 89.004}},
+        "chosen": "ema",
+        "clock": {},
+    }
+    return {**usual, **changes}
+
+
+def test_a_line_as_a_cloud_reads_it() -> None:
+    line = metric_line(evaluated())
+    assert line == "[METRICS] epoch=29 train_loss=0.0846 train_acc=0.9700 val_loss=0.5178 val_acc=0.8900"
+    found = {name: re.findall(pattern, line) for name, pattern in PATTERNS.items()}
+    assert found == {"train_loss": ["0.0846"], "train_acc": ["0.9700"], "val_loss": ["0.5178"], "val_acc": ["0.8900"]}
+    assert re.findall(r"epoch=([0-9]+)", line) == ["29"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "finished"), [(0.0, 0), (0.5, 0), (0.98, 1), (1.02, 1), (1.49, 1), (28.99, 29), (29.6, 29)]
+)
+def test_epochs_are_those_that_are_finished(epoch: float, finished: int) -> None:
+    """An epoch's end falls on a whole step, up to half a batch before it."""
+    assert f" epoch={finished} " in metric_line(evaluated(epoch=epoch))
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    line = metric_line(evaluated(train_loss=None, train_top1=None))
+    assert line == "[METRICS] epoch=29 val_loss=0.5178 val_acc=0.8900"
+    nothing = {"loss": math.nan, "top1": math.nan}
+    for results in ({"raw": nothing}, {"raw": {"loss": None, "top1": None}}):
+        event = evaluated(
+            results=results, chosen="raw", train_loss=None, train_top1=None, stage_name="main", best=False
+        )
+        assert metric_line(event) == "[METRICS] epoch=29"
+        assert sentence(event) == "epoch  29.00 main      val –        –"
+
+
+def test_evaluations_alone_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    observer, file = MetricLines(), io.StringIO()
+    for event in ({"kind": "progress", "step": 3}, evaluated(), {"kind": "finished", "step": 900}):
+        observer.see(event)
+        MetricLines(file).see(event)
+    observer.close()
+    assert capsys.readouterr().out == file.getvalue() == metric_line(evaluated()) + "\n"

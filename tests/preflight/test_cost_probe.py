@@ -1,0 +1,151 @@
+"""The probe: that it measures everything, for every kind of stage, and leaves no trace. Times themselves are not tested."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stagewright.api.prepare import prepare
+from stagewright.cli.main import app
+from stagewright.data.dataset import Dataset
+from stagewright.errors import StorageError
+from stagewright.plan.cost import Costs, forecast
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.preflight.cost_probe import _Bench, probe  # pyright: ignore[reportPrivateUsage]
+from stagewright.recipe import recipes
+from stagewright.recipe.request import as_request
+
+QUIET = Execution(device="cpu", workers=0, pages=False, quiet=True)
+SMALL: dict[str, Any] = {
+    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
+    "image_size": 16,
+    "batch_size": 8,
+    "data": {"val": 0.2, "test": 0.2},
+}
+
+
+def prepared(pictures: Path, **fields: Any) -> tuple[Dataset, Plan]:
+    return prepare(
+        pictures, as_request(recipes.from_plain({**SMALL, "epochs": "2ep", **fields})), QUIET, lambda text: None
+    )
+
+
+def probed(
+    pictures: Path, folder: Path, execution: Execution = QUIET, seconds: float = 0.2, **fields: Any
+) -> tuple[Costs, Plan]:
+    dataset, plan = prepared(pictures, **fields)
+    return probe(plan, dataset, execution, folder, seconds=seconds), plan
+
+
+def numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
+
+
+def test_everything_is_measured_and_nothing_stays(picture_folder: Path, tmp_path: Path) -> None:
+    states = torch.get_rng_state(), numpy_state(), random.getstate()
+    stages = [{"epochs": 0.5}, {"epochs": 0.3, "image_size": 24}, {"epochs": 0.2}]
+    costs, plan = probed(picture_folder, tmp_path / "runs", seconds=6.0, stages=stages, average="ema", decode="exact")
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(states[0], torch.get_rng_state()) and random.getstate() == states[2]
+    assert numpy_state() == states[1]
+    first, larger, last = costs.stages
+    assert first is last and first != larger
+    for cost in costs.stages:
+        assert cost.short is None and cost.entry_seconds >= 0 and cost.recalibrate_seconds == 0.0
+        assert min(cost.step_seconds, cost.save_seconds, cost.eval_image_seconds, cost.train_gb, cost.eval_gb) > 0
+        assert cost.load_seconds is not None and cost.compute_seconds is not None and cost.load_seconds > 0
+    assert min(costs.setup_seconds, costs.finish_seconds, costs.probe_seconds) > 0
+    assert costs.page_seconds == 0.0 and costs.checkpoint_bytes > 100_000
+    assert costs.first_image_seconds > 0  # these few small pictures stay decoded
+    assert json.loads(json.dumps(costs.plain()))["stages"][0]["step_seconds"] == first.step_seconds
+    assert forecast(plan, costs).total_seconds > 0
+
+
+def test_pages_are_measured_where_they_are_written(picture_folder: Path, tmp_path: Path) -> None:
+    costs, _ = probed(picture_folder, tmp_path, replace(QUIET, pages=True))
+    assert costs.page_seconds > 0.1
+
+
+def test_averages_whose_batch_norm_is_estimated_anew(picture_folder: Path, tmp_path: Path) -> None:
+    """Measured on a few pictures, counted for as many as the recipe asks for, of which there are only so many."""
+    costs, plan = probed(picture_folder, tmp_path, average={"kind": "swa", "every": "1st"})
+    assert plan.stages[0].num_images == 36 and costs.stages[0].recalibrate_seconds > 0
+    without, _ = probed(picture_folder, tmp_path, average={"kind": "swa", "every": "1st", "recalibrate": 0})
+    assert without.stages[0].recalibrate_seconds == 0.0
+
+
+def test_a_frozen_body_is_measured_with_its_features_and_without(picture_folder: Path, tmp_path: Path) -> None:
+    stages = [{"epochs": 0.5, "train": "head", "augment": {"crop": "none", "flip": 0}}, {"epochs": 0.5}]
+    costs, plan = probed(picture_folder, tmp_path, stages=stages, average="ema", epochs="8ep")
+    head, whole = costs.stages
+    assert head.short is not None and whole.short is None
+    assert head.of(plan.stages[0]) is head  # four passes are enough for features to pay
+    assert head.short.of(plan.stages[0]).step_seconds > head.step_seconds
+
+
+def test_weights_that_diverge_while_they_are_measured(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are timed on one batch again and again, which says nothing of the run: what comes of it must not end the probe."""
+    alone = _Bench.alone
+
+    def spoilt(bench: _Bench, *given: Any) -> Any:
+        seconds = alone(bench, *given)
+        with torch.no_grad():
+            next(bench.session.state.model.parameters()).fill_(torch.nan)
+        return seconds
+
+    monkeypatch.setattr(_Bench, "alone", spoilt)
+    costs, _ = probed(picture_folder, tmp_path, average="ema")
+    assert costs.stages[0].eval_image_seconds > 0 and costs.finish_seconds > 0
+
+
+def test_without_pictures_to_evaluate(picture_folder: Path, tmp_path: Path) -> None:
+    costs, plan = probed(picture_folder, tmp_path, data={"val": 0.0, "test": 0.0}, execution=replace(QUIET, workers=2))
+    assert costs.stages[0].eval_image_seconds == 0.0
+    assert forecast(plan, costs).eval_seconds == 0.0
+
+
+def test_what_would_fail_a_run_fails_the_probe(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, plan = prepared(picture_folder)
+    monkeypatch.setattr("stagewright.storage.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(StorageError, match="are free"):
+        probe(plan, dataset, QUIET, tmp_path, seconds=0.2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_probe_on_the_command_line(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(json.dumps({**SMALL, "epochs": "2ep"}))
+    command = [
+        "plan",
+        str(picture_folder),
+        "-r",
+        "r.yaml",
+        "--device",
+        "cpu",
+        "-j",
+        "0",
+        "--probe",
+        "--probe-seconds",
+        "0.2",
+    ]
+    done = CliRunner().invoke(app, [*command, "--price", "3"])
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "this takes" in words and "At $3 an hour that is" in words and "on the disk" in words
+    content = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert content["forecast"]["total_seconds"] > 0 and len(content["costs"]["stages"]) == 1 and content["digest"]
+    assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stagewright.errors import RecipeError
+from stagewright.recipe import recipes
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_yaml_reads_back_as_the_same_recipe(name: str) -> None:
+    recipe = recipes.load(name)
+    again = recipes.from_plain(yaml.safe_load(recipes.to_yaml(recipe)))
+    assert again == recipe
+    assert again.resolved_stages() == recipe.resolved_stages()
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_shipped_recipes_name_their_source_and_what_to_expect(name: str) -> None:
+    text = recipes.text(name)
+    assert "# Source:" in text and "# Expect:" in text and recipes.load(name).name == name
+
+
+def test_what_a_stage_does_not_say_it_inherits_field_by_field() -> None:
+    recipe = recipes.from_plain(
+        {
+            "epochs": "10ep",
+            "mix": {"mixup": 0.2, "cutmix": 1.0},
+            "augment": {"crop": "pad", "flip": 0.1},
+            "average": {"kind": "ema", "half_life": "2ep"},
+            "label_smoothing": 0.1,
+            "stages": [
+                {"epochs": 0.5},
+                {"epochs": 0.5, "mix": "none", "augment": {"flip": 0}, "average": "swa", "label_smoothing": 0},
+            ],
+        }
+    )
+    first, second = recipe.resolved_stages()
+    assert first.mix == recipe.mix and first.augment == recipe.augment and first.label_smoothing == 0.1
+    assert second.mix is not None and (second.mix.mixup, second.mix.cutmix) == (0, 0)
+    assert second.augment is not None and (second.augment.crop, second.augment.flip) == ("pad", 0)
+    assert second.average is not None and (second.average.kind, str(second.average.half_life)) == ("swa", "2ep")
+    assert second.label_smoothing == 0 and (first.name, second.name) == ("stage1", "stage2")
+
+
+@pytest.mark.parametrize("off", ["none", "off", False])
+def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
+    assert recipes.from_plain({"mix": off}).mix.mixup == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "given", "allowed"),
+    [
+        ("optimzer.name=adam", "optimzer: unknown field; did you mean 'optimizer'?", "optimizer"),
+        ("stages.0.epoch=3ep", r"stages\[0\].epoch: unknown field; did you mean 'epochs'?", "image_size"),
+        ("stages.0.augment.flop=1", r"stages\[0\].augment.flop: unknown field; did you mean 'flip'?", "crop, scale"),
+        ("stages.9.epochs=3ep", "no stage '9'", "0 .. 1, head, all"),
+        ("lr.peak=-1", "lr.peak: -1 is not allowed", "greater than 0"),
+        ("augment.scale=[1, 0.2]", r"scale must rise from low to high, not \[1.0, 0.2\]", ""),
+        ("image_size=big", "image_size: 'big' is not allowed", "valid integer"),
+        ("stages.0.epochs=30", r"30 is neither epochs nor steps; write 30ep or 30st", ""),
+        ("stages.0.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
+        ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, last:N or a list of patterns", ""),
+        ("train=['fc', '!']", "'fc', '!'. holds an empty pattern", ""),
+        ("lr.schedule=cosin", "lr.schedule: 'cosin' is not allowed", "'cosine'"),
+        ("model.weights.x=3", "model.weights is 'default', which has no fields of its own", ""),
+        ("seed", "--set 'seed'", "FIELD=VALUE"),
+        ("epochs=0.5", "is a share of the run", ""),
+    ],
+)
+def test_errors_say_field_value_and_what_is_allowed(override: str, given: str, allowed: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipes.load("finetune", [override])
+    assert re.search(given.replace("?", r"\?"), caught.value.given), caught.value.given
+    assert allowed in caught.value.allowed
+    assert caught.value.remedy
+
+
+def test_overrides_reach_stages_by_name_and_make_parts() -> None:
+    recipe = recipes.load("finetune", ["stages.head.epochs=0.5", "stages[1].epochs=0.5", "stages.all.mix.mixup=0.4"])
+    assert [str(stage.epochs) for stage in recipe.stages] == ["0.5", "0.5"]
+    resolved = recipe.resolved_stages()[1].mix
+    assert resolved is not None and resolved.mixup == 0.4
+
+
+def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'finetun'[\s\S]*did you mean 'finetune'"):
+        recipes.load("finetun")
+    with pytest.raises(RecipeError, match="is no file"):
+        recipes.load(str(tmp_path / "mine.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(RecipeError, match="holds a list"):
+        recipes.load(str(tmp_path / "list.yaml"))
+    (tmp_path / "torn.yaml").write_text("a: [1\n")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        recipes.load(str(tmp_path / "torn.yaml"))
+
+
+def test_recipes_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        recipes.load("quick").seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_epochs_flag() -> None:
+    assert str(recipes.stretch(recipes.load("quick"), "7").epochs) == "7ep"
+    with pytest.raises(RecipeError, match=r"--epochs soon[\s\S]*30ep \(epochs\)"):
+        recipes.stretch(recipes.load("quick"), "soon")
