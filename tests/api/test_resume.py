@@ -272,7 +272,7 @@ def test_reads_that_take_long_are_told_of(start: Start, monkeypatch: pytest.Monk
         on_slow(np.arange(5), 61.0)
         return load_batches(*given, on_slow=on_slow, **named)
 
-    monkeypatch.setattr("stagewright.training.session.load_batches", slowly)
+    monkeypatch.setattr("stagewright.training.batches.load_batches", slowly)
     run, _ = start()
     assert not go(run, stop_after(1))
     assert "and 2 more for 61 s now: is the storage in order?" in run.events.read_text()

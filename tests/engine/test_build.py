@@ -55,8 +55,8 @@ def test_memory_that_is_freed_is_used_again() -> None:
     """Large blocks that come and go cost page faults only once."""
     code = """
 import resource, numpy as np
-from stagewright.system.machine import keep_memory
-assert keep_memory()
+from stagewright.system.machine import disable_malloc_trim
+assert disable_malloc_trim()
 def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(times):

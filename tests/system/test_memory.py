@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def test_the_peak_of_a_stretch() -> None:
     begin_peak(CPU)
     base = peak_gb(CPU)
-    # 256 MiB of the system's own: what malloc gave, the process may keep (stagewright.system.machine.keep_memory).
+    # 256 MiB of the system's own: what malloc gave, the process may keep (stagewright.system.machine.disable_malloc_trim).
     with mmap.mmap(-1, 2**28) as block:
         np.frombuffer(block, np.uint8)[:] = 1
     assert peak_gb(CPU) - base > 0.2

@@ -28,6 +28,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
 from stagewright.rundir.events import live_events, read_events
+from stagewright.training.evaluator import Evaluator
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
 
@@ -298,7 +299,7 @@ def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint, "_write", killed)
-        patch.setattr(Session, "evaluate", lambda session: None)  # so that step 9 is the first one that is saved
+        patch.setattr(Evaluator, "evaluate", lambda evaluator: None)  # so that step 9 is the first one that is saved
         go(run, spoil_after(10, eased=False))
     assert go(run, spoil_after(10, eased=False))
     assert differences(unbroken, run) == []
