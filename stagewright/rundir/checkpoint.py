@@ -95,8 +95,8 @@ def save(
                 # One that has its name but is not known to be on the disk counts in addition to the last that is.
                 _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
-        if max(_steps(folder)) > step:
-            _tidy(folder, step, later=True)  # not before: they may be the only ones there are
+        for later in [path for other, path in _steps(folder).items() if other > step]:
+            _set_aside(later)  # not before: they may be the only ones there are
         _prune(folder, keep, protect)
     except OSError as error:
         if not folder.parent.is_dir():
@@ -221,8 +221,8 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
     return final
 
 
-def _tidy(folder: Path, step: int, *, later: bool = False) -> None:
-    """Removes what killed processes left half done, and sets aside a damaged ``step``; with ``later`` later steps too."""
+def _tidy(folder: Path, step: int) -> None:
+    """Removes what killed processes left half done, and sets aside a damaged ``step``."""
     for name in os.listdir(folder):
         if name.startswith((".tmp-", ".best.json.", ".last.json.")):
             _remove(folder / name)
@@ -231,9 +231,8 @@ def _tidy(folder: Path, step: int, *, later: bool = False) -> None:
                 _remove(folder / name)
             else:
                 os.replace(folder / name, final)
-    for other, path in _steps(folder).items():
-        if (later and other > step) or (other == step and not _intact(path)):
-            _set_aside(path)
+    if (path := folder / name_of(step)).is_dir() and not _intact(path):
+        _set_aside(path)
 
 
 def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:

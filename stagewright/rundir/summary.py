@@ -37,7 +37,7 @@ def recorded_choice(run: RunDir, budget: Budget) -> Choice | None:
 
 def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:
     """Writes into the summary of a finished run what its budget's run took in the end; the sentence on it."""
-    summary = json.loads(run.summary.read_text("utf-8"))
+    summary = read_summary(run)
     account = summary.get("budget")
     if not account or summary.get("status") != "finished":
         return None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import typed
 from PIL import Image
 
 import stagewright as sw
-from stagewright.cli import main
 from stagewright.data.dataset import load_dataset
 from stagewright.data.images import native
 from stagewright.recipe.recipe import Data
@@ -26,17 +25,11 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     """Types a command in an empty folder; gives exit code, what is printed, and what is complained of."""
     monkeypatch.chdir(tmp_path)
 
-    def typed(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stagewright", *map(str, words)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        return code, said.out if "--json" in words else " ".join(said.out.split()), said.err
+    def answer(*words: object) -> tuple[int, str, str]:
+        code, out, err = typed(capsys, monkeypatch, *words)
+        return code, out if "--json" in words else " ".join(out.split()), err
 
-    return typed
+    return answer
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from commands import typed
 
 from stagewright.cli import main
 
@@ -24,14 +24,7 @@ class Answer:
 
 
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> Answer:
-    monkeypatch.setattr(sys, "argv", ["stagewright", *map(str, words)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    captured = capsys.readouterr()
-    return Answer(code, captured.out, captured.err)
+    return Answer(*typed(capsys, monkeypatch, *words))
 
 
 @pytest.fixture(scope="module")

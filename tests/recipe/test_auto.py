@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import typed
 from PIL import Image
 
 from stagewright.api.train import train
-from stagewright.cli import main
 from stagewright.data.dataset import load_dataset
 from stagewright.errors import ModelError, RecipeError
 from stagewright.model import availability
@@ -406,25 +405,12 @@ def test_what_is_given_is_chosen_around_and_has_the_last_word() -> None:
         as_request("auto", ["data.vall=0.3"])
 
 
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str | Path
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["stagewright", *map(str, words)])
-    code = 0
-    try:
-        main.main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 def test_train_without_a_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_network: None, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--epochs", "1", "--set", "model.options.width=4", "--set", "data.val=0.4", "--set", "data.test=0.4"]
-    code, out, err = call(capsys, monkeypatch, "train", "digits", "--no-pages", *flags)
+    code, out, err = typed(capsys, monkeypatch, "train", "digits", "--no-pages", *flags)
     assert code == 0, err
     assert "No flips: the pictures show characters" in out and out.index("Recipe auto:") < out.index("Writing to")
     run = tmp_path / "runs" / "auto-1"
@@ -438,13 +424,13 @@ def test_train_without_a_recipe(
 def test_plan_tells_the_reasons_and_recipes_explains(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, no_network: None
 ) -> None:
-    code, out, err = call(capsys, monkeypatch, "plan", "digits")
+    code, out, err = typed(capsys, monkeypatch, "plan", "digits")
     assert code == 0, err
     assert "- 16 px: the shorter sides of the pictures are 8 px" in out and "recipe auto" in out
-    code, out, _ = call(capsys, monkeypatch, "plan", "digits", "--json")
+    code, out, _ = typed(capsys, monkeypatch, "plan", "digits", "--json")
     assert code == 0 and "- 16 px" in json.loads(out)["recipe"]["description"]
-    assert call(capsys, monkeypatch, "recipes", "show", "auto")[1] == auto.EXPLANATION
-    assert any(line.startswith("auto ") for line in call(capsys, monkeypatch, "recipes")[1].splitlines())
+    assert typed(capsys, monkeypatch, "recipes", "show", "auto")[1] == auto.EXPLANATION
+    assert any(line.startswith("auto ") for line in typed(capsys, monkeypatch, "recipes")[1].splitlines())
     with pytest.raises(RecipeError, match=r"auto is chosen for given pictures[\s\S]*stagewright plan DATA"):
         recipes.load("auto")
     assert "auto" not in recipes.shipped()
