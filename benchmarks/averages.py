@@ -93,7 +93,7 @@ def main() -> None:
             results[name] = []
             for seed in range(options.seeds):
                 out = Path(folder, f"{name.replace(' ', '-')}-{seed}")
-                recipe = recipes.from_plain({**plain, "seed": seed})
+                recipe = recipes.from_dict({**plain, "seed": seed})
                 done = train(str(data), recipe, out=out, execution=Execution(pages=False, quiet=True), say=_silent)
                 if not done.finished:
                     raise SystemExit("stopped: nothing is kept")

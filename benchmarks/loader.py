@@ -60,7 +60,7 @@ def stagewright_way(images: Images, manifest: Manifest, size: int, workers: int,
 
     def batches() -> Iterator[int]:
         plain = {"model": {"name": "resnet18"}, "image_size": size, "batch_size": BATCH, "epochs": "1000000st"}
-        plan = resolve(recipes.from_plain(plain | changes), manifest.info())
+        plan = resolve(recipes.from_dict(plain | changes), manifest.info())
         for batch in load_batches(images, train_specs(plan, manifest, 0), workers=workers, prefetch=4):
             yield len(batch.labels)
 
@@ -157,7 +157,7 @@ def small_ways(workers: int) -> dict[str, Way]:
     classes = tuple(f"class{at}" for at in range(10))
     manifest = Manifest("", "memory", classes, names, names, labels, splits, sides, sides)
     plain = {"model": {"name": "cifar_resnet18"}, "image_size": 32, "batch_size": 512, "epochs": "1000000st"}
-    plan = resolve(recipes.from_plain(plain | {"augment": {"crop": "pad"}}), manifest.info())
+    plan = resolve(recipes.from_dict(plain | {"augment": {"crop": "pad"}}), manifest.info())
 
     def own() -> Iterator[Batch]:
         yield from load_batches(ArrayImages(array), train_specs(plan, manifest, 0), workers=1)

@@ -53,7 +53,7 @@ def pictures() -> tuple[np.ndarray, Manifest]:
 
 
 def plan_of(manifest: Manifest, width: int, batch_size: int, steps: int) -> Plan:
-    recipe = recipes.from_plain(
+    recipe = recipes.from_dict(
         {
             "model": {"name": "cifar_resnet18", "options": {"width": width}},
             "image_size": 32,

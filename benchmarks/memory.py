@@ -42,7 +42,7 @@ def resident() -> float:
 
 def plan_of(manifest: Manifest) -> Plan:
     plain = {"model": {"name": "resnet18"}, "image_size": 224, "batch_size": 256, "epochs": "90ep"}
-    return resolve(recipes.from_plain(plain), manifest.info())
+    return resolve(recipes.from_dict(plain), manifest.info())
 
 
 def write_manifest(count: int, path: Path) -> None:

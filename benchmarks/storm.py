@@ -56,7 +56,7 @@ stages:
     epochs: 20st
     mix: none
     average: {kind: swa, every: 7st, recalibrate: 64}
-    at_seam: reset
+    on_enter: reset_optimizer
     lr: {schedule: swa, peak: 0.02, warmup: 5st}
 model: {name: cifar_resnet18, options: {width: 4}, drop_path: 0.1}
 image_size: 12
@@ -69,7 +69,7 @@ optimizer: {name: sgd, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}
 lr: {schedule: one_cycle, peak: 0.1, warmup: 8st}
 eval: {every: 10st}
 checkpoints: {every: 7st, keep: 2}
-guard: {window: 4, ease_windows: 12, ease: 0.0005, spike: 0.2}
+guard: {window: 4, lr_factor_windows: 12, lr_factor: 0.0005, spike: 0.2}
 """
 
 

@@ -53,7 +53,15 @@ def test_no_part_of_recipe_or_plan_takes_numbers_that_are_not_finite(root: type[
 
 FLOATS = [
     *("lr.peak", "optimizer.weight_decay", "optimizer.momentum", "optimizer.clip_norm", "mix.mixup", "mix.cutmix"),
-    *("label_smoothing", "data.val", "data.max_unreadable", "stop.min_delta", "guard.spike", "guard.ease", "eval.crop"),
+    *(
+        "label_smoothing",
+        "data.val",
+        "data.max_unreadable",
+        "stop.min_delta",
+        "guard.spike",
+        "guard.lr_factor",
+        "eval.crop",
+    ),
     *("augment.flip", "augment.brightness", "model.drop_path", "data_fraction", "stages.0.lr_scale"),
 ]
 

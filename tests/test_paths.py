@@ -231,7 +231,7 @@ def test_a_scan_names_what_is_no_file_or_too_large(home: Path) -> None:
 )
 def test_a_recipes_name_is_a_folders_name(name: str) -> None:
     with pytest.raises(RecipeError, match=r"name: .*folder"):
-        recipes.from_plain({"name": name})
+        recipes.from_dict({"name": name})
 
 
 @pytest.mark.parametrize("name", ["exp [lr 0.1]", "Größe 2", "a.b", "..a", "*", "x" * 100, "実験"])
@@ -251,7 +251,7 @@ def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("pwd.getpwuid", nobody)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    cache.homeless_cache.cache_clear()
+    cache.temporary_cache.cache_clear()
     return tmp_path / f"stagewright-cache-{os.getuid()}"
 
 
@@ -263,7 +263,7 @@ def test_a_user_without_a_home_has_a_private_cache(homeless: Path, monkeypatch: 
         patch.delenv("XDG_CACHE_HOME")
         cache.give_libraries_a_cache()
         assert torch.hub.get_dir().startswith(str(homeless))
-    cache.homeless_cache.cache_clear()
+    cache.temporary_cache.cache_clear()
     assert cache.cache_folder() == homeless / "stagewright", "the next process finds it again"
 
 
@@ -277,7 +277,7 @@ def test_a_cache_that_another_user_may_have_laid_out_is_not_used(
     else:
         homeless.mkdir()
         homeless.chmod(0o777)
-    folder = cache.homeless_cache()
+    folder = cache.temporary_cache()
     assert folder != homeless and stat.S_IMODE(folder.lstat().st_mode) == 0o700
     assert "STAGEWRIGHT_CACHE" in caplog.text
     assert not list((tmp_path / "theirs").iterdir())

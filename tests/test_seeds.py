@@ -51,7 +51,7 @@ def test_initial_weights() -> None:
     info = DatasetInfo(num_train=10, num_val=1, num_test=0, classes=("a", "b"), digest="")
 
     def initial(seed: int) -> dict[str, torch.Tensor]:
-        recipe = recipes.from_plain({"seed": seed, "model": {"options": {"width": 4}}, "image_size": 16})
+        recipe = recipes.from_dict({"seed": seed, "model": {"options": {"width": 4}}, "image_size": 16})
         return dict(build_model(resolve(recipe, info), pretrained=False)[0].named_parameters())
 
     first, again, other = initial(0), initial(0), initial(1)

@@ -47,7 +47,7 @@ class EvaluationReport:
     groups: list[str | None] | None
     result: Evaluation
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The figures as plain data for JSON. Intervals are Wilson's at 95 %."""
         numbers = self.result.numbers()
         correct = self._correct()

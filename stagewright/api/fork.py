@@ -55,7 +55,7 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
     """RecipeError for overrides that a resume would take and not follow: the split, the name and texts are settled."""
     fixed = [
         path
-        for path in _differing(old.plain(), new.plain(), "")
+        for path in _differing(old.to_dict(), new.to_dict(), "")
         if path.split(".")[0] in ("data", "name", "description")
     ]
     fixed = [path for path in fixed if path not in _FREE]
@@ -69,7 +69,7 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
 
 def changed_fields(old: Plan, new: Plan) -> list[str]:
     """Paths of the recipe fields in which two plans differ, or what else does (data set, precision)."""
-    differing = list(_differing(old.recipe.plain(), new.recipe.plain(), ""))
+    differing = list(_differing(old.recipe.to_dict(), new.recipe.to_dict(), ""))
     if old.dataset.digest != new.dataset.digest:
         differing.append("the data set")
     if old.precision != new.precision:

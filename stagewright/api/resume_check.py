@@ -66,7 +66,7 @@ class Kill:
         return die
 
 
-class _Assassin:
+class _KillAtStep:
     """Kills its own process at the first progress of the evaluation after ``step``."""
 
     def __init__(self, step: int) -> None:
@@ -175,7 +175,7 @@ def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkS
 
 
 def _go_on(run: Path, execution: Execution, moment: Kill | None) -> None:
-    watching = [_Assassin(moment.step)] if moment and moment.evaluating else []
+    watching = [_KillAtStep(moment.step)] if moment and moment.evaluating else []
     arm = moment.arm if moment and not moment.evaluating else None
     resume(run, execution=execution, observers=watching, say=lambda text: None, arm=arm)
 

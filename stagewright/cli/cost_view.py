@@ -74,8 +74,8 @@ def in_json(plan: Plan, costs: Costs, price: float | None) -> dict[str, Any]:
     expected = forecast(plan, costs)
     money = None if price is None else expected.total_seconds / 3600 * price
     return {
-        "costs": costs.plain(),
-        "forecast": expected.plain(),
+        "costs": costs.to_dict(),
+        "forecast": expected.to_dict(),
         "money": money,
         "pace": _paces(plan, costs),
     }

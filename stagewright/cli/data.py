@@ -54,7 +54,7 @@ def inspect(
     if html is not None:
         write_page(found, html)
     if as_json:
-        print(json.dumps(found.plain(), indent=1))
+        print(json.dumps(found.to_dict(), indent=1))
     else:
         found.print(Console(stderr=on_stdout))
         if html is not None and not on_stdout:
@@ -112,7 +112,7 @@ def split(
             workers=workers or _cores(),
             progress=progress,
         )
-    print(json.dumps(made.plain(), indent=1)) if as_json else made.print(Console())
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else made.print(Console())
 
 
 @data_app.command()
@@ -197,7 +197,7 @@ def bench(
         device=device,
         say=say,
     )
-    print(json.dumps(found.plain(), indent=1)) if as_json else found.print(Console())
+    print(json.dumps(found.to_dict(), indent=1)) if as_json else found.print(Console())
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:

@@ -176,7 +176,7 @@ def evaluate(
     from stagewright.api.evaluate import evaluate_bundle
 
     result = evaluate_bundle(run, data, split=split, device=device, workers=workers)
-    print(json.dumps(result.plain(), indent=1)) if as_json else result.print()
+    print(json.dumps(result.to_dict(), indent=1)) if as_json else result.print()
 
 
 @app.command()
@@ -264,10 +264,10 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
-    from stagewright.preflight.doctor import examine, plain, print_checks
+    from stagewright.preflight.doctor import print_checks, run_checks, to_dicts
 
-    checks = examine()
-    print(json.dumps(plain(checks), indent=1)) if as_json else print_checks(checks)
+    checks = run_checks()
+    print(json.dumps(to_dicts(checks), indent=1)) if as_json else print_checks(checks)
 
 
 @app.command()

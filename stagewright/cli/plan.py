@@ -144,6 +144,6 @@ def lr_find(
     if as_json:
         counts = {"steps": len(test.lrs), "planned": test.planned, "skipped": test.skipped}
         files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}
-        print(json.dumps({**found.plain(), **counts, **files}, indent=1))
+        print(json.dumps({**found.to_dict(), **counts, **files}, indent=1))
     else:
         Console().print(lr_view(test, found, out))

@@ -71,7 +71,8 @@ def _stage_sentence(stage: StagePlan, first: bool) -> str:
         f"trains {stage.train if isinstance(stage.train, str) else ', '.join(stage.train)}",
         f"mixing {_mixing(stage)}",
         f"average {stage.average.kind}",
-        momentum + ("" if first else (", kept from before" if stage.at_seam == "keep" else ", buffers reset")),
+        momentum
+        + ("" if first else (", kept from before" if stage.on_enter == "keep_optimizer" else ", buffers reset")),
     ]
     if stage.micro_batch_size < stage.batch_size:
         parts.append(f"micro-batches of {stage.micro_batch_size}")

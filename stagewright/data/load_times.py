@@ -43,7 +43,7 @@ class LoadTimes:
         busy = self.read_seconds + self.decode_seconds
         return self.images * max(self.workers, 1) / busy if busy else 0.0
 
-    def plain(self, train_seconds: float) -> dict[str, Any]:
+    def to_dict(self, train_seconds: float) -> dict[str, Any]:
         """Numbers and verdict for ``summary.json``, given the seconds of training that the consumer's wait is part of."""
         return {
             "workers": self.workers,

@@ -25,8 +25,8 @@ class GuardState:
     """Updates that are left out."""
     masked: list[int] = field(default_factory=list)
     """Manifest rows of pictures that are left out wherever they come."""
-    eases: list[LrReduction] = field(default_factory=list)
-    examine: tuple[int, int, int] | None = None
+    lr_reductions: list[LrReduction] = field(default_factory=list)
+    bad_image_search: tuple[int, int, int] | None = None
     """(update, at, culprit): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one; where none
     of them is to blame, ``culprit`` is left out too, the update whose weights those pictures met."""
     micro_batch_size: int | None = None
@@ -45,21 +45,19 @@ class GuardState:
     """First update of the windows that are high now."""
     overflows: int = 0
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain containers for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> GuardState:
-        """The record that :meth:`plain` gave."""
-        examine = content["examine"]
+    def from_dict(cls, content: dict[str, Any]) -> GuardState:
+        """The record that :meth:`to_dict` gave."""
+        search = content["bad_image_search"]
         return cls(
             **{
                 **content,
-                "eases": [LrReduction(**ease) for ease in content["eases"]],
-                "examine": None
-                if examine is None
-                else (examine[0], examine[1], examine[-1 if len(examine) > 2 else 0]),
+                "lr_reductions": [LrReduction(**one) for one in content["lr_reductions"]],
+                "bad_image_search": None if search is None else tuple(search),
                 "left_out": list(content["left_out"]),
                 "masked": list(content["masked"]),
             }
@@ -78,4 +76,6 @@ class GuardState:
 
     def lr_factor(self, update: int) -> float:
         """What the plan's learning rate of ``update`` is multiplied by."""
-        return math.prod(ease.factor for ease in self.eases if ease.first <= update < ease.end)
+        return math.prod(
+            reduce_lr.factor for reduce_lr in self.lr_reductions if reduce_lr.first <= update < reduce_lr.end
+        )

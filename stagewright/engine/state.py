@@ -26,7 +26,7 @@ REMEMBERED = (
     "best",
     "latest",
     "evaluated_step",
-    "watch",
+    "early_stopping",
     "guard",
     "seconds",
 )
@@ -71,7 +71,7 @@ class TrainState:
     """Best of all evaluations."""
     latest: Score | None = None
     """Better of raw and averaged weights at the last evaluation."""
-    watch: EarlyStopping = EarlyStopping()
+    early_stopping: EarlyStopping = EarlyStopping()
     guard: GuardState = field(default_factory=GuardState)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     """Wall-clock seconds by phase, over all restarts."""
@@ -91,8 +91,8 @@ class TrainState:
             "best": asdict(self.best) if self.best else None,
             "latest": asdict(self.latest) if self.latest else None,
             "evaluated_step": self.evaluated_step,
-            "watch": asdict(self.watch),
-            "guard": self.guard.plain(),
+            "early_stopping": asdict(self.early_stopping),
+            "guard": self.guard.to_dict(),
             "seconds": dict(self.seconds),
         }
 
@@ -106,8 +106,8 @@ class TrainState:
         self.latest = Score(**content["latest"]) if content["latest"] else None
         self.step = content["step"]
         self.evaluated_step = content["evaluated_step"]
-        self.watch = EarlyStopping(**content["watch"])
-        self.guard = GuardState.of(content["guard"])
+        self.early_stopping = EarlyStopping(**content["early_stopping"])
+        self.guard = GuardState.from_dict(content["guard"])
         self.seconds = dict(content["seconds"])
 
     def snapshot(self, device: torch.device) -> dict[str, Any]:

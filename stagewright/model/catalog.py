@@ -82,7 +82,7 @@ def _has_tag(library: Library, plain: str, tag: str) -> bool:
 
 
 def _tags(library: Library, plain: str) -> list[str]:
-    """Names of the pretrained weights that the library has for its model ``plain``."""
+    """Names of the pretrained weights that the library has for its model ``to_dict``."""
     if library == "torchvision":
         import torchvision
 

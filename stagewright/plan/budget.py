@@ -107,12 +107,12 @@ class Choice:
     every: float | None
     """Share of the run between evaluations, and between checkpoints; None: as the recipe says."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"factor": self.factor, "every": self.every}
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Choice:
-        """The choice that :meth:`plain` gave."""
+    def from_dict(cls, content: Mapping[str, Any]) -> Choice:
+        """The choice that :meth:`to_dict` gave."""
         return cls(content["factor"], content["every"])
 
 
@@ -130,7 +130,7 @@ class BudgetedPlan:
     usual: Recipe
     """The recipe as it was given."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For ``env.json`` and the summary."""
         return {
             "asked": self.budget.text,
@@ -139,7 +139,7 @@ class BudgetedPlan:
             "predicted_seconds": round(self.predicted_seconds, 2),
             "probe_seconds": round(self.probe_seconds, 2),
             "steps": self.plan.total_steps,
-            "choice": self.choice.plain(),
+            "choice": self.choice.to_dict(),
             "text": self.sentence(),
         }
 

@@ -89,7 +89,7 @@ class Costs:
         """Whether others took so much of the machine that the times are not to be relied on."""
         return self.others_cores is not None and self.others_cores > _DISTURBED_CORES
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it, for a program."""
         return asdict(self)
 
@@ -131,7 +131,7 @@ class Forecast:
         parts = (self.setup_seconds, self.train_seconds, self.eval_seconds, self.checkpoint_seconds)
         return sum(parts) + self.finish_seconds
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it, for a program."""
         return {**asdict(self), "total_seconds": self.total_seconds}
 

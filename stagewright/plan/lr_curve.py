@@ -74,7 +74,7 @@ class RangeTest:
         return self.planned // 10
 
     @classmethod
-    def of(cls, table: Mapping[str, Series], planned: int) -> RangeTest:
+    def from_table(cls, table: Mapping[str, Series], planned: int) -> RangeTest:
         """The test of the columns lr and loss that :meth:`csv` wrote."""
         return cls(table["lr"], table["loss"], planned)
 
@@ -101,12 +101,12 @@ class Suggestions:
         return self.lrs[self.chosen]
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Suggestions:
-        """The suggestions that :meth:`plain` gave."""
+    def from_dict(cls, content: Mapping[str, Any]) -> Suggestions:
+        """The suggestions that :meth:`to_dict` gave."""
         lrs: dict[Method, float] = {check_method(name): float(lr) for name, lr in content["suggestions"].items()}
         return cls(lrs, check_method(content["chosen"]), tuple(content["notes"]))
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"lr": self.lr, "chosen": self.chosen, "suggestions": dict(self.lrs), "notes": list(self.notes)}
 

@@ -22,7 +22,7 @@ from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe
 from stagewright.recipe.schema import Frozen, problems
 
-FORMAT = 2
+FORMAT = 3
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -84,7 +84,7 @@ class StagePlan(Frozen):
     weight_decay: float
     momentum: float
     momentum_range: tuple[float, float] | None
-    at_seam: Literal["keep", "reset"]
+    on_enter: Literal["keep_optimizer", "reset_optimizer"]
     peak_lr: float
     """Peak of the schedule in this stage, after batch scaling, cap and ``lr_scale``."""
     curve: Curve
@@ -180,7 +180,7 @@ class Plan(Frozen):
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``plan.json``, with the digest and each stage's LR and momentum at start, peak and end."""
         content = self.model_dump(mode="json")
-        content["recipe"] = self.recipe.plain()
+        content["recipe"] = self.recipe.to_dict()
         for stage, entry in zip(self.stages, content["stages"], strict=True):
             entry.update(stage_ends(stage))
         return {"digest": self.digest, **content}

@@ -20,7 +20,7 @@ STEPS = 10**6
 _LEFT_OUT = (
     *("index", "name", "first_step", "num_steps", "data_fraction", "first_pass", "num_passes", "epochs_asked"),
     *("epochs_given", "epochs_before", "label_smoothing", "clip_norm", "weight_decay", "momentum", "momentum_range"),
-    *("at_seam", "peak_lr", "curve", "curve_first_step", "average_log_decay", "average_log_before", "average_every"),
+    *("on_enter", "peak_lr", "curve", "curve_first_step", "average_log_decay", "average_log_before", "average_every"),
 )
 """What makes no difference to the cost of a step."""
 _TINY = 1e-12

@@ -163,7 +163,7 @@ def _stage_plan(
         weight_decay=stage.weight_decay or 0.0,
         momentum=stage.momentum or 0.0,
         momentum_range=lr.momentum if lr.schedule == "one_cycle" else None,
-        at_seam=stage.at_seam or "keep",
+        on_enter=stage.on_enter or "keep_optimizer",
         peak_lr=peak,
         curve=_curve(lr, span, start_lr / peak),
         curve_first_step=first_step if own_span else 0,

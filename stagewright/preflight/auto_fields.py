@@ -92,7 +92,7 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
                 kept[part] = {name: value for name, value in kept[part].items() if name not in lengths[part]}
         return kept
 
-    return {**without(recipe.plain()), "stages": [without(stage) for stage in recipe.plain()["stages"]]}
+    return {**without(recipe.to_dict()), "stages": [without(stage) for stage in recipe.to_dict()["stages"]]}
 
 
 def kept_sentence(measured: Measured, source: Path) -> str:

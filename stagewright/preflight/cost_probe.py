@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from stagewright.data.batches.specs import has_fixed_views
 from stagewright.data.dataset import Dataset
-from stagewright.data.images.memory_cache import KeptImages
+from stagewright.data.images.memory_cache import CachedImages
 from stagewright.data.manifest import SPLITS
 from stagewright.data.sample import spread
 from stagewright.engine.state import Score
@@ -168,7 +168,7 @@ class _Bench:
         """Where the pictures stay decoded in memory: the time that this takes for one, and from now on a part of them
         alone is used, which is in memory then, as all are in a run once each was used. 0.0 for other sets."""
         images = self.session.images
-        if not isinstance(images, KeptImages):
+        if not isinstance(images, CachedImages):
             return 0.0
         self.train_rows = spread(self.train_rows, self.whole.labels, _KEPT_SAMPLE)
         self.eval_rows = self.eval_rows[:_KEPT_SAMPLE]
@@ -392,4 +392,4 @@ def within_budget(
     if costs.is_noisy:
         say(noise_warning(costs))
     say(fitted.sentence()[:1].upper() + fitted.sentence()[1:])
-    return fitted.plan, fitted.plain()
+    return fitted.plan, fitted.to_dict()

@@ -31,7 +31,7 @@ class Check:
     text: str
 
 
-def examine(*, seconds: float = 0.5) -> list[Check]:
+def run_checks(*, seconds: float = 0.5) -> list[Check]:
     """Looks at versions, devices, the decoder and the cache; measures the decoders for ``seconds`` each."""
     import torch
 
@@ -116,6 +116,6 @@ def print_checks(checks: list[Check]) -> None:
     Console().print(table)
 
 
-def plain(checks: list[Check]) -> list[dict[str, Any]]:
+def to_dicts(checks: list[Check]) -> list[dict[str, Any]]:
     """The checks for a program."""
     return [{"name": check.name, "good": check.good, "text": check.text} for check in checks]

@@ -29,7 +29,7 @@ from stagewright.data.batches.specs import train_specs
 from stagewright.data.dataset import load_dataset
 from stagewright.data.images import native
 from stagewright.data.images.decode import FileImages, Images
-from stagewright.data.images.memory_cache import KeptImages, keep
+from stagewright.data.images.memory_cache import CachedImages, cache_if_small
 from stagewright.data.load_times import LoadTimes
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.build import pack
@@ -80,7 +80,7 @@ class Benchmark:
     step_images_per_second: float | None = None
     """What the model's training step takes, pictures being there already."""
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, for a program."""
         return {
             "source": self.source,
@@ -181,7 +181,7 @@ def bench(
     dataset = load_dataset(source, settings, 0, workers=cores())
     images, manifest = _sample(dataset.images, dataset.manifest, sample)
     sizes = dataset.manifest.widths, dataset.manifest.heights
-    kept = isinstance(keep(dataset.images, *sizes, min(image_sizes), exact=False), KeptImages)
+    kept = isinstance(cache_if_small(dataset.images, *sizes, min(image_sizes), exact=False), CachedImages)
     if len(manifest) < 8:
         raise DataError(f"{source} has {len(manifest)} pictures", "at least 8, to measure anything", "give more")
     found = Benchmark(source, len(manifest), native.describe(), device_name(chosen))
@@ -204,7 +204,7 @@ def bench(
             say(f"Comparing at {size} pixels.")
             compared = {name: make(size, batch_size, best) for name, (make, _) in others.items()}
             if kept:
-                held = KeptImages(images, manifest.widths, manifest.heights)
+                held = CachedImages(images, manifest.widths, manifest.heights)
                 held.ensure(np.arange(len(held)))
                 compared["in memory"] = _own_way(held, manifest, size, batch_size, best, 4)
             if size != first:
@@ -266,7 +266,7 @@ class _Some:
 
 def _plan(manifest: Manifest, image_size: int, batch_size: int) -> Plan:
     plain = {"model": {"name": "resnet18"}, "image_size": image_size, "batch_size": batch_size, "epochs": "1000000st"}
-    return resolve(recipes.from_plain(plain), manifest.info())
+    return resolve(recipes.from_dict(plain), manifest.info())
 
 
 def _own_way(

@@ -54,7 +54,7 @@ def files_of(test: RangeTest, found: Suggestions | None, note: str) -> dict[str,
 
     files = {f"{NAME}.csv": test.csv(), f"{NAME}.png": draw_range_test(test, found, note).png}
     if found is not None:
-        content = {**found.plain(), "planned": test.planned, "caption": note}
+        content = {**found.to_dict(), "planned": test.planned, "caption": note}
         files[f"{NAME}.json"] = json.dumps(content, indent=1).encode()
     return files
 

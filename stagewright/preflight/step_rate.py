@@ -26,7 +26,7 @@ def step_rate(
     classes = tuple(f"class{at}" for at in range(max(num_classes, 2)))
     info = DatasetInfo(num_train=batch_size, num_val=0, num_test=0, classes=classes, digest="")
     plain = {"model": {"name": model}, "image_size": image_size, "batch_size": batch_size, "epochs": "1000000st"}
-    plan = resolve(recipes.from_plain(plain), info, precision=auto_precision(device))
+    plan = resolve(recipes.from_dict(plain), info, precision=auto_precision(device))
     prepare_torch(plan.recipe, device)
     state, _ = build_state(plan, device)
     stage, numerics = plan.stages[0], numerics_of(plan, state.model)

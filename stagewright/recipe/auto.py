@@ -103,8 +103,8 @@ def choose(facts: Facts) -> tuple[Recipe, tuple[Reason, ...]]:
 def differing(recipe: Recipe, other: Recipe = _DEFAULTS) -> tuple[str, ...]:
     """Paths of the fields, one level into parts such as ``model``, in which ``recipe`` differs from ``other``."""
     found: list[str] = []
-    default = other.plain()
-    for name, value in recipe.plain().items():
+    default = other.to_dict()
+    for name, value in recipe.to_dict().items():
         if value == default[name]:
             continue
         if isinstance(value, dict) and isinstance(default[name], dict):

@@ -61,7 +61,7 @@ class Duration:
         """The value as people write it: without ``.0``."""
         return int(self.value) if self.value == int(self.value) else self.value
 
-    def plain(self) -> str | float | int:
+    def to_value(self) -> str | float | int:
         """What stands in YAML: a fraction of the run as a number, all else as text."""
         return self.number if self.unit == "run" else str(self)
 
@@ -73,7 +73,7 @@ class Duration:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.plain)
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.to_value)
         )
 
     @classmethod

@@ -86,7 +86,7 @@ class Optimizer(Part):
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Each block's learning rate is this times that of the block behind it; the head has the whole (ULMFiT's discriminative
     rates, arXiv:1801.06146, section 3.2; arXiv:2106.08254, appendix)."""
-    at_seam: Literal["keep", "reset"] = "keep"
+    on_enter: Literal["keep_optimizer", "reset_optimizer"] = "keep_optimizer"
     """What a stage does on entry with momentum and other optimizer state of the stage before."""
 
 
@@ -222,10 +222,10 @@ class Guard(Part):
     spike: Positive = 0.5
     """Two windows in a row whose median loss is above the best window of the stage by this share of a blind guess's loss
     (the logarithm of the number of classes) are a spike."""
-    ease: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """Factor on the learning rate after going back from a spike, or where no single picture is to blame; it multiplies where
     trouble comes again meanwhile."""
-    ease_windows: Annotated[int, Field(ge=1)] = 8
+    lr_factor_windows: Annotated[int, Field(ge=1)] = 8
     """For so many windows."""
 
     @model_validator(mode="before")

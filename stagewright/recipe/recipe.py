@@ -52,7 +52,7 @@ class Stage(Part):
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     clip_norm: Positive | None = None
-    at_seam: Literal["keep", "reset"] | None = None
+    on_enter: Literal["keep_optimizer", "reset_optimizer"] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -189,11 +189,11 @@ class Recipe(Part):
                 "weight_decay": _first(stage.weight_decay, self.optimizer.weight_decay),
                 "momentum": _first(stage.momentum, self.optimizer.momentum),
                 "clip_norm": _first(stage.clip_norm, self.optimizer.clip_norm),
-                "at_seam": stage.at_seam or self.optimizer.at_seam,
+                "at_seam": stage.on_enter or self.optimizer.on_enter,
             }
         )
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data with every default written out, stages as they were given; ``Recipe.model_validate`` reads it."""
         content = self.model_dump(mode="json")
         content["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]

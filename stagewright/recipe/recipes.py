@@ -23,6 +23,12 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.storage.files import read_own, user_path
 
 _SHIPPED = resources.files("stagewright.recipe") / "shipped"
+RENAMED = {
+    "at_seam": "on_enter, which is keep_optimizer or reset_optimizer",
+    "ease": "lr_factor",
+    "ease_windows": "lr_factor_windows",
+}
+"""Keys of recipes of earlier versions, and what took their place. They are refused, with the new name."""
 AUTO = "auto"
 """The name of the recipe that is none yet: :mod:`stagewright.recipe.auto` chooses one when data and machine are known."""
 
@@ -71,10 +77,10 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         raw = {}
     if not isinstance(raw, dict):
         raise RecipeError(f"{name_or_file} holds a {type(raw).__name__}", "a mapping of recipe fields", "mend the file")
-    return override(from_plain(raw), overrides)
+    return override(from_dict(raw), overrides)
 
 
-def from_plain(raw: Mapping[str, Any]) -> Recipe:
+def from_dict(raw: Mapping[str, Any]) -> Recipe:
     """The recipe of plain data; RecipeError lists every wrong field with its path."""
     try:
         return Recipe.model_validate(raw)
@@ -84,7 +90,7 @@ def from_plain(raw: Mapping[str, Any]) -> Recipe:
 
 def to_yaml(recipe: Recipe) -> str:
     """YAML that reads back as an equal recipe, every default written out; texts of several lines stay as such."""
-    return yaml.dump(recipe.plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(recipe.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -111,7 +117,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         except yaml.YAMLError:
             raise RecipeError(f"--set {text_!r}: {value!r} is not YAML", "a YAML value", "quote it") from None
         _assign(content, path.strip().replace("[", ".").replace("]", "").split("."), parsed, text_)
-    return from_plain(content)
+    return from_dict(content)
 
 
 def stretch(recipe: Recipe, epochs: str) -> Recipe:
@@ -173,6 +179,8 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])
+        if (renamed := RENAMED.get(str(where[-1]))) is not None:
+            return f"{path}: this field is now called {renamed}", ""
         return f"{path}: unknown field{nearest(str(where[-1]), known)}", f"here: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":

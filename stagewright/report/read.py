@@ -309,7 +309,11 @@ def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestio
     if not content or not len(table["lr"]):
         return None
     try:
-        return RangeTest.of(table, int(content["planned"])), Suggestions.of(content), str(content["caption"])
+        return (
+            RangeTest.from_table(table, int(content["planned"])),
+            Suggestions.from_dict(content),
+            str(content["caption"]),
+        )
     except (KeyError, TypeError, ValueError, RangeTestError) as error:
         problems.append(f"{folder.name}/{lr_curve.NAME}.json cannot be used: {error}")
         return None

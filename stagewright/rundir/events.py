@@ -70,13 +70,13 @@ class EventLog:
             )
         self._observers = list(observers)
         self._file = AppendFile(path)
-        self._standing: set[str] = set()
+        self._already_written: set[str] = set()
         if resume_step is not None:
             self.emit("resumed", resume_step, checkpoint=checkpoint, rejected=[dict(one) for one in rejected])
             if self._file.cut_bytes:
                 text = f"cut {self._file.cut_bytes} bytes of an unfinished last line from {path.name}"
                 self.emit("notice", resume_step, text=text)
-            self._standing = self._live()
+            self._already_written = self._live()
 
     def emit(self, kind: str, step: int, *, clock: Mapping[str, Any] | None = None, **payload: Any) -> None:
         """Writes one event and tells the observers; after it returns a ``kill -9`` cannot lose it.
@@ -88,7 +88,9 @@ class EventLog:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         event = {"kind": kind, "step": step, **payload, "clock": {"at": at, **(clock or {})}}
         line = json.dumps(event)
-        if kind not in TRANSIENT_KINDS and not (self._standing and _canonical(_bare(event)) in self._standing):
+        if kind not in TRANSIENT_KINDS and not (
+            self._already_written and _canonical(_bare(event)) in self._already_written
+        ):
             self._file.append(line.encode() + b"\n")
         for observer in tuple(self._observers):
             # Each reads its own copy of the line: what one does to an event, no other and no caller sees.
@@ -102,13 +104,13 @@ class EventLog:
     def rolled_back(self, step: int, **payload: Any) -> None:
         """Writes that the run goes on from ``step`` again; the ``number`` in the payload counts such events of the run. What it
         does again up to where it was is not written twice."""
-        self._standing = set()
+        self._already_written = set()
         self.emit("rolled_back", step, **payload)
-        self._standing = self._live()
+        self._already_written = self._live()
 
-    def stand_again(self) -> None:
+    def skip_repeats(self) -> None:
         """From here on, what the log holds is not written twice: the run repeats steps of before a rollback's."""
-        self._standing = self._live()
+        self._already_written = self._live()
 
     def _live(self) -> set[str]:
         return {_canonical(event) for event in comparable(live_events(self._file.path))}

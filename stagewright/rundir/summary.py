@@ -32,7 +32,7 @@ def read_summary(run: RunDir) -> dict[str, Any]:
 def recorded_choice(run: RunDir, budget: Budget) -> Choice | None:
     """What was chosen for this very budget when ``run`` began; None where there is no such run."""
     account = run.read_env().get("budget") or {}
-    return Choice.of(account["choice"]) if account.get("asked") == budget.text else None
+    return Choice.from_dict(account["choice"]) if account.get("asked") == budget.text else None
 
 
 def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:

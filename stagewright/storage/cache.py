@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder(*names: str) -> Path:
-    """``names`` in ``$STAGEWRIGHT_CACHE``, else in ``~/.cache/stagewright``; without a home in :func:`homeless_cache`."""
+    """``names`` in ``$STAGEWRIGHT_CACHE``, else in ``~/.cache/stagewright``; without a home in :func:`temporary_cache`."""
     given = os.environ.get("STAGEWRIGHT_CACHE")
     if given:
         return Path(user_path(given), *names)
-    base = homeless_cache() if no_home() else Path.home() / ".cache"
+    base = temporary_cache() if no_home() else Path.home() / ".cache"
     return Path(base, "stagewright", *names)
 
 
@@ -38,11 +38,11 @@ def give_libraries_a_cache() -> None:
     """Points libraries that keep downloads (torch, Hugging Face, Matplotlib) to a folder, where there is no home: some
     would make one called ``~`` in the current folder."""
     if no_home():
-        os.environ.setdefault("XDG_CACHE_HOME", str(homeless_cache()))
+        os.environ.setdefault("XDG_CACHE_HOME", str(temporary_cache()))
 
 
 @cache
-def homeless_cache() -> Path:
+def temporary_cache() -> Path:
     """A folder for caches of a user without a home: below the temporary folder, named by the user's number, private.
 
     Where that name belongs to someone else or is open to others, a folder of this process alone, removed at its end.

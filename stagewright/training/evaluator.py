@@ -51,16 +51,18 @@ class Evaluator:
         if state.best is None or state.latest.top1 > state.best.top1:
             state.best = state.latest
         state.evaluated_step = state.step
-        state.watch = update_early_stopping(self.session.plan.recipe.stop, state.watch, results[state.latest.weights])
-        self.session.recorder.evaluated(state, stage, results, state.seconds["eval"] - before)
+        state.early_stopping = update_early_stopping(
+            self.session.plan.recipe.stop, state.early_stopping, results[state.latest.weights]
+        )
+        self.session.recorder.write_evaluation(state, stage, results, state.seconds["eval"] - before)
         points["after its evaluation"] = memory_in_use(state.device)
         self.session.recorder.log.emit(
             "memory", state.step, clock={**self.session.peak(), "points": points, "told": True}
         )
         if self.session.is_finished and state.step < self.session.plan.total_steps:
             stop = self.session.plan.recipe.stop
-            best = number_text(state.watch.best, ".4g")
-            reason = f"{stop.metric} has not improved on {best} in {state.watch.stale} evaluations"
+            best = number_text(state.early_stopping.best, ".4g")
+            reason = f"{stop.metric} has not improved on {best} in {state.early_stopping.stale} evaluations"
             self.session.recorder.log.emit("ended_early", state.step, reason=reason)
 
     def _averages_the_head_alone(self) -> bool:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stagewright.bundle.bundle import BundleSpec, Preprocessing, save_bundle
 from stagewright.data.images.decode import FileImages, Images
-from stagewright.data.images.memory_cache import KeptImages
+from stagewright.data.images.memory_cache import CachedImages
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted
@@ -165,7 +165,7 @@ def golden_samples(session: Session) -> list[tuple[bytes, str]]:
 
 
 def _original(images: Images, row: int, path: str) -> tuple[bytes, str]:
-    files = images.images if isinstance(images, KeptImages) else images
+    files = images.images if isinstance(images, CachedImages) else images
     if isinstance(files, FileImages):
         return files.read(row), Path(path).suffix.lower() or ".img"
     buffer = io.BytesIO()

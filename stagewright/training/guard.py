@@ -126,9 +126,11 @@ class Guard:
         """Finished updates of the newest kept state that update ``update`` has not touched."""
         return update // self.settings.window * self.settings.window
 
-    def ease(self, first: int) -> LrReduction:
+    def reduce_lr(self, first: int) -> LrReduction:
         """The learning rate lowered from update ``first`` on."""
-        return LrReduction(first, first + self.settings.ease_windows * self.settings.window, self.settings.ease)
+        return LrReduction(
+            first, first + self.settings.lr_factor_windows * self.settings.window, self.settings.lr_factor
+        )
 
     def oldest_restorable_step(self, step: int) -> int:
         """The oldest step that a fault found after ``step`` may go back to, as long as few updates are left out in a row."""

@@ -35,7 +35,7 @@ def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
                 continue  # the guard may have gone back, to where another evaluation is owed
             if session.is_finished:
                 return True
-            rollback.keep()
+            rollback.take_snapshot()
             if not train_until_event(session, rollback, after_update):
                 return False
         except Interrupted:
@@ -75,7 +75,7 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
                 if state.step <= batch.step:
                     return True  # the evaluation found spoilt weights: it has gone back
                 saved_at = time.monotonic()
-            rollback.keep()  # after the evaluation, so that going back owes none
+            rollback.take_snapshot()  # after the evaluation, so that going back owes none
             if session.is_finished:
                 break
     return True

@@ -8,7 +8,7 @@ from stagewright.plan.plan import Plan, StagePlan
 
 
 @dataclass
-class Rate:
+class ProgressEstimator:
     """Speed now and time left, from what this process saw of the present stage.
 
     Counting begins at a stage's first fetch, so that warming up (compiling, filling caches) does not spoil the estimate.
@@ -31,21 +31,21 @@ class Rate:
     epoch_at: float | None = None
     epoch_images: int = 0
 
-    def worked(self, stage: StagePlan) -> None:
+    def add_step(self, stage: StagePlan) -> None:
         """An update of ``stage`` was fetched."""
         if self.stage is None or stage.index != self.stage.index:
             self.stage, self.began_at = stage, None
         self.images += stage.batch_size
         self.work += _work(stage)
 
-    def evaluated(self, stage: StagePlan, seconds: float) -> None:
+    def add_evaluation(self, stage: StagePlan, seconds: float) -> None:
         """An evaluation in ``stage`` took ``seconds``. Those of earlier stages count until there is one of this stage."""
         if self.evaluated_in != stage.index:
             self.evaluated_in, self.eval_seconds, self.eval_pixels = stage.index, 0.0, 0.0
         self.eval_seconds += seconds
         self.eval_pixels += stage.image_size**2
 
-    def speed(self, train_seconds: float) -> float:
+    def update_speed(self, train_seconds: float) -> float:
         """Images a second of training since the last call."""
         if self.epoch_at is None:
             self.epoch_at, self.epoch_images = train_seconds, self.images
@@ -57,13 +57,13 @@ class Rate:
             self.marked_at, self.marked_images = train_seconds, self.images
         return self.images_a_second
 
-    def epoch_ended(self, train_seconds: float) -> dict[str, float]:
+    def end_epoch(self, train_seconds: float) -> dict[str, float]:
         """Training seconds and images a second since the last evaluation of this process."""
         seconds, images = train_seconds - (self.epoch_at or 0.0), self.images - self.epoch_images
         self.epoch_at, self.epoch_images = train_seconds, self.images
         return {"epoch_seconds": round(seconds, 3), "images_per_second": round(images / max(seconds, 1e-9), 2)}
 
-    def left(self, plan: Plan, step: int) -> float | None:
+    def eta_seconds(self, plan: Plan, step: int) -> float | None:
         """Seconds from ``step`` to the end of the plan with its evaluations; None while too little was seen."""
         if self.began_at is None or self.work <= 0.0 or self.marked_at <= self.began_at:
             return None

@@ -26,11 +26,11 @@ class ReadWatch:
         self.recent = deque(maxlen=self.window)
 
     @classmethod
-    def of(cls, plan: Plan) -> ReadWatch:
+    def for_plan(cls, plan: Plan) -> ReadWatch:
         """The watch for a plan: its window is the guard's, or the whole of a shorter run."""
         return cls(plan.recipe.data.max_unreadable, min(plan.recipe.guard.window, plan.total_steps))
 
-    def said(self) -> tuple[int, int, str]:
+    def missing_images(self) -> tuple[int, int, str]:
         """How many pictures of how many are missing in the updates that were looked at, and which these are."""
         first, last = self.recent[0][0] + 1, self.recent[-1][0] + 1
         where = f"step {last:,}" if first == last else f"steps {first:,} to {last:,}"
@@ -40,7 +40,7 @@ class ReadWatch:
         """Whether a part of the data counts as gone; a single picture of a small part does not make it so."""
         return unreadable == pictures > 0 or unreadable > max(self.share * pictures, 1)
 
-    def look(self, update: int, unreadable: int, pictures: int) -> int | None:
+    def check(self, update: int, unreadable: int, pictures: int) -> int | None:
         """The first update that pictures are missing from, where ``update``, not carried out yet, shows that the data is
         gone: not one of its ``pictures`` can be read, or too few of the window's. Else None."""
         while self.recent and self.recent[-1][0] >= update:  # the run has gone back

@@ -27,7 +27,7 @@ from stagewright.storage.append_file import Seal
 from stagewright.system.memory import memory_gb
 from stagewright.training.clock import Clock
 from stagewright.training.guard import Row
-from stagewright.training.progress import Rate
+from stagewright.training.progress import ProgressEstimator
 
 STEPS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING = ("step", "train_seconds", "images_per_second", "memory_gb")
@@ -60,7 +60,7 @@ class Recorder:
         self.steps = StepLog(self.run.steps, STEPS)
         self.timing = StepLog(self.run.timing, TIMING)
         self.metrics = StepLog(self.run.metrics, METRICS)
-        self.rate = Rate()
+        self.estimator = ProgressEstimator()
         self._fetched_at = time.perf_counter()
         self._timed_at = self._fetched_at
 
@@ -104,12 +104,12 @@ class Recorder:
             self.recent.append((done, loss, grad_norm))
             if bad_rows:
                 self._name_bad(done, bad_rows)
-            self.rate.worked(stage)
+            self.estimator.add_step(stage)
         self.steps.append(rows)
         self.pending.clear()
         self._tell_progress(rows[-1])
 
-    def evaluated(
+    def write_evaluation(
         self, state: TrainState, stage: StagePlan, results: dict[str, Evaluation], eval_seconds: float
     ) -> None:
         """Writes an evaluation's row and event; ``state.latest`` and ``state.best`` are already its verdict."""
@@ -118,7 +118,7 @@ class Recorder:
         train_loss = math.fsum(losses) / len(losses) if losses else None
         train_top1 = math.fsum(accuracies) / len(accuracies) if accuracies else None
         self.since_evaluation = []
-        self.rate.evaluated(stage, eval_seconds)
+        self.estimator.add_evaluation(stage, eval_seconds)
         average = next((kind for kind in results if kind != "raw"), "")
         raw = results["raw"]
         best = state.best == state.latest
@@ -146,9 +146,9 @@ class Recorder:
             best=best,
             clock={
                 **self._clock(),
-                **self.rate.epoch_ended(self.clock.read("train")),
+                **self.estimator.end_epoch(self.clock.read("train")),
                 "eval_seconds": round(eval_seconds, 3),
-                "eta_seconds": self.rate.left(self.plan, state.step),
+                "eta_seconds": self.estimator.eta_seconds(self.plan, state.step),
             },
         )
 
@@ -187,7 +187,7 @@ class Recorder:
     def _tell_progress(self, row: list[Any]) -> None:
         now = time.perf_counter()
         train_seconds = self.clock.read("train")
-        speed = self.rate.speed(train_seconds)
+        speed = self.estimator.update_speed(train_seconds)
         self._fetched_at = now
         memory = memory_gb(self.device)
         if now - self._timed_at > _TIMING_SECONDS:
@@ -202,7 +202,7 @@ class Recorder:
             lr=row[3],
             images_per_second=speed,
             memory_gb=memory,
-            eta_seconds=self.rate.left(self.plan, row[0]),
+            eta_seconds=self.estimator.eta_seconds(self.plan, row[0]),
             clock=self._clock(),
         )
 

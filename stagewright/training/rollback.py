@@ -41,7 +41,7 @@ class Rollback:
     kept: list[dict[str, Any]] = field(default_factory=list)
     """Snapshots, the oldest first."""
 
-    def keep(self) -> None:
+    def take_snapshot(self) -> None:
         """Keeps the present state, if it is one to go back to."""
         state = self.session.state
         if not self.guard.is_snapshot_step(state.step) or (self.kept and self.kept[-1]["step"] == state.step):
@@ -62,9 +62,9 @@ class Rollback:
         where too many images cannot be read, with the state back before the first update that lacked some."""
         self._arrive(batch.step)
         reading = self.session.reading
-        if (gone := reading.look(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
+        if (gone := reading.check(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
             self._before_data_was_gone(gone)
-            raise images_gone(self.session.manifest, batch.bad_rows, *reading.said())
+            raise images_gone(self.session.manifest, batch.bad_rows, *reading.missing_images())
 
     def check(self) -> bool:
         """Checks the losses where it is time; False where it has gone back to an earlier step."""
@@ -112,11 +112,15 @@ class Rollback:
             )
         record.rollbacks += 1
         if fault.kind == "not finite":
-            record.examine = (fault.update, fault.back_to, fault.update if fault.culprit is None else fault.culprit)
+            record.bad_image_search = (
+                fault.update,
+                fault.back_to,
+                fault.update if fault.culprit is None else fault.culprit,
+            )
             remedy = "the pictures of that step are looked at one by one"
         else:
-            record.eases.append(self.guard.ease(fault.back_to))
-            remedy = f"the learning rate times {settings.ease:g} for {settings.ease_windows * settings.window} steps"
+            record.lr_reductions.append(self.guard.reduce_lr(fault.back_to))
+            remedy = f"the learning rate times {settings.lr_factor:g} for {settings.lr_factor_windows * settings.window} steps"
         self._restore(fault, remedy)
 
     def spoilt(self, error: NotFinite) -> None:
@@ -159,7 +163,7 @@ class Rollback:
         state.rewind(self._state_before(fault.back_to))
         self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
         session.recorder.resume(state)
-        session.recorder.log.stand_again()
+        session.recorder.log.skip_repeats()
         self.save()  # sets aside the checkpoints of what is given up
 
     def _before_data_was_gone(self, update: int) -> None:
@@ -169,7 +173,7 @@ class Rollback:
             state.rewind(self._state_before(update))
             self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
             session.recorder.resume(state)
-            session.recorder.log.stand_again()
+            session.recorder.log.skip_repeats()
 
     def _arrive(self, step: int) -> None:
         """What waits for ``step`` finished updates: the event of a rollback, and a look at images."""
@@ -178,8 +182,8 @@ class Rollback:
         for event in [one for one in record.pending if one["step"] == step]:
             record.pending.remove(event)
             session.recorder.log.rolled_back(**event)
-        if record.examine is not None and record.examine[1] == step:
-            self._find_bad_images(record.examine[0], record.examine[2])
+        if record.bad_image_search is not None and record.bad_image_search[1] == step:
+            self._find_bad_images(record.bad_image_search[0], record.bad_image_search[2])
 
     def _state_before(self, step: int) -> dict[str, Any]:
         """The newest state of at most ``step`` finished updates that there is: kept, saved, or the very first."""
@@ -201,7 +205,7 @@ class Rollback:
         session = self.session
         record, at = session.state.guard, session.state.step
         batch = self._batch_of(update)
-        record.examine = None  # from here on nothing waits, so that no stop can come between
+        record.bad_image_search = None  # from here on nothing waits, so that no stop can come between
         guilty = self._not_finite(batch)
         named = batch.rows[guilty]
         if len(named):
@@ -209,15 +213,15 @@ class Rollback:
             verdict = f"left out from here on, since what the network makes of it in step {update + 1:,} is not finite"
         else:
             record.left_out = sorted({*record.left_out, update, culprit})
-            record.eases.append(self.guard.ease(at))
+            record.lr_reductions.append(self.guard.reduce_lr(at))
             settings = self.guard.settings
-            steps = settings.ease_windows * settings.window
+            steps = settings.lr_factor_windows * settings.window
             before = (
                 f", and step {culprit + 1:,}, whose update may have spoilt the weights," if culprit != update else ""
             )
             verdict = (
                 f"no single picture is to blame, so step {update + 1:,}{before} {'are' if before else 'is'} left out and the "
-                f"learning rate is times {settings.ease:g} for {steps} steps; the pictures of step {update + 1:,} were"
+                f"learning rate is times {settings.lr_factor:g} for {steps} steps; the pictures of step {update + 1:,} were"
             )
             named = batch.rows
         paths = [session.manifest.paths[int(row)].as_py() for row in named]

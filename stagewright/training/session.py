@@ -63,14 +63,14 @@ class Session:
     def __post_init__(self) -> None:
         self.batches = Batches(self.images, self.manifest, self.execution, self.state, self.recorder, self.stop)
         self.trained_before = self.state.seconds["train"]
-        self.reading = ReadWatch.of(self.plan)
+        self.reading = ReadWatch.for_plan(self.plan)
         self.features = FeatureCache(self.plan, self.state, self.numerics, self.batches, self.recorder, self.reading)
 
     @property
     def is_finished(self) -> bool:
         """Whether no update is left: all are done, or the evaluations no longer improve."""
         patience = self.plan.recipe.stop.patience
-        ended = patience is not None and self.state.watch.stale >= patience
+        ended = patience is not None and self.state.early_stopping.stale >= patience
         return ended or self.state.step >= self.plan.total_steps
 
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -88,13 +88,13 @@ class Session:
             self._entered = stage.index
             begin_peak(self.state.device)
             self.features.enter(stage)
-            self.recorder.rate.on_features = cached
+            self.recorder.estimator.on_features = cached
         return counts
 
     def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:
         """What is done once, at the stage's first step: the optimizer's state reset or kept, a fresh average, the log."""
         before = self.plan.stages[stage.index - 1] if stage.index else None
-        if before is not None and stage.at_seam == "reset":
+        if before is not None and stage.on_enter == "reset_optimizer":
             reset_state(self.state.optimizer)
         if before is not None and before.average.kind != stage.average.kind:
             self.state.average = WeightAverage()

@@ -50,7 +50,7 @@ def write_summary(
         **seconds,
         "wall_seconds": round(sum(state.seconds.values()), 3),
         "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
-        "loading": session.batches.train_times.plain(state.seconds["train"] - session.trained_before),
+        "loading": session.batches.train_times.to_dict(state.seconds["train"] - session.trained_before),
         "restarts": sum(event["kind"] == "resumed" for event in events),
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "ended_early": state.step < plan.total_steps and session.is_finished,

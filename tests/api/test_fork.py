@@ -48,7 +48,7 @@ def two_stages(**changes: Any) -> Recipe:
             {"name": "all", "epochs": "5st", "image_size": 12, "mix": {"mixup": 0.4}, "average": "ema"},
         ],
     }
-    return recipes.from_plain({**plain, **changes})
+    return recipes.from_dict({**plain, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_each_option_makes_another_run(start: Start, change: dict[str, Any]) -> 
 
 
 def test_what_a_later_stage_cannot_mean_is_refused_before_the_first_step(start: Start) -> None:
-    stages = two_stages().plain()["stages"]
+    stages = two_stages().to_dict()["stages"]
     run, _ = start(two_stages(stages=[stages[0], {**stages[1], "train": ["!layre1.*"]}]))
     with pytest.raises(ModelError, match=r"'!layre1\.\*' matches no parameter; did you mean '!layer1\.\*'"):
         go(run)

@@ -37,7 +37,7 @@ QUIET = Execution(device="cpu", workers=2, pages=False, quiet=True, save_minutes
 def three_stages() -> Recipe:
     """16/24/32 px, other batch sizes, head first, mixing then none, EMA, SWA last; RandAugment and augmented
     copies; dropout, drop-path and clipping."""
-    return recipes.from_plain(
+    return recipes.from_dict(
         {
             "name": "three",
             "seed": 5,
@@ -56,7 +56,7 @@ def three_stages() -> Recipe:
                 {
                     **{"name": "middle", "epochs": "6st", "image_size": 24, "batch_size": 8},
                     **{"mix": {"mixup": 0.4, "cutmix": 1.0}, "average": {"kind": "ema", "half_life": "2st"}},
-                    "at_seam": "reset",
+                    "on_enter": "reset_optimizer",
                     "augment": {"policy": "randaugment", "brightness": 0.3, "erasing": 0.5},
                 },
                 {
@@ -253,7 +253,7 @@ def test_state_remembers_this_and_no_more(start: Start, unbroken: RunDir) -> Non
         "best",
         "latest",
         "evaluated_step",
-        "watch",
+        "early_stopping",
         "guard",
         "seconds",
     )

@@ -43,7 +43,7 @@ def test_only_strided_pointwise_convolutions_are_meant() -> None:
 def test_pictures_come_in_the_layout_of_the_network() -> None:
     for width, last in ((8, False), (16, True)):
         plain = {"model": {"name": "cifar_resnet18", "options": {"width": width}}, "image_size": 32, "epochs": "2st"}
-        plan = resolve(recipes.from_plain(plain), INFO)
+        plan = resolve(recipes.from_dict(plain), INFO)
         state, _ = build_state(plan, choose_device("cpu"))
         assert numerics_of(plan, state.model).channels_last is last
         weight = next(parameter for parameter in state.model.parameters() if parameter.ndim == 4)

@@ -42,7 +42,7 @@ def three_stages(**changes: Any) -> Recipe:
     The 12 validation pictures come in batches of 5, 5 and 2 as well.
     """
     mix = {"mixup": 0.4, "cutmix": 1.0, "probability": 0.7}
-    return recipes.from_plain(
+    return recipes.from_dict(
         {
             "seed": 5,
             "model": {"name": "cifar_resnet18", "options": {"width": 4}},

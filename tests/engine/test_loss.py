@@ -114,7 +114,7 @@ def manifest(counts: list[int], classes: tuple[str, ...] = ("bird", "blank", "ho
 
 
 def weights(counts: list[int], **fields: Any) -> list[float]:
-    found = class_weights(recipes.from_plain(fields), manifest(counts))
+    found = class_weights(recipes.from_dict(fields), manifest(counts))
     assert found is not None and found.dtype == torch.float32
     return found.tolist()
 
@@ -155,7 +155,7 @@ def test_no_weights_unless_asked_for() -> None:
 def test_balanced_weights_make_the_loss_of_an_epoch_the_mean_over_classes(loss: LossName) -> None:
     counts = [7, 4, 1]
     made = manifest(counts)
-    found = class_weights(recipes.from_plain({"class_weights": "balanced"}), made)
+    found = class_weights(recipes.from_dict({"class_weights": "balanced"}), made)
     labels = torch.from_numpy(made.labels[made.rows("train")]).long()
     epoch = MixedBatch(torch.empty(0), labels, labels, 1.0, torch.ones(12))
     plain = mixed_losses(logits()[:, :3], epoch, loss, 0.1)
@@ -164,7 +164,7 @@ def test_balanced_weights_make_the_loss_of_an_epoch_the_mean_over_classes(loss: 
 
 
 def test_names_that_are_no_classes_are_refused_with_the_plan() -> None:
-    recipe = recipes.from_plain({"class_weights": {"bird": 2.0, "hogg": 3.0}})
+    recipe = recipes.from_dict({"class_weights": {"bird": 2.0, "hogg": 3.0}})
     with pytest.raises(RecipeError) as error:
         resolve(recipe, manifest([3, 2, 1]).info())
     assert error.value.given == "class_weights: 'hogg' is no class of the data; did you mean 'hog'?"
@@ -177,7 +177,7 @@ def test_names_that_are_no_classes_are_refused_with_the_plan() -> None:
 
 
 def test_nothing_is_written_for_a_run_with_unknown_classes(picture_folder: Path, tmp_path: Path) -> None:
-    recipe = recipes.from_plain({"class_weights": {"acros": 2.0}, "image_size": 16})
+    recipe = recipes.from_dict({"class_weights": {"acros": 2.0}, "image_size": 16})
     with pytest.raises(RecipeError, match="'across'"):
         train(picture_folder, recipe, out=tmp_path / "run", say=lambda text: None)
     assert not (tmp_path / "run").exists()
@@ -186,4 +186,4 @@ def test_nothing_is_written_for_a_run_with_unknown_classes(picture_folder: Path,
 @pytest.mark.parametrize("given", [{"bird": 0.0}, {"bird": -1.0}, "equal"])
 def test_weights_that_cannot_be_meant(given: Any) -> None:
     with pytest.raises(RecipeError, match="class_weights"):
-        recipes.from_plain({"class_weights": given})
+        recipes.from_dict({"class_weights": given})

@@ -30,7 +30,7 @@ TWO_STAGES = [{"name": "small", "epochs": 0.6, "batch_size": 50}, {"name": "full
 
 
 def recipe(**fields: Any) -> Recipe:
-    return recipes.from_plain(fields)
+    return recipes.from_dict(fields)
 
 
 def stage_cost(**changes: Any) -> StageCost:
@@ -207,7 +207,7 @@ def test_evaluations_stay_as_they_are_where_they_cost_little() -> None:
 def test_the_same_choice_gives_the_same_plan_again() -> None:
     plan = resolve(recipe(epochs="100ep", stages=TWO_STAGES), INFO)
     fitted = fit(plan, costs(stage_cost(eval_fixed_seconds=9.0), stage_cost()), Budget.parse("99s"))
-    choice = Choice.of(json.loads(json.dumps(fitted.plain()))["choice"])
+    choice = Choice.from_dict(json.loads(json.dumps(fitted.to_dict()))["choice"])
     assert apply(plan, choice) == fitted.plan
 
 

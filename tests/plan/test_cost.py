@@ -43,7 +43,7 @@ COSTS = Costs(
 
 
 def plan_of(**fields: Any) -> Plan:
-    return resolve(recipes.from_plain({"batch_size": 100, **fields}), INFO)
+    return resolve(recipes.from_dict({"batch_size": 100, **fields}), INFO)
 
 
 def test_saves_cost_what_they_do_in_their_stage() -> None:
@@ -94,7 +94,7 @@ def test_pages_take_their_time_from_the_training() -> None:
 
 def test_no_validation_pictures_no_evaluations() -> None:
     info = DatasetInfo(num_train=1000, num_val=0, num_test=0, classes=("a", "b"), digest="d")
-    expected = forecast(resolve(recipes.from_plain({"batch_size": 100, "epochs": "2ep"}), info), COSTS)
+    expected = forecast(resolve(recipes.from_dict({"batch_size": 100, "epochs": "2ep"}), info), COSTS)
     assert expected.eval_seconds == 0.0 and expected.num_saves == 2
 
 

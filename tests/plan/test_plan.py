@@ -20,7 +20,7 @@ INFO = DatasetInfo(num_train=1000, num_val=100, num_test=100, classes=("a", "b")
 
 
 def recipe(**fields: Any) -> Recipe:
-    return recipes.from_plain(fields)
+    return recipes.from_dict(fields)
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,7 +14,7 @@ INFO = DatasetInfo(num_train=1000, num_val=100, num_test=100, classes=("a", "b")
 
 
 def rehearsed(*stages: dict[str, Any], **fields: Any) -> tuple[Plan, ProbePlan]:
-    plan = resolve(recipes.from_plain({"stages": [{"epochs": "2ep", **stage} for stage in stages], **fields}), INFO)
+    plan = resolve(recipes.from_dict({"stages": [{"epochs": "2ep", **stage} for stage in stages], **fields}), INFO)
     return plan, probe_plan(plan, has_fixed_views)
 
 

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
 
 def prepared(pictures: Path, **fields: Any) -> tuple[Dataset, Plan]:
     return prepare(
-        pictures, as_request(recipes.from_plain({**SMALL, "epochs": "2ep", **fields})), QUIET, lambda text: None
+        pictures, as_request(recipes.from_dict({**SMALL, "epochs": "2ep", **fields})), QUIET, lambda text: None
     )
 
 
@@ -67,7 +67,7 @@ def test_everything_is_measured_and_nothing_stays(picture_folder: Path, tmp_path
     assert min(costs.setup_seconds, costs.finish_seconds, costs.probe_seconds) > 0
     assert costs.page_seconds == 0.0 and costs.checkpoint_bytes > 100_000
     assert costs.first_image_seconds > 0  # these few small pictures stay decoded
-    assert json.loads(json.dumps(costs.plain()))["stages"][0]["step_seconds"] == first.step_seconds
+    assert json.loads(json.dumps(costs.to_dict()))["stages"][0]["step_seconds"] == first.step_seconds
     assert forecast(plan, costs).total_seconds > 0
 
 

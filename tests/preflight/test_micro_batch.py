@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def plan_of(**fields: Any) -> Plan:
     usual = {"model": {"name": "cifar_resnet18", "options": {"width": 4}}, "image_size": 16, "batch_size": 24}
-    return resolve(recipes.from_plain({**usual, "epochs": "2ep", **fields}), INFO)
+    return resolve(recipes.from_dict({**usual, "epochs": "2ep", **fields}), INFO)
 
 
 def short_of_memory(model: nn.Module, *, train: int, evaluate: int) -> list[tuple[bool, int]]:

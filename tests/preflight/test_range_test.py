@@ -200,7 +200,7 @@ def test_the_plot_is_drawn_for_every_shape() -> None:
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return recipes.from_plain(
+    return recipes.from_dict(
         {
             "seed": 3,
             "model": {"name": "cifar_resnet18", "options": {"width": 4}},

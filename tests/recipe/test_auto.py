@@ -98,7 +98,7 @@ CASES: dict[str, Facts] = {
 def test_every_choice_is_a_recipe_with_a_plan(case: str) -> None:
     seen = CASES[case]
     recipe, _ = choose(seen)
-    assert recipe.name == "auto" and recipes.from_plain(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
+    assert recipe.name == "auto" and recipes.from_dict(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
     info = DatasetInfo(num_train=seen.num_train, num_val=seen.num_val, num_test=0, classes=seen.classes, digest="")
     plan = resolve(recipe, info)
     assert plan.total_steps >= 50, "a handful of updates learns nothing"

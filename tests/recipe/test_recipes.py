@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
+from stagewright.recipe.fields import Guard
+from stagewright.recipe.recipe import Recipe, Stage
 
 
 @pytest.mark.parametrize("name", recipes.shipped())
 def test_yaml_reads_back_as_the_same_recipe(name: str) -> None:
     recipe = recipes.load(name)
-    again = recipes.from_plain(yaml.safe_load(recipes.to_yaml(recipe)))
+    again = recipes.from_dict(yaml.safe_load(recipes.to_yaml(recipe)))
     assert again == recipe
     assert again.resolved_stages() == recipe.resolved_stages()
 
@@ -25,7 +28,7 @@ def test_shipped_recipes_name_their_source_and_what_to_expect(name: str) -> None
 
 
 def test_what_a_stage_does_not_say_it_inherits_field_by_field() -> None:
-    recipe = recipes.from_plain(
+    recipe = recipes.from_dict(
         {
             "epochs": "10ep",
             "mix": {"mixup": 0.2, "cutmix": 1.0},
@@ -48,7 +51,7 @@ def test_what_a_stage_does_not_say_it_inherits_field_by_field() -> None:
 
 @pytest.mark.parametrize("off", ["none", "off", False])
 def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
-    assert recipes.from_plain({"mix": off}).mix.mixup == 0
+    assert recipes.from_dict({"mix": off}).mix.mixup == 0
 
 
 @pytest.mark.parametrize(
@@ -108,3 +111,27 @@ def test_epochs_flag() -> None:
     assert str(recipes.stretch(recipes.load("quick"), "7").epochs) == "7ep"
     with pytest.raises(RecipeError, match=r"--epochs soon[\s\S]*30ep \(epochs\)"):
         recipes.stretch(recipes.load("quick"), "soon")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "path", "new"),
+    [
+        (
+            {"stages": [{"at_seam": "reset"}]},
+            "stages[0].at_seam",
+            "on_enter, which is keep_optimizer or reset_optimizer",
+        ),
+        ({"optimizer": {"at_seam": "keep"}}, "optimizer.at_seam", "on_enter"),
+        ({"guard": {"ease": 0.1}}, "guard.ease", "lr_factor"),
+        ({"guard": {"ease_windows": 3}}, "guard.ease_windows", "lr_factor_windows"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_the_new_one(recipe: dict[str, Any], path: str, new: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"{path}: this field is now called {new}")):
+        recipes.from_dict(recipe)
+
+
+def test_what_a_renamed_key_is_called_now_is_a_field() -> None:
+    fields = {*Stage.model_fields, *Recipe.model_fields, *Guard.model_fields}
+    for old, new in recipes.RENAMED.items():
+        assert old not in fields and new.split(",")[0] in fields

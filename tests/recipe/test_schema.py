@@ -94,7 +94,7 @@ def test_no_field_of_a_recipe_or_plan_takes_a_number_that_is_not_finite() -> Non
 
 
 def test_a_plan_with_a_number_that_is_not_finite_is_refused_with_its_field() -> None:
-    plan = resolve(recipes.from_plain({"epochs": "20st"}), INFO)
+    plan = resolve(recipes.from_dict({"epochs": "20st"}), INFO)
     for number in NUMBERS:
         for path in ("stages.0.peak_lr", "stages.0.curve.final_div", "measured.lr", "recipe.lr.peak"):
             content: Any = json.loads(json.dumps(plan.to_json()))
@@ -128,7 +128,7 @@ def test_finite_numbers_whose_product_is_not_are_refused_too() -> None:
         {"stages": [{"epochs": "5st"}, {"epochs": "5st", "lr": {"schedule": "swa", "peak": 1e-320}}]},
     ):
         with pytest.raises(RecipeError, match=r"stages\[\d\]"):
-            resolve(recipes.from_plain({"epochs": "10st", **fields_}), INFO)
+            resolve(recipes.from_dict({"epochs": "10st", **fields_}), INFO)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -51,7 +51,7 @@ def test_a_tiny_run_goes_through_every_stage(name: str, picture_folder: Path, tm
 def test_what_stages_differ_in_they_still_differ_in(name: str) -> None:
     whole = recipes.load(name)
     small = tiny(whole)
-    assert recipes.from_plain(json.loads(json.dumps(small.plain()))) == small
+    assert recipes.from_dict(json.loads(json.dumps(small.to_dict()))) == small
     assert small.model.model_copy(update={"weights": whole.model.weights}) == whole.model
     assert (small.optimizer, small.augment, small.mix, small.loss) == (
         whole.optimizer,
@@ -61,7 +61,7 @@ def test_what_stages_differ_in_they_still_differ_in(name: str) -> None:
     )
     for a, b in zip(whole.resolved_stages(), small.resolved_stages(), strict=True):
         assert a.average is not None and b.average is not None and a.lr_scale == b.lr_scale
-        same = ("name", "train", "augment", "mix", "data_fraction", "label_smoothing", "clip_norm", "at_seam")
+        same = ("name", "train", "augment", "mix", "data_fraction", "label_smoothing", "clip_norm", "on_enter")
         assert [getattr(a, field) for field in same] == [getattr(b, field) for field in same]
         assert a.average.kind == b.average.kind
         assert (a.lr is None) == (b.lr is None) and (a.lr is None or a.lr.schedule == b.lr.schedule)  # pyright: ignore[reportOptionalMemberAccess]
@@ -85,7 +85,7 @@ def test_hybrid_becomes_small_in_proportion() -> None:
 
 
 def recipe_with(**fields: object) -> Recipe:
-    return recipes.from_plain({"epochs": "60ep", "image_size": 224, "batch_size": 256, **fields})
+    return recipes.from_dict({"epochs": "60ep", "image_size": 224, "batch_size": 256, **fields})
 
 
 def test_lengths_shrink_with_the_stages_they_lie_in() -> None:

@@ -132,7 +132,7 @@ def recipe(**fields: Any) -> Any:
         ],
         "data": {"val": 0.2, "test": 0.1},
     }
-    return recipes.from_plain({**plain, **fields})
+    return recipes.from_dict({**plain, **fields})
 
 
 def run_of(folder: Path, pictures: Path, made: Any) -> RunDir:

@@ -26,10 +26,10 @@ def plan(**fields: Any) -> Plan:
         "eval": {"every": "50st"},
         "checkpoints": {"every": "50st"},
     }
-    return resolve(recipes.from_plain({**plain, **fields}), INFO)
+    return resolve(recipes.from_dict({**plain, **fields}), INFO)
 
 
-def watch(plan: Plan, losses: list[float], norms: list[float] | None = None) -> tuple[Fault | None, GuardState, int]:
+def feed(plan: Plan, losses: list[float], norms: list[float] | None = None) -> tuple[Fault | None, GuardState, int]:
     """Feeds ``losses`` step by step, as a run does; the first fault, the record and the step at which it was found."""
     guard, record = Guard(plan), GuardState()
     rows: list[Row] = []
@@ -49,13 +49,13 @@ def watch(plan: Plan, losses: list[float], norms: list[float] | None = None) -> 
 def test_what_is_not_finite_is_found_before_anything_is_saved(at: int, number: float) -> None:
     losses = [2.0] * 200
     losses[at - 1] = number
-    fault, _, found = watch(plan(), losses)
+    fault, _, found = feed(plan(), losses)
     assert fault is not None and fault.kind == "not finite" and fault.update == at - 1
     assert at <= found <= -(-at // 50) * 50 and found - at < 16  # 50, 100, ... are saved
     assert fault.back_to == max(at - 2, 0) // 16 * 16, "before the update that may have spoilt the weights"
     norms = [1.0] * 200
     norms[at - 1] = number
-    assert watch(plan(), [2.0] * 200, norms)[0] == Fault(
+    assert feed(plan(), [2.0] * 200, norms)[0] == Fault(
         at - 1, fault.back_to, "not finite", f"loss 2, gradient norm {number:.4g}", max(at - 2, 0)
     )
 
@@ -63,8 +63,8 @@ def test_what_is_not_finite_is_found_before_anything_is_saved(at: int, number: f
 def test_the_loss_scaler_may_leave_out_updates_but_not_for_ever() -> None:
     norms = [INF if step % 7 == 0 else 1.0 for step in range(200)]
     half = plan(precision="fp16")
-    assert watch(half, [2.0] * 200, norms)[0] is None
-    fault, _, found = watch(half, [2.0] * 200, [1.0] * 60 + [INF] * 140)
+    assert feed(half, [2.0] * 200, norms)[0] is None
+    fault, _, found = feed(half, [2.0] * 200, [1.0] * 60 + [INF] * 140)
     assert fault is not None and fault.update == 60 + 50 - 1
     # The weights have not changed since update 59, which is the one that may have spoilt them: 96 would be spoilt too.
     assert (fault.culprit, fault.back_to) == (59, 48)
@@ -73,22 +73,22 @@ def test_the_loss_scaler_may_leave_out_updates_but_not_for_ever() -> None:
 
 def test_a_lasting_rise_is_a_spike_and_a_short_one_is_not() -> None:
     rising = [2.0 - step / 100 for step in range(96)]  # down to 1.04
-    fault, record, found = watch(plan(), [*rising, *[4.0] * 104])
+    fault, record, found = feed(plan(), [*rising, *[4.0] * 104])
     assert fault is not None and fault.kind == "spike"
     assert (found, fault.update, fault.back_to) == (128, 96, 80)
     assert "the median loss of 16 steps is 4" in fault.reason and record.high_since == 96
-    assert watch(plan(), [*rising, *[9.0] * 16, *[1.1] * 88])[0] is None
-    assert watch(plan(), [*rising, *[1.04 + 0.5 * math.log(10) - 0.01] * 104])[0] is None
-    assert watch(plan(guard={"spike": 0.2}), [*rising, *[1.04 + 0.3 * math.log(10)] * 104])[0] is not None
+    assert feed(plan(), [*rising, *[9.0] * 16, *[1.1] * 88])[0] is None
+    assert feed(plan(), [*rising, *[1.04 + 0.5 * math.log(10) - 0.01] * 104])[0] is None
+    assert feed(plan(guard={"spike": 0.2}), [*rising, *[1.04 + 0.3 * math.log(10)] * 104])[0] is not None
 
 
 def test_single_wild_losses_and_a_new_stage_are_no_spike() -> None:
     random = np.random.default_rng(0)
     wild = [9.0 if random.random() < 0.3 else 1.0 for _ in range(200)]
-    assert watch(plan(), wild)[0] is None
+    assert feed(plan(), wild)[0] is None
     two = plan(stages=[{"epochs": "90st"}, {"epochs": "110st", "image_size": 96}])
-    assert watch(two, [*[0.1] * 90, *[3.0] * 110])[0] is None  # mixing begins, pictures grow, layers unfreeze
-    assert watch(plan(), [*[0.1] * 90, *[3.0] * 110])[0] is not None
+    assert feed(two, [*[0.1] * 90, *[3.0] * 110])[0] is None  # mixing begins, pictures grow, layers unfreeze
+    assert feed(plan(), [*[0.1] * 90, *[3.0] * 110])[0] is not None
 
 
 def test_updates_that_are_left_out_are_not_looked_at() -> None:
@@ -120,13 +120,10 @@ def test_the_record_goes_into_json_and_back_and_keeps_its_remedies() -> None:
         16,
         3,
     )
-    assert GuardState.of(json.loads(json.dumps(record.plain()))) == record
-    older = {**record.plain(), "examine": [5, 0]}
-    del older["pending"], older["restores"]
-    assert GuardState.of(older).examine == (5, 0, 5) and GuardState.of(older).pending == []
+    assert GuardState.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert [record.lr_factor(update) for update in (2, 3, 6, 8, 9)] == [1.0, 0.2, 0.1, 0.1, 1.0]
     back = record.rewound(GuardState(checked=16, stage=0, lowest=0.9))
-    assert back == GuardState(2, [5], [17], record.eases, (5, 0, 4), 8, [{"step": 4}], 2, 16, 0, 0.9, None, 0)
+    assert back == GuardState(2, [5], [17], record.lr_reductions, (5, 0, 4), 8, [{"step": 4}], 2, 16, 0, 0.9, None, 0)
 
 
 def test_the_horizon_covers_what_a_spike_may_go_back_to() -> None:

@@ -9,33 +9,33 @@ import pytest
 from stagewright.plan.plan import DatasetInfo, Plan
 from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
-from stagewright.training.progress import Rate
+from stagewright.training.progress import ProgressEstimator
 
 INFO = DatasetInfo(num_train=1000, num_val=100, num_test=0, classes=("a", "b"), digest="d")
 
 
 def plan_of(*stages: dict[str, Any]) -> Plan:
-    return resolve(recipes.from_plain({"batch_size": 10, "stages": list(stages)}), INFO)
+    return resolve(recipes.from_dict({"batch_size": 10, "stages": list(stages)}), INFO)
 
 
 def told(
     plan: Plan, step_seconds: dict[int, float], eval_seconds: dict[int, float], on_features: bool = False
 ) -> list[tuple[int, Any, float]]:
     """(step, seconds left as told, as it came) at every tenth step; costs by stage, and 5 s of warming up in each."""
-    rate, now, seen = Rate(), 0.0, []
+    estimator, now, seen = ProgressEstimator(), 0.0, []
     for stage in plan.stages:
-        rate.on_features = on_features and stage.train == "head"
+        estimator.on_features = on_features and stage.train == "head"
         now += 5.0
         for step in range(stage.first_step + 1, stage.end_step + 1):
             now += step_seconds[stage.index]
-            rate.worked(stage)
+            estimator.add_step(stage)
             if step % 10 == 0:
-                rate.speed(now)
-                seen.append((step, rate.left(plan, step), now))
+                estimator.update_speed(now)
+                seen.append((step, estimator.eta_seconds(plan, step), now))
             if step in plan.eval_steps:
-                rate.evaluated(stage, eval_seconds[stage.index])
-                rate.epoch_ended(now)
-    return [(step, left, now - at) for step, left, at in seen]
+                estimator.add_evaluation(stage, eval_seconds[stage.index])
+                estimator.end_epoch(now)
+    return [(step, eta_seconds, now - at) for step, eta_seconds, at in seen]
 
 
 def after(plan: Plan, step: int, costs: dict[int, float]) -> float:
@@ -45,26 +45,26 @@ def after(plan: Plan, step: int, costs: dict[int, float]) -> float:
 def test_the_time_left_is_right_where_cost_grows_with_pixels() -> None:
     plan = plan_of({"epochs": "2ep", "image_size": 32}, {"epochs": "3ep", "image_size": 64})
     seconds, evaluating = {0: 0.5, 1: 2.0}, {0: 1.0, 1: 4.0}
-    for step, left, came in told(plan, seconds, evaluating):
+    for step, eta_seconds, came in told(plan, seconds, evaluating):
         if step in (10, 210):
-            assert left is None, "the first fetch of a stage tells nothing yet"
+            assert eta_seconds is None, "the first fetch of a stage tells nothing yet"
         elif step > 100 and (step < 200 or step > 300):
             warm = 5.0 if step < 200 else 0.0  # of the stage to come
-            assert left == pytest.approx(came - warm + after(plan, step, evaluating))
+            assert eta_seconds == pytest.approx(came - warm + after(plan, step, evaluating))
 
 
 def test_a_stage_is_told_by_its_own_speed_however_fast_the_one_before_was() -> None:
     plan = plan_of({"epochs": "5ep", "train": "head", "image_size": 32}, {"epochs": "3ep", "image_size": 32})
     seconds, evaluating = {0: 0.01, 1: 1.0}, {0: 0.1, 1: 3.0}
-    for step, left, came in told(plan, seconds, evaluating, on_features=True):
+    for step, eta_seconds, came in told(plan, seconds, evaluating, on_features=True):
         if step <= 500:
-            assert left is None, "on features, nothing is known of what is to come"
+            assert eta_seconds is None, "on features, nothing is known of what is to come"
         elif step > 610:
-            assert left == pytest.approx(came + after(plan, step, evaluating))
+            assert eta_seconds == pytest.approx(came + after(plan, step, evaluating))
 
 
 def test_going_backwards_costs_twice_as_much_again() -> None:
     plan = plan_of({"epochs": "2ep", "train": "head", "image_size": 32}, {"epochs": "2ep", "image_size": 32})
-    for step, left, came in told(plan, {0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}):
+    for step, eta_seconds, came in told(plan, {0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}):
         if 10 < step <= 200:
-            assert left == pytest.approx(came - (5.0 if step <= 200 else 0.0))
+            assert eta_seconds == pytest.approx(came - (5.0 if step <= 200 else 0.0))

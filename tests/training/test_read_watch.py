@@ -8,25 +8,25 @@ from stagewright.training.read_watch import ReadWatch
 def test_a_few_are_masked_and_many_stop() -> None:
     watch = ReadWatch(0.05, 10)
     for update in range(40):
-        assert watch.look(update, 1 if update % 3 == 0 else 0, 20) is None, "4 of the 200 of a window"
-    assert watch.look(40, 2, 20) is None
-    assert watch.look(41, 9, 20) == 40, "of 40 as well more than 1 in 20 were missing"
-    assert watch.said() == (14, 200, "steps 33 to 42")
+        assert watch.check(update, 1 if update % 3 == 0 else 0, 20) is None, "4 of the 200 of a window"
+    assert watch.check(40, 2, 20) is None
+    assert watch.check(41, 9, 20) == 40, "of 40 as well more than 1 in 20 were missing"
+    assert watch.missing_images() == (14, 200, "steps 33 to 42")
 
 
 def test_a_batch_without_one_picture_stops_at_once() -> None:
     watch = ReadWatch(0.05, 10)
-    assert watch.look(0, 0, 8) is None and watch.look(1, 8, 8) == 1
-    assert watch.said() == (8, 16, "steps 1 to 2")
-    assert ReadWatch(0.5, 100).look(0, 8, 8) == 0
-    assert ReadWatch(1.0, 100).look(0, 8, 8) is None, "1 never stops"
+    assert watch.check(0, 0, 8) is None and watch.check(1, 8, 8) == 1
+    assert watch.missing_images() == (8, 16, "steps 1 to 2")
+    assert ReadWatch(0.5, 100).check(0, 8, 8) == 0
+    assert ReadWatch(1.0, 100).check(0, 8, 8) is None, "1 never stops"
 
 
 def test_going_back_forgets_what_came_after() -> None:
     watch = ReadWatch(0.05, 10)
     for update in range(8):
-        watch.look(update, 1, 20)
-    assert watch.look(3, 1, 20) is None and [update for update, _, _ in watch.recent] == [0, 1, 2, 3]
+        watch.check(update, 1, 20)
+    assert watch.check(3, 1, 20) is None and [update for update, _, _ in watch.recent] == [0, 1, 2, 3]
 
 
 def test_a_single_picture_of_a_small_part_is_not_the_end() -> None:

@@ -67,9 +67,9 @@ def make(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Make:
             "average": {"kind": "ema", "half_life": "4st"},
             "eval": {"every": "6st"},
             "checkpoints": {"every": "9st", "keep": 1},
-            "guard": {"window": 4, "ease_windows": 2},
+            "guard": {"window": 4, "lr_factor_windows": 2},
         }
-        recipe = recipes.from_plain({**plain, **fields})
+        recipe = recipes.from_dict({**plain, **fields})
         manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
         run = RunDir.create(tmp_path_factory.mktemp("run") / "r")
         run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
@@ -187,7 +187,7 @@ EXPLODING: dict[str, Any] = {
         {"name": "calm", "epochs": "8st"},
         {"name": "wild", "epochs": "16st", "lr": {"schedule": "constant", "peak": 40.0}},
     ],
-    "guard": {"window": 4, "ease": 0.01, "ease_windows": 4},
+    "guard": {"window": 4, "lr_factor": 0.01, "lr_factor_windows": 4},
     "average": "none",
 }
 
@@ -306,7 +306,7 @@ def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
 
 
 def test_it_gives_up_in_the_end_and_says_what_to_do(make: Make) -> None:
-    hopeless = {**EXPLODING, "guard": {"window": 4, "ease": 0.9, "rollbacks": 2}}
+    hopeless = {**EXPLODING, "guard": {"window": 4, "lr_factor": 0.9, "rollbacks": 2}}
     run = make(**hopeless)
     with pytest.raises(Diverged, match=r"after going back 2 times(.|\n)*lr\.peak"):
         go(run)

@@ -28,7 +28,7 @@ from stagewright.data.images.decode import (
     decode_plain,
     whole_pixels,
 )
-from stagewright.data.images.memory_cache import KeptImages
+from stagewright.data.images.memory_cache import CachedImages
 from stagewright.data.images.stored import Stored
 from stagewright.data.load_times import LoadTimes
 from stagewright.errors import DataError
@@ -41,7 +41,7 @@ BadPlace = tuple[int, str]
 # MemoryError too: where it is the picture that asks for too much, decode has made an OSError of it.
 UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBombError)
 
-IN_MEMORY = (ArrayImages, KeptImages)
+IN_MEMORY = (ArrayImages, CachedImages)
 
 
 def crop_into(

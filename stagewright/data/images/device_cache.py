@@ -16,7 +16,7 @@ from torch import Tensor
 from stagewright.augment.geometry import Geometry
 from stagewright.data.images.crop import IN_MEMORY, keeps_size
 from stagewright.data.images.decode import ArrayImages, Images
-from stagewright.data.images.memory_cache import KeptImages
+from stagewright.data.images.memory_cache import CachedImages
 
 SHARE = 0.25
 """No set that takes more of the device's free memory than this lies there."""
@@ -25,11 +25,11 @@ SHARE = 0.25
 class Resident:
     """The pictures of ``images``, uint8 (N, H, W, 3), on ``device``."""
 
-    def __init__(self, images: ArrayImages | KeptImages, device: torch.device) -> None:
+    def __init__(self, images: ArrayImages | CachedImages, device: torch.device) -> None:
         assert images.array is not None
         self.images, self.array = images, images.array
         self.pictures = torch.empty(self.array.shape, dtype=torch.uint8, device=device)
-        self.there = np.zeros(len(self.array), np.bool_)
+        self.decoded = np.zeros(len(self.array), np.bool_)
 
     def serves(self, geometry: Geometry, size: int) -> bool:
         """Whether the views are of whole pictures at their own size, so that nothing is resized."""
@@ -37,7 +37,7 @@ class Resident:
 
     def holds(self, rows: NDArray[np.int64]) -> bool:
         """Whether all of ``rows`` are on the device already."""
-        return bool(self.there[rows].all())
+        return bool(self.decoded[rows].all())
 
     def views(self, rows: NDArray[np.int64], geometry: Geometry, readable: NDArray[np.bool_]) -> Tensor:
         """Views of ``rows``, shifted and flipped, uint8 (N, H, W, 3) on the device; zeros where not ``readable`` (N,).
@@ -69,10 +69,10 @@ class Resident:
 
     def _upload(self, rows: NDArray[np.int64]) -> None:
         """Copies what is not on the device yet."""
-        new = np.unique(rows[~self.there[rows]])
+        new = np.unique(rows[~self.decoded[rows]])
         if len(new):
             self.pictures[self.copied(new)] = self.copied(self.array[new])
-            self.there[new] = True
+            self.decoded[new] = True
 
 
 def cache_on_device(images: Images, device: torch.device) -> Resident | None:

@@ -20,7 +20,7 @@ MOST_BYTES = 2**31
 """No set of more bytes than this is kept, nor one of more than an eighth of the machine's memory."""
 
 
-class KeptImages:
+class CachedImages:
     """The pictures of ``images``, of upright sizes ``widths`` and ``heights`` (N,), in memory once they have been used."""
 
     def __init__(self, images: Images, widths: NDArray[np.int32], heights: NDArray[np.int32]) -> None:
@@ -29,7 +29,7 @@ class KeptImages:
         self.lengths = decoded_bytes(widths, heights)
         self.offsets = np.cumsum(self.lengths) - self.lengths
         self.memory = np.empty(int(self.lengths.sum()), np.uint8)  # pages come with first use
-        self.there = np.zeros(len(self.sizes), np.bool_)
+        self.decoded = np.zeros(len(self.sizes), np.bool_)
         alike = bool((self.sizes == self.sizes[:1]).all()) and len(self.sizes) > 0
         self.array = self.memory.reshape(len(self.sizes), self.sizes[0, 1], self.sizes[0, 0], 3) if alike else None
         """uint8 (N, H, W, 3) where all pictures have one size."""
@@ -51,7 +51,7 @@ class KeptImages:
         Two threads may decode the same picture at once: they write the same bytes, and only then say that it is there.
         """
         failures: dict[int, Exception] = {}
-        for at in np.flatnonzero(~self.there[rows]).tolist():
+        for at in np.flatnonzero(~self.decoded[rows]).tolist():
             row = int(rows[at])
             start, end = int(self.offsets[row]), int(self.offsets[row] + self.lengths[row])
             try:
@@ -64,7 +64,7 @@ class KeptImages:
                 failures[at] = OSError(f"the picture is {width} x {height} pixels now and was not when it was scanned")
                 continue
             self.memory[start:end] = np.asarray(picture).reshape(-1)
-            self.there[row] = True
+            self.decoded[row] = True
         return failures
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
@@ -80,7 +80,7 @@ class KeptImages:
         return boxes
 
 
-def keep(
+def cache_if_small(
     images: Images, widths: NDArray[np.int32], heights: NDArray[np.int32], image_size: int, *, exact: bool
 ) -> Images:
     """``images`` kept in memory where they are files, few and small enough; else as they are.
@@ -93,13 +93,13 @@ def keep(
     most = min(MOST_BYTES, (memory_bytes() or 8 * MOST_BYTES) // 8)
     if scaled or int(decoded_bytes(widths, heights).sum()) > most:
         return images
-    return KeptImages(images, widths, heights)
+    return CachedImages(images, widths, heights)
 
 
 def cache_for_plan(plan: Plan, manifest: Manifest, images: Images) -> Images:
-    """The ``images`` of ``manifest`` as a run of ``plan`` has them: kept in memory where :func:`keep` finds that they may."""
+    """The ``images`` of ``manifest`` as a run of ``plan`` reads them: cached in memory if :func:`cache_if_small` allows it."""
     smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
-    return keep(images, manifest.widths, manifest.heights, smallest, exact=exact)
+    return cache_if_small(images, manifest.widths, manifest.heights, smallest, exact=exact)
 
 
 def decoded_bytes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Inspect: the doctor for data. One look at every file, findings in words, a verdict, nothing changed.
 
-Owns the pass over the files and what is told of it: on the terminal (``print``) and to programs (``plain``). The page for
+Owns the pass over the files and what is told of it: on the terminal (``print``) and to programs (``to_dict``). The page for
 people is in :mod:`stagewright.data.inspect.page`.
 """
 
@@ -89,7 +89,7 @@ class Inspection:
             (evidence.classes[at], {name: int(column[at]) for name, column in columns.items()}) for at in order.tolist()
         ]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as JSON has it; docs/inspect.md describes the keys, which stay."""
         evidence, looks = self.evidence, self.evidence.looks
         rows = np.flatnonzero(looks.readable)
@@ -164,7 +164,7 @@ class Inspection:
 
     def facts(self) -> list[str]:
         """Formats, sizes and split in a few lines for a person."""
-        plain = self.plain()
+        plain = self.to_dict()
         if not plain["pictures"]:
             return []
         formats = ", ".join(f"{name} {number:,}" for name, number in plain["formats"].items())

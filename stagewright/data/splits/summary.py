@@ -49,7 +49,7 @@ class SplitSummary:
         own = self.pictures / np.maximum(self.pictures.sum(1, keepdims=True), 1)
         return np.abs(own - self.pictures.sum(0) / self.pictures.sum()).sum(1) / 2
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON; shares and distances from 0 to 1."""
         sizes, distance = self.pictures.sum(1), self.class_distance()
         return {

@@ -421,7 +421,7 @@ def test_where_the_time_goes_is_told(files: FileImages) -> None:
         count = sum(len(batch.labels) for batch in load_batches(files, file_specs(), workers=workers, times=times))
         assert (times.images, times.workers) == (count, workers)
         assert times.read_seconds > 0 and times.decode_seconds > 0 and times.wait_seconds > 0
-        told = times.plain(train_seconds=times.wait_seconds * 2)
+        told = times.to_dict(train_seconds=times.wait_seconds * 2)
         assert told["images"] == count and "training waited for pictures 50.0 % of its time" in told["verdict"]
         assert "stagewright data pack" in told["verdict"]
         assert "kept up" in times.verdict(times.wait_seconds * 100)

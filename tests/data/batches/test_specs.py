@@ -46,7 +46,7 @@ def plan(batch_size: int = 9, epochs: str = "4ep", **augmentation: Any) -> Plan:
         "epochs": epochs,
         "augment": {"crop": "pad", **augmentation},
     }
-    return resolve(recipes.from_plain(plain), manifest().info())
+    return resolve(recipes.from_dict(plain), manifest().info())
 
 
 def seen(made: Plan, specs: list[BatchSpec]) -> list[torch.Tensor]:

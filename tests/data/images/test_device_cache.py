@@ -16,7 +16,7 @@ from stagewright.data.batches.batch import Batch, BatchSpec
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.images.decode import ArrayImages, FileImages
 from stagewright.data.images.device_cache import Resident, cache_on_device
-from stagewright.data.images.memory_cache import KeptImages
+from stagewright.data.images.memory_cache import CachedImages
 
 CPU = torch.device("cpu")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -61,14 +61,14 @@ def test_files_come_to_the_device_as_they_are_used(tmp_path: Path, workers: int,
     (tmp_path / "4.png").write_bytes(b"damaged")
     files = FileImages(str(tmp_path), pa.array([f"{row}.png" for row in range(6)]))
     sides = np.full(6, 8, np.int32)
-    resident = Resident(KeptImages(files, sides, sides), torch.device(device))
+    resident = Resident(CachedImages(files, sides, sides), torch.device(device))
     still, straight = np.zeros((3, 2), np.int64), np.zeros(3, np.bool_)
     specs = [spec(rows, 8, still, straight) for rows in ([0, 4, 2], [2, 2, 0], [4, 5, 0])]
     batches = list(load_batches(resident.images, specs, workers=workers, resident=resident))
     expected = list(load_batches(files, specs, workers=0))
     assert [plain(batch) for batch in batches] == [plain(batch) for batch in expected]
     assert [batch.images.device.type for batch in batches] == [device] * 3
-    assert resident.there.tolist() == [True, False, True, False, False, True]
+    assert resident.decoded.tolist() == [True, False, True, False, False, True]
 
 
 def test_the_threads_decode_what_is_new_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

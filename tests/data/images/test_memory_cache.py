@@ -13,7 +13,7 @@ from stagewright.data.batches.batch import Batch, BatchSpec
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.images import memory_cache
 from stagewright.data.images.decode import ArrayImages, FileImages
-from stagewright.data.images.memory_cache import KeptImages, keep
+from stagewright.data.images.memory_cache import CachedImages, cache_if_small
 from stagewright.recipe.recipe import Augment, Evaluation
 
 COUNT = 24
@@ -55,15 +55,18 @@ def test_keeping_changes_no_bit(tmp_path: Path, sizes: list[tuple[int, int]], cr
     wanted = specs(widths, heights, 32, crop, exact=exact)
     expected = list(load_batches(images, wanted, workers=0))
     for workers in (0, 1, 3):
-        held = keep(images, widths, heights, 32, exact=exact)
-        assert isinstance(held, KeptImages) and (held.array is not None) == (len(set(sizes)) == 1)
+        held = cache_if_small(images, widths, heights, 32, exact=exact)
+        assert isinstance(held, CachedImages) and (held.array is not None) == (len(set(sizes)) == 1)
         for _ in range(2):  # the second time, nothing is read any more
             assert all(map(same, load_batches(held, wanted, workers=workers), expected))
 
 
 def test_files_are_read_once(tmp_path: Path) -> None:
     images, widths, heights = folder(tmp_path, [(32, 32)] * COUNT)
-    held, wanted = keep(images, widths, heights, 32, exact=False), specs(widths, heights, 32, "pad", exact=False)
+    held, wanted = (
+        cache_if_small(images, widths, heights, 32, exact=False),
+        specs(widths, heights, 32, "pad", exact=False),
+    )
     expected = list(load_batches(held, wanted, workers=2))
     for file in tmp_path.iterdir():
         file.unlink()
@@ -76,7 +79,7 @@ def test_what_cannot_be_read_is_named_each_time(tmp_path: Path, sizes: list[tupl
     (tmp_path / "05.png").unlink(missing_ok=True)
     (tmp_path / "05.jpg").unlink(missing_ok=True)
     Image.new("RGB", (300, 200)).save(tmp_path / "10.jpg")
-    held = keep(images, widths, heights, 32, exact=False)
+    held = cache_if_small(images, widths, heights, 32, exact=False)
     for _ in range(2):
         batches = list(load_batches(held, specs(widths, heights, 32, "pad", exact=False), workers=2))
         bad = {row: reason for batch in batches for row, reason in batch.bad_rows}
@@ -93,10 +96,10 @@ def test_large_sets_and_those_that_are_decoded_smaller_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, widths, heights = folder(tmp_path, [(64, 48)] * COUNT)
-    assert isinstance(keep(images, widths, heights, 25, exact=False), KeptImages)
-    assert keep(images, widths, heights, 24, exact=False) is images
-    assert isinstance(keep(images, widths, heights, 24, exact=True), KeptImages)
+    assert isinstance(cache_if_small(images, widths, heights, 25, exact=False), CachedImages)
+    assert cache_if_small(images, widths, heights, 24, exact=False) is images
+    assert isinstance(cache_if_small(images, widths, heights, 24, exact=True), CachedImages)
     monkeypatch.setattr(memory_cache, "MOST_BYTES", 3 * 64 * 48 * COUNT - 1)
-    assert keep(images, widths, heights, 25, exact=False) is images
+    assert cache_if_small(images, widths, heights, 25, exact=False) is images
     arrays = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8))
-    assert keep(arrays, np.full(2, 8), np.full(2, 8), 8, exact=False) is arrays
+    assert cache_if_small(arrays, np.full(2, 8), np.full(2, 8), 8, exact=False) is arrays

@@ -258,7 +258,7 @@ def test_tables(table: Path) -> None:
     assert paths(by_kind["rows-without-file"]) == ["pictures/gone.jpg"]
     assert paths(by_kind["left-out"]) == ["pictures/07"] * 2
     assert paths(by_kind["files-without-row"]) == ["pictures/stray.jpg"]
-    assert found.plain()["groups"] == 6
+    assert found.to_dict()["groups"] == 6
 
 
 def test_data_that_training_refuses(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_data_that_training_refuses(tmp_path: Path) -> None:
     (tmp_path / "bad/cat").mkdir(parents=True)
     (tmp_path / "bad/cat/a.jpg").write_bytes(b"nothing")
     nothing = look_at(tmp_path / "bad")
-    assert {"unreadable", "refused"} <= set(kinds(nothing)) and nothing.plain()["pictures"] == 0
+    assert {"unreadable", "refused"} <= set(kinds(nothing)) and nothing.to_dict()["pictures"] == 0
     nothing.print(Console(file=io.StringIO()))
     assert "Not ready" in page(nothing)
     for source in ("torchvision:CIFAR10", str(tmp_path / "absent"), str(tmp_path / "one" / "cat" / "00.jpg")):
@@ -282,13 +282,13 @@ def test_the_split_is_that_of_a_run_and_threads_change_nothing(flat: Path) -> No
     three = inspect(str(flat), Data(), 3, workers=3)
     manifest = load_dataset(str(flat), Data(), 3).manifest
     assert one.evidence.parts.tolist() == manifest.splits.tolist()
-    assert {**one.plain(), "seconds": 0} == {**three.plain(), "seconds": 0}
+    assert {**one.to_dict(), "seconds": 0} == {**three.to_dict(), "seconds": 0}
     assert seen[0] == (0, 60) and seen[-1] == (60, 60)
 
 
 def test_plain_is_json_with_all_files(split: Path) -> None:
     shutil.copy(split / "train/cat/03.jpg", split / "val/cat/leak.jpg")
-    plain = json.loads(json.dumps(look_at(split).plain()))
+    plain = json.loads(json.dumps(look_at(split).to_dict()))
     assert set(plain) == {
         *("version", "source", "root", "verdict", "serious", "seconds", "files", "pictures", "bytes", "split", "seed"),
         *("classes", "groups", "formats", "modes", "grey", "width", "height", "aspect", "findings", "notes"),
@@ -389,7 +389,9 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
     by_kind = kinds(found)
     assert len(paths(by_kind["rows-without-file"])) == 10_000
     assert paths(by_kind["wrong-extension"]) == ["train/Cat1035.png"]
-    assert any(note.startswith("5 files with another extension than the table says") for note in found.plain()["notes"])
+    assert any(
+        note.startswith("5 files with another extension than the table says") for note in found.to_dict()["notes"]
+    )
     assert by_kind["copies"].sets == 9
     assert sets(by_kind["near-conflicting"]) == [["train/Cat1118.jpg", "train/Cat95.jpg"]]  # seen by eye to be one cat
     told = {item.path for finding in found.findings for item in finding.items}

@@ -399,7 +399,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
     assert cells["all"] == ["40", *map(str, summary.pictures.sum(1))]
     assert summary.groups is not None and cells["groups"] == [*map(str, summary.groups)]
     assert cells["Train"][-1] == str(tmp_path / "k-fold1of3.csv")
-    plain = summary.plain()
+    plain = summary.to_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert plain["parts"][1]["classes"] == {"a": summary.pictures[1, 0], "b": summary.pictures[1, 1]}
     assert plain["folds"] == 3 and plain["pictures"] == 40 and len(plain["tables"]) == 4
