@@ -11,14 +11,44 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix
+from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix, draw_mix
 from stagewright.data.batches.batch import Batch
 from stagewright.engine.compile import Compiled
 from stagewright.engine.loss import mixed_losses
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import set_hyper
 from stagewright.engine.state import TrainState
-from stagewright.plan.plan import Hyper
+from stagewright.plan.plan import Hyper, Plan, StagePlan
+from stagewright.rng import Stream, torch_seed
+
+
+def update(
+    state: TrainState,
+    plan: Plan,
+    stage: StagePlan,
+    batch: Batch,
+    numerics: Numerics,
+    *,
+    hyper: Hyper | None = None,
+    micro_batch_size: int | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Carries out update ``batch.step`` of ``plan``, which is in ``stage``; returns what :func:`train_step` returns.
+
+    Mixing and the seed follow from the plan and the step. ``hyper`` and ``micro_batch_size`` replace the plan's own;
+    ``forward`` as for :func:`train_step`.
+    """
+    seed, step = plan.recipe.seed, batch.step
+    return train_step(
+        state,
+        batch,
+        hyper or stage.hyper(step),
+        draw_mix(stage.mix, seed, step, stage.batch_size, stage.image_size),
+        seed=torch_seed(seed, Stream.MODEL, step, 0),
+        micro_batch_size=micro_batch_size or stage.micro_batch_size,
+        numerics=numerics,
+        forward=forward,
+    )
 
 
 def train_step(

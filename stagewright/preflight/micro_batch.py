@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from stagewright.augment.draw import draw
-from stagewright.augment.mixing import draw_mix
 from stagewright.data.batches.batch import Batch
 from stagewright.data.dataset import Dataset
 from stagewright.data.images.crop import IN_MEMORY
@@ -26,7 +25,7 @@ from stagewright.engine.build import build_state
 from stagewright.engine.evaluate import evaluate
 from stagewright.engine.numerics import Numerics, numerics_of
 from stagewright.engine.state import TrainState
-from stagewright.engine.step import train_step
+from stagewright.engine.step import update
 from stagewright.errors import NotFinite, RecipeError
 from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
@@ -102,15 +101,9 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
             batch = _pictures(stage.batch_size, stage.image_size, device)
             rows = np.arange(stage.batch_size)
             draws = draw(stage.augment, plan.recipe.seed, rows, np.zeros_like(rows), stage.image_size)
-            train_step(
-                state,
-                replace(batch, draws=draws),
-                replace(stage.hyper(step), average_weight=float(stage.average.kind != "none")),
-                draw_mix(stage.mix, plan.recipe.seed, step, stage.batch_size, stage.image_size),
-                seed=step,
-                micro_batch_size=size,
-                numerics=numerics,
-            )
+            hyper = replace(stage.hyper(step), average_weight=float(stage.average.kind != "none"))
+            batch = replace(batch, step=step, draws=draws)
+            update(state, plan, stage, batch, numerics, hyper=hyper, micro_batch_size=size)
         # What the throw-away weights answer does not matter to memory.
         with _averaged(state), contextlib.suppress(NotFinite):
             seen = _pictures(size, eval_image_size(plan, stage), device)

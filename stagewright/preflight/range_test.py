@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from stagewright.augment.custom import load_custom
-from stagewright.augment.mixing import draw_mix
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.specs import train_specs
@@ -28,13 +27,12 @@ from stagewright.data.manifest import Manifest
 from stagewright.engine.build import build_state
 from stagewright.engine.numerics import Numerics, auto_precision, numerics_of, prepare_torch
 from stagewright.engine.state import TrainState
-from stagewright.engine.step import train_step
+from stagewright.engine.step import update
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.lr_curve import RangeTest, blown_up, lr_grid, smooth
 from stagewright.plan.plan import Hyper, Measured, Plan, StagePlan
 from stagewright.plan.resolve import resolve
 from stagewright.recipe.recipe import Recipe
-from stagewright.rng import Stream, torch_seed
 from stagewright.system.isolation import preserve_global_state
 
 _MOST_SKIPPED = 30
@@ -108,7 +106,8 @@ def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[
     for batch in batches:
         hyper = _hyper(stage, float(lrs[len(losses)]))
         before = state.scaler.get_scale()
-        loss = _update(plan, state, numerics, batch, hyper)
+        batch = on_device(batch, state.device)
+        loss = float(update(state, plan, plan.stages[0], batch, numerics, hyper=hyper)[0])
         left_out = state.scaler.get_scale() < before
         if left_out and math.isfinite(loss):
             skipped, in_a_row = skipped + 1, in_a_row + 1
@@ -125,18 +124,3 @@ def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[
 def _hyper(stage: StagePlan, lr: float) -> Hyper:
     momentum = stage.momentum if stage.momentum_range is None else stage.momentum_range[0]
     return replace(stage.hyper(stage.first_step), lr=lr, momentum=momentum, average_weight=0.0)
-
-
-def _update(plan: Plan, state: TrainState, numerics: Numerics, batch: Batch, hyper: Hyper) -> float:
-    """Carries out an update as :meth:`stagewright.training.session.Session.update` does; its loss."""
-    stage, seed = plan.stages[0], plan.recipe.seed
-    stats = train_step(
-        state,
-        on_device(batch, state.device),
-        hyper,
-        draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
-        seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
-        micro_batch_size=stage.micro_batch_size,
-        numerics=numerics,
-    )
-    return float(stats[0])

@@ -6,11 +6,10 @@ import time
 
 import torch
 
-from stagewright.augment.mixing import draw_mix
 from stagewright.data.batches.batch import Batch
 from stagewright.engine.build import build_state
 from stagewright.engine.numerics import auto_precision, numerics_of, prepare_torch
-from stagewright.engine.step import train_step
+from stagewright.engine.step import update
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import DatasetInfo
 from stagewright.plan.resolve import resolve
@@ -42,8 +41,7 @@ def step_rate(
             _settle(device)
             began = time.perf_counter()
         batch = Batch(done, images, labels, valid, ())
-        draw = draw_mix(stage.mix, 0, done, batch_size, image_size)
-        train_step(state, batch, stage.hyper(done), draw, seed=done, micro_batch_size=batch_size, numerics=numerics)
+        update(state, plan, stage, batch, numerics, micro_batch_size=batch_size)
         done += 1
         if done > _WARM_UP and time.perf_counter() - began >= seconds:
             _settle(device)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stagewright.augment.mixing import draw_mix
 from stagewright.data.batches.batch import Batch, masked
 from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.transfer import on_device
@@ -21,12 +20,11 @@ from stagewright.data.manifest import Manifest
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
-from stagewright.engine.step import train_step
+from stagewright.engine.step import update
 from stagewright.model.average import WeightAverage
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan, StagePlan
-from stagewright.rng import Stream, torch_seed
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.logs import carried
@@ -111,7 +109,7 @@ class Session:
     def update(self, stage: StagePlan, batch: Batch) -> bool:
         """Carries out the update of ``batch`` (:meth:`with_cached_features`); False where memory did not suffice: then the state
         is spoilt, and somebody has to restore an earlier one."""
-        guard, seed = self.state.guard, self.plan.recipe.seed
+        guard = self.state.guard
         hyper = stage.hyper(batch.step)
         hyper = replace(hyper, lr=hyper.lr * guard.lr_factor(batch.step))
         batch = self.masked(batch)
@@ -119,14 +117,14 @@ class Session:
             stats = torch.full((3,), torch.nan, device=self.state.device)
         else:
             try:
-                stats = train_step(
+                stats = update(
                     self.state,
+                    self.plan,
+                    stage,
                     batch,
-                    hyper,
-                    draw_mix(stage.mix, seed, batch.step, stage.batch_size, stage.image_size),
-                    seed=torch_seed(seed, Stream.MODEL, batch.step, 0),
+                    self.numerics,
+                    hyper=hyper,
                     micro_batch_size=self.micro_batch_size(stage),
-                    numerics=self.numerics,
                     forward=self.forward,
                 )
             except RuntimeError as error:
