@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe.duration import FORMS, Duration
 from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
 from stagewright.storage.files import read_own, user_path
 
 _SHIPPED = resources.files("stagewright.recipe") / "shipped"
@@ -52,9 +52,9 @@ def text(name_or_file: str) -> str:
     path = user_path(name_or_file)
     if os.path.isfile(path):
         try:
-            return read_own(path).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{path} is no text in UTF-8: {error}", "YAML in UTF-8", "save it as UTF-8") from None
+            return decode_text(read_own(path))
+        except YamlError as error:
+            raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save it as UTF-8") from None
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
         f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),
@@ -66,13 +66,11 @@ def text(name_or_file: str) -> str:
 def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
     """The shipped recipe or recipe file, with ``a.b=c`` overrides applied; RecipeError for everything wrong in it."""
     try:
-        raw = yaml.safe_load(text(name_or_file))
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"{name_or_file} is not YAML: {error}",
-            "a mapping of recipe fields",
-            "mend the file" + ("; patterns that begin with ! stand in quotes" if "tag" in str(error) else ""),
-        ) from None
+        raw = load_yaml(text(name_or_file))
+    except YamlError as error:
+        patterns = "; patterns that begin with ! stand in quotes" if "tag" in str(error) else ""
+        given = f"{name_or_file} is not YAML that is read here: {error}"
+        raise RecipeError(given, "a mapping of recipe fields, each key once", f"mend that line{patterns}") from None
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -90,17 +88,7 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
 
 def to_yaml(recipe: Recipe) -> str:
     """YAML that reads back as an equal recipe, every default written out; texts of several lines stay as such."""
-    return yaml.dump(recipe.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, which people can read."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
+    return write_yaml(recipe.to_dict())
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -113,9 +101,9 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         if not equals or not path.strip():
             raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {text_!r}: {value!r} is not YAML", "a YAML value", "quote it") from None
+            parsed = load_yaml(value)
+        except YamlError as error:
+            raise RecipeError(f"--set {text_!r}: {value!r} is not YAML: {error}", "a YAML value", "quote it") from None
         _assign(content, path.strip().replace("[", ".").replace("]", "").split("."), parsed, text_)
     return from_dict(content)
 
