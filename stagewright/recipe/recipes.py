@@ -100,12 +100,30 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         path, equals, value = text_.partition("=")
         if not equals or not path.strip():
             raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
-        try:
-            parsed = load_yaml(value)
-        except YamlError as error:
-            raise RecipeError(f"--set {text_!r}: {value!r} is not YAML: {error}", "a YAML value", "quote it") from None
-        _assign(content, path.strip().replace("[", ".").replace("]", "").split("."), parsed, text_)
+        steps = path.strip().replace("[", ".").replace("]", "").split(".")
+        _assign(content, steps, _value(steps, value, text_), text_)
     return from_dict(content)
+
+
+def _value(path: Sequence[str], text: str, override_: str) -> Any:
+    """The value that ``text`` gives the field at ``path``; a field of text takes it as typed (``0``, ``on``, ``Class: kind``)."""
+    try:
+        value = load_yaml(text)
+    except YamlError as error:
+        if _is_text(path):
+            return text.strip()
+        raise RecipeError(f"--set {override_!r}: {text!r} is not YAML: {error}", "a YAML value", "quote it") from None
+    return text.strip() if value is not None and not isinstance(value, str) and _is_text(path) else value
+
+
+def _is_text(path: Sequence[str]) -> bool:
+    """Whether the recipe field at ``path`` takes text and nothing else."""
+    model: type[BaseModel] = Recipe
+    for part in path[:-1]:
+        if part in model.model_fields:
+            model = _part_in(model.model_fields[part].annotation) or model
+    field = model.model_fields.get(path[-1])
+    return field is not None and set(typing.get_args(field.annotation) or (field.annotation,)) <= {str, types.NoneType}
 
 
 def stretch(recipe: Recipe, epochs: str) -> Recipe:

@@ -135,3 +135,39 @@ def test_what_a_renamed_key_is_called_now_is_a_field() -> None:
     fields = {*Stage.model_fields, *Recipe.model_fields, *Guard.model_fields}
     for old, new in recipes.RENAMED.items():
         assert old not in fields and new.split(",")[0] in fields
+
+
+def test_a_field_of_text_takes_what_was_typed() -> None:
+    typed = [
+        "data.path=0",
+        "data.label=on",
+        "data.group=Class: kind",
+        "data.split=1e-3",
+        "data.images='a b'",
+        "name=[x",
+    ]
+    recipe = recipes.load("quick", [*typed, "model.weights=null", "optimizer.momentum=1e-1"])
+    data = recipe.data
+    assert (data.path, data.label, data.group, data.split, data.images) == ("0", "on", "Class: kind", "1e-3", "a b")
+    assert recipe.name == "[x" and recipe.model.weights is None and recipe.optimizer.momentum == 0.1
+
+
+def test_a_number_may_be_given_as_an_exponent() -> None:
+    assert recipes.load("quick", ["lr=1e-3"]).lr.peak == 0.001
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"epochs: 1ep\ndescription: caf\xe9\n", "line 2: byte 0xe9 is not UTF-8"),
+        (
+            b"epochs: 1ep\nimage_size: 32\nepochs: 50ep\n",
+            "line 3: the key 'epochs' is given again; it is on line 1 already",
+        ),
+        (b"stages: &a [*a]\n", "an alias refers to what it is part of"),
+    ],
+)
+def test_a_recipe_file_that_cannot_be_meant_is_refused_with_the_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "r.yaml").write_bytes(data)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        recipes.load(str(tmp_path / "r.yaml"))
