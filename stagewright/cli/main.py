@@ -352,7 +352,7 @@ def _run() -> int:
         return _say("interrupted", 130)
     except BrokenPipeError:  # nobody reads what is printed
         return 1
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         if (message := explained(error)) is None:
             raise
         return _say(f"error: {message}", 2)

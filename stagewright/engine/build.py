@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from stagewright.engine.compile import Compiled
+from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
 from stagewright.engine.state import TrainState
 from stagewright.model.catalog import find_model
-from stagewright.model.groups import parameter_groups, trainable_names
+from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode, trainable_names
 from stagewright.model.weights import load_weights
 from stagewright.model.zoo import check_image_sizes, create_with_report
-from stagewright.plan.plan import Plan, eval_image_size
+from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, torch_seed
 from stagewright.system.memory import num_bytes
 
@@ -39,8 +41,25 @@ def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
     )
     sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
     check_image_sizes(model, sizes, len(plan.dataset.classes))
+    for stage in plan.stages:
+        if 1 in micro_batch_sizes(stage.batch_size, stage.micro_batch_size):
+            _check_single_image(model, stage)
     note = find_model(spec.name).note
     return model, [*([note] if note else []), *(report.lines() if report else [])]
+
+
+def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
+    """RecipeError where ``model`` cannot train on one image at a time in ``stage``."""
+    trial = copy.deepcopy(model)
+    apply_trainable(trial, stage.train)
+    set_train_mode(trial)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            trial(torch.zeros(1, 3, stage.image_size, stage.image_size))
+    except ValueError as error:
+        if (explained := single_image_error(error, stage, stage.micro_batch_size)) is None:
+            raise
+        raise explained from error
 
 
 def build_state(

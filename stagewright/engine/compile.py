@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stagewright.engine.micro_batches import micro_batch_sizes
 from stagewright.errors import ModelError, RecipeError
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
+from stagewright.system.memory import out_of_memory
 
 _COMPILERS = ("torch._dynamo", "torch._inductor")
 
@@ -79,7 +81,7 @@ class Compiled:
 def _explained(error: RuntimeError) -> Exception:
     """What to tell a person where compiling has failed; memory that ran out meanwhile is the guard's affair."""
     inner = getattr(error, "inner_exception", error)
-    if isinstance(inner, torch.OutOfMemoryError):
+    if out_of_memory(inner):
         return inner
     reason = str(error).strip().split("\n")[0]
     return ModelError(
@@ -115,8 +117,7 @@ def known_graphs(plan: Plan) -> set[Graph]:
 
 def _parts(stage: StagePlan) -> set[int]:
     """Batch sizes that go through the network in training."""
-    last = stage.batch_size % stage.micro_batch_size
-    return {min(stage.micro_batch_size, stage.batch_size), *([last] if last else [])}
+    return set(micro_batch_sizes(stage.batch_size, stage.micro_batch_size))
 
 
 def allow(graphs: int) -> None:

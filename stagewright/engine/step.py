@@ -7,6 +7,7 @@ clip, step, average.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix, draw_mix
 from stagewright.data.batches.batch import Batch
 from stagewright.engine.compile import Compiled
 from stagewright.engine.loss import mixed_losses
+from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import set_hyper
 from stagewright.engine.state import TrainState
@@ -36,19 +38,25 @@ def update(
     """Carries out update ``batch.step`` of ``plan``, which is in ``stage``; returns what :func:`train_step` returns.
 
     Mixing and the seed follow from the plan and the step. ``hyper`` and ``micro_batch_size`` replace the plan's own;
-    ``forward`` as for :func:`train_step`.
+    ``forward`` as for :func:`train_step`. RecipeError where batch norm is given a single value per channel.
     """
     seed, step = plan.recipe.seed, batch.step
-    return train_step(
-        state,
-        batch,
-        hyper or stage.hyper(step),
-        draw_mix(stage.mix, seed, step, stage.batch_size, stage.image_size),
-        seed=torch_seed(seed, Stream.MODEL, step, 0),
-        micro_batch_size=micro_batch_size or stage.micro_batch_size,
-        numerics=numerics,
-        forward=forward,
-    )
+    micro_batch_size = micro_batch_size or stage.micro_batch_size
+    try:
+        return train_step(
+            state,
+            batch,
+            hyper or stage.hyper(step),
+            draw_mix(stage.mix, seed, step, stage.batch_size, stage.image_size),
+            seed=torch_seed(seed, Stream.MODEL, step, 0),
+            micro_batch_size=micro_batch_size,
+            numerics=numerics,
+            forward=forward,
+        )
+    except ValueError as error:
+        if (explained := single_image_error(error, stage, micro_batch_size)) is None:
+            raise
+        raise explained from error
 
 
 def train_step(
@@ -115,7 +123,8 @@ def _clip(state: TrainState, clip_norm: float | None) -> Tensor:
 def _parts(mixed: MixedBatch, size: int) -> list[MixedBatch]:
     if size >= len(mixed.images):
         return [mixed]
-    slices = [slice(start, start + size) for start in range(0, len(mixed.images), size)]
+    sizes = micro_batch_sizes(len(mixed.images), size)
+    slices = [slice(end - count, end) for count, end in zip(sizes, accumulate(sizes), strict=True)]
     return [
         MixedBatch(mixed.images[at], mixed.labels_a[at], mixed.labels_b[at], mixed.lam, mixed.weight[at])
         for at in slices

@@ -22,6 +22,7 @@ from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
 from stagewright.model.groups import modes_kept
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
+from stagewright.system.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,8 @@ def _built(found: ModelName, given: dict[str, Any], known: list[str], build: Cal
     except (TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         if "drop_path_rate" in str(error) and "drop_path_rate" not in given:
             raise _no_drop_path(found) from None
+        if out_of_memory(error):
+            raise
         text = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(
             f"{found} cannot be built with options {given}: {text}",
@@ -284,6 +287,8 @@ def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) 
                 with torch.no_grad():
                     shape = tuple(model(picture).shape)
             except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError) as error:
+                if out_of_memory(error):
+                    raise
                 raise _wrong_size(model, size, str(error).strip().split("\n")[0]) from error
             if shape != (1, num_classes):
                 raise _wrong_size(model, size, f"it yields {shape} instead of (1, {num_classes})")

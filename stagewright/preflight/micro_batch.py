@@ -30,6 +30,7 @@ from stagewright.errors import NotFinite, RecipeError
 from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
+from stagewright.system.memory import out_of_memory
 
 _HEADROOM = 0.05
 """Share of the device's memory that is kept free while trying: for batches on their way and for fragmentation."""
@@ -117,7 +118,7 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
 
 
 def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover: Callable[[], None]) -> int:
-    """``batch_size`` halved (rounded up) until ``attempt(size)`` no longer raises torch.OutOfMemoryError.
+    """``batch_size`` halved (rounded up) until ``attempt(size)`` no longer runs out of memory.
 
     ``recover`` is called after each that does. RecipeError where even 1 does.
     """
@@ -126,7 +127,9 @@ def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover
         try:
             attempt(size)
             return size
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             reason = str(error).partition("\n")[0]
         # Outside of the handler: what it holds, the frames of the attempt with their tensors, is free by now.
         recover()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from stagewright.system.surroundings import says_out_of_memory
+
 Points = dict[str, dict[str, float]]
 """What :func:`memory_in_use` gave, by the moment at which it was asked, e.g. ``before the model``."""
 
@@ -74,6 +76,6 @@ def memory_gb(device: torch.device) -> float:
     return pages * 4096 / 2**30
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(error)

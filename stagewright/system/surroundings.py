@@ -34,9 +34,33 @@ _REMEDIES: dict[int, tuple[str, str]] = {
 }
 
 
-def explained(error: OSError | MemoryError) -> StorageError | None:
+_OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, cuBLAS, cuDNN, the CUDA driver
+    "can't allocate memory",  # torch's allocator on a CPU
+    "cannot allocate memory",  # the system's words
+    "unable to allocate",  # NumPy
+    "not enough memory",
+    "bad_alloc",  # C++
+    "could not create a primitive",  # oneDNN, whose scratch memory could not be had
+    "could not create a memory",  # oneDNN
+    "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "failed to allocate",
+)
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a lack of memory, in the words of Python, torch, NumPy, oneDNN, C++ or CUDA."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
+
+
+def explained(error: OSError | MemoryError | RuntimeError) -> StorageError | None:
     """The message for a fault of the surroundings; None where ``error`` is no such fault, and so one of our own."""
-    if isinstance(error, MemoryError):
+    if not isinstance(error, OSError):
+        if not says_out_of_memory(error):
+            return None
         number, reason, place = errno.ENOMEM, os.strerror(errno.ENOMEM), None
     else:
         number, reason = error.errno, error.strerror

@@ -127,7 +127,7 @@ class Session:
                     micro_batch_size=self.micro_batch_size(stage),
                     forward=self.forward,
                 )
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 stats = None
