@@ -27,15 +27,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.storage.files import (
-    MISSING,
-    read_file,
-    retry_io,
-    sync_directory,
-    unreadable,
-    unwritable,
-    write_json,
-)
+from stagewright.storage.files import MISSING, read_file, retry_io, sync_directory, unreadable, unwritable, write_json
 from stagewright.storage.hashed import HashedFile
 from stagewright.system.memory import num_bytes
 
