@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each error saying what was given, what is allowed and what to do."""
+"""The exceptions that a user can meet. Each message states what was given, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 class StagewrightError(Exception):
-    """An error a user can cause and mend; the command line prints it without a traceback and exits with 2.
+    """An error that the user can correct. The command line prints it without a traceback and exits with code 2.
 
-    ``given`` says what was found wrong, ``allowed`` what would be right, ``remedy`` what to do now.
+    ``given`` states what is wrong, ``allowed`` what would be correct, ``remedy`` what to do now.
     """
 
     def __init__(self, given: str, allowed: str = "", remedy: str = "") -> None:
@@ -26,48 +26,48 @@ class StagewrightError(Exception):
 
 
 class RecipeError(StagewrightError):
-    """A recipe, an override or a flag that cannot be meant."""
+    """A recipe, an override or a flag has an invalid value."""
 
 
 class DataError(StagewrightError):
-    """Pictures, tables or splits that cannot be used."""
+    """Images, tables or splits cannot be used."""
 
 
 class ModelError(StagewrightError):
-    """A model name, an option or weights that do not fit."""
+    """A model name, a model option or a weights file is unknown or does not match the model."""
 
 
 class CheckpointError(StagewrightError):
-    """A checkpoint or run directory that is damaged, foreign or full."""
+    """A checkpoint or run directory is damaged, belongs to something else, or is already in use."""
 
 
 class BundleError(StagewrightError):
-    """A trained model that is incomplete or no longer answers as it did when it was saved."""
+    """A saved model (bundle) is incomplete, or no longer gives the outputs that it gave when it was saved."""
 
 
 class StorageError(StagewrightError):
-    """A place that cannot be written, or has too little room."""
+    """A file or folder cannot be read or written, or the disk has too little free space."""
 
 
 class Unreadable(StorageError):
-    """A file that is there and cannot be read now. It says nothing about its content, and nobody may take it for damage."""
+    """A file exists but cannot be read now. This does not mean that its content is damaged."""
 
 
 class Diverged(StagewrightError):
-    """Training produced numbers that are not finite; the last checkpoint is untouched."""
+    """Training produced infinity or NaN. The last checkpoint is unchanged."""
 
 
 class NotFinite(StagewrightError):
-    """A network answers pictures with numbers that are not finite: such an answer is no class, and no score is made of it."""
+    """A network's output contains infinity or NaN. Such an output names no class, so no score is computed from it."""
 
     def __init__(self, rows: Sequence[int], total: int, names: Sequence[str] = ()) -> None:
         self.rows, self.total, self.names = list(rows), total, list(names)
         listed = f": {', '.join(self.names[:5])}{' ...' if len(self.names) > 5 else ''}" if self.names else ""
         super().__init__(
-            f"the network's answers to {len(self.rows):,} of {total:,} pictures are not finite numbers{listed}",
+            f"the network's outputs for {len(self.rows):,} of {total:,} pictures are not finite numbers{listed}",
             "weights and pictures that give finite numbers",
-            "where it is all of them the weights are spoilt: take an earlier checkpoint or train again with a lower learning "
-            "rate; where it is a few, look at these pictures",
+            "if all pictures are affected, the weights are unusable: take an earlier checkpoint or train again with a lower "
+            "learning rate; if only a few are affected, look at these pictures",
         )
 
     def __reduce__(self) -> tuple[type[NotFinite], tuple[list[int], int, list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -75,22 +75,23 @@ class NotFinite(StagewrightError):
 
 
 class RangeTestError(StagewrightError):
-    """A learning-rate range test that cannot be made, or whose curve suggests no learning rate."""
+    """A learning-rate range test cannot be run, or its curve suggests no learning rate."""
 
 
 class Stopped(BaseException):
-    """A stop was asked for (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C); raised where there is nothing to save.
+    """A stop was requested (SIGTERM, SIGHUP, SIGUSR1, Ctrl-C) while there was nothing to save.
 
-    No Exception, as KeyboardInterrupt is none: it may come out of any line of the set-up, and nothing that catches what
-    reading, decoding or unpickling raises may take a stop for one of those.
+    Like KeyboardInterrupt it is not an ``Exception``: a signal handler can raise it in any line of the set-up, and an
+    ``except Exception`` around reading, decoding or unpickling must not catch it.
     """
 
 
 class Interrupted(Exception):
-    """What is under way (an evaluation, a read that hangs) was given up because a stop was asked for; nothing was changed."""
+    """The current operation (an evaluation, a read that hangs) was abandoned because a stop was requested; nothing was
+    changed."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string where none is close."""
+    """Returns ``"; did you mean 'x'?"`` with the closest of ``known``, or an empty string if none is close."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""

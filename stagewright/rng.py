@@ -1,9 +1,10 @@
-"""Keyed randomness: every draw is a pure function of a key, and keys are mixed by a hash, never added.
+"""Keyed randomness: every draw is a pure function of a key, and a key is a hash of integers.
 
-The only source of randomness in stagewright. A key is a 64-bit integer made from words (seed, stream, step, ...) with
-the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014); draws
-are the SplitMix64 stream that starts at the key. Everything is vectorised: words may be arrays and broadcast.
-Adding instead (``seed + epoch``) would make seed 1, epoch 0 share its data with seed 0, epoch 1.
+This is the only source of randomness in stagewright. A key is a 64-bit integer, computed from integers (seed, stream,
+step, ...) with the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", OOPSLA
+2014). The draws are the SplitMix64 stream that starts at the key. All functions are vectorised: the integers may be arrays,
+which are broadcast. A hash is needed: with a sum (``seed + epoch``), seed 1 in epoch 0 would draw the same as seed 0 in
+epoch 1.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ Keys = NDArray[np.uint64]
 
 
 class Stream(IntEnum):
-    """What a key is for. Numbers are fixed for ever, so that a new stream never disturbs an old one."""
+    """What a key is used for. The numbers never change, so that a new stream does not change the draws of the others."""
 
     INIT = 1  # (seed): initial weights
-    SPLIT = 2  # (seed): which pictures validate and test
-    SUBSET = 3  # (seed): which pictures a data fraction keeps
+    SPLIT = 2  # (seed): which images are for validation and for test
+    SUBSET = 3  # (seed): which images a data fraction uses
     ORDER = 4  # (seed, pass): order of the samples of a pass
     AUGMENT = 5  # (seed, pass, sample): crop, flip
     MIX = 6  # (seed, step): mixup and cutmix
     MODEL = 7  # (seed, step, rank): dropout, drop-path
-    RECALIBRATE = 8  # (seed): order and crops of batch-norm re-estimation
-    FAULT = 9  # (seed): moments at which a resume check kills
-    SAMPLE = 10  # (seed, class, cycle): order in which a class's pictures are seen, where classes are sampled
+    RECALIBRATE = 8  # (seed): order and crops for the re-estimation of batch-norm statistics
+    FAULT = 9  # (seed): moments at which a resume check kills the training
+    SAMPLE = 10  # (seed, class, cycle): order of a class's images, if classes are sampled
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -43,7 +44,10 @@ def _mix(x: Keys) -> Keys:
 
 
 def keys(*words: ArrayLike) -> Keys:
-    """One uint64 key for each element of the broadcast ``words`` (integers, taken modulo 2**64), order mattering."""
+    """Returns one uint64 key for each element of the broadcast ``words`` (integers, modulo 2**64). Their order matters.
+
+    TypeError for words that are not integers.
+    """
     with np.errstate(over="ignore"):
         state = np.asarray(_START)
         for word in words:
@@ -55,17 +59,18 @@ def keys(*words: ArrayLike) -> Keys:
 
 
 def key(*words: int) -> int:
-    """The key of scalar ``words``, as a Python integer in [0, 2**64)."""
+    """Returns the key of scalar ``words`` as a Python integer in [0, 2**64)."""
     return int(keys(*words))
 
 
 def torch_seed(*words: int) -> int:
-    """The key of ``words`` in [0, 2**63), the range that every torch generator takes."""
+    """Returns the key of ``words`` in [0, 2**63), the range of seeds that every torch generator accepts."""
     return key(*words) >> 1
 
 
 def uniform(at: ArrayLike, count: int) -> NDArray[np.float64]:
-    """``count`` numbers in [0, 1) for each key: shape ``keys.shape + (count,)``, 53 random bits each."""
+    """Returns ``count`` numbers in [0, 1) for each key of ``at``: float64, shape ``at.shape + (count,)``, 53 random bits
+    each."""
     with np.errstate(over="ignore"):
         counter = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
         bits = _mix(np.asarray(at, dtype=np.uint64)[..., None] + counter)
@@ -73,5 +78,6 @@ def uniform(at: ArrayLike, count: int) -> NDArray[np.float64]:
 
 
 def permutation(at: int, n: int) -> NDArray[np.int64]:
-    """A permutation of ``range(n)`` by sorting one 64-bit hash per element (stable, so that a tie is no surprise)."""
+    """Returns a permutation of ``range(n)``, int64 (n,), for the key ``at``: it sorts one 64-bit hash per element. The sort
+    is stable, so equal hashes have a defined order."""
     return np.argsort(keys(at, np.arange(n, dtype=np.int64)), kind="stable").astype(np.int64)

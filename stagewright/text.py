@@ -1,6 +1,7 @@
-"""How numbers and foreign text are said to people: durations, counts, percentages, names.
+"""Formats numbers and foreign text for people: durations, counts, percentages, names.
 
-A leaf that the console, the log and the report share, so that the same quantity reads the same everywhere.
+The console, the log and the report share these functions, so that a quantity looks the same everywhere. This module
+imports nothing from the rest of the package.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ ABSENT = "–"
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A duration to about two digits: ``4.2 s``, ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``; an en dash for
-    None and for what is not finite. Negative durations are said as 0."""
+    """Returns a duration with about two digits: ``4.2 s``, ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 3 h``; an en dash
+    for None, infinity and NaN. Negative durations are shown as 0."""
     if seconds is None or not math.isfinite(seconds):
         return ABSENT
     seconds = max(0.0, seconds)
@@ -32,23 +33,23 @@ def seconds_text(seconds: float | None) -> str:
 
 
 def number_text(value: float | None, form: str = ",.0f") -> str:
-    """``value`` in the given format, 1,234 by default; an en dash for None and NaN."""
+    """Returns ``value`` in the format ``form``, by default like ``1,234``; an en dash for None and NaN."""
     return ABSENT if value is None or math.isnan(value) else format(value, form)
 
 
 def percent_text(percent: float | None, digits: int = 1) -> str:
-    """``71.2 %`` from 71.2 (already a percentage, 0 to 100); an en dash for None and NaN."""
+    """Returns ``71.2 %`` for 71.2 (already a percentage, 0 to 100); an en dash for None and NaN."""
     text = number_text(percent, f".{digits}f")
     return text if text == ABSENT else f"{text} %"
 
 
 def count_text(count: int, one: str, many: str | None = None) -> str:
-    """``1 picture``, ``1,234 pictures``."""
+    """Returns a count with its noun: ``1 picture``, ``1,234 pictures``. ``many`` is the plural if it is not ``one`` + s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def size_text(count: float | None) -> str:
-    """A number of parameters to three digits: ``812``, ``11.2 k``, ``25.6 M``; an en dash for None."""
+    """Returns a number of parameters with three digits: ``812``, ``11.2 k``, ``25.6 M``; an en dash for None."""
     if count is None:
         return ABSENT
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -58,12 +59,13 @@ def size_text(count: float | None) -> str:
 
 
 def printable(text: object) -> str:
-    """``text`` on one line and safe to print: file names may hold newlines, escape sequences, undecodable bytes."""
+    """Returns ``text`` on one line and safe to print: file names may contain newlines, escape sequences or undecodable
+    bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
 
 
 def shortened(text: str, width: int) -> str:
-    """``text`` cut in its middle to at most ``width`` characters, since names differ at either end."""
+    """Returns ``text`` with its middle removed, at most ``width`` characters long. Names usually differ at their ends."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
@@ -71,7 +73,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def span_text(seconds: float) -> str:
-    """A time to about three digits: ``58.4 s``, ``12 min 30 s``, ``3 h 20 min``."""
+    """Returns a time with about three digits: ``58.4 s``, ``12 min 30 s``, ``3 h 20 min``."""
     if seconds < 99.95:
         return f"{seconds:.1f} s"
     if round(seconds) < 3600:
@@ -80,7 +82,7 @@ def span_text(seconds: float) -> str:
 
 
 def compact(seconds: int) -> str:
-    """A time as ``--budget`` takes it: ``45s``, ``2m30s``, ``1h30m``."""
+    """Returns a time in the form that ``--budget`` accepts: ``45s``, ``2m30s``, ``1h30m``."""
     hours, rest = divmod(seconds, 3600)
     minutes, left = divmod(rest, 60)
     parts = ((hours, "h"), (minutes, "m"), (left, "s"))
@@ -88,12 +90,12 @@ def compact(seconds: int) -> str:
 
 
 def some(names: Iterable[str], most: int = 10) -> str:
-    """The first of ``names``, and how many more there are."""
+    """Returns the first ``most`` of ``names``, separated by commas, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def counted(number: int, noun: str) -> str:
-    """``number`` of ``noun`` in words for a person: ``1 class``, ``1,200 classes``."""
+    """Returns a number with its noun, like :func:`count_text`, for nouns with a plural in -es too: ``1,200 classes``."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"

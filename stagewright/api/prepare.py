@@ -22,7 +22,7 @@ from stagewright.recipe import tiny as rehearsal
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest
 from stagewright.system.device import choose_device
-from stagewright.system.machine import cores, process_began
+from stagewright.system.machine import cores, process_start_time
 
 
 def prepare(
@@ -49,7 +49,7 @@ def prepare(
 def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Costs:
     """What ``plan`` takes on this machine (:func:`stagewright.preflight.cost_probe.probe`), before a run of it is begun."""
     say(f"Measuring this machine for about {execution.probe_seconds:g} s.")
-    startup_seconds = time.monotonic() - process_began()
+    startup_seconds = time.monotonic() - process_start_time()
     return probe(
         plan, dataset, execution, Path("runs"), seconds=execution.probe_seconds, startup_seconds=startup_seconds
     )

@@ -35,7 +35,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
 from stagewright.rundir.events import Event, comparable, live_events
-from stagewright.system.children import starting_children
+from stagewright.system.children import safe_path_for_children
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
 
@@ -169,7 +169,7 @@ def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkS
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the next process has torch imported already
     process = context.Process(target=_go_on, args=(run, execution, moment))
-    with starting_children():
+    with safe_path_for_children():
         process.start()
     return process
 

@@ -39,7 +39,7 @@ from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device, device_name
 from stagewright.system.machine import cores
 from stagewright.system.memory import memory_in_use
-from stagewright.system.output import forgiving
+from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
 from stagewright.training.finish import finish
 from stagewright.training.loop import AfterUpdate, run_plan
@@ -71,7 +71,7 @@ def train(
     ``budget`` chooses the length (:mod:`stagewright.plan.budget`). Raises StagewrightError for all that a caller can mend,
     Stopped during the set-up.
     """
-    began, say = time.perf_counter(), forgiving(say)
+    began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         request = as_request(recipe, overrides)
         execution = execution or Execution()
@@ -132,7 +132,7 @@ def resume(
     ``arm`` is given the session before the loop begins, and may return what the loop calls after each update; the
     resume check kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
-    began, say = time.perf_counter(), forgiving(say)
+    began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         target = old = holding.enter_context(held(user_path(run)))
         plan = old.read_plan()

@@ -18,7 +18,7 @@ from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
 from stagewright.data.images.decode import MOST_BYTES, decode
 from stagewright.errors import DataError
-from stagewright.storage.files import read_given
+from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool
 
 Picture = str | Path | Image.Image
@@ -108,6 +108,8 @@ def _batches(
 
 def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
     try:
-        return view.view(upright(item) if isinstance(item, Image.Image) else decode(read_given(item, most=MOST_BYTES)))
+        return view.view(
+            upright(item) if isinstance(item, Image.Image) else decode(read_user_file(item, most=MOST_BYTES))
+        )
     except (OSError, ValueError) as error:
         return error

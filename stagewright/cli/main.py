@@ -44,9 +44,9 @@ from stagewright.cli.options import (
 )
 from stagewright.errors import StagewrightError, Stopped
 from stagewright.storage.files import STDOUT, user_path
-from stagewright.system.output import guarded, outlive_output
+from stagewright.system.output import guarded, make_output_optional
 from stagewright.system.signals import EXIT_STOPPED
-from stagewright.system.surroundings import explained
+from stagewright.system.surroundings import as_storage_error
 
 app = typer.Typer(
     name="stagewright",
@@ -287,7 +287,7 @@ def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
     """The budget that counts from the start of this process; None where none was given."""
     from stagewright.errors import RecipeError
     from stagewright.plan.budget import Budget, check_price
-    from stagewright.system.machine import process_began
+    from stagewright.system.machine import process_start_time
 
     check_price(price)
     if text is None:
@@ -296,7 +296,7 @@ def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
         raise RecipeError(
             f"--budget {text} with --epochs {epochs}", "one of them: a budget chooses the length", "leave one out"
         )
-    return Budget.parse(text, price, began=process_began())
+    return Budget.parse(text, price, began=process_start_time())
 
 
 def _metric_lines(wanted: bool) -> Any:
@@ -333,7 +333,7 @@ def main() -> None:
     give_libraries_a_cache()
     with guarded():
         if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
-            outlive_output()
+            make_output_optional()
         code = _run()
     sys.exit(code)
 
@@ -353,7 +353,7 @@ def _run() -> int:
     except BrokenPipeError:  # nobody reads what is printed
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
-        if (message := explained(error)) is None:
+        if (message := as_storage_error(error)) is None:
             raise
         return _say(f"error: {message}", 2)
 

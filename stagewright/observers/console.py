@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from stagewright.rundir.event_text import Event, sentence
-from stagewright.system.output import unbreakable
+from stagewright.system.output import failsafe_stream
 from stagewright.text import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
@@ -34,7 +34,7 @@ class Console:
         file: TextIO | None = None,
     ) -> None:
         self.total_steps, self.stages, self.quiet = total_steps, stages, quiet
-        self._console = RichConsole(file=unbreakable(file or sys.stdout), highlight=False, soft_wrap=True)
+        self._console = RichConsole(file=failsafe_stream(file or sys.stdout), highlight=False, soft_wrap=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()

@@ -8,7 +8,7 @@ import time
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from stagewright.system.output import unbreakable
+from stagewright.system.output import failsafe_stream
 
 _SCAN_SECONDS = 0.5
 
@@ -32,7 +32,7 @@ class ScanProgress:
 
     def __call__(self, done: int, total: int) -> None:
         if self._live is None:
-            console = RichConsole(file=unbreakable(sys.stderr))
+            console = RichConsole(file=failsafe_stream(sys.stderr))
             if self.quiet or not console.is_terminal or time.monotonic() - self._began < _SCAN_SECONDS:
                 return
             told = TextColumn("{task.description}", markup=False)

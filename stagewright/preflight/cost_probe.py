@@ -44,7 +44,7 @@ from stagewright.storage.lock import is_held, lock
 from stagewright.system.device import device_name
 from stagewright.system.isolation import preserve_global_state
 from stagewright.system.machine import OtherProcessLoad, cores
-from stagewright.system.memory import begin_peak, peak_gb
+from stagewright.system.memory import peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.text import span_text
 from stagewright.training.evaluator import Evaluator, recalibrated_images
@@ -184,13 +184,13 @@ class _Bench:
         session.state.step = stage.first_step
         self.show(self.train_rows, self.eval_rows[:1])
         gc.collect()
-        begin_peak(device)
+        reset_peak(device)
         cut = session.features.cuts.get(stage.index)
         once = self.features_seconds(stage, _EVAL * limit) * stage.num_images if cut is not None else 0.0
         rhythm = self.train(stage, _TRAIN * limit)
         train_gb = peak_gb(device)
         load, compute = self.alone(stage, rhythm, _ALONE * limit)
-        begin_peak(device)
+        reset_peak(device)
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
             once += first * session.plan.dataset.num_val

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.storage.files import MISSING, patiently, read_file, sync_directory, unreadable, unwritable, write_json
+from stagewright.storage.files import MISSING, read_file, retry_io, sync_directory, unreadable, unwritable, write_json
 from stagewright.storage.hashed import HashedFile
 from stagewright.system.memory import num_bytes
 
@@ -304,7 +304,7 @@ def _load(path: Path, device: str) -> dict[str, Any]:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise OSError(errno.EIO, f"its SHA-256 is right, but it does not load: {reason}", file) from error
 
-    return patiently(path / STATE, load)
+    return retry_io(path / STATE, load)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def _verify(path: Path) -> dict[str, Any]:
         raise (_Damaged(f"{STATE} is missing") if error.errno in MISSING else error) from error
     if size != meta["bytes"]:
         raise _Damaged(f"{STATE} has {size} bytes instead of {meta['bytes']}")
-    if patiently(path / STATE, lambda file: _sha256(Path(file))) != meta["sha256"]:
+    if retry_io(path / STATE, lambda file: _sha256(Path(file))) != meta["sha256"]:
         raise _Damaged(f"{STATE} is damaged: its SHA-256 is not the one recorded")
     _load(path, "meta")  # which keeps one tensor in memory at a time
     _verified.add(identity)

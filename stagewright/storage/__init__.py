@@ -1,1 +1,1 @@
-"""Files that survive a kill and a failing disk: one reader, one writer, the lock of a run's directory."""
+"""Reading and writing files so that a killed process or a failing disk does not damage them; locks of run directories."""

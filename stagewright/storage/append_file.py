@@ -1,4 +1,4 @@
-"""A file that only grows, written whole lines at a time."""
+"""A file to which only whole lines are appended."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.storage.files import patiently, unreadable, unwritable
+from stagewright.storage.files import retry_io, unreadable, unwritable
 
 _BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What a file held at a moment: its length in bytes, its SHA-256 in hexadecimal, and all of it, packed by zlib."""
+    """The content of a file at one moment: length in bytes, SHA-256 in hexadecimal, and all bytes, compressed by zlib."""
 
     bytes: int
     sha256: str
@@ -25,7 +25,8 @@ class Seal:
 
 
 class _Sealing:
-    """Hash and packed content of a file that grows, kept up as it does: a seal costs what was written since the last one."""
+    """Hash and compressed content of a growing file, updated with every write. A seal therefore costs only what was written
+    since the last one."""
 
     def __init__(self) -> None:
         self.bytes, self.sha256 = 0, hashlib.sha256()
@@ -41,16 +42,17 @@ class _Sealing:
 
 
 class AppendFile:
-    """A file that only grows, by whole lines. Opening creates it, or cuts the torn last line of a killed process.
+    """A file to which only whole lines are appended. Opening it creates it, or removes an incomplete last line that a killed
+    process has left; ``cut_bytes`` is the number of bytes removed.
 
-    ``cut_bytes`` says how much went. StorageError where the file cannot be opened or written.
+    StorageError if the file cannot be opened or written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._sealing: _Sealing | None = None
-        self._torn: int | None = None
-        """Length of the whole lines, where a line that failed stands behind them."""
+        self._intact_size: int | None = None
+        """Length in bytes of the complete lines while a partly written line follows them, else None."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -58,28 +60,29 @@ class AppendFile:
         self.cut_bytes = self.cut_while(lambda line: False)
 
     def append(self, data: bytes) -> None:
-        """Writes ``data``, which ends in a newline; on a full disk, StorageError and nothing of it is left."""
+        """Appends ``data``, which must end in a newline. If the disk is full, StorageError, and no part of it stays."""
         try:
-            if self._torn is not None:  # what an earlier failure left could not be cut then
-                os.ftruncate(self._fd, self._torn)
-            self._torn = os.fstat(self._fd).st_size
+            if self._intact_size is not None:  # an earlier write failed, and its partial line could not be removed then
+                os.ftruncate(self._fd, self._intact_size)
+            self._intact_size = os.fstat(self._fd).st_size
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
-            self._torn = None
+            self._intact_size = None
         except OSError as error:
-            if self._torn is not None:
+            if self._intact_size is not None:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, self._torn)
-                    self._torn = None
+                    os.ftruncate(self._fd, self._intact_size)
+                    self._intact_size = None
             raise unwritable(self.path, error) from error
         if self._sealing is not None:
             self._sealing.add(data)
 
     def seal(self) -> Seal:
-        """What the file holds now. The first time, and after a cut, it is read; then kept up."""
+        """Returns the current content. It is read from disk the first time and after a cut; later calls use what was
+        collected while writing."""
         if self._sealing is None:
-            self._sealing = patiently(self.path, self._read_all)
+            self._sealing = retry_io(self.path, self._read_all)
         return self._sealing.seal()
 
     def _read_all(self, _: str) -> _Sealing:
@@ -89,7 +92,7 @@ class AppendFile:
         return sealing
 
     def cut_to(self, size: int) -> None:
-        """Cuts all behind the first ``size`` bytes."""
+        """Removes everything after the first ``size`` bytes."""
         try:
             if os.fstat(self._fd).st_size > size:
                 os.ftruncate(self._fd, size)
@@ -99,10 +102,11 @@ class AppendFile:
             raise unwritable(self.path, error) from error
 
     def cut_while(self, unwanted: Callable[[bytes], bool]) -> int:
-        """Cuts a torn last line, then last lines as long as they are ``unwanted``; returns the number of bytes cut.
+        """Removes an incomplete last line, then last lines while ``unwanted(line)`` is true; returns the number of bytes
+        removed.
 
-        Reads from the end, so that a long file costs no more than what is cut; one ``ftruncate`` does it, so that a
-        kill leaves the file as it was or as it should be.
+        It reads from the end, so that the time depends only on what is removed. A single ``ftruncate`` removes it, so that
+        a process killed here leaves either the old or the finished file.
         """
         try:
             size = os.fstat(self._fd).st_size
@@ -117,7 +121,7 @@ class AppendFile:
         return size - end
 
     def _lines_from_end(self, size: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, line with its newline if it has one) of each line, the last first."""
+        """Yields (offset, line with its newline if it has one), from the last line to the first."""
         position, pending = size, b""
         while position > 0:
             count = min(_BLOCK, position)
@@ -131,7 +135,7 @@ class AppendFile:
             yield 0, pending
 
     def _part(self, at: int, count: int) -> bytes:
-        """The ``count`` bytes from ``at`` on, in however many pieces the system hands them out."""
+        """Returns the ``count`` bytes from offset ``at`` on; the system may return them in several pieces."""
 
         def read(_: str) -> bytes:
             part = b""
@@ -139,27 +143,27 @@ class AppendFile:
                 part += piece
             return part
 
-        return patiently(self.path, read)
+        return retry_io(self.path, read)
 
     def last_line(self) -> bytes:
-        """The last line without its newline; empty in an empty file."""
+        """Returns the last line without its newline, or ``b""`` if the file is empty."""
         for _, line in self._lines_from_end(os.fstat(self._fd).st_size):
             return line.removesuffix(b"\n")
         return b""
 
     def first_line(self) -> bytes:
-        """The first line without its newline; empty in an empty file."""
+        """Returns the first line without its newline, or ``b""`` if the file is empty."""
         return self._part(0, min(_BLOCK, os.fstat(self._fd).st_size)).partition(b"\n")[0]
 
     def sync(self) -> None:
-        """Returns when everything written is on the disk."""
+        """Waits until everything written is on the disk."""
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
     def close(self) -> None:
-        """Closes the file; a second time does nothing."""
+        """Closes the file. Closing it again does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -1,4 +1,5 @@
-"""The folder for what can be made again: scan results, built-in data, downloads. It may vanish at any time."""
+"""The cache folder, for files that can be created again: scan results, built-in data, downloads. It may be deleted at any
+time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder(*names: str) -> Path:
-    """``names`` in ``$STAGEWRIGHT_CACHE``, else in ``~/.cache/stagewright``; without a home in :func:`temporary_cache`."""
+    """Returns the path ``names`` inside ``$STAGEWRIGHT_CACHE`` or, if that is not set, inside ``~/.cache/stagewright``; for
+    a user without a home folder inside :func:`temporary_cache`."""
     given = os.environ.get("STAGEWRIGHT_CACHE")
     if given:
         return Path(user_path(given), *names)
@@ -26,7 +28,7 @@ def cache_folder(*names: str) -> Path:
 
 
 def no_home() -> bool:
-    """Whether this user has no home: no ``HOME`` and no entry among the users, as in ``docker run --user 54321``."""
+    """Whether this user has no home folder: no ``HOME`` variable and no user entry, as in ``docker run --user 54321``."""
     try:
         Path.home()
     except RuntimeError:
@@ -35,17 +37,18 @@ def no_home() -> bool:
 
 
 def give_libraries_a_cache() -> None:
-    """Points libraries that keep downloads (torch, Hugging Face, Matplotlib) to a folder, where there is no home: some
-    would make one called ``~`` in the current folder."""
+    """Sets a cache folder for libraries that store downloads (torch, Hugging Face, Matplotlib) if the user has no home
+    folder. Some of them would otherwise create a folder called ``~`` in the current folder."""
     if no_home():
         os.environ.setdefault("XDG_CACHE_HOME", str(temporary_cache()))
 
 
 @cache
 def temporary_cache() -> Path:
-    """A folder for caches of a user without a home: below the temporary folder, named by the user's number, private.
+    """Returns the cache folder of a user without a home: a private folder in the temporary folder, named by the user's id.
 
-    Where that name belongs to someone else or is open to others, a folder of this process alone, removed at its end.
+    If a folder of that name belongs to another user or is accessible to others, it returns a new folder for this process
+    alone, which is removed when the process ends.
     """
     folder = Path(tempfile.gettempdir(), f"stagewright-cache-{os.getuid()}")
     try:
@@ -53,20 +56,25 @@ def temporary_cache() -> Path:
     except FileExistsError:
         pass
     except OSError as error:
-        _log.warning("%s cannot be made (%s); set STAGEWRIGHT_CACHE to a folder to keep what is found", folder, error)
+        _log.warning(
+            "the cache folder %s cannot be created (%s); set STAGEWRIGHT_CACHE to a folder that can be written",
+            folder,
+            error,
+        )
         return folder
     if _is_private(folder):
         return folder
     own = Path(tempfile.mkdtemp(prefix="stagewright-cache-"))
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     _log.warning(
-        "there is no home, and %s is not this user's alone; set STAGEWRIGHT_CACHE to a folder to keep what is found",
+        "this user has no home folder, and other users can access %s: the cache is lost when this process ends; set "
+        "STAGEWRIGHT_CACHE to a folder to keep it",
         folder,
     )
     return own
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether it is a folder, no link, of this user, that nobody else may read or write."""
+    """Whether ``folder`` is a folder (not a link) of this user that nobody else may read or write."""
     status = os.lstat(folder)
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077

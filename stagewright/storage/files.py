@@ -1,9 +1,10 @@
-"""The one door for whole files: read with patience, written whole or not at all, with a look at what stands at the path.
+"""Reading and writing of whole files; all other modules use these functions.
 
-Two conventions. A read that fails is not a file that is damaged: what a moment may change (a disk error, a stale mount, no
-descriptor left, no right to read) is tried again and then raised as :class:`~stagewright.errors.Unreadable`, which nobody
-takes for damage. And what is written goes to a temporary name beside its target and takes its place by one rename; what
-stands there and is no regular file (a pipe, a device) is written through, a link is followed, and neither is replaced.
+Two conventions. A failed read does not mean a damaged file: errors that may be temporary (a disk error, a stale mount, no
+free file descriptor, missing permission) are retried and then raised as :class:`~stagewright.errors.Unreadable`, which no
+caller treats as damage. And a file is written under a temporary name in the same folder, then renamed to its final name,
+so that it is complete or absent. If the target is not a regular file (a pipe, a device), the content is written into it;
+if it is a link, the file behind the link is written. Neither is replaced.
 """
 
 from __future__ import annotations
@@ -25,36 +26,39 @@ from stagewright.errors import StorageError, Unreadable
 T = TypeVar("T")
 
 PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before each further attempt at a read that failed."""
+"""Seconds to wait before each new attempt after a failed read."""
 
 MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
-"""There is no such file: another attempt does not change that."""
-_HOPELESS = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ENXIO}
-# A picture that this user may not read is named at once: 60,000 of them would take days with pauses.
+"""Error numbers that mean "no such file"; a new attempt would not help."""
+_NEVER_RETRIED = MISSING | {errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.ENXIO}
+# For image files a missing permission is not retried: with the pauses, 60,000 such files would take days.
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
-"""Bytes, on all usual systems."""
+"""Limits in bytes that hold on all common systems."""
 _SILENT_SECONDS = 30.0
 STDOUT = "-"
-"""Stands for the standard output where a file is written."""
+"""The file name that means standard output."""
 
-EVERY = frozenset(errno.errorcode)
-"""Every errno: nothing is tried again."""
+ALL_ERRNOS = frozenset(errno.errorcode)
+"""Every error number; passed as ``final``, it means that no read is retried."""
 
 Content = bytes | str | Callable[[BinaryIO], object]
 
 
-def patiently(path: str | Path, read: Callable[[str], T], *, final: frozenset[int] = frozenset()) -> T:
-    """What ``read(path)`` returns. An OSError or MemoryError is tried again, four times in all within 3 seconds, unless it
-    says that there is no such file or is in ``final`` (errno); then OSError with the number of attempts and the path."""
+def retry_io(path: str | Path, read: Callable[[str], T], *, final: frozenset[int] = frozenset()) -> T:
+    """Returns ``read(path)``, retrying after an OSError or MemoryError: up to four attempts within 3 seconds.
+
+    Not retried are errors that mean "no such file" and those whose error number is in ``final``. After the last attempt it
+    raises OSError with the number of attempts and the path.
+    """
     for pause in (*PAUSES, None):
         try:
             return read(str(path))
         except MemoryError:
             error = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
         except OSError as problem:
-            if problem.errno in _HOPELESS | final:
+            if problem.errno in _NEVER_RETRIED | final:
                 raise
             error = problem
         if pause is None:
@@ -65,14 +69,14 @@ def patiently(path: str | Path, read: Callable[[str], T], *, final: frozenset[in
 
 
 def read_file(path: str | Path, *, final: frozenset[int] = frozenset(), most: int | None = None) -> bytes:
-    """The bytes of the regular file ``path``, read with patience (:func:`patiently`); OSError, also for a pipe or device,
-    and for a file of more than ``most`` bytes."""
-    return patiently(path, lambda name: _read(name, most), final=final)
+    """Returns the bytes of the regular file ``path``, with retries (:func:`retry_io`). OSError if it cannot be read, is a
+    pipe or a device, or has more than ``most`` bytes."""
+    return retry_io(path, lambda name: _read(name, most), final=final)
 
 
 def read_own(path: str | Path) -> bytes:
-    """The bytes of a file that stagewright wrote. FileNotFoundError where there is none; :class:`Unreadable` where it is
-    there and cannot be read now, which says nothing about its content."""
+    """Returns the bytes of a file that stagewright has written. FileNotFoundError if it does not exist; :class:`Unreadable`
+    if it exists but cannot be read now, which does not mean that it is damaged."""
     try:
         return read_file(path)
     except OSError as error:
@@ -80,32 +84,36 @@ def read_own(path: str | Path) -> bytes:
 
 
 def read_parsed(path: str | Path, parse: Callable[[bytes], T]) -> T:
-    """What ``parse`` makes of the bytes of a file, read as :func:`read_own` does. A file that it refuses is read a second time
-    before its error passes: a read that goes wrong without saying so is no damage. Unreadable where memory runs out."""
+    """Returns ``parse(data)`` for the bytes of the file ``path``, read by :func:`read_own`.
+
+    If ``parse`` raises, the file is read and parsed a second time before the error is passed on, since a disk may return
+    wrong bytes without an error. Unreadable if memory runs out.
+    """
     for last in (False, True):
         data = read_own(path)
         try:
             return parse(data)
         except MemoryError as error:
             raise unreadable(path, error) from error
-        except Exception:  # whatever stands for "damaged" with this parser, which passes unchanged
+        except Exception:  # whichever exception means "damaged" with this parser; it is passed on unchanged
             if last:
                 raise
     raise AssertionError("unreachable")
 
 
 def size_of(path: str | Path) -> int:
-    """Bytes of the file ``path``; FileNotFoundError where there is none, Unreadable where that cannot be found out."""
+    """Returns the size of ``path`` in bytes; FileNotFoundError if it does not exist, Unreadable if the system cannot tell
+    now."""
     try:
-        return patiently(path, os.stat).st_size
+        return retry_io(path, os.stat).st_size
     except OSError as error:
         raise missing_or_unreadable(path, error) from error
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether something stands at ``path``; Unreadable where that cannot be found out."""
+    """Whether ``path`` exists; Unreadable if the system cannot tell now."""
     try:
-        patiently(path, os.stat)
+        retry_io(path, os.stat)
     except OSError as error:
         if error.errno in MISSING | {errno.ENAMETOOLONG}:
             return False
@@ -114,25 +122,25 @@ def is_there(path: str | Path) -> bool:
 
 
 def missing_or_unreadable(path: str | Path, error: OSError) -> Exception:
-    """What to raise for ``error``: a FileNotFoundError as it is, else :class:`Unreadable`."""
+    """Returns the exception to raise for ``error``: FileNotFoundError if the file does not exist, else :class:`Unreadable`."""
     if error.errno in MISSING:
         return error if isinstance(error, FileNotFoundError) else FileNotFoundError(*error.args)
     return unreadable(path, error)
 
 
 def unreadable(path: str | Path, error: BaseException) -> Unreadable:
-    """The error of a file that is there and cannot be read now."""
+    """Returns the error for a file that exists but cannot be read now."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return Unreadable(
         f"{path} cannot be read: {reason}",
         "a disk or mount that answers, and a file that this user may read",
-        "nothing was changed; mend the storage or the permissions (mount, chmod), then type the same command again",
+        "nothing was changed; repair the storage or the permissions (mount, chmod), then give the same command again",
     )
 
 
 def _read(path: str, most: int | None) -> bytes:
-    # Few system calls: open().read() also seeks and asks whether it is a terminal. A pipe without a writer would wait for
-    # ever when opened, and a device may have no end.
+    # os.open and os.read need fewer system calls than open().read(), which also seeks and checks for a terminal. Without
+    # O_NONBLOCK, opening a pipe that has no writer would wait for ever. Devices are refused, as they may never end.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_BINARY", 0) | os.O_CLOEXEC)
     try:
         status = os.fstat(file)
@@ -140,24 +148,25 @@ def _read(path: str, most: int | None) -> bytes:
             kind = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
             raise OSError(kind, f"it is {kind_of(status.st_mode)}, not a regular file", path)
         size = status.st_size
-        if size == 0:  # empty, or made up by the kernel (/proc), where reading might never end
+        if size == 0:  # empty, or generated by the kernel (/proc), where reading might never end
             return b""
         _check_size(size, most, path)
         data = os.read(file, size + 1)
-        if len(data) == size:  # all of it, and one more byte was asked for
+        if len(data) == size:  # one more byte was requested, so this is the whole file
             return data
         parts = [data]
-        while parts[-1]:  # it has grown or shrunk, or the system hands it out in pieces
+        while parts[-1]:  # the file has grown or shrunk, or the system returns it in pieces
             parts.append(os.read(file, 1 << 20))
-            _check_size(size := size + len(parts[-1]), most, path)  # one that grows for ever ends here
+            _check_size(size := size + len(parts[-1]), most, path)  # stops a file that never ends
         return b"".join(parts)
     finally:
         os.close(file)
 
 
-def read_given(path: str | Path, *, most: int) -> bytes:
-    """As :func:`read_file`, for files that a person names one by one: a pipe that the shell has opened for this process
-    (``<(...)``, ``... | predict RUN /dev/stdin``) is read to its end, as long as it is not silent for long."""
+def read_user_file(path: str | Path, *, most: int) -> bytes:
+    """Returns the bytes of a file that the user has named on the command line, like :func:`read_file`. In addition it reads
+    a pipe that the shell has opened for this process (``<(...)``, ``... | predict RUN /dev/stdin``) to its end; OSError if
+    nothing arrives for 30 s."""
     number = _own_descriptor(str(path))
     if number is None or not stat.S_ISFIFO(os.fstat(number).st_mode):
         return read_file(path, final=FORBIDDEN, most=most)
@@ -178,16 +187,16 @@ def _check_size(size: int, most: int | None, path: str) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What ``mode`` of a file says it is: "a pipe", "a device", ..."""
+    """Returns the kind of file that ``mode`` (``st_mode``) describes: "a pipe", "a device", ..."""
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
     return {**kinds, stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}.get(stat.S_IFMT(mode), "a regular file")
 
 
 def user_path(text: str | Path) -> Path:
-    """``text`` as a path, with ``~`` for the home folder, which shells leave as it is in ``--out=~/x``.
+    """Returns ``text`` as a path in which ``~`` is replaced by the home folder; shells do not do that in ``--out=~/x``.
 
-    A file that is there and is called ``~name`` is itself. StorageError where there is no such home, for an empty text,
-    and for what no file can be called (a NUL, more than 255 bytes).
+    An existing file whose name begins with ``~`` is returned as it is. StorageError if there is no such home folder, if the
+    text is empty, and for names that no file can have (a NUL byte, more than 255 bytes).
     """
     if not str(text):
         raise StorageError("an empty path", "the name of a file or folder", "write it out; . is the current folder")
@@ -208,26 +217,26 @@ def user_path(text: str | Path) -> Path:
 
 
 def _check_name(path: Path) -> None:
-    """StorageError for what no file can be called; Python's own checks whether a file is there raise for some of that."""
+    """Raises StorageError for names that no file can have; ``Path.exists`` would raise ValueError or OSError for some."""
     if "\0" in str(path):
-        raise StorageError(f"the path {str(path)!r} holds a NUL", "a path without one", "mend the name")
+        raise StorageError(f"the path {str(path)!r} contains a NUL byte", "a path without it", "correct the name")
     try:
         size, longest = len(os.fsencode(path)), max((len(os.fsencode(part)) for part in path.parts), default=0)
     except UnicodeEncodeError as error:
         raise StorageError(
-            f"the path {str(path)!r}: {error.reason}", f"characters that {error.encoding} has", "mend the name"
+            f"the path {str(path)!r}: {error.reason}", f"characters of {error.encoding}", "correct the name"
         ) from None
     if size > _LONGEST_PATH or longest > _LONGEST_NAME:
         raise StorageError(
             f"the path {str(path)[:60]!r}... has {size:,} bytes",
-            f"{_LONGEST_PATH:,} bytes, and {_LONGEST_NAME} for each name in it",
-            "give a shorter one",
+            f"at most {_LONGEST_PATH:,} bytes, and {_LONGEST_NAME} for each name in it",
+            "give a shorter path",
         )
 
 
 def write_for_user(target: str | Path, content: Content) -> None:
-    """Writes ``content`` to what a person named: ``-`` is the standard output, anything else a file
-    (:func:`user_path`, :func:`write_whole`)."""
+    """Writes ``content`` to the target that the user has named: standard output for ``-``, else a file (:func:`user_path`,
+    :func:`write_whole`)."""
     if target != STDOUT:
         write_whole(user_path(target), content)
         return
@@ -239,9 +248,9 @@ def write_for_user(target: str | Path, content: Content) -> None:
 def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> None:
     """Writes ``content`` (bytes, text as UTF-8, or a function that writes to a binary file) to ``path``.
 
-    Whoever reads ``path`` sees the old file or the whole new one, also after a kill; with ``durable`` also after a power
-    cut. A link is followed; a pipe or a device is written through. StorageError where it cannot be written, and nothing is
-    left of it then.
+    A reader of ``path`` sees either the old file or the complete new one, even if the process is killed; with ``durable``
+    also after a power failure. If ``path`` is a link, the file behind it is written; a pipe or device is written into.
+    StorageError if it cannot be written; then no part of the new file stays.
     """
     path = Path(path)
     try:
@@ -256,7 +265,7 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
         except FileNotFoundError:
             mode = stat.S_IFREG
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "a folder stands there", str(path))
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         if not stat.S_ISREG(mode):
             _write_through(target, content)
             return
@@ -266,14 +275,14 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
 
 
 def write_json(path: str | Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Writes ``content`` as readable JSON, as :func:`write_whole` does."""
+    """Writes ``content`` as indented JSON by :func:`write_whole`."""
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes the folder ``path`` in one that is there; StorageError where it cannot be made.
+    """Creates the folder ``path``, whose parent folder must exist; StorageError if that is impossible.
 
-    Without the folders above it: a run directory that was moved or deleted must not come back in its old place.
+    It does not create parent folders: a run directory that was moved or deleted must not reappear in its old place.
     """
     try:
         os.mkdir(path)
@@ -285,7 +294,7 @@ def make_folder(path: str | Path) -> None:
 
 
 def make_folders(path: str | Path) -> None:
-    """Makes the folder ``path`` and those above it; StorageError where one cannot be made."""
+    """Creates the folder ``path`` and its parent folders; StorageError if one cannot be created."""
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
@@ -293,28 +302,28 @@ def make_folders(path: str | Path) -> None:
 
 
 def unwritable(path: str | Path, error: OSError) -> StorageError:
-    """The error of a file that cannot be written, with what to do about it."""
+    """Returns the error for a file that cannot be written, with what to do."""
     folder = Path(path).parent
     if not folder.is_dir():
         return StorageError(
-            f"{path} cannot be written: {error.strerror or error}; the folder {folder} is not there",
+            f"{path} cannot be written: {error.strerror or error}; the folder {folder} does not exist",
             "a folder that exists and stays where it is",
-            "if it was moved or deleted meanwhile, put it back; else make it, or give another place",
+            "if it was moved or deleted meanwhile, move it back; else create it, or give another path",
         )
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}",
-        "a disk with room, at a place that this user may write",
-        "make room or mend the permissions, or give another place; nothing saved so far is lost",
+        "a disk with free space, and a folder that this user may write",
+        "free some space or correct the permissions, or give another path; nothing saved so far is lost",
     )
 
 
 def _own_descriptor(path: str) -> int | None:
-    """The number of this process's open file that ``path`` is a name of (/dev/stdout, /dev/fd/3), or None.
+    """Returns the number of this process's file descriptor that ``path`` names (/dev/stdout, /dev/fd/3), or None.
 
-    What such a name leads to may be a pipe without a name, or a file that others write to as well: it is written where it
-    stands, and opened by no other name.
+    Such a descriptor may be an unnamed pipe, or a file that other programs write to as well. It must be written through
+    the descriptor and not be opened or replaced by name.
     """
-    for _ in range(40):  # links that the system follows at most
+    for _ in range(40):  # the largest number of links that Linux follows
         folder, name = os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path)
         if name.isdigit() and folder in (f"/proc/{os.getpid()}/fd", "/dev/fd"):
             return int(name)
@@ -325,7 +334,7 @@ def _own_descriptor(path: str) -> int | None:
 
 
 def _write_through(target: Path, content: Content) -> None:
-    # Without O_NONBLOCK, opening a pipe that nobody reads would wait for ever; with it, it is an error with a name.
+    # Without O_NONBLOCK, opening a pipe that nobody reads would wait for ever; with it, opening raises an error.
     file = os.open(target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(file, True)
     with os.fdopen(file, "wb") as out:
@@ -333,7 +342,8 @@ def _write_through(target: Path, content: Content) -> None:
 
 
 def temporary_name(target: Path) -> Path:
-    """Where ``target`` is written before it takes its place: a hidden name of this process's own beside it."""
+    """Returns the name under which ``target`` is written before it is renamed: hidden, in the same folder, with the process
+    id."""
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
@@ -361,7 +371,7 @@ def _put(out: BinaryIO, content: Content) -> None:
 
 
 def remove_quietly(path: Path) -> None:
-    """Removes the file ``path`` as far as that works: what is under way matters more."""
+    """Removes the file ``path`` and ignores errors, so that an error in progress is not hidden by another one."""
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -369,7 +379,7 @@ def remove_quietly(path: Path) -> None:
 
 
 def sync_directory(path: str | Path) -> None:
-    """Brings the entries of the folder ``path`` to the disk."""
+    """Waits until the entries of the folder ``path`` (new and renamed files) are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -378,12 +388,12 @@ def sync_directory(path: str | Path) -> None:
 
 
 def check_room(folder: Path, bytes_needed: int) -> None:
-    """Raises StorageError unless the disk of ``folder``, which need not exist yet, has ``bytes_needed`` bytes free."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    """Raises StorageError unless the disk of ``folder`` has ``bytes_needed`` free bytes; ``folder`` need not exist yet."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < bytes_needed:
         raise StorageError(
-            f"{free / 1e9:.3g} GB are free in {there}",
-            f"{bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
+            f"only {free / 1e9:.3g} GB are free in {existing}",
+            f"at least {bytes_needed / 1e9:.3g} GB, for the checkpoints and files of the run",
             f"free {(bytes_needed - free) / 1e9:.3g} GB, choose another disk with --out, or lower checkpoints.keep",
         )

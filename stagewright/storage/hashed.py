@@ -8,14 +8,15 @@ from typing import BinaryIO
 
 
 class HashedFile:
-    """A file for torch.save that hashes what passes. An OSError waits for ``flush``: torch's C++ code would garble it."""
+    """A file for torch.save that hashes everything written to it. An OSError of a write is raised by ``flush``, since torch's
+    C++ code would hide its cause."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256, self.bytes = file, hashlib.sha256(), 0
         self._error: OSError | None = None
 
     def write(self, data: memoryview) -> int:
-        """Writes ``data`` and returns its length, also where that fails."""
+        """Writes ``data`` and returns its length, even if writing fails."""
         self.sha256.update(data)
         self.bytes += len(data)
         try:
@@ -25,7 +26,7 @@ class HashedFile:
         return len(data)
 
     def flush(self) -> None:
-        """Called by torch at the end; returns when all is on the disk."""
+        """Waits until everything is on the disk; torch calls it at the end. OSError if a write has failed."""
         if self._error:
             raise self._error
         self._file.flush()

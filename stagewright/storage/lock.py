@@ -1,7 +1,8 @@
-"""The lock of a folder: one process writes in it at a time, and whoever comes second is told by whom it is held.
+"""The lock of a folder: one process at a time may write in it; a second one gets an error that names the first.
 
-The kernel lets go however the process ends. ``.lock`` holds the process id; the word ``beginning`` after it says that the
-folder's run is being made, so that what a killed process leaves there is known as its own.
+The kernel releases the lock whichever way the process ends. The file ``.lock`` contains the process id. The word
+``beginning`` after it means that the process is still creating the run, so that files left by a killed process can be
+recognised as unfinished.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Lock:
     folder: Path
     descriptor: int
     was_beginning: bool
-    """Whether the process before was killed while it made the folder's run."""
+    """Whether the previous process was killed while it created the run in this folder."""
     foreign: bool
-    """Whether ``.lock`` is another program's file: it is left as it is."""
+    """Whether ``.lock`` belongs to another program; then its content is not changed."""
 
     def write(self, *, beginning: bool) -> None:
-        """Names this process in the file; ``beginning``: it is making the folder's run."""
+        """Writes this process's id to the file; ``beginning``: whether it is still creating the run."""
         if self.foreign:
             return
         text = f"{os.getpid()}{_BEGINNING if beginning else ''}".encode()
@@ -47,17 +48,17 @@ class Lock:
             raise unwritable(self.folder / NAME, error) from error
 
     def check(self) -> None:
-        """StorageError where the folder is gone, or another process may be writing in it since ``.lock`` was removed.
+        """Raises StorageError if the folder no longer exists, or if ``.lock`` was replaced and another process holds it.
 
-        A ``.lock`` that was removed and that nobody else holds is made again.
+        If ``.lock`` was removed and no other process holds it, it is created again.
         """
         if not self.folder.is_dir():
             raise StorageError(
-                f"{self.folder} is not there any more: it was moved or deleted while it was in use",
+                f"{self.folder} no longer exists: it was moved or deleted while it was in use",
                 "a folder that stays where it is until the process has ended",
-                "put it back or find where it is now, then stagewright resume goes on from its last checkpoint",
+                "move it back or find where it is now; stagewright resume then continues from its last checkpoint",
             )
-        if _stands(self.folder, self.descriptor):
+        if _is_current(self.folder, self.descriptor):
             return
         try:
             fresh = _locked(self.folder)
@@ -65,24 +66,24 @@ class Lock:
             raise StorageError(
                 f"{self.folder / NAME} was removed or replaced, and another process writes in this folder now",
                 "one process at a time",
-                "let that one go on; this one ends here",
+                "nothing: the other process continues, and this one ends here",
             ) from error
         os.dup2(fresh, self.descriptor, inheritable=False)
         os.close(fresh)
         self.write(beginning=False)
 
     def remove(self) -> None:
-        """Removes ``.lock``, which this process holds; a process that waits for it takes another."""
+        """Removes ``.lock``, which this process holds. A process that is about to lock it creates a new one."""
         if not self.foreign:
             (self.folder / NAME).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[Lock]:
-    """Holds ``folder``, which exists, for this process.
+    """Context manager: holds the lock of ``folder``, which must exist, for this process.
 
-    CheckpointError names the process that has it, StorageError says why ``.lock`` cannot be written. On a file system
-    without locks it warns in the log and goes on.
+    CheckpointError names the process that already holds it; StorageError states why ``.lock`` cannot be written. On a file
+    system without locks it logs a warning and continues.
     """
     descriptor = _locked(folder)
     held = None
@@ -97,7 +98,7 @@ def lock(folder: Path) -> Iterator[Lock]:
 
 
 def is_held(folder: Path) -> bool | None:
-    """Whether a process holds ``folder`` now; None where the file system has no locks to tell by."""
+    """Whether a process holds the lock of ``folder`` now, or None if the file system has no locks."""
     try:
         descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -114,7 +115,7 @@ def is_held(folder: Path) -> bool | None:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor of ``.lock``, locked, that is the file which stands there now."""
+    """Returns a locked file descriptor of the ``.lock`` that is currently in ``folder``."""
     for _ in range(_ATTEMPTS):
         try:
             descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -122,13 +123,15 @@ def _locked(folder: Path) -> int:
             raise unwritable(folder / NAME, error) from error
         try:
             _flock(folder, descriptor)
-            if _stands(folder, descriptor):  # or whoever held it before has removed it meanwhile
+            if _is_current(folder, descriptor):  # the previous holder may have removed the file meanwhile
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
-    raise StorageError(f"{folder / NAME} is removed again and again", "a folder that one process uses", "try again")
+    raise StorageError(
+        f"{folder / NAME} is removed again and again by another process", "a folder that one process uses", "try again"
+    )
 
 
 def _flock(folder: Path, descriptor: int) -> None:
@@ -142,10 +145,13 @@ def _flock(folder: Path, descriptor: int) -> None:
             f"wait for it, or stop it (kill {holder}), or choose another --out",
         ) from error
     except OSError:
-        logging.getLogger(__name__).warning("%s: this file system has no locks; start no second process here", folder)
+        logging.getLogger(__name__).warning(
+            "%s: this file system does not support locks; do not start a second process on this folder", folder
+        )
 
 
-def _stands(folder: Path, descriptor: int) -> bool:
+def _is_current(folder: Path, descriptor: int) -> bool:
+    """Whether ``descriptor`` is open on the ``.lock`` that is in ``folder`` now."""
     try:
         now = os.stat(folder / NAME)
     except OSError:

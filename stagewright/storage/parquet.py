@@ -1,4 +1,4 @@
-"""Parquet tables: written whole or not at all, read from bytes."""
+"""Parquet tables: written completely or not at all, read from bytes."""
 
 from __future__ import annotations
 
@@ -16,39 +16,41 @@ pc: Any = pyarrow.compute  # its functions are made on import, where type checke
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Writes ``table`` as the Parquet file ``path``: whole or not at all, and on disk when this returns.
+    """Writes ``table`` to the Parquet file ``path``, completely or not at all; it is on disk when this returns.
 
-    StorageError if the place cannot be written.
+    StorageError if ``path`` cannot be written.
     """
     write_whole(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The Parquet file ``path``, or some of its columns; FileNotFoundError if there is none, Unreadable if it cannot be read
-    now, pyarrow.ArrowException if it is damaged."""
+    """Reads the Parquet file ``path``, or only ``columns`` of it; FileNotFoundError if it does not exist, Unreadable if it
+    cannot be read now, pyarrow.ArrowException if it is damaged."""
     return read_parsed(path, lambda data: parse_table(data, columns))
 
 
 def parse_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table that a Parquet file of the bytes ``data`` holds, or some of its columns; pyarrow.ArrowException if it is
-    damaged."""
-    if data[:4] != b"PAR1":  # pyarrow looks at the end alone
-        raise pa.ArrowInvalid("it does not begin as a Parquet file does")
-    # pq.read_table would take folders named lr=0.1 above the file for columns of a partitioned data set.
+    """Returns the table in the bytes ``data`` of a Parquet file, or only ``columns`` of it; pyarrow.ArrowException if they
+    are damaged."""
+    if data[:4] != b"PAR1":  # pyarrow checks only the end of the file
+        raise pa.ArrowInvalid("it does not begin like a Parquet file")
+    # pq.read_table would treat parent folders with names like lr=0.1 as columns of a partitioned data set.
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             return file.read(columns)
-    except OSError as error:  # pyarrow's word for a footer that is damaged, too: the bytes are in memory
+    except (
+        OSError
+    ) as error:  # pyarrow also raises it for a damaged footer; the bytes are in memory, so no read has failed
         raise pa.ArrowInvalid(str(error)) from error
 
 
 def one_array(column: pa.ChunkedArray) -> pa.StringArray:
-    """A column of strings as one array."""
+    """Returns a chunked column of strings as one array."""
     return pa.concat_arrays([chunk.cast(pa.string()) for chunk in column.chunks] or [pa.array([], pa.string())])
 
 
 def column_bytes(column: pa.StringArray) -> bytes:
-    """The strings of ``column`` one after the other, after their lengths and which of them are null."""
+    """Returns bytes that identify the strings of ``column``: the length of each (-1 for null), then all strings joined."""
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i4")
     text = pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column.fill_null("")), "")[0].as_py()
     return lengths.tobytes() + text.encode()

@@ -1,1 +1,1 @@
-"""The machine and this process: signals, output, threads."""
+"""The machine and this process: devices, memory, signals, output streams, threads, child processes."""

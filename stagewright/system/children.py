@@ -1,7 +1,7 @@
-"""Python processes of our own: they find what this process finds, and run no code from the current folder.
+"""Child processes that run Python: they import the same modules as this process, but none from the current folder.
 
-``python -m`` and ``python -c`` put the current folder first on the path, so that a ``json.py`` beside someone's pictures
-would be run in place of the real one. ``-P`` and ``PYTHONSAFEPATH`` (Python 3.11) end that.
+``python -m`` and ``python -c`` put the current folder first on ``sys.path``, so that a ``json.py`` next to a user's images
+would be imported instead of the standard one. ``-P`` and ``PYTHONSAFEPATH`` (Python 3.11) prevent that.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ _START = (
 
 
 def module_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command that runs ``module`` with this Python, on this process's path without the current folder."""
+    """Returns the command that runs ``module`` with this Python, with this process's ``sys.path`` without the current
+    folder."""
     path = safe_path()
     return [sys.executable, "-P", "-c", _START, str(len(path)), *path, module, *arguments]
 
 
 def safe_path() -> list[str]:
-    """``sys.path`` without the current folder; last the folder that stagewright lies in, if nothing else leads to it."""
+    """Returns ``sys.path`` without the current folder. The folder that contains stagewright is added at the end if no other
+    entry leads to it."""
     try:
         here = os.path.realpath(os.getcwd())
-    except FileNotFoundError:  # it was removed, and with it what could be found in it
+    except FileNotFoundError:  # the current folder was removed, so nothing can be imported from it
         here = ""
     path = [entry for entry in sys.path if entry and os.path.realpath(entry) != here]
     home = str(Path(stagewright.__file__).parent.parent)
@@ -40,9 +42,9 @@ def safe_path() -> list[str]:
 
 
 @contextmanager
-def starting_children() -> Iterator[None]:
-    """What libraries start inside (multiprocessing's servers) leaves the current folder off its path, and finds
-    stagewright."""
+def safe_path_for_children() -> Iterator[None]:
+    """Context manager: processes that libraries start inside it (such as multiprocessing's servers) have a ``sys.path``
+    without the current folder and can import stagewright."""
     path, before = list(sys.path), os.environ.get(SAFE)
     sys.path[:] = safe_path()
     os.environ[SAFE] = "1"
@@ -58,13 +60,14 @@ def starting_children() -> Iterator[None]:
 
 @contextmanager
 def current_folder_last() -> Iterator[str]:
-    """The current folder is on the path inside, behind all else; for code that a person names as lying there."""
+    """Context manager: inside it the current folder is the last entry of ``sys.path``, for importing code that the user has
+    named. Yields the folder."""
     folder = os.getcwd()
     sys.path.append(folder)
     try:
         yield folder
     finally:
-        for at in range(len(sys.path) - 1, -1, -1):  # the one added: the imported code may have added others
+        for at in range(len(sys.path) - 1, -1, -1):  # searched from the end: imported code may have added more entries
             if sys.path[at] == folder:
                 del sys.path[at]
                 break

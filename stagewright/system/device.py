@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Finds the torch device of a name, and the name of a device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from stagewright.errors import RecipeError
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device named, or for ``auto`` CUDA where there is some; RecipeError for a device that is not there."""
+    """Returns the device named ``asked``; for ``auto`` a CUDA device if there is one, else the CPU. RecipeError if this
+    machine does not have the device."""
     available = ["cpu"] + [f"cuda:{at}" for at in range(torch.cuda.device_count())]
     if asked == "auto":
         return torch.device("cuda" if len(available) > 1 else "cpu")
@@ -18,7 +19,7 @@ def choose_device(asked: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker calls it; for a CPU the number of threads torch uses."""
+    """Returns the product name of a CUDA device; for a CPU the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Trying something out before a run without leaving a trace: random states and switches of the process are put back."""
+"""Runs measurements before a training without side effects: random states and torch's settings are restored afterwards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def preserve_global_state() -> Iterator[None]:
-    """What happens inside changes neither the random states of torch (CPU and CUDA), NumPy and Python nor the switches that
-    :func:`stagewright.engine.numerics.prepare_torch` sets; memory that CUDA kept for it is given back."""
+    """Context manager that restores global state at its end: the random states of torch (CPU and CUDA), NumPy and Python, and
+    the settings that :func:`stagewright.engine.numerics.prepare_torch` changes. It also frees torch's cached CUDA memory."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     matmul = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn

@@ -1,8 +1,8 @@
-"""Memory: what is in use now, and the highest use since it was last asked to begin anew.
+"""Memory in use now, and the peak since the last reset. All values are in GiB.
 
-On CUDA that is what torch has allocated on the device. On a CPU it is this process's resident memory as Linux counts it:
-best effort, since it holds the libraries too and does not shrink where freed memory is kept for the next use; elsewhere
-than on Linux it is 0. All in GiB.
+On CUDA this is the memory that torch has allocated on the device. On a CPU it is this process's resident memory as Linux
+reports it. That is only approximate: it includes the libraries, and freed memory that is kept for reuse. On other systems
+than Linux it is 0.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import torch
 from stagewright.system.surroundings import says_out_of_memory
 
 Points = dict[str, dict[str, float]]
-"""What :func:`memory_in_use` gave, by the moment at which it was asked, e.g. ``before the model``."""
+"""Results of :func:`memory_in_use`, keyed by the moment of the measurement, e.g. ``before the model``."""
 
 _GIB = 2**30
 _STATUS = Path("/proc/self/status")
 
 
 def num_bytes(tensors: object) -> int:
-    """Bytes of the tensors nested in ``tensors``: the size of their checkpoint but for some kilobytes."""
+    """Returns the total size in bytes of the tensors nested in ``tensors`` (dicts, lists, tuples). A checkpoint of them is
+    only some kilobytes larger."""
     if isinstance(tensors, torch.Tensor):
         return tensors.numel() * tensors.element_size()
     if isinstance(tensors, dict):
@@ -31,7 +32,8 @@ def num_bytes(tensors: object) -> int:
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """``{"allocated_gb", "reserved_gb", "peak_gb"}`` of a CUDA device, ``{"resident_gb", "peak_gb"}`` of this process."""
+    """Returns ``{"allocated_gb", "reserved_gb", "peak_gb"}`` for a CUDA device, or ``{"resident_gb", "peak_gb"}`` of this
+    process for a CPU."""
     if device.type == "cuda":
         now, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         read = {"allocated_gb": now, "reserved_gb": reserved, "peak_gb": torch.cuda.max_memory_allocated(device)}
@@ -40,14 +42,14 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Highest use since :func:`begin_peak`, or since the process began."""
+    """Returns the highest memory use since :func:`reset_peak`, or since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
     return _resident("VmHWM")
 
 
-def begin_peak(device: torch.device) -> None:
-    """From now on :func:`peak_gb` says the highest use after this moment (on a CPU, where Linux allows to)."""
+def reset_peak(device: torch.device) -> None:
+    """Resets the peak, so that :func:`peak_gb` returns the highest use from now on (on a CPU only if Linux permits it)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -56,7 +58,7 @@ def begin_peak(device: torch.device) -> None:
 
 
 def _resident(name: str) -> float:
-    """VmRSS (now) or VmHWM (highest) of this process."""
+    """Returns VmRSS (current) or VmHWM (highest) resident memory of this process in GiB; 0 if Linux does not report it."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
@@ -66,7 +68,7 @@ def _resident(name: str) -> float:
 
 
 def memory_gb(device: torch.device) -> float:
-    """GiB in use: the peak allocated on a CUDA device, this process's resident memory on a CPU."""
+    """Returns the memory in use: the peak allocated on a CUDA device, or this process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

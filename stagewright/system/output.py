@@ -1,8 +1,8 @@
-"""The streams of a process to its terminal: what happens when nobody reads them any more, or when they have no room.
+"""Standard output and error: what happens if nobody reads them any more, or if the disk behind them is full.
 
-The convention: a process whose work outlasts its output (a training above all) goes on quietly, as if nothing had
-happened. A process whose output is all that it makes (``plan``, ``evaluate``) ends with a message, or without one where its
-reader has gone (``| head``).
+The convention: a process whose work matters more than its output (above all a training) continues without a message. A
+process whose only result is its output (``plan``, ``evaluate``) ends with an error message; if its reader has closed the
+pipe (``| head``), it ends silently.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from stagewright.errors import StorageError
 
 
 class Output:
-    """A text stream like ``stream``, after whose first failed write everything goes to the null device.
+    """A text stream that wraps ``stream``. After its first failed write, all output goes to the null device.
 
-    The failure is raised where the output is ``needed``: a BrokenPipeError where nobody reads any more, else a
-    StorageError. What the stream's encoding lacks is written as an escape. With None as ``stream``, nothing is written.
+    If the output is ``needed``, the failure is raised: BrokenPipeError if nobody reads any more, else StorageError.
+    Characters that the stream's encoding lacks are written as escape sequences. If ``stream`` is None, nothing is written.
     """
 
     def __init__(self, stream: TextIO | None, *, needed: bool = False) -> None:
@@ -34,12 +34,12 @@ class Output:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Writes ``lines`` as they are, one after the other."""
+        """Writes each of ``lines`` without adding newlines."""
         for line in lines:
             self.write(line)
 
     def write_bytes(self, data: bytes) -> None:
-        """Writes ``data`` as it is, behind the text so far."""
+        """Writes the bytes ``data`` after the text written so far."""
 
         def put(stream: TextIO) -> None:
             stream.flush()
@@ -49,11 +49,11 @@ class Output:
         self._try(put)
 
     def flush(self) -> None:
-        """Hands what is buffered to the system."""
+        """Passes buffered output to the system."""
         self._try(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Whether a terminal shows it."""
+        """Whether the stream is a terminal that can still be written."""
         return self.stream is not None and self.failure is None and self.stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +66,7 @@ class Output:
             except OSError as error:
                 self.failure = error
                 _to_null_device(self.stream)
-            except ValueError as error:  # somebody has closed it
+            except ValueError as error:  # another part of the program has closed the stream
                 if not self.stream.closed:
                     raise
                 self.failure = error
@@ -76,7 +76,7 @@ class Output:
             raise StorageError(
                 f"the output cannot be written: {self.failure.strerror or self.failure}",
                 "a terminal, a pipe, or a file on a disk with room",
-                "make room, or send the output to another place",
+                "free some space, or send the output to another place",
             ) from self.failure
 
 
@@ -89,34 +89,37 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _to_null_device(stream: TextIO) -> None:
-    """Lets the file descriptor of ``stream`` lead nowhere: the rest of its buffer, and what other libraries print."""
+    """Redirects the file descriptor of ``stream`` to the null device, also for the rest of its buffer and for what other
+    libraries print."""
     try:
         number = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
         os.close(null)
         stream.flush()
-    except (OSError, ValueError):  # a stream without a descriptor, or no null device: what it fails at is dropped
+    except (OSError, ValueError):  # a stream without a descriptor, or no null device: its output is dropped
         return
 
 
-def unbreakable(stream: TextIO | None) -> Any:
-    """``stream``, whose failures end nothing; standard output and error where they are guarded already."""
+def failsafe_stream(stream: TextIO | None) -> Any:
+    """Returns ``stream`` wrapped so that a failed write raises nothing. A stream that is an :class:`Output` already is
+    returned as it is."""
     return stream if isinstance(stream, Output) else Output(stream)
 
 
 def print_bytes(data: bytes) -> None:
-    """Writes ``data`` to standard output, behind the text so far."""
+    """Writes the bytes ``data`` to standard output, after the text written so far."""
     stream = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, needed=True)
     stream.write_bytes(data)
 
 
-def forgiving(say: Callable[[str], None]) -> Callable[[str], None]:
-    """``say`` for sentences on what is done: where it prints and the output fails, the work goes on without them."""
+def failsafe_notices(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a function that calls ``say`` for progress messages and ignores failures of the output, so that the work
+    continues without them."""
 
     def say_or_not(text: str) -> None:
         if say is print:
-            print(text, file=unbreakable(sys.stdout), flush=True)
+            print(text, file=failsafe_stream(sys.stdout), flush=True)
             return
         try:
             say(text)
@@ -128,12 +131,13 @@ def forgiving(say: Callable[[str], None]) -> Callable[[str], None]:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Within it, standard output is needed unless :func:`outlive_output` was called, and standard error never is.
+    """Context manager that wraps standard output and error in :class:`Output`. A failure of standard output is raised unless
+    :func:`make_output_optional` was called; one of standard error is ignored.
 
-    Streams that were closed before the process began lead to the null device, so that no file of ours gets their numbers,
-    into which libraries print.
+    Standard streams that were closed before the process began are opened on the null device. Otherwise a file that this
+    process opens would get their descriptor, and libraries would print into it.
     """
-    _fill_gaps()
+    _open_closed_streams()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Output(sys.stdout, needed=True), Output(sys.stderr)  # type: ignore[assignment]
     try:
@@ -141,24 +145,25 @@ def guarded() -> Iterator[None]:
     finally:
         ours = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = before
-        for stream in ours:  # at its own flush, the interpreter would fail with an exit code of its own
+        for stream in ours:  # flushed here, since a failing flush at the interpreter's end would change the exit code
             if isinstance(stream, Output):
                 stream.needed = False
                 stream.flush()
 
 
-def _fill_gaps() -> None:
+def _open_closed_streams() -> None:
     for number in range(3):
         try:
             os.fstat(number)
         except OSError as error:
             if error.errno == errno.EBADF:
-                with suppress(OSError):  # without a null device it stays closed
-                    # It gets the lowest number that is free.
+                with suppress(OSError):  # without a null device the stream stays closed
+                    # The new descriptor gets the lowest free number, which is the missing one.
                     os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
-def outlive_output() -> None:
-    """From here on, the work of this process matters more than its output, whose failure ends nothing and is not said."""
+def make_output_optional() -> None:
+    """From now on, failures of standard output are ignored, because the work of this process matters more than its
+    output."""
     if isinstance(sys.stdout, Output):
         sys.stdout.needed = False

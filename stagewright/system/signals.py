@@ -1,7 +1,7 @@
-"""Stopping on request: SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C let the step in progress finish, so that the run can save and exit.
+"""Stopping on request: after SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C the current step is finished, then the run saves and exits.
 
-The convention: a process that was stopped so exits with ``EXIT_STOPPED`` (75, ``EX_TEMPFAIL`` of sysexits.h): its state
-is saved, and ``stagewright resume`` goes on from there.
+The convention: a process that was stopped in this way exits with ``EXIT_STOPPED`` (75, ``EX_TEMPFAIL`` of sysexits.h). Its
+state is saved, and ``stagewright resume`` continues from there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Self
 from stagewright.errors import Stopped
 
 EXIT_STOPPED = 75
-"""Exit code of a run stopped on request with its state saved; ``stagewright resume`` goes on."""
+"""Exit code of a run that was stopped on request and has saved its state; ``stagewright resume`` continues it."""
 
 _NAMES = {
     signal.SIGTERM: "SIGTERM",
@@ -26,31 +26,32 @@ _NAMES = {
 
 
 class StopSignal:
-    """A context in which SIGTERM, SIGHUP, SIGUSR1 and SIGINT ask for a stop instead of ending the process.
+    """Context manager in which SIGTERM, SIGHUP, SIGUSR1 and SIGINT request a stop instead of ending the process.
 
-    Before :meth:`arm`, in the set-up, a signal raises :class:`~stagewright.errors.Stopped` at once, as there is nothing
-    to save. After it, signals only set ``requested``, which the loop reads between steps; a second Ctrl-C raises
-    KeyboardInterrupt, for people who will not wait. A SIGHUP that was ignored before (``nohup``) stays ignored. On leaving,
-    the handlers of before are back. Outside the main thread, where Python allows no handlers, it never hears a signal.
+    Before :meth:`arm`, during set-up, a signal raises :class:`~stagewright.errors.Stopped` at once, as there is nothing
+    to save. Afterwards a signal only sets ``requested``, which the training loop checks between steps; a second Ctrl-C
+    raises KeyboardInterrupt, for users who do not want to wait. A SIGHUP that was ignored before (``nohup``) stays ignored.
+    At the end the previous handlers are restored. Outside the main thread, where Python permits no signal handlers, it does
+    nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.reason: str | None = None
-        """The name of the signal that came first; None before."""
+        """The name of the first signal received, or None if there was none."""
         self._armed = False
         self._interrupts = 0
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
         self._unraisable: Any = None
 
     def arm(self) -> None:
-        """From now on there is something to save. Raises Stopped if a stop was asked for before."""
+        """Ends the set-up: from now on there is something to save. Raises Stopped if a stop was requested before."""
         self._armed = True
-        # A library may have swallowed what the handler raised, in a callback for instance.
+        # A library may have caught the Stopped that the handler raised, for instance in a callback.
         if self.requested:
             raise self._stopped()
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         self.requested = True
         self.reason = self.reason or _NAMES[signal.Signals(number)]
@@ -67,22 +68,23 @@ class StopSignal:
             for number in _NAMES:
                 if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue
-                self._before[number] = signal.signal(number, self._hear)
-            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._keep_silent
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._suppress_stopped
         return self
 
-    def _keep_silent(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """A stop that met a destructor, which Python cannot pass on: :meth:`arm` raises it again, so nothing is printed."""
+    def _suppress_stopped(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Suppresses Python's message about a Stopped raised in a destructor, which Python cannot propagate; :meth:`arm`
+        raises it again."""
         if not isinstance(unraisable.exc_value, Stopped):
             self._unraisable(unraisable)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._unraisable is not None:
             sys.unraisablehook, self._unraisable = self._unraisable, None
-        while self._before:
-            number, handler = self._before.popitem()
-            # None stands for a handler that was not installed from Python and cannot be put back.
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
+            # None means that the handler was not installed from Python; such a handler cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if self.requested and not self._armed and isinstance(error, Exception):
-            # pydantic makes errors of its own of whatever is raised in its callbacks, also of what the handler raised.
+            # pydantic turns every exception raised in its callbacks into its own, including the handler's Stopped.
             raise self._stopped() from error

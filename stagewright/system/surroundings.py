@@ -1,4 +1,4 @@
-"""Faults of the surroundings (disks, rights, memory, mounts): told from our own, and said as messages."""
+"""Errors of the environment (disks, permissions, memory, mounts): separates them from bugs and explains them to the user."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from stagewright.errors import StorageError
 
 _REMEDIES: dict[int, tuple[str, str]] = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("a disk, a quota and a file size limit with room", "make room")
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        ("a disk with free space, within the quota and the file size limit", "free some space"),
     ),
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS),
-        ("a place that this user may read and write", "mend the permissions or the mount (chmod, chown, mount)"),
+        (
+            "a file or folder that this user may read and write",
+            "correct the permissions or the mount (chmod, chown, mount)",
+        ),
     ),
     **dict.fromkeys(
         (errno.EMFILE, errno.ENFILE), ("enough open files", "allow more (ulimit -n), or end other programs")
     ),
     errno.ENOMEM: ("enough memory", "end other programs, take a smaller batch or fewer --workers, or a larger machine"),
     **dict.fromkeys(
-        (errno.ENOENT, errno.ENOTDIR), ("files that stay where they are", "put it back, or check the path")
+        (errno.ENOENT, errno.ENOTDIR), ("files that stay where they are", "move it back, or check the path")
     ),
     **dict.fromkeys(
         (
             *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.EBUSY),
             *(errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOLCK, errno.ESHUTDOWN),
         ),
-        ("a disk or mount that answers", "mend the storage or the connection (dmesg, mount)"),
+        ("a disk or mount that answers", "repair the storage or the connection (dmesg, mount)"),
     ),
-    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("a path that the file system takes", "give another path")),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), ("a path that the file system accepts", "give another path")),
     errno.EAGAIN: ("enough processes and threads", "allow more (ulimit -u), or end other programs"),
 }
 
@@ -56,7 +60,7 @@ def says_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def explained(error: OSError | MemoryError | RuntimeError) -> StorageError | None:
+def as_storage_error(error: OSError | MemoryError | RuntimeError) -> StorageError | None:
     """The message for a fault of the surroundings; None where ``error`` is no such fault, and so one of our own."""
     if not isinstance(error, OSError):
         if not says_out_of_memory(error):
@@ -65,7 +69,7 @@ def explained(error: OSError | MemoryError | RuntimeError) -> StorageError | Non
     else:
         number, reason = error.errno, error.strerror
         place = next((path for path in (error.filename2, error.filename) if isinstance(path, str | bytes)), None)
-    # A file that is missing has a name; without one, the error comes from somewhere else.
+    # "No such file" without a file name is not an error of the environment.
     if number not in _REMEDIES or (place is None and number in (errno.ENOENT, errno.ENOTDIR)):
         return None
     allowed, remedy = _REMEDIES[number]

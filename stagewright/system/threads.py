@@ -1,6 +1,7 @@
-"""A pool of daemon threads, which a process can leave behind.
+"""A pool of daemon threads, for which Python does not wait when the process ends.
 
-Python waits at its end for the threads of concurrent.futures, and one that hangs in a read of a dead mount never comes back.
+Python waits at its end for the threads of concurrent.futures, and a thread that hangs while reading from a dead mount never
+returns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ T = TypeVar("T")
 
 
 class Pool:
-    """``workers`` daemon threads, named ``name-N``; ``initializer`` runs first in each. Leaving its context closes it."""
+    """A pool of ``workers`` daemon threads, named ``name-N``; each calls ``initializer`` first. As a context manager it
+    closes itself at the end."""
 
     def __init__(self, workers: int, name: str, initializer: Callable[[], object] | None = None) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
@@ -31,13 +33,14 @@ class Pool:
             thread.start()
 
     def submit(self, call: Callable[..., T], *given: Any) -> Future[T]:
-        """Hands ``call(*given)`` to the threads."""
+        """Queues ``call(*given)`` for the threads and returns its Future."""
         future: Future[T] = Future()
         self._jobs.put((future, call, given))
         return future
 
     def close(self, patience: float = 2.0) -> None:
-        """Cancels what is not begun, and waits for the rest; after ``patience`` seconds threads that hang are left behind."""
+        """Cancels queued calls and waits up to ``patience`` seconds for running ones; threads that still run then are
+        abandoned."""
         while True:
             try:
                 job = self._jobs.get_nowait()
@@ -67,6 +70,6 @@ class Pool:
                 continue
             try:
                 future.set_result(call(*given))
-            except BaseException as error:  # whatever it is belongs to whoever asked for the result
+            except BaseException as error:  # raised again by Future.result in the thread that waits for it
                 future.set_exception(error)
-            del job, future, call, given  # or a batch would stay in memory until the next one
+            del job, future, call, given  # otherwise a batch would stay in memory until the next call

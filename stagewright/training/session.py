@@ -28,7 +28,7 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.logs import carried
-from stagewright.system.memory import begin_peak, out_of_memory, peak_gb
+from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
 from stagewright.training.clock import Clock
@@ -84,7 +84,7 @@ class Session:
         set_train_mode(self.state.model)
         if self._entered != stage.index:
             self._entered = stage.index
-            begin_peak(self.state.device)
+            reset_peak(self.state.device)
             self.features.enter(stage)
             self.recorder.estimator.on_features = cached
         return counts

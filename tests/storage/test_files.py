@@ -15,9 +15,9 @@ from stagewright.storage import files
 from stagewright.storage.files import (
     FORBIDDEN,
     make_folder,
-    patiently,
     read_file,
     read_own,
+    retry_io,
     user_path,
     write_for_user,
     write_json,
@@ -42,14 +42,14 @@ def test_a_read_that_fails_is_tried_again_and_then_says_that_it_is_no_damage(pau
             raise OSError(code, os.strerror(code), path)
         return b"content"
 
-    assert patiently("x", read) == b"content" and pauses == [0.1, 0.5, 2.0]
+    assert retry_io("x", read) == b"content" and pauses == [0.1, 0.5, 2.0]
     failures[0] = 4
     with pytest.raises(OSError, match="4 attempts"):
-        patiently("x", read)
+        retry_io("x", read)
     failures[0], before = 1, len(pauses)
     if code in FORBIDDEN:
         with pytest.raises(PermissionError):
-            patiently("x", read, final=FORBIDDEN)
+            retry_io("x", read, final=FORBIDDEN)
         assert len(pauses) == before
 
 
@@ -58,7 +58,7 @@ def test_memory_that_does_not_suffice_is_a_failing_read(pauses: list[float]) -> 
         raise MemoryError
 
     with pytest.raises(OSError, match="Cannot allocate memory, 4 attempts"):
-        patiently("x", read)
+        retry_io("x", read)
 
 
 def test_missing_and_unreadable_are_two_things(
@@ -120,7 +120,7 @@ def test_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
         write_whole("/dev/full", b"x")
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
     write_whole("/dev/null", b"x")
-    with pytest.raises(StorageError, match="a folder stands there"):
+    with pytest.raises(StorageError, match="it is a folder"):
         write_whole(tmp_path, b"x")
 
 
@@ -134,9 +134,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(StorageError, match=r"a\.json cannot be written: Input/output error"):
         write_whole(path, fail)
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"] and "1" in path.read_text()
-    with pytest.raises(StorageError, match=r"the folder .* is not there"):
+    with pytest.raises(StorageError, match=r"the folder .* does not exist"):
         write_whole(tmp_path / "gone" / "a.json", b"")
-    with pytest.raises(StorageError, match=r"the folder .* is not there"):
+    with pytest.raises(StorageError, match=r"the folder .* does not exist"):
         make_folder(tmp_path / "gone" / "sub")
     assert not (tmp_path / "gone").exists(), "a run directory that was moved must not come back"
 

@@ -16,7 +16,7 @@ import pytest
 from stagewright.cli import main
 from stagewright.errors import StorageError
 from stagewright.observers.console import Console
-from stagewright.system.output import Output, forgiving, guarded, outlive_output, unbreakable
+from stagewright.system.output import Output, failsafe_notices, failsafe_stream, guarded, make_output_optional
 
 
 def broken_pipe() -> TextIO:
@@ -79,7 +79,9 @@ def test_closed_streams_and_letters_that_a_terminal_lacks() -> None:
     closed = io.StringIO()
     closed.close()
     for stream in (None, closed):
-        assert unbreakable(stream).write("nothing") == 7 and unbreakable(unbreakable(stream)).flush() is None
+        assert (
+            failsafe_stream(stream).write("nothing") == 7 and failsafe_stream(failsafe_stream(stream)).flush() is None
+        )
     raw = io.BytesIO()
     ascii_terminal = io.TextIOWrapper(raw, "ascii", write_through=True)
     print("caf\xe9 \U0001f600", file=Output(ascii_terminal))
@@ -88,20 +90,20 @@ def test_closed_streams_and_letters_that_a_terminal_lacks() -> None:
 
 def test_sentences_end_nothing(lost: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", lost)
-    say = forgiving(print)
+    say = failsafe_notices(print)
     say("one")
     say("two")
 
     def broken(text: str) -> None:
         raise OSError(28, text)
 
-    forgiving(broken)("three")
+    failsafe_notices(broken)("three")
 
 
 def test_a_guarded_process_outlives_its_output(lost: TextIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", lost)
     with guarded():
-        outlive_output()
+        make_output_optional()
         print("a line", flush=True)
     lost.flush()  # as the interpreter does at its end
 

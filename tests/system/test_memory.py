@@ -15,7 +15,7 @@ from stagewright.plan.execution import Execution
 from stagewright.report.write import write
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
-from stagewright.system.memory import begin_peak, memory_in_use, peak_gb
+from stagewright.system.memory import memory_in_use, peak_gb, reset_peak
 
 CPU = torch.device("cpu")
 SMALL = ["model.options={width: 4}", "image_size=16", "batch_size=16", "epochs=2ep", "data.val=0.2", "data.test=0.2"]
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_peak_of_a_stretch() -> None:
-    begin_peak(CPU)
+    reset_peak(CPU)
     base = peak_gb(CPU)
     # 256 MiB of the system's own: what malloc gave, the process may keep (stagewright.system.machine.disable_malloc_trim).
     with mmap.mmap(-1, 2**28) as block:
         np.frombuffer(block, np.uint8)[:] = 1
     assert peak_gb(CPU) - base > 0.2
-    begin_peak(CPU)
+    reset_peak(CPU)
     assert peak_gb(CPU) - base < 0.1
     now = memory_in_use(CPU)
     assert set(now) == {"resident_gb", "peak_gb"} and 0.01 < now["resident_gb"] <= now["peak_gb"] + 0.001

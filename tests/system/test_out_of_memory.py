@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stagewright.system.memory import out_of_memory
-from stagewright.system.surroundings import explained, says_out_of_memory
+from stagewright.system.surroundings import as_storage_error, says_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from stagewright.system.surroundings import explained, says_out_of_memory
 )
 def test_every_spelling_is_a_lack_of_memory(text: str) -> None:
     assert out_of_memory(RuntimeError(text))
-    message = explained(RuntimeError(text))
+    message = as_storage_error(RuntimeError(text))
     assert message is not None and "enough memory" in message.allowed and "image_size" not in message.remedy
 
 

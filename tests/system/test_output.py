@@ -14,7 +14,7 @@ import pytest
 import stagewright as sw
 from stagewright.observers.console import Console
 from stagewright.rundir.directory import RunDir
-from stagewright.system.output import forgiving, unbreakable
+from stagewright.system.output import failsafe_notices, failsafe_stream
 
 SMALL = [
     *("--recipe", "quick", "--model", "cifar_resnet18", "--set", "model.options={width: 4}", "--img-size", "8"),
@@ -31,14 +31,14 @@ class Broken(io.StringIO):
 
 def test_a_stream_goes_quiet_and_its_descriptor_leads_to_nowhere() -> None:
     reading, writing = os.pipe()
-    stream = unbreakable(os.fdopen(writing, "w"))
+    stream = failsafe_stream(os.fdopen(writing, "w"))
     os.close(reading)
     for _ in range(3):
         print("x" * 100_000, file=stream, flush=True)
     assert os.fstat(stream.fileno()).st_rdev == os.stat(os.devnull).st_rdev
-    assert unbreakable(stream) is stream
+    assert failsafe_stream(stream) is stream
     stream.close()
-    print("x", file=unbreakable(Broken()), flush=True)
+    print("x", file=failsafe_stream(Broken()), flush=True)
 
 
 def test_the_console_and_say_end_nothing() -> None:
@@ -49,7 +49,7 @@ def test_the_console_and_say_end_nothing() -> None:
     def say(text: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    forgiving(say)("hello")
+    failsafe_notices(say)("hello")
 
 
 @pytest.mark.parametrize("place", ["a pipe without a reader", "/dev/full"])

@@ -69,12 +69,12 @@ def read_stored(paths: Sequence[str]) -> Stored:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.patiently`); OSError with the name of
+    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.retry_io`); OSError with the name of
     the file. Where some files in a row failed in the end, the next are tried once: with patience, what is left of a disk that
     is gone would take days."""
     impatient = _failed[0] >= _MOST_FAILED
     try:
-        data = files.read_file(path, final=files.EVERY if impatient else frozenset(), most=MOST_BYTES)
+        data = files.read_file(path, final=files.ALL_ERRNOS if impatient else frozenset(), most=MOST_BYTES)
     except FileNotFoundError:
         raise
     except OSError:

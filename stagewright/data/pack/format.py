@@ -25,7 +25,7 @@ from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folders import UNDECIDED
 from stagewright.data.sources.scan import DIGEST_BYTES
 from stagewright.errors import DataError
-from stagewright.storage.files import MISSING, missing_or_unreadable, patiently, read_parsed, unreadable
+from stagewright.storage.files import MISSING, missing_or_unreadable, read_parsed, retry_io, unreadable
 
 Encoding = Literal["jpeg", "raw"]
 
@@ -159,7 +159,7 @@ def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[
     opened now.
     """
     try:
-        buffer = patiently(folder / part.file, _mapped)
+        buffer = retry_io(folder / part.file, _mapped)
     except OSError as error:
         if error.errno in MISSING:
             raise damaged(folder, f"{part.file} is not there") from error
@@ -215,7 +215,7 @@ def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
 def crc32_of(file: Path) -> int:
     """crc32 of the bytes of ``file``; FileNotFoundError if there is none, Unreadable if it cannot be read now."""
     try:
-        return patiently(file, _crc32)
+        return retry_io(file, _crc32)
     except OSError as error:
         raise missing_or_unreadable(file, error) from error
 

@@ -20,7 +20,7 @@ from stagewright.data.pack.format import PartFile, damaged, has_crc32, record_cr
 from stagewright.data.pack.reader import Pack
 from stagewright.data.sources.scan import Progress, cache_folder
 from stagewright.errors import DataError, StorageError
-from stagewright.storage.files import FORBIDDEN, missing_or_unreadable, patiently, read_file, write_whole
+from stagewright.storage.files import FORBIDDEN, missing_or_unreadable, read_file, retry_io, write_whole
 from stagewright.system.threads import Pool
 from stagewright.text import counted, some
 
@@ -65,7 +65,7 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
 
 def _state(folder: Path, part: PartFile) -> State:
     try:
-        status = patiently(folder / part.file, os.stat)
+        status = retry_io(folder / part.file, os.stat)
     except OSError as error:
         raise missing_or_unreadable(folder / part.file, error) from error
     return [status.st_size, status.st_mtime_ns, part.crc32]

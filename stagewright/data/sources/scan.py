@@ -27,7 +27,7 @@ from stagewright.data.images.decode import NOT_IDENTIFIED, identified, measure, 
 from stagewright.data.images.stored import read_file
 from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
-from stagewright.storage.files import FORBIDDEN, patiently
+from stagewright.storage.files import FORBIDDEN, retry_io
 from stagewright.storage.parquet import one_array, parse_table, write_table
 from stagewright.system.threads import Pool
 
@@ -119,7 +119,7 @@ class _Task:
         stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
         for row, path in enumerate(paths.to_pylist()):
             try:
-                status = patiently(os.path.join(root, path), os.stat, final=FORBIDDEN)
+                status = retry_io(os.path.join(root, path), os.stat, final=FORBIDDEN)
             except OSError:
                 continue
             stamps[row] = stamp_of(status)
