@@ -15,6 +15,10 @@ from stagewright.recipe.recipe import LR, Average, Recipe, Stage
 from stagewright.recipe.schema import problems
 
 _NOTHING = Measured()
+MOST_STEPS = 10**9
+"""Steps of a run: 200 times what ImageNet takes at a batch of 256 in 1,000 epochs."""
+MOST_MOMENTS = 100_000
+"""Planned evaluations of a run, and planned checkpoints: each is written into the plan."""
 
 Length = tuple[Stage, int, int]  # resolved stage, steps, pictures
 
@@ -32,8 +36,11 @@ def resolve(
     _check_class_weights(recipe, dataset)
     lengths, stages = _stages(recipe, dataset, measured)
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
-    every_eval = [_multiples(stage, recipe.eval.every, total_steps) for stage in stages]
-    every_save = [_multiples(stage, recipe.checkpoints.every, total_steps) for stage in stages]
+    if total_steps > MOST_STEPS:
+        given = f"the stages come to {total_steps:,} steps"
+        raise RecipeError(given, f"at most {MOST_STEPS:,} steps", "give shorter epochs, or larger batches")
+    every_eval = [_multiples(stage, recipe.eval.every, total_steps, "eval.every") for stage in stages]
+    every_save = [_multiples(stage, recipe.checkpoints.every, total_steps, "checkpoints.every") for stage in stages]
     return Plan(
         recipe=recipe,
         dataset=dataset,
@@ -227,15 +234,33 @@ def _ema_logs(
     return log_decay, last.average_log_before + last.num_steps * last.average_log_decay
 
 
-def _multiples(stage: StagePlan, every: Duration, total_steps: int) -> list[int]:
-    """Steps (finished updates) at every multiple of ``every`` within the stage, and always at its end."""
+def _multiples(stage: StagePlan, every: Duration, total_steps: int, field: str) -> list[int]:
+    """Steps (finished updates) at every multiple of ``every`` within the stage, and always at its end.
+
+    RecipeError where they are more than MOST_MOMENTS.
+    """
     if every.unit == "run":
         gap = every.value * total_steps
+        gap = _checked_gap(stage, gap, every, field)
         first = math.floor(stage.first_step / gap) + 1 if gap > 0 else 0
         marks = [round(k * gap) for k in range(first, math.ceil(stage.end_step / gap) + 1)] if gap > 0 else []
     else:
         gap = _in_images(every, stage.num_images, stage.batch_size) / stage.batch_size
+        gap = _checked_gap(stage, gap, every, field)
         count = math.ceil(stage.num_steps / gap) if gap > 0 else 0
         marks = [stage.first_step + round(k * gap) for k in range(1, count + 1)]
     inside = {step for step in marks if stage.first_step < step < stage.end_step}
     return sorted(inside | {stage.end_step})
+
+
+def _checked_gap(stage: StagePlan, gap: float, every: Duration, field: str) -> float:
+    """``gap`` in steps, at least 1 unless it is 0 (never); RecipeError where its multiples are too many to write down."""
+    gap = max(gap, 1.0) if gap > 0 else 0.0
+    count = stage.num_steps / gap if gap else 0.0
+    if count > MOST_MOMENTS:
+        raise RecipeError(
+            f"{field}: {every} comes {round(count):,} times in stage {stage.name!r}",
+            f"at most {MOST_MOMENTS:,} times in a stage",
+            f"give a longer {field}, or shorter stages",
+        )
+    return gap

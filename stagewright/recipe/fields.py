@@ -17,7 +17,7 @@ from stagewright.recipe.schema import Frozen, Options
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Size = Annotated[int, Field(ge=4, le=4096)]
-Batch = Annotated[int, Field(ge=1)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -107,7 +107,7 @@ class LR(Part):
     """Factor of the peak at the first step of the warm-up."""
     final: Fraction = 0.0
     """Factor of the peak that linear and cosine end at."""
-    milestones: dict[str, Fraction] = Field(default_factory=dict)
+    milestones: Annotated[dict[str, Fraction], Field(max_length=1000)] = Field(default_factory=dict)
     """Piecewise: duration from the start of the span -> factor of the peak from there on."""
     interpolate: bool = False
     """Piecewise: straight lines between milestones instead of steps."""

@@ -109,7 +109,7 @@ class Recipe(Part):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Duration = Duration(10.0, "epochs")
     """Length of the run where stages give shares of it or there is one stage alone."""
-    stages: Annotated[tuple[Stage, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (Stage(),)
+    stages: Annotated[tuple[Stage, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=1000)] = (Stage(),)
     data: Data = Data()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()

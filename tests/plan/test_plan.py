@@ -197,3 +197,26 @@ def test_ends_of_a_stage_are_those_of_its_steps() -> None:
             assert (ends["lr_first"], ends["lr_last"]) == (hypers[0].lr, hypers[-1].lr)
             top = max(hypers, key=lambda hyper: hyper.lr)
             assert (ends["lr_peak"], ends["momentum_peak"]) == (top.lr, top.momentum), schedule
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"epochs": "1000000000ep"}, "the stages come to"),
+        ({"epochs": "1e18st"}, "the stages come to"),
+        ({"epochs": "10000000st", "eval": {"every": "1st"}}, "eval.every: 1st comes 10,000,000 times in stage 'main'"),
+        (
+            {"epochs": "10000000st", "eval": {"every": "1"}, "checkpoints": {"every": "1e-9"}},
+            "checkpoints.every: 1e-09 comes 10,000,000 times",
+        ),
+    ],
+)
+def test_a_plan_that_nobody_can_carry_out_or_write_down_is_refused_at_once(fields: dict[str, Any], given: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        resolve(recipes.from_dict({"batch_size": 100, **fields}), INFO)
+    assert given in error.value.given
+
+
+def test_evaluations_more_often_than_every_step_come_after_every_step() -> None:
+    short = resolve(recipes.from_dict({"epochs": "20st", "eval": {"every": "0.001ep"}}), INFO)
+    assert short.eval_steps == tuple(range(1, 21))

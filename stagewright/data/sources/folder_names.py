@@ -1,0 +1,158 @@
+"""What the names of folders and files mean: parts of a data set, folders of stagewright's own, classes in file names.
+
+Pure: it is given names and gives an answer; :mod:`stagewright.data.sources.folders` looks at the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from stagewright.data.partition import TEST, TRAIN, VAL
+
+PART_WORDS = {
+    "train": TRAIN,
+    "training": TRAIN,
+    "val": VAL,
+    "valid": VAL,
+    "validation": VAL,
+    "validate": VAL,
+    "dev": VAL,
+    "eval": VAL,
+    "test": TEST,
+    "testing": TEST,
+    "holdout": TEST,
+}
+"""Words that name a part of a data set."""
+_UNLABELLED = frozenset(
+    ("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unsup", "inference", "submission")
+)
+"""Words for images that have no classes."""
+_NEUTRAL = frozenset(
+    (
+        *(
+            "set",
+            "data",
+            "dataset",
+            "split",
+            "folder",
+            "files",
+            "image",
+            "images",
+            "img",
+            "imgs",
+            "picture",
+            "pictures",
+        ),
+        *("photo", "photos", "jpg", "jpeg", "png", "hold", "out"),
+    )
+)
+"""Words that say nothing beside a word for a part: ``training_set``, ``test-images``."""
+_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
+
+
+@dataclass(frozen=True)
+class PartFolders:
+    """Sibling folders that are parts of one data set."""
+
+    names: dict[int, list[str]]
+    """TRAIN, VAL, TEST -> folders that their names make it."""
+    unlabelled: tuple[str, ...]
+    """Folders of images without classes, such as ``seg_pred``."""
+    others: tuple[str, ...]
+    """Folders whose names say nothing of parts."""
+
+
+def part_folders(names: Sequence[str]) -> PartFolders:
+    """Sorts sibling folders by what their names say: ``seg_train``, ``training_set``, ``test1``, ``Training``, ``valid``.
+
+    Further words in a name (``seg``) must be the same in all of them: ``bus_test`` and ``car_train`` are no parts.
+    """
+    found = {name: _part(name) for name in names}
+    rests = Counter(rest for part, rest in found.values() if part is not None)
+    common = rests.most_common(1)[0][0] if rests else None
+    parts: dict[int, list[str]] = {}
+    unlabelled, others = [], []
+    for name, (part, rest) in found.items():
+        if part is None or rest != common:
+            others.append(name)
+        elif part == _NO_CLASSES:
+            unlabelled.append(name)
+        else:
+            parts.setdefault(part, []).append(name)
+    return PartFolders(parts, tuple(unlabelled), tuple(others))
+
+
+_NO_CLASSES = -2
+
+
+def _part(name: str) -> tuple[int | None, tuple[str, ...]]:
+    """The part that ``name`` names, or None, and its words that say something else."""
+    words = [word.casefold() for word in _TOKEN.findall(name)]
+    meant = [word for word in words if word in PART_WORDS or word in _UNLABELLED]
+    if {"hold", "out"} <= set(words) and not meant:
+        meant, words = ["holdout"], [word for word in words if word not in ("hold", "out")]
+    if len(meant) != 1:
+        return None, ()
+    rest = tuple(word for word in words if word not in meant and word not in _NEUTRAL)
+    return PART_WORDS.get(meant[0], _NO_CLASSES), rest
+
+
+_OWN = (
+    (frozenset(("plan.json", "recipe.yaml")), "a run"),
+    (frozenset(("plan.json", "manifest.parquet")), "a run"),
+    (frozenset(("model.json", "weights.safetensors")), "a trained model"),
+    (frozenset(("pack.json", "index.parquet")), "a pack"),
+    (frozenset(("packing.json",)), "an unfinished pack"),
+    (frozenset(("lr-find.json",)), "a learning rate search"),
+)
+
+
+def own_folder(entries: Collection[str]) -> str | None:
+    """What a folder with ``entries`` is where stagewright made it: ``a run``, ``a pack``, ...; None for any other."""
+    names = frozenset(entries)
+    return next((what for files, what in _OWN if files <= names), None)
+
+
+def similar_names(classes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Classes whose names differ in upper and lower case, blanks, ``-``, ``_`` and ``.`` alone, in sets of two or more."""
+    by_key: dict[str, list[str]] = {}
+    for name in classes:
+        by_key.setdefault(re.sub(r"[\s\-_.]+", "", name).casefold() or name, []).append(name)
+    return [tuple(names) for names in by_key.values() if len(names) > 1]
+
+
+def combined_names(classes: Collection[str]) -> list[str]:
+    """Classes whose names consist of several other classes' names (``scab rust``): cells with several labels, most likely."""
+    known = set(classes)
+    found = []
+    for name in classes:
+        for separator in (" ", ",", ";", "|", "/", "+", "&"):
+            words = [word.strip() for word in name.split(separator)]
+            if len(words) > 1 and all(words) and sum(word in known for word in words) >= max(1, len(words) - 1):
+                found.append(name)
+                break
+    return found if len(found) > 0 and _several_are_whole(found, known) else []
+
+
+def _several_are_whole(combined: Sequence[str], known: set[str]) -> bool:
+    """Whether some combined name is made of known names alone: ``red fox`` beside ``fox`` is not."""
+    return any(
+        all(word.strip() in known for word in re.split(r"[\s,;|/+&]+", name) if word.strip()) for name in combined
+    )
+
+
+def classes_in_file_names(files: Sequence[str]) -> list[str]:
+    """The words before the number in names such as ``cat.12.jpg`` and ``dog_3.png``, if they look like classes; else none.
+
+    They do where there are 2 to 50, each in two files or more, and all files follow the pattern.
+    """
+    words = Counter[str]()
+    for name in files:
+        match = re.fullmatch(r"(\D*[^\W\d_])[\s._-]*\(?\d+\)?\.\w+", name)
+        if match is None:
+            return []
+        words[match[1]] += 1
+    return sorted(words) if 2 <= len(words) <= 50 and min(words.values()) >= 2 else []
