@@ -182,6 +182,8 @@ def _explained(error: ValidationError) -> RecipeError:
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
     """(field path, value and what is wrong; what is allowed) of one pydantic error."""
     where = [part for part in detail["loc"] if isinstance(part, int) or not _is_form(part)]
+    if detail["type"] == "extra_forbidden" and where[-1:] != [detail["loc"][-1]]:
+        where.append(detail["loc"][-1])  # a stranger's key may look like a form
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])

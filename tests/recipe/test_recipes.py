@@ -171,3 +171,9 @@ def test_a_recipe_file_that_cannot_be_meant_is_refused_with_the_line(tmp_path: P
     (tmp_path / "r.yaml").write_bytes(data)
     with pytest.raises(RecipeError, match=re.escape(message)):
         recipes.load(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize("key", ["2020-01-01", "list[str]", "float", "", "1"])
+def test_any_unknown_key_is_named(key: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"recipe: {key}: unknown field")):
+        recipes.from_dict({key: 2})
