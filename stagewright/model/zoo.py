@@ -20,6 +20,7 @@ from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
 from stagewright.model.groups import modes_kept
+from stagewright.model.heads import narrow_wide_head
 from stagewright.model.own import build_own
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
@@ -97,6 +98,7 @@ def create_with_report(
     model = build(found, num_classes, image_size, drop_path, given)
     if (found.library == "torchvision" and drop_path is not None) or (found.library == "stagewright" and drop_path):
         _set_drop_path(model, found, drop_path, constant=mode == "constant")
+    narrow_wide_head(model, num_classes)
     if not pretrained:
         return model, None
     from stagewright.model import pretrained as library_weights
