@@ -69,6 +69,8 @@ NAMES = {
     "Options": "mapping, handed on as it is",
     "Any": "anything",
     "None": "none",
+    "Name": "text",
+    "FunctionName": "`python:module:function`",
 }
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
 UNITS = {"epochs": "ep", "steps": "st", "images": "img", "run": ""}

@@ -27,6 +27,7 @@ TORCH_FREE = (
     *("data.images.native", "data.images.memory_cache"),
     *("augment.geometry", "augment.draw", "augment.policies", "augment.matrices", "augment.custom"),
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
+    "system.named_functions",
     *("training.clock", "training.read_watch"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""

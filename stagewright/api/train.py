@@ -31,7 +31,7 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.rundir.claim import claimed_next, held, refuse_used
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment, own_command
+from stagewright.rundir.environment import changed_code, code_digests, environment, own_command
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
 from stagewright.rundir.summary import read_summary, record_actual_seconds
@@ -59,21 +59,25 @@ def train(
     budget: Budget | None = None,
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
+    model: str | Callable[..., Any] | None = None,
+    loss: str | Callable[..., Any] | None = None,
+    optimizer: str | Callable[..., Any] | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
-    ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to
-    ``out``, or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on
-    there, and a changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few
-    pictures (:mod:`stagewright.recipe.tiny`). ``observers`` are notified in addition to the console, the log and the pages.
-    ``budget`` chooses the length (:mod:`stagewright.plan.budget`). Raises StagewrightError for all that a caller can mend,
-    Stopped during the set-up.
+    ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to ``out``,
+    or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on there, and a
+    changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few pictures
+    (:mod:`stagewright.recipe.tiny`). ``observers`` are notified in addition to the console, the log and the pages. ``budget``
+    chooses the length (:mod:`stagewright.plan.budget`). ``model``, ``loss`` and ``optimizer`` are names in place of the
+    recipe's, or functions at the top of a module, whose ``python:module:function`` the recipe then holds (docs/extend.md).
+    Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        request = as_request(recipe, overrides)
+        request = as_request(recipe, overrides, {"model.name": model, "loss": loss, "optimizer.name": optimizer})
         execution = execution or Execution()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
@@ -102,8 +106,12 @@ def train(
             write_excluded(run, dataset)
             artifacts.write(run.root)
             parent = None if old is None else str(old.root)
+            account["functions"] = code_digests(plan.recipe)
             run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
-        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points)
+        notes = changed_code(plan.recipe, run.read_env())
+        inputs = RunInputs(
+            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes
+        )
         done = _carry_out(inputs)
         if budget is not None and (told := record_actual_seconds(run, budget)) is not None:
             say(told)
@@ -149,6 +157,7 @@ def resume(
             plan = forked_plan(old, plan, changed)
             target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
+            env["functions"] = code_digests(plan.recipe)
             target.write_start(plan, manifest, env)
             say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
             if asks_for_lr(plan.recipe):
@@ -158,7 +167,7 @@ def resume(
         if _is_finished(target, say):
             say(f"{target.root} is finished; nothing is left to do.")
             return Run(target.root)
-        notes = []
+        notes = changed_code(plan.recipe, target.read_env())
         if data is not None:
             manifest = moved(manifest, user_path(data))
             notes.append(f"the pictures are in {manifest.root} now")

@@ -1,51 +1,19 @@
-"""Functions of one's own that a recipe names as ``module:function``: found when they are needed, and checked."""
+"""A change of images of one's own, which ``augment.custom`` names: found when it is needed, and its answer checked."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-from stagewright.errors import RecipeError, nearest
-from stagewright.system.children import current_folder_last
+from stagewright.errors import RecipeError
+from stagewright.system.named_functions import load_function
 
 _SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that gives images again"
 
 
 def load_custom(name: str) -> Callable[..., Any]:
-    """The function that ``name``, ``module:function``, stands for; its module is imported.
-
-    The current folder is looked through last, and for this import alone: no other may find code beside someone's pictures.
-    RecipeError if there is no such module, no such function in it, or it cannot be called.
-    """
-    module_name, _, function_name = name.partition(":")
-    # Every batch comes here: what is imported already costs nothing.
-    module = sys.modules.get(module_name) or _imported(name, module_name)
-    function = getattr(module, function_name, None)
-    if function is None:
-        raise RecipeError(
-            f"augment.custom: {name}: module {module_name} has no {function_name!r}{nearest(function_name, vars(module))}",
-            _SIGNATURE,
-            f"define it in {getattr(module, '__file__', None) or module_name}, or mend the name in the recipe",
-        )
-    if not callable(function):
-        raise RecipeError(f"augment.custom: {name} is a {type(function).__name__}", _SIGNATURE, "name a function")
-    return function
-
-
-def _imported(name: str, module_name: str) -> ModuleType:
-    importlib.invalidate_caches()
-    with current_folder_last() as folder:
-        try:
-            return importlib.import_module(module_name)
-        except ImportError as error:
-            raise RecipeError(
-                f"augment.custom: {name}: {error} (looked for in the installed packages, PYTHONPATH and {folder})",
-                "module:function, the module importable where the training runs",
-                f"install the package that has {module_name}, put its folder on PYTHONPATH, or start in that folder",
-            ) from error
+    """The function that ``name``, ``module:function``, stands for (:func:`stagewright.system.named_functions.load_function`)."""
+    return load_function(name, "augment.custom", _SIGNATURE)
 
 
 def check_custom(name: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:

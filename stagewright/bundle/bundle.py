@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,9 @@ from stagewright.bundle.card import card
 from stagewright.bundle.predict import Picture, answer
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
+from stagewright.bundle.versions import changed_since, library_versions
 from stagewright.data.images.decode import decode
-from stagewright.errors import BundleError, ModelError, StorageError
+from stagewright.errors import BundleError, ModelError, RecipeError, StorageError
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
@@ -44,7 +43,6 @@ TOLERANCE = 1e-3
 Measured on MobileNetV2 with 15 photos: other batch sizes and numbers of threads 1.4e-6; a mean off by 0.015 in one channel
 1.6e-2, a crop of 0.876 for 0.875 4e-2, bicubic for bilinear 0.17."""
 
-_LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow")
 _REMEDY = "take the folder anew from where it was made; load_bundle(..., verify=False) skips the golden samples only"
 
 
@@ -138,7 +136,7 @@ def save_bundle(
         "classes": list(spec.classes),
         "preprocessing": asdict(spec.preprocessing),
         "training": dict(spec.training),
-        "versions": _versions(),
+        "versions": library_versions(),
         "golden": [name for name, _ in samples],
     }
     files["README.md"] = card(content).encode()
@@ -315,10 +313,16 @@ def _filled(
         try:
             model = spec.build()
             model.load_state_dict(tensors, strict=True)
+        except RecipeError as error:  # a function of one's own that cannot be imported or called
+            raise BundleError(
+                f"{folder}: its network is made by {spec.model}, which this Bundle does not hold: {error.given}",
+                "the code that the network was trained with, importable here",
+                error.remedy,
+            ) from error
         except (ModelError, RuntimeError) as error:
             raise BundleError(
                 f"{folder}: the weights do not fit {spec.model} as it is built here: {str(error).strip()[:400]}",
-                f"the network they were trained in{_changed(versions or {})}",
+                f"the network they were trained in{changed_since(versions or {})}",
                 "install the versions that the Bundle was saved with"
                 if versions
                 else "check the model's name and options",
@@ -359,7 +363,7 @@ def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, conte
         names = [spec.classes[int(row.argmax())] for row in (then, now)]
         raise BundleError(
             f"{where} a logit is off by {drift:.3g} (its class was {names[0]!r}, now {names[1]!r})",
-            f"differences up to {allowed:.3g}{_changed(content['versions'])}",
+            f"differences up to {allowed:.3g}{changed_since(content['versions'])}",
             "install the versions that it was saved with, or take the folder anew from where it was made; "
             "load_bundle(..., verify=False) loads it as it is",
         )
@@ -382,19 +386,3 @@ def _replay(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, 
         folder, {f"the logits of golden/{name}": row for (name, _), row in zip(samples, logits, strict=True)}
     )
     return logits
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:  # stagewright on a bare PYTHONPATH
-            versions[library] = "unknown"
-    return versions
-
-
-def _changed(then: Mapping[str, str]) -> str:
-    now = _versions()
-    changed = [f"{name} {old} then, {now[name]} now" for name, old in then.items() if now.get(name, old) != old]
-    return f" ({'; '.join(changed)})" if changed else " (with the same versions of all libraries)" if then else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from stagewright.system.named_functions import PREFIX, is_named
+
 _MANY = 40
 
 
@@ -22,7 +24,7 @@ def card(content: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return f"""# {model["name"]}: {len(classes)} classes
 
-An image classifier with {model["parameters"]:,} parameters, trained by stagewright.
+An image classifier with {model["parameters"]:,} parameters, trained by stagewright.{_code(model["name"])}
 
 Classes: {shown}
 
@@ -54,6 +56,17 @@ Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 
 Made with {versions}.
 """
+
+
+def _code(name: str) -> str:
+    """A sentence on a network that is code of the person's who trained it."""
+    if not is_named(name):
+        return ""
+    module, _, function = name.removeprefix(PREFIX).partition(":")
+    return (
+        f" The network is made by the function\n`{function}` of the Python module `{module}`, which this folder does not hold: "
+        "it must be importable where this is loaded."
+    )
 
 
 def _row(numbers: list[float]) -> str:

@@ -14,14 +14,17 @@ from stagewright.engine.compile import Compiled
 from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
+from stagewright.engine.own_loss import check_loss
 from stagewright.engine.state import TrainState
 from stagewright.model.catalog import find_model
 from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode, trainable_names
+from stagewright.model.own import check_own
 from stagewright.model.weights import load_weights
 from stagewright.model.zoo import check_image_sizes, create_with_report
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, torch_seed
 from stagewright.system.memory import num_bytes
+from stagewright.system.named_functions import is_named
 
 
 def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
@@ -39,6 +42,8 @@ def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
         options=spec.options,
         pretrained=pretrained,
     )
+    if is_named(spec.name):
+        check_own(spec.name, model, len(plan.dataset.classes), plan.stages[0].image_size, memory_format(plan, model))
     sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
     check_image_sizes(model, sizes, len(plan.dataset.classes))
     for stage in plan.stages:
@@ -78,9 +83,7 @@ def build_state(
     for stage in plan.stages:
         trainable_names(model, stage.train)  # what a later stage cannot mean is told of now
     model = model.to(device)
-    channels_last = plan.recipe.channels_last and takes_channels_last(model)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+    model = model.to(memory_format=memory_format(plan, model))  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
     optimizer = make_optimizer(
         parameter_groups(model, chosen.weight_decay, chosen.decay_norm_and_bias, chosen.layer_decay),
@@ -90,11 +93,19 @@ def build_state(
         nesterov=chosen.nesterov,
         options=chosen.options,
     )
+    if is_named(plan.recipe.loss):
+        check_loss(plan.recipe.loss, len(plan.dataset.classes), device)
     forward = Compiled(model, plan, device) if plan.recipe.compile else model
     state = TrainState(model, forward, optimizer, GradScaler(device.type, enabled=plan.precision == "fp16"))
     if content is not None:
         state.restore(content)
     return state, lines
+
+
+def memory_format(plan: Plan, model: nn.Module) -> torch.memory_format:
+    """How images and weights of ``model`` lie in memory while it trains on its device."""
+    channels_last = plan.recipe.channels_last and takes_channels_last(model)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def checkpoint_bytes(state: TrainState, plan: Plan) -> int:

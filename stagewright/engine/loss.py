@@ -1,14 +1,13 @@
 """Losses of a batch, one number a sample: cross-entropy or a yes or no for each class, mixed labels, weights of classes.
 
-Labels stay class numbers and are never made soft: the loss of a mixed label is the mixture of both labels' losses, which is
-that of the mixed target. The loss of an update is ``sum(losses * weight) / number of valid samples``; class weights are 1 on
-average over the pictures as they are seen, so that it, and with it the learning rate, keeps its size. Only training
-is weighted and only training knows ``bce``: an evaluation's loss is plain cross-entropy, whatever the recipe says.
+Labels stay class numbers and are made soft for a loss of one's own alone (:mod:`stagewright.engine.own_loss`): the loss of a
+mixed label is the mixture of both labels' losses, which is that of the mixed target. The loss of an update is ``sum(losses *
+weight) / number of valid samples``; class weights are 1 on average over the pictures as they are seen, so that it, and with it
+the learning rate, keeps its size. Only training is weighted and only training knows ``bce``: an evaluation's loss is plain
+cross-entropy, whatever the recipe says.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from stagewright.augment.mixing import MixedBatch
 from stagewright.data.batches.order import class_shares
 from stagewright.data.manifest import Manifest
+from stagewright.engine.own_loss import own_losses
 from stagewright.recipe.recipe import Recipe
+from stagewright.system.named_functions import is_named
 
-LossName = Literal["cross_entropy", "bce"]
+LossName = str
+"""``cross_entropy``, ``bce`` or ``python:module:function`` (:mod:`stagewright.engine.own_loss`)."""
 
 
 def mixed_losses(
@@ -33,6 +35,8 @@ def mixed_losses(
     its pictures came so many times as often. torch's ``cross_entropy(weight=...)`` does the same without smoothing; with it,
     it weights the smoothing's share of every other class by that class's weight instead.
     """
+    if is_named(loss):
+        return own_losses(logits, part, loss, label_smoothing, class_weights)
     losses = _label_losses(logits, part.labels_a, loss, label_smoothing, class_weights)
     if part.lam == 1.0:
         return losses

@@ -1,4 +1,4 @@
-"""Optimizers: torch's own SGD, Adam and AdamW, and every one that timm makes; hyper-parameters written in each step.
+"""Optimizers: torch's SGD, Adam and AdamW, every one of timm, and a person's own; hyper-parameters written in each step.
 
 All parameters are in the groups from the start; freezing is ``requires_grad`` off and no gradient, which every
 optimizer here skips. There is no scheduler object: :func:`set_hyper` writes what the plan says for the step.
@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from stagewright.engine.own_optimizer import own_optimizer
 from stagewright.errors import ModelError, nearest
+from stagewright.system.named_functions import is_named
 
 _ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _FUSED = ("sgd", *_ADAMS)
@@ -41,9 +43,12 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer ``name`` over ready parameter groups (each with its own ``weight_decay`` and ``lr_scale``).
 
-    ``momentum`` is SGD's momentum or Adam's beta1. ModelError for an unknown name or option. Build it when the parameters
-    are on their device and in their memory format.
+    ``momentum`` is SGD's momentum or Adam's beta1. ``python:module:function`` calls a function of one's own
+    (:mod:`stagewright.engine.own_optimizer`), which knows no ``nesterov``. ModelError for an unknown name or option. Build it
+    when the parameters are on their device and in their memory format.
     """
+    if is_named(name):
+        return own_optimizer(groups, name, lr=lr, momentum=momentum, options=options or {})
     arguments: dict[str, Any] = {"lr": lr, **(options or {})}
     if name in _FUSED:
         arguments.setdefault("fused", _can_fuse(groups, arguments))

@@ -1,5 +1,7 @@
 """Which models there are: names of torchvision, timm and stagewright itself, and which of them a name means.
 
+``python:module:function`` is none of theirs: a function of one's own, which :mod:`stagewright.model.own` calls.
+
 Conventions: ``timm:NAME`` and ``torchvision:NAME`` say the library; without, a name that both have means torchvision's.
 ``NAME.TAG`` says which pretrained weights (``resnet50.a1_in1k``, ``resnet50.IMAGENET1K_V1``).
 """
@@ -12,8 +14,9 @@ from functools import cache
 from typing import Literal
 
 from stagewright.errors import ModelError, nearest
+from stagewright.system.named_functions import PREFIX, is_named
 
-Library = Literal["stagewright", "torchvision", "timm"]
+Library = Literal["stagewright", "torchvision", "timm", "python"]
 
 OWN = ("cifar_resnet18", "cifar_preact_resnet18", "vit")
 """Networks that stagewright defines itself."""
@@ -42,9 +45,11 @@ class ModelName:
 
 @cache
 def model_names(library: Library) -> tuple[str, ...]:
-    """Every classifier that the library makes."""
+    """Every classifier that the library makes; none of ``python``, which makes what it is told to."""
     if library == "stagewright":
         return OWN
+    if library == "python":
+        return ()
     if library == "torchvision":
         import torchvision
 
@@ -62,6 +67,8 @@ def list_models(filter: str = "") -> list[tuple[str, Library]]:
 
 def find_model(name: str) -> ModelName:
     """Where ``name`` is; ModelError with the nearest names where it is nowhere."""
+    if is_named(name):  # whether it is there, the import will tell
+        return ModelName("python", name.removeprefix(PREFIX))
     prefix, colon, rest = name.partition(":")
     asked: list[Library] = [library for library in _LIBRARIES if not colon or library == prefix]
     plain, _, tag = (rest if colon else name).partition(".")
@@ -107,6 +114,6 @@ def _unknown(name: str, plain: str, tag: str, asked: list[Library]) -> ModelErro
     return ModelError(
         f"model {name!r} is unknown{nearest(plain, known)}",
         ", ".join(f"{count} of {library}" for library, count in counts.items())
-        or "NAME, torchvision:NAME or timm:NAME (or stagewright:NAME)",
+        or "NAME, torchvision:NAME or timm:NAME (or stagewright:NAME), python:module:function of one's own",
         "stagewright models FILTER lists them, e.g. stagewright models resnet",
     )

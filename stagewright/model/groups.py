@@ -3,7 +3,7 @@
 The convention this room owns, the same for every architecture and worked out from the module tree alone:
 
 - The **head** is the one module that yields the logits: timm's ``get_classifier()``, else the last linear layer or 1x1
-  convolution. Everything else is the body.
+  convolution, of the part called ``classifier``, ``head`` or ``fc`` where the model has one. Everything else is the body.
 - **Blocks** are the body's parts in order: the model's children, where a part that holds 90 % of the body's parameters
   and a lone ``Sequential`` or ``ModuleList`` among the parts (``features``, ``blocks``, ``stages``) are replaced by
   their own children. So a ResNet has its stem and ``layer1`` to ``layer4``; a ViT its patch embedding and each
@@ -32,6 +32,7 @@ from stagewright.errors import ModelError, nearest
 _DOMINANT = 0.9
 """A part with this share of the body's parameters is the body in a wrapper. A ResNet's last stage has 75 %, the encoder
 of torchvision's ViT 98 %."""
+_HEADS = ("classifier", "head", "fc")
 _NEVER_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table")
 """Embeddings of torchvision's transformers, which have no ``no_weight_decay()``; its reference training exempts them
 (references/classification/train.py, --transformer-embedding-decay)."""
@@ -47,7 +48,8 @@ def head_modules(model: nn.Module) -> list[str]:
         if heads:
             return heads
     linear = [name for name, module in model.named_modules() if _is_pointwise(module)]
-    return linear[-1:]
+    named = ([name for name in linear if _within(name, [head])] for head in _HEADS)
+    return next((within for within in named if within), linear)[-1:]
 
 
 def blocks(model: nn.Module) -> list[str]:

@@ -42,7 +42,7 @@ def weights_of_torchvision(found: ModelName) -> tuple[State, str]:
 
 def require_weights(found: ModelName) -> None:
     """ModelError where the library has no pretrained weights for the model; asks no network."""
-    if found.library == "stagewright":
+    if found.library in ("stagewright", "python"):
         raise ModelError(
             f"model.weights: default: {found.name} has no pretrained weights",
             "none (random), a weights file, or the directory of an earlier run",

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.errors import ModelError
-from stagewright.model.groups import head_modules
+from stagewright.model.heads import head_tensors, narrow_head
 from stagewright.model.weight_file import State, locate, read_tensors
 
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, AveragedModel; torch.compile
 _PREFIX_TOKENS = (1, 0, 2, 5)  # class token; none; distilled; class token and four registers
 _COUNTER = "num_batches_tracked"
 _SHOWN = 6
+_NEW = "it starts random"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def load_weights(
 
     ``source`` is a weights file (.pth, .pt, .bin, .safetensors) or the directory of an earlier run or Bundle.
     ``classes`` are the names of the model's outputs: where the source knows its own, head rows go by name. Heads of
-    another size stay random; position embeddings of another picture size are resampled. ModelError where the source
+    another size start random and narrow (:mod:`stagewright.model.heads`); position embeddings of another picture size are
+    resampled. ModelError where the source
     cannot be read, holds numbers that are not finite, or fits less than half of the model's tensors.
     """
     path, names = locate(Path(source))
@@ -112,13 +114,15 @@ def transfer(
     names do not fit, tensors then go by order, provided their number and all shapes but the head's are the same.
     """
     ours = model.state_dict()
-    head = _head_tensors(model, num_classes)
+    head = head_tensors(model, num_classes)
     state, how = _renamed(model, ours, state, head, ordered)
     _require_fit(ours, state, head, source)
     tally = _Tally(notes=[*notes, *how])
     for name, own in ours.items():
         if name not in state:
-            if not name.endswith(_COUNTER):  # absent from files of torch < 1.1, and of no consequence
+            if name in head:
+                tally.skipped.append((name, f"the source has no such head; {_NEW}"))
+            elif not name.endswith(_COUNTER):  # absent from files of torch < 1.1, and of no consequence
                 tally.missing.append(name)
         elif name in head:
             _fill_head(tally, name, own, state[name], classes, source_classes)
@@ -128,6 +132,7 @@ def transfer(
     with torch.no_grad():
         for name, tensor in tally.loaded.items():
             ours[name].copy_(tensor)
+    narrow_head(model, head - tally.loaded.keys())
     numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
     random = sum(rows * ours[name][0].numel() for name, rows in tally.random_rows.items())
     return WeightsReport(
@@ -140,18 +145,6 @@ def transfer(
         loaded_parameters=sum(numbers.get(name, 0) for name in tally.loaded) - random,
         parameters=sum(numbers.values()),
     )
-
-
-def _head_tensors(model: nn.Module, num_classes: int) -> set[str]:
-    """Names of the tensors that have a row for each class: of the layers with so many outputs within the head."""
-    return {
-        ".".join(part for part in (head, at, name) if part)
-        for head in head_modules(model)
-        for at, layer in model.get_submodule(head).named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-        for name, parameter in layer.named_parameters()
-        if parameter.shape[0] == num_classes
-    }
 
 
 def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
@@ -193,14 +186,12 @@ def _fill_head(
     source_classes: Sequence[str] | None,
 ) -> None:
     if theirs.shape[1:] != own.shape[1:]:
-        tally.skipped.append(
-            (name, f"the head is {_shape(theirs)} in the source, {_shape(own)} here; it starts random")
-        )
+        tally.skipped.append((name, f"the head is {_shape(theirs)} in the source, {_shape(own)} here; {_NEW}"))
     elif classes is not None and source_classes is not None and len(source_classes) == len(theirs):
         rows = {known: row for row, known in enumerate(source_classes)}
         shared = [known for known in classes if known in rows]
         if not shared:
-            tally.skipped.append((name, "the source's head has no class in common with these; it starts random"))
+            tally.skipped.append((name, f"the source's head has no class in common with these; {_NEW}"))
             return
         merged = own.detach().clone()
         for row, known in enumerate(classes):
@@ -216,9 +207,7 @@ def _fill_head(
             "their order is taken to be the same"
         )
     else:
-        tally.skipped.append(
-            (name, f"the head has {len(theirs)} classes in the source, {len(own)} here; it starts random")
-        )
+        tally.skipped.append((name, f"the head has {len(theirs)} classes in the source, {len(own)} here; {_NEW}"))
 
 
 def _head_notes(classes: Sequence[str], source_classes: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Builds models by name: torchvision's, timm's and stagewright's own, for a number of classes and a picture size.
+"""Builds models by name: torchvision's, timm's, stagewright's and a person's own, for a number of classes and a picture size.
 
 Convention: every model maps normalised pictures (B, 3, H, W) to logits (B, num_classes), in training mode too:
 auxiliary heads are left out. :mod:`stagewright.model.catalog` says what names mean. torchvision and timm, whose imports
@@ -20,6 +20,8 @@ from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
 from stagewright.model.groups import modes_kept
+from stagewright.model.heads import narrow_wide_head
+from stagewright.model.own import build_own
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 from stagewright.system.memory import out_of_memory
@@ -54,13 +56,14 @@ def create_model(
 ) -> nn.Module:
     """The model ``name`` with ``num_classes`` outputs, on the CPU, initialised from torch's global generator.
 
-    ``image_size`` matters to networks that are made for one size (ViTs, Swin, mixers): give the size it counts for,
-    that of the last stage. Some can then take others too (:func:`check_image_sizes` tells). ``options`` are further
-    arguments of the network's constructor. ``drop_path`` is stochastic depth as the library scales it: the deepest
-    block's rate, falling linearly to the first (timm: drop_path_rate); with the option ``drop_path_mode: constant``
-    every block has it (networks of torchvision and cifar_*). ``pretrained`` loads the library's weights; a head for
-    another number of classes than theirs starts random. ModelError for unknown names, options or sizes that do not fit,
-    and weights that cannot be had.
+    ``image_size`` matters to networks that are made for one size (ViTs, Swin, mixers): give the size it counts for, that of the
+    last stage. Some can then take others too (:func:`check_image_sizes` tells). ``options`` are further arguments of the
+    network's constructor. ``drop_path`` is stochastic depth as the library scales it: the deepest block's rate, falling
+    linearly to the first (timm: drop_path_rate); with the option ``drop_path_mode: constant`` every block has it (networks of
+    torchvision and cifar_*). ``pretrained`` loads the library's weights; a head for another number of classes than theirs is a
+    new one (:mod:`stagewright.model.heads`). ``python:module:function`` calls a function of one's own
+    (:mod:`stagewright.model.own`). ModelError for unknown names, options or sizes that do not fit, and weights that cannot be
+    had.
     """
     model, report = create_with_report(
         name, num_classes, image_size=image_size, drop_path=drop_path, options=options, pretrained=pretrained
@@ -83,17 +86,20 @@ def create_with_report(
     found = find_model(name)
     if found.note:
         log.info(found.note)
-    given = dict(options or {})
-    mode = given.pop("drop_path_mode", "linear")
-    _check_drop_path(found, drop_path, mode)
-    build = {"stagewright": _build_own, "torchvision": _build_torchvision, "timm": _build_timm}[found.library]
     if pretrained:
         from stagewright.model import pretrained as library_weights
 
         library_weights.require_weights(found)
+    if found.library == "python":
+        return build_own(found, num_classes, dict(options or {}), drop_path), None
+    given = dict(options or {})
+    mode = given.pop("drop_path_mode", "linear")
+    _check_drop_path(found, drop_path, mode)
+    build = {"stagewright": _build_stagewright, "torchvision": _build_torchvision, "timm": _build_timm}[found.library]
     model = build(found, num_classes, image_size, drop_path, given)
     if (found.library == "torchvision" and drop_path is not None) or (found.library == "stagewright" and drop_path):
         _set_drop_path(model, found, drop_path, constant=mode == "constant")
+    narrow_wide_head(model, num_classes)
     if not pretrained:
         return model, None
     from stagewright.model import pretrained as library_weights
@@ -105,7 +111,7 @@ def create_with_report(
     return model, transfer(model, state, source, num_classes)
 
 
-def _build_own(
+def _build_stagewright(
     found: ModelName, num_classes: int, image_size: int, drop_path: float | None, given: dict[str, Any]
 ) -> nn.Module:
     build = _OWN[found.name]

@@ -1,23 +1,21 @@
 """The fields of a recipe's ``augment``: flat, because stages merge them field by field; off by default but crop and flip.
 
-A leaf without torch. :class:`stagewright.recipe.recipe.Augment` is made of it; :mod:`stagewright.augment.geometry` draws crop and
+Without torch. :class:`stagewright.recipe.recipe.Augment` is made of it; :mod:`stagewright.augment.geometry` draws crop and
 flip, :mod:`stagewright.augment.draw` all the rest.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stagewright.recipe.schema import Frozen
+from stagewright.system.named_functions import PREFIX, check_form
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Spread = Annotated[float, Field(ge=0.0)]
-
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class AugmentFields(Frozen):
@@ -110,9 +108,7 @@ class AugmentFields(Frozen):
     def _names_a_function(cls, value: str | None) -> str | None:
         if value in (None, "none"):
             return None
-        if not _FUNCTION.fullmatch(value):
-            raise ValueError(f"{value!r} is not of the form module:function, e.g. my_package.pictures:add_noise")
-        return value
+        return check_form(value.removeprefix(PREFIX), prefix="")
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
 from stagewright.recipe.schema import Frozen, Options
+from stagewright.system.named_functions import check_form, is_named
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Size = Annotated[int, Field(ge=4, le=4096)]
 Batch = Annotated[int, Field(ge=1, le=2**20)]
 Interpolation = Literal["bilinear", "bicubic"]
+FunctionName = Annotated[str, AfterValidator(check_form)]
+"""A function of one's own, ``python:module:function``."""
+
+
+def _checked_if_named(value: str) -> str:
+    return check_form(value) if is_named(value) else value
+
+
+Name = Annotated[str, AfterValidator(_checked_if_named)]
+"""A name that the package or a library knows, or a function of one's own, ``python:module:function``."""
 
 
 class Part(Frozen):
@@ -54,11 +65,13 @@ class Data(Part):
 class Model(Part):
     """Which network, and what it starts from."""
 
-    name: str = "cifar_resnet18"
+    name: Name = "cifar_resnet18"
+    """Of torchvision, timm or stagewright; or ``python:module:function`` of one's own, which gets ``num_classes`` and
+    ``options`` (docs/extend.md)."""
     weights: str | None = None
     """None or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
     drop_path: Fraction | None = None
-    """Stochastic depth (arXiv:1603.09382); None leaves the network's own."""
+    """Stochastic depth (arXiv:1603.09382); None leaves the network's own. Not for a function of one's own."""
     options: Options = Field(default_factory=dict)
     """Further arguments of the network's constructor, e.g. ``{patch: 4, depth: 6, heads: 8, width: 384}`` of ``vit``."""
 
@@ -67,12 +80,19 @@ class Model(Part):
     def _none_in_words(cls, value: str | None) -> str | None:
         return None if value == "none" else value
 
+    @model_validator(mode="after")
+    def _own_network_takes_options(self) -> Self:
+        if self.drop_path is not None and is_named(self.name):
+            raise ValueError(f"drop_path: {self.name} gets it with its options: write options: {{drop_path: ...}}")
+        return self
+
 
 class Optimizer(Part):
     """Which optimizer, and its constants. The learning rate stands in ``lr``."""
 
-    name: str = "sgd"
-    """``sgd``, ``adam``, ``adamw`` (torch's own) or any optimizer of timm."""
+    name: Name = "sgd"
+    """``sgd``, ``adam``, ``adamw`` (torch's own), any optimizer of timm; or ``python:module:function`` of one's own, which
+    gets the parameter groups, ``lr``, ``momentum``, ``weight_decay`` and ``options`` (docs/extend.md)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """SGD's momentum, Adam's beta1."""
     nesterov: bool = False

@@ -20,13 +20,14 @@ from stagewright.recipe.fields import Batch as Batch
 from stagewright.recipe.fields import Checkpoints as Checkpoints
 from stagewright.recipe.fields import Data as Data
 from stagewright.recipe.fields import Evaluation as Evaluation
+from stagewright.recipe.fields import FunctionName, Part, Positive, Size
 from stagewright.recipe.fields import Guard as Guard
 from stagewright.recipe.fields import Interpolation as Interpolation
 from stagewright.recipe.fields import Mix as Mix
 from stagewright.recipe.fields import Model as Model
 from stagewright.recipe.fields import Optimizer as Optimizer
-from stagewright.recipe.fields import Part, Positive, Size
 from stagewright.recipe.fields import Stop as Stop
+from stagewright.system.named_functions import is_named
 
 
 class Stage(Part):
@@ -124,8 +125,9 @@ class Recipe(Part):
     augment: Augment = Augment()
     mix: Mix = Mix()
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """``bce``: every class a yes or no of its own, averaged over classes (arXiv:2110.00476, section 2.1)."""
+    loss: Literal["cross_entropy", "bce"] | FunctionName = "cross_entropy"
+    """``bce``: every class a yes or no of its own, averaged over classes (arXiv:2110.00476, section 2.1);
+    ``python:module:function``: one's own, from logits and soft targets to a loss per image (docs/extend.md)."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
     """Weight of each class in the loss, scaled to a mean of 1 over the training pictures: ``balanced`` gives every class the
     same sum, a mapping names some (the others count 1)."""
@@ -192,6 +194,17 @@ class Recipe(Part):
                 "at_seam": stage.on_enter or self.optimizer.on_enter,
             }
         )
+
+    def functions(self) -> dict[str, str]:
+        """The functions of one's own that the recipe names, by field; ``stages[1].augment.custom`` is a field too."""
+        named = {"model.name": self.model.name, "loss": self.loss, "optimizer.name": self.optimizer.name}
+        found = {field: name for field, name in named.items() if is_named(name)}
+        if self.augment.custom is not None:
+            found["augment.custom"] = self.augment.custom
+        for at, stage in enumerate(self.stages):
+            if stage.augment is not None and stage.augment.custom is not None:
+                found[f"stages[{at}].augment.custom"] = stage.augment.custom
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data with every default written out, stages as they were given; ``Recipe.model_validate`` reads it."""

@@ -7,7 +7,7 @@ counts twice with ``auto``: it chooses around it, and what was given has the las
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from stagewright.recipe import recipes
 from stagewright.recipe.auto import NAME, Reason, choose, differing, expectation
 from stagewright.recipe.facts import Facts, UserChoices
 from stagewright.recipe.recipe import Recipe
+from stagewright.system.named_functions import name_of
 
 _CHOSEN_AROUND = ("model", "image_size", "batch_size", "epochs", "data", "seed")
 """Fields whose values auto wants to know before it chooses, or that data are read by."""
@@ -30,8 +31,8 @@ class RecipeRequest:
     base: str | Path | Recipe = NAME
     """A shipped recipe's name, a YAML file, ``auto``, or a recipe."""
     flags: Mapping[str, Any] = field(default_factory=dict)
-    """Values by field (``model.name``), as the command line's common flags give them. A model of another name than the
-    recipe's has none of its options; a size that stages give themselves is refused."""
+    """Values by field (``model.name``), as the command line's common flags give them. A model or
+    optimizer of another name than the recipe's has none of its options; a size that stages give themselves is refused."""
     epochs: str | None = None
     """The length of all stages together; they keep their shares."""
     overrides: tuple[str, ...] = ()
@@ -96,6 +97,8 @@ class RecipeRequest:
                 "model.drop_path": None,
                 **flags,
             }  # they were meant for the recipe's own model
+        if flags.get("optimizer.name", recipe.optimizer.name) != recipe.optimizer.name:
+            flags = {"optimizer.options": {}, **flags}
         for name in ("batch_size", "image_size"):
             if name in flags:
                 self._refuse_own_sizes(recipe, name)
@@ -116,11 +119,23 @@ class RecipeRequest:
             )
 
 
-def as_request(recipe: str | Path | Recipe | RecipeRequest, overrides: Sequence[str] = ()) -> RecipeRequest:
+def as_request(
+    recipe: str | Path | Recipe | RecipeRequest,
+    overrides: Sequence[str] = (),
+    own: Mapping[str, str | Callable[..., Any] | None] | None = None,
+) -> RecipeRequest:
     """A request for ``recipe`` with ``overrides`` after those that it has. ``RecipeError`` where a recipe is impossible; of
-    ``auto`` as far as that is known."""
+    ``auto`` as far as that is known.
+
+    ``own`` are names by field, or functions that a module has at its top, in place of the recipe's; None leaves the recipe's.
+    """
     request = recipe if isinstance(recipe, RecipeRequest) else RecipeRequest(recipe)
-    request = replace(request, overrides=(*request.overrides, *overrides))
+    given = {
+        field: one if isinstance(one, str) else name_of(one, field)
+        for field, one in (own or {}).items()
+        if one is not None
+    }
+    request = replace(request, flags={**request.flags, **given}, overrides=(*request.overrides, *overrides))
     _ = request.early
     return request
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stagewright.data.images import native
+from stagewright.recipe.recipe import Recipe
+from stagewright.storage.files import read_own
 from stagewright.system.machine import cores, memory_bytes
+from stagewright.system.named_functions import file_of
 
 _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "pyarrow")
 
@@ -36,6 +40,28 @@ def environment(data: str, command: Sequence[str], device: str, device_name: str
         "data": data,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def code_digests(recipe: Recipe) -> dict[str, str | None]:
+    """SHA-256 of the file that each function named by ``recipe`` comes from, by name; None where there is no file to read.
+
+    Modules that such a file imports itself are not looked at.
+    """
+    found: dict[str, str | None] = {}
+    for name in recipe.functions().values():
+        file = file_of(name)
+        found[name] = hashlib.sha256(read_own(file)).hexdigest() if file is not None and file.is_file() else None
+    return found
+
+
+def changed_code(recipe: Recipe, env: Mapping[str, Any]) -> list[str]:
+    """A sentence for each function named by ``recipe`` whose file is another than ``env``, of ``env.json``, has recorded."""
+    then, now = env.get("functions", {}), code_digests(recipe)
+    return [
+        f"{name}: {file_of(name)} has changed since this run began: what comes out is neither the old code's nor the new one's"
+        for name in now
+        if then.get(name) is not None and now[name] is not None and then[name] != now[name]
+    ]
 
 
 def own_command() -> list[str]:

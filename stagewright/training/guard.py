@@ -1,8 +1,9 @@
 """The divergence guard: notices numbers that are not finite and losses that stay high, and says where to go back to.
 
-Pure: it sees the losses that were fetched anyway, at steps that the plan fixes (every ``window`` steps, and before every
-evaluation and save, so that neither is ever of spoilt weights). What it decides is a function of the plan and of those
-numbers, and what it remembers is saved with the state: a resumed run decides alike. The deeds are the session's.
+Pure, but that it asks a loss of one's own once for its scale: it sees the losses that were fetched anyway, at steps that the
+plan fixes (every ``window`` steps, and before every evaluation and save, so that neither is ever of spoilt weights). What it
+decides is a function of the plan and of those numbers, and what it remembers is saved with the state: a resumed run decides
+alike. The deeds are the session's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from itertools import islice
 from statistics import median
 
 from stagewright.engine.guard_state import GuardState, LrReduction
+from stagewright.engine.own_loss import blind_loss
 from stagewright.plan.plan import Plan
+from stagewright.system.named_functions import is_named
 
 _OVERFLOWS = 50
 """fp16 updates left out in a row by the loss scaler are its work; so many are a fault."""
@@ -41,6 +44,12 @@ class Fault:
     """The update that may have spoilt the weights, which ``update`` shows; None where none is suspected."""
 
 
+def _blind_loss(loss: str, classes: int) -> float:
+    if is_named(loss):
+        return blind_loss(loss, classes)
+    return max(1.0, math.log(max(classes, 2))) if loss == "cross_entropy" else math.log(2)
+
+
 class Guard:
     """Decides for one plan when to look, and what was seen."""
 
@@ -50,7 +59,7 @@ class Guard:
         self._looks = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
         # What a network that knows nothing loses, which is the scale of a loss that is too high.
         classes = len(plan.dataset.classes)
-        self.blind_loss = max(1.0, math.log(max(classes, 2))) if plan.recipe.loss == "cross_entropy" else math.log(2)
+        self.blind_loss = _blind_loss(plan.recipe.loss, classes)
 
     def is_due(self, step: int) -> bool:
         """Whether the losses are looked at after ``step`` finished updates."""

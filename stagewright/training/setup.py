@@ -59,7 +59,7 @@ def open_session(inputs: RunInputs) -> Session:
     execution = replace(inputs.execution, device=str(device))
     prepare_torch(plan.recipe, device)
     for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
-        load_custom(name)  # a function that is not there is told of now, not in the middle of the run
+        load_custom(name)  # one that is not there is told of now; model, loss and optimizer are called by build_state
     restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
     for one in rejected:
         inputs.say(f"Passed over {one.name}: {one.reason}")

@@ -70,12 +70,14 @@ def test_safetensors_and_half_precision(tmp_path: Path) -> None:
     assert model.get_parameter("fc.weight").dtype == torch.float32
 
 
-def test_head_of_another_size_stays_random_and_the_report_counts(tmp_path: Path) -> None:
+def test_head_of_another_size_stays_as_drawn_but_narrow_and_the_report_counts(tmp_path: Path) -> None:
     source, model, untouched = network(9, seed=1), network(5, seed=2), network(5, seed=2)
     torch.save(source.state_dict(), tmp_path / "w.pth")
     report = load_weights(model, tmp_path / "w.pth", 5)
     assert same(model, source, but=("fc.weight", "fc.bias"))
-    assert torch.equal(model.get_parameter("fc.weight"), untouched.get_parameter("fc.weight"))
+    drawn = untouched.get_parameter("fc.weight")
+    assert torch.allclose(model.get_parameter("fc.weight"), drawn * (0.01 / drawn.square().mean().sqrt()))
+    assert not model.get_parameter("fc.bias").any()
     assert report.skipped == tuple(
         (f"fc.{part}", "the head has 9 classes in the source, 5 here; it starts random") for part in ("weight", "bias")
     )
@@ -144,7 +146,8 @@ def test_no_class_in_common(tmp_path: Path) -> None:
     run = as_run(tmp_path / "run", network(3, seed=1), ["ant", "bee", "cat"])
     model, untouched = network(3, seed=2), network(3, seed=2)
     report = load_weights(model, run, 3, classes=("x", "y", "z"))
-    assert torch.equal(model.get_parameter("fc.weight"), untouched.get_parameter("fc.weight"))
+    drawn, narrow = untouched.get_parameter("fc.weight"), model.get_parameter("fc.weight")
+    assert torch.allclose(narrow / narrow.square().mean().sqrt(), drawn / drawn.square().mean().sqrt())
     assert [name for name, _ in report.skipped] == ["fc.weight", "fc.bias"]
 
 
