@@ -15,9 +15,10 @@ from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import assemble
 from stagewright.data.sources.builtin import digits_folder, load_arrays
-from stagewright.data.sources.folders import Excluded, place_of
+from stagewright.data.sources.folders import place_of
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, hex_strings, scan
+from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.parquet import pc

@@ -25,8 +25,9 @@ from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import assemble
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, place_of, walk
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, place_of
 from stagewright.data.sources.local import list_source
+from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.system.threads import Pool

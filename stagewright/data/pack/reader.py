@@ -19,8 +19,9 @@ from PIL import Image
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import Stored
 from stagewright.data.pack.format import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, damaged, has_crc32, open_part
-from stagewright.data.sources.folders import UNDECIDED, Excluded, Listing
+from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan, hex_strings
+from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import is_there, size_of

@@ -18,8 +18,9 @@ import pyarrow.compute
 
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
-from stagewright.data.sources.folders import UNDECIDED, Excluded, Listing
+from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.scan import Scan, hex_strings
+from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.text import counted, some

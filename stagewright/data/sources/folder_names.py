@@ -72,7 +72,7 @@ def part_folders(names: Sequence[str]) -> PartFolders:
     """
     found = {name: _part(name) for name in names}
     rests = Counter(rest for part, rest in found.values() if part is not None)
-    common = rests.most_common(1)[0][0] if rests else None
+    common = next((rest for rest, count in rests.most_common(1) if count > 1 or not rest), None)
     parts: dict[int, list[str]] = {}
     unlabelled, others = [], []
     for name, (part, rest) in found.items():

@@ -1,13 +1,10 @@
-"""Listing: files with their classes, as folders or a table give them, before any of them is opened.
-
-Owns what counts as train, val and test by name, and which files are passed over without a look.
-"""
+"""Lists the files of a folder with their classes, before any of them is opened."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,8 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.partition import TEST, TRAIN, VAL
+from stagewright.data.sources.folder_names import classes_in_file_names, own_folder, part_folders
+from stagewright.data.sources.walk import Excluded, Walk, is_folder, notes_on, passed_over, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
 from stagewright.text import counted, some
@@ -23,35 +22,14 @@ from stagewright.text import counted, some
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 UNDECIDED = -1
-
-PART_WORDS = {
-    "train": TRAIN,
-    "training": TRAIN,
-    "val": VAL,
-    "valid": VAL,
-    "validation": VAL,
-    "dev": VAL,
-    "test": TEST,
-    "testing": TEST,
-}
-
+"""The part of a file that is not assigned to one yet."""
+PART_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
 TABLES = frozenset({".csv", ".tsv", ".parquet"})
-
-# Thumbnails and remains that operating systems and storage boxes leave behind; hidden names (.x) are passed over too.
-_FOREIGN = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 
 
 def place_of(source: str | Path) -> Path:
-    """The absolute path that DATA, a folder or a file, names (:func:`~stagewright.storage.files.user_path`)."""
+    """The absolute path of DATA, a folder or a file (:func:`~stagewright.storage.files.user_path`)."""
     return Path(os.path.abspath(user_path(source)))
-
-
-@dataclass(frozen=True)
-class Excluded:
-    """A file or a row that DATA names and the run leaves out."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +38,14 @@ class Listing:
 
     root: str
     paths: pa.StringArray
-    """Relative to ``root``, with ``/``; no path twice."""
+    """Relative to ``root``, with ``/``; each path once."""
     labels: pa.StringArray
-    """The class by name."""
+    """Names of the classes."""
     parts: NDArray[np.int8]
-    """TRAIN, VAL, TEST as DATA says, or UNDECIDED."""
+    """TRAIN, VAL, TEST if DATA assigns them, or UNDECIDED."""
     groups: pa.StringArray | None = None
     group_name: str = ""
-    """What the groups are called (a table's column)."""
+    """Name of the table's column of groups."""
     notes: tuple[str, ...] = ()
     excluded: tuple[Excluded, ...] = ()
 
@@ -80,7 +58,7 @@ class Listing:
         parts: NDArray[np.int8],
         groups: pa.StringArray | None = None,
     ) -> Listing:
-        """A listing of unsorted columns. Names of classes that differ in their Unicode form alone become one."""
+        """Sorts the columns by path. Class names that differ in their Unicode form alone become one class."""
         order = pc.sort_indices(paths)
         labels = pc.utf8_normalize(labels, form="NFC").take(order)
         return cls(
@@ -88,166 +66,186 @@ class Listing:
         )
 
 
-@dataclass
-class Walk:
-    """The files below a folder, and what was passed over."""
-
-    files: list[str] = field(default_factory=list)
-    """Relative to the folder, with ``/``."""
-    ignored: int = 0
-    """Hidden and foreign files and folders (a folder counts as one)."""
-    excluded: list[Excluded] = field(default_factory=list)
-    """Folders that cannot be opened, names that are not Unicode."""
-
-
-def walk(folder: str, below: str = "") -> Walk:
-    """All files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
-
-    Links are followed, except to a folder that they lie in.
-    """
-    found = Walk()
-    parents = [os.path.join(folder, parent) for parent in PurePath(below).parents]
-    stack = [(below, tuple(_identity(parent) for parent in parents))]
-    while stack:
-        inner, above = stack.pop()
-        try:
-            here = _identity(os.path.join(folder, inner))
-            entries = list(os.scandir(os.path.join(folder, inner)))
-        except OSError as error:
-            found.excluded.append(
-                Excluded(_printable(inner), f"the folder cannot be opened: {error.strerror or error}")
-            )
-            continue
-        if here in above:
-            continue
-        for entry in entries:
-            path = f"{inner}/{entry.name}" if inner else entry.name
-            if passed_over(entry.name):
-                found.ignored += 1
-            elif _printable(path) != path:
-                found.excluded.append(Excluded(_printable(path), "its name is not valid Unicode; rename it"))
-            elif _is_folder(entry):
-                stack.append((path, (*above, here)))
-            elif entry.is_symlink() or entry.is_file():  # a link to nothing is reported when it is opened
-                found.files.append(path)
-            else:
-                found.ignored += 1
-    return found
-
-
-def passed_over(name: str) -> bool:
-    """Whether a file or folder of this name is not looked at."""
-    return name.startswith(".") or name in _FOREIGN
-
-
 def list_folder(root: Path) -> Listing:
-    """The pictures of a folder of class folders, or of one with train, val and test folders of class folders.
+    """Lists the images of a folder of class folders, or of a folder with train, val and test folders of class folders.
 
-    DataError if there are no class folders.
+    Parts are recognised by their names (:func:`~stagewright.data.sources.folder_names.part_folders`). DataError if there are
+    no class folders, if it is unclear whether folders are classes or parts, or if stagewright itself wrote the folder.
     """
-    top = _Level.of(root)
+    top = _Level.read(root)
+    _refuse_own(root, top)
     if not top.folders:
         raise _no_class_folders(root, top.files)
-    notes = top.left_out()
+    tables = [name for name in top.files if Path(name).suffix.lower() in TABLES]
+    if tables and len(top.folders) == 1 and not part_folders(top.folders).names:
+        raise _table_beside(root, top.folders[0], tables)
     by_part = _part_folders(root, top)
     if by_part is None:
-        return _list_classes(root, {UNDECIDED: ""}, top.ignored, notes)
-    others = [f"{name}/" for name in top.folders if name not in by_part.values()]
+        return _list_classes(root, {UNDECIDED: ""}, top.left_out(), Walk(ignored=top.ignored, excluded=top.excluded))
+    notes = [*top.left_out(), f"parts by their names: {_named(by_part)}"]
+    if list(by_part.values()) == [PART_NAMES[part] for part in by_part]:
+        notes.pop()  # train, val and test speak for themselves
+    unlabelled = part_folders(top.folders).unlabelled
+    if unlabelled:
+        notes.append(f"left out {some(f'{name}/' for name in unlabelled)}: by its name without classes")
+    others = [f"{name}/" for name in top.folders if name not in (*by_part.values(), *unlabelled)]
     if others:
         notes.append(f"left out {some(others)}: not train, val or test")
-    ignored = top.ignored
+    passed = Walk(ignored=top.ignored, excluded=top.excluded)
     for part, name in list(by_part.items()):
-        level = _Level.of(root / name, f"{name}/")
-        ignored += level.ignored
+        level = _Level.read(root / name, f"{name}/")
+        passed.ignored += level.ignored
         if level.folders:
             notes += level.left_out()
         elif part == TRAIN:
             raise _no_class_folders(root / name, level.files, root, top.files)
         else:
-            notes.append(
-                f"left out {name}/: without class folders its {counted(len(level.files), 'file')} have no classes"
-            )
+            files = counted(len(level.files), "file")
+            notes.append(f"left out {name}/: without class folders its {files} have no classes")
             del by_part[part]
-    return _list_classes(root, by_part, ignored, notes)
+    return _list_classes(root, by_part, notes, passed)
+
+
+def _named(by_part: dict[int, str]) -> str:
+    return ", ".join(f"{name}/ is {PART_NAMES[part]}" for part, name in by_part.items())
 
 
 @dataclass(frozen=True)
 class _Level:
-    """One folder's own entries."""
+    """The entries of one folder, sorted by name."""
 
     prefix: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
     ignored: int
+    excluded: list[Excluded]
+    """Folders whose names are not valid Unicode."""
 
     @classmethod
-    def of(cls, folder: Path, prefix: str = "") -> _Level:
+    def read(cls, folder: Path, prefix: str = "") -> _Level:
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            with os.scandir(folder) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
                 f"the folder {folder} cannot be opened: {error.strerror or error}", remedy="check its permissions"
             ) from error
         seen = [entry for entry in entries if not passed_over(entry.name)]
-        folders = tuple(entry.name for entry in seen if _is_folder(entry))
-        files = tuple(entry.name for entry in seen if not _is_folder(entry))
-        return cls(prefix, folders, files, len(entries) - len(seen))
+        folders = [entry.name for entry in seen if is_folder(entry)]
+        files = tuple(entry.name for entry in seen if not is_folder(entry))
+        unnamable = [name for name in folders if written_out(name) != name]
+        reason = "the folder's name is not valid Unicode; rename it"
+        excluded = [Excluded(written_out(f"{prefix}{name}"), reason) for name in unnamable]
+        kept = tuple(name for name in folders if name not in unnamable)
+        return cls(prefix, kept, files, len(entries) - len(seen), excluded)
 
     def left_out(self) -> list[str]:
-        """A note on files beside the folders."""
-        names = some((self.prefix + name for name in self.files), 3)
-        return [f"left out {counted(len(self.files), 'file')} beside the class folders: {names}"] if self.files else []
+        """Notes on files next to the class folders."""
+        notes = []
+        if self.files:
+            names = some((self.prefix + written_out(name) for name in self.files), 3)
+            notes.append(f"left out {counted(len(self.files), 'file')} beside the class folders: {names}")
+        if self.excluded:
+            names = some(one.path for one in self.excluded)
+            notes.append(f"left out {counted(len(self.excluded), 'folder')} whose name is not valid Unicode: {names}")
+        tables = [name for name in self.files if Path(name).suffix.lower() in TABLES]
+        return [*notes, *(f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables)]
 
 
 def _part_folders(root: Path, top: _Level) -> dict[int, str] | None:
-    """The folder of each part; None where the folders are classes, one of which may well be called train."""
-    words = [name for name in top.folders if name.casefold() in PART_WORDS]
-    by_part: dict[int, str] = {}
-    for name in words:
-        part = PART_WORDS[name.casefold()]
-        if part in by_part:
-            raise DataError(
-                f"{root} has two folders for one part: {by_part[part]}/ and {name}/",
-                "one folder each for train, val and test",
-                "join or rename them",
-            )
-        by_part[part] = name
-    if TRAIN in by_part and (_Level.of(root / by_part[TRAIN]).folders or len(words) == len(top.folders)):
-        return by_part
-    if words and len(words) == len(top.folders):
+    """The folder of each part, or None if the folders are classes, one of which may well be called train."""
+    found = part_folders(top.folders)
+    several = next((names for names in found.names.values() if len(names) > 1), None)
+    if several:
         raise DataError(
-            f"{root} has {some([name + '/' for name in words])} but no train/",
-            "class folders; or train/ with val/ and test/ beside it",
-            "add the pictures to train on, or point at the folder that has them",
+            f"{root} has two folders for one part: {several[0]}/ and {several[1]}/",
+            "one folder each for train, val and test",
+            "join or rename them",
         )
+    by_part = {part: found.names[part][0] for part in (TRAIN, VAL, TEST) if part in found.names}
+    if TRAIN in by_part and (not found.others or _Level.read(root / by_part[TRAIN]).folders):
+        return by_part
+    if by_part and not found.others:
+        raise DataError(
+            f"{root} has {some(f'{name}/' for name in sorted(by_part.values()))} but no train/",
+            "class folders; or train/ with val/ and test/ beside it",
+            "add the images to train on, or point at the folder that has them",
+        )
+    if len(by_part) > 1:
+        raise _unclear(root, by_part, found.others)
     return None
 
 
-def _list_classes(root: Path, by_part: dict[int, str], ignored: int, notes: list[str]) -> Listing:
-    paths, labels, parts, excluded = [], [], [], []
-    empty = []
+def _unclear(root: Path, by_part: dict[int, str], others: tuple[str, ...]) -> DataError:
+    parts = some(f"{name}/" for name in by_part.values())
+    count = counted(len(by_part) + len(others), "folder")
+    return DataError(
+        f"{root} can be read in two ways: {parts} are parts of the data set, or all {count} are classes, as "
+        f"{some((f'{name}/' for name in others), 3)}",
+        "class folders alone; or train/ with class folders in it, val/ and test/ beside it",
+        f"if they are parts: put class folders into {by_part.get(TRAIN, 'train')}/; if they are classes: rename them, or give "
+        "a CSV with paths and classes",
+    )
+
+
+def _refuse_own(root: Path, top: _Level) -> None:
+    """DataError for a folder that stagewright wrote: its example images and plots are no data set."""
+    if (what := own_folder(top.files)) is not None:
+        raise DataError(
+            f"{root} is {what} of stagewright, not a data set",
+            "a folder of class folders with images in them",
+            f"point at the images; stagewright evaluate {root} measures a run"
+            if what == "a run"
+            else "point at the images",
+        )
+
+
+def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed: Walk) -> Listing:
+    paths, labels, parts, walks = [], [], [], [passed]
+    empty, deep = [], []
     for part, name in by_part.items():
-        for folder in _Level.of(root / name).folders:
-            found = walk(str(root), f"{name}/{folder}" if name else folder)
-            ignored += found.ignored
-            excluded += found.excluded
-            if not found.files:
-                empty.append(f"{name}/{folder}" if name else folder)
+        for folder in _Level.read(root / name).folders:
+            place = f"{name}/{folder}" if name else folder
+            found = walk(str(root), place)
+            walks.append(found)
+            if not found.files and not found.own:
+                empty.append(place)
+            if _is_deep(found.files, place):
+                deep.append(place)
             paths.append(pa.array(found.files, pa.string()))
             labels.append(pa.array([folder] * len(found.files), pa.string()))
             parts.append(np.full(len(found.files), part, np.int8))
-    if ignored:
-        notes.append(f"hidden or foreign files and folders passed over: {ignored:,}")
+    notes = [*notes, *notes_on(walks)]
     if empty:
         notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
+    if len(deep) > 1:
+        notes.append(
+            f"the outer folders are the classes; {some((f'{place}/' for place in deep), 3)} hold folders, whose images are "
+            f"joined. To have the inner folders as classes: mkdir classes && ln -s {root}/*/* classes/, and point at classes/"
+        )
     listing = Listing.of(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
-    return replace(listing, notes=tuple(notes), excluded=tuple(excluded))
+    return replace(listing, notes=tuple(notes), excluded=tuple(one for found in walks for one in found.excluded))
+
+
+def _is_deep(files: list[str], place: str) -> bool:
+    """Whether a class folder holds several folders with files, and no files itself."""
+    inner = {name.removeprefix(f"{place}/").partition("/")[0] for name in files}
+    return len(inner) > 1 and all("/" in name.removeprefix(f"{place}/") for name in files)
+
+
+def _table_beside(root: Path, folder: str, tables: list[str]) -> DataError:
+    return DataError(
+        f"{root} holds one folder, {folder}/, which would be the only class, and {some(tables, 3)}",
+        "two class folders or more; or a table of paths and classes",
+        f"point at the table: {root / tables[0]} (if its paths are relative to {folder}/: --set data.images={folder})",
+    )
 
 
 def _no_class_folders(
     folder: Path, files: tuple[str, ...], root: Path | None = None, beside: tuple[str, ...] = ()
 ) -> DataError:
-    """The error for a ``folder`` that holds ``files`` only, in ``root`` with files ``beside``: a table may name classes."""
+    """The error for a ``folder`` of ``files`` alone, in ``root`` with files ``beside`` it: a table or their names may hold
+    the classes."""
     if not files:
         return DataError(
             f"the folder {folder} is empty",
@@ -256,28 +254,17 @@ def _no_class_folders(
         )
     places = [folder / name for name in files] + [(root or folder) / name for name in beside]
     tables = [place for place in places if place.suffix.lower() in TABLES]
+    remedy = "put the pictures of each class into a folder named after it, or give a CSV with paths and classes"
+    if tables:
+        remedy = f"point at the table of classes instead: {tables[0]}"
+    elif classes := classes_in_file_names(files):
+        remedy = (
+            f"the file names seem to hold the classes ({some(classes, 5)}); this makes a table of them: "
+            f"(echo path,label; ls {folder} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
+            f"> {folder}/labels.csv; then point at {folder}/labels.csv"
+        )
     return DataError(
         f"{folder} holds {counted(len(files), 'file')} but no class folders",
         "one folder for each class, with its pictures in it",
-        f"point at the table of classes instead: {tables[0]}"
-        if tables
-        else "put the pictures of each class into a folder named after it, or give a CSV with paths and classes",
+        remedy,
     )
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    """What is the same for a folder by whatever links it is reached."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _printable(name: str) -> str:
-    """``name`` with bytes that are not Unicode written out."""
-    return os.fsencode(name).decode(errors="backslashreplace")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from stagewright.data.images.decode import picture_extensions
-from stagewright.data.sources.folders import walk
+from stagewright.data.sources.walk import walk
 from stagewright.text import counted, some
 
 NO_FILE = "there is no such file"

@@ -20,8 +20,10 @@ import pyarrow.compute
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from stagewright.data.sources.folders import PART_WORDS, UNDECIDED, Excluded, Listing
+from stagewright.data.sources.folder_names import PART_WORDS
+from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
+from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError, nearest
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import read_parsed, user_path

@@ -21,8 +21,8 @@ from typing import Literal
 
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import Parts
-from stagewright.data.sources.folders import passed_over
 from stagewright.data.sources.scan import digest_of
+from stagewright.data.sources.walk import passed_over
 from stagewright.errors import DataError, StorageError
 from stagewright.text import counted, some
 

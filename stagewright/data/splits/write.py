@@ -24,9 +24,10 @@ from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import assemble, group_keys
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Excluded, Listing, list_folder, place_of
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, list_folder, place_of
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
+from stagewright.data.sources.walk import Excluded
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
 from stagewright.data.splits.summary import SplitSummary

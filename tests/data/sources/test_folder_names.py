@@ -31,7 +31,7 @@ from stagewright.data.sources.folder_names import (
         (["holdout", "train"], {TEST: ["holdout"], TRAIN: ["train"]}, (), ()),
         (["cat", "dog"], {}, (), ("cat", "dog")),
         (["train", "car", "plane"], {TRAIN: ["train"]}, (), ("car", "plane")),
-        (["bus_test", "car_train"], {TEST: ["bus_test"]}, (), ("car_train",)),
+        (["bus_test", "car_train"], {}, (), ("bus_test", "car_train")),
         (["train_test", "test_train"], {}, (), ("train_test", "test_train")),
         (["trainee", "tester", "evaluation_"], {}, (), ("trainee", "tester", "evaluation_")),
     ],

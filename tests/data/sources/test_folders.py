@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from stagewright.data.partition import TEST, TRAIN, VAL
-from stagewright.data.sources.folders import UNDECIDED, Listing, list_folder, walk
+from stagewright.data.sources.folders import UNDECIDED, Listing, list_folder
+from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.text import counted, some
 
@@ -65,13 +67,110 @@ def test_a_test_folder_without_classes_is_left_out(tmp_path: Path) -> None:
     assert listing.notes == ("left out test/: without class folders its 2 files have no classes",)
 
 
-def test_train_and_test_may_be_classes(tmp_path: Path) -> None:
-    fill(tmp_path, "train/1.jpg", "car/2.jpg", "test/3.jpg")
-    assert [(label, part) for _, label, part in rows(list_folder(tmp_path))] == [
-        ("car", UNDECIDED),
-        ("test", UNDECIDED),
-        ("train", UNDECIDED),
-    ]
+def test_train_may_be_a_class(tmp_path: Path) -> None:
+    fill(tmp_path, "train/1.jpg", "car/2.jpg", "plane/3.jpg")
+    assert set(list_folder(tmp_path).labels.to_pylist()) == {"train", "car", "plane"}
+
+
+def test_a_tree_that_may_mean_two_things_is_refused_with_both(tmp_path: Path) -> None:
+    fill(tmp_path, "train/1.jpg", "test/2.jpg", "car/3.jpg")
+    with pytest.raises(DataError) as error:
+        list_folder(tmp_path)
+    assert (
+        "can be read in two ways: train/, test/ are parts of the data set, or all 3 folders are classes, as car/"
+        in str(error.value)
+    )
+    assert "if they are parts: put class folders into train/; if they are classes: rename them" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (("seg_train", "seg_test", "seg_pred"), "parts by their names: seg_train/ is train, seg_test/ is test"),
+        (("training_set", "test_set"), "parts by their names: training_set/ is train, test_set/ is test"),
+        (("Training", "Testing"), "parts by their names: Training/ is train, Testing/ is test"),
+    ],
+)
+def test_parts_by_other_names(tmp_path: Path, names: tuple[str, ...], note: str) -> None:
+    train, test, *rest = names
+    fill(tmp_path, f"{train}/a/1.jpg", f"{train}/b/2.jpg", f"{test}/a/3.jpg", *(f"{name}/4.jpg" for name in rest))
+    listing = list_folder(tmp_path)
+    assert {part for _, _, part in rows(listing)} == {TRAIN, TEST} and len(listing.paths) == 3
+    assert note in listing.notes
+    assert not rest or "left out seg_pred/: by its name without classes" in listing.notes
+
+
+def test_flat_parts_whose_file_names_hold_the_classes(tmp_path: Path) -> None:
+    fill(
+        tmp_path,
+        *(f"train/{name}.{at}.jpg" for name in ("cat", "dog") for at in range(3)),
+        "test1/1.jpg",
+        "test1/2.jpg",
+    )
+    with pytest.raises(DataError) as error:
+        list_folder(tmp_path)
+    assert "the file names seem to hold the classes (cat, dog)" in error.value.remedy
+    command = error.value.remedy.partition("a table of them: ")[2].partition("; then point")[0]
+    subprocess.run(["bash", "-c", command], check=True)
+    lines = (tmp_path / "train" / "labels.csv").read_text().splitlines()
+    assert lines[0] == "path,label" and "cat.0.jpg,cat" in lines and "dog.2.jpg,dog" in lines
+
+
+def test_what_stagewright_wrote_is_no_class(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/1.jpg", "dog/2.jpg", "runs/quick-1/plan.json", "runs/quick-1/recipe.yaml")
+    fill(tmp_path, "runs/quick-1/model/golden/01.png", "lr-find/lr-find.json", "lr-find/lr-find.png")
+    fill(
+        tmp_path,
+        "cat/old/plan.json",
+        "cat/old/recipe.yaml",
+        "cat/old/plots/loss.png",
+        "p.pack/pack.json",
+        "p.pack/index.parquet",
+    )
+    listing = list_folder(tmp_path)
+    assert [path for path, _, _ in rows(listing)] == ["cat/1.jpg", "dog/2.jpg"]
+    (note,) = [note for note in listing.notes if "stagewright wrote" in note]
+    for what in ("runs/quick-1/ (a run)", "lr-find/ (a learning rate search)", "cat/old/ (a run)", "p.pack/ (a pack)"):
+        assert what in note
+    for place, what in (("runs/quick-1", "a run"), ("lr-find", "a learning rate search")):
+        with pytest.raises(DataError, match=f"is {what} of stagewright, not a data set"):
+            list_folder(tmp_path / place)
+
+
+def test_a_table_beside_one_folder_of_images(tmp_path: Path) -> None:
+    fill(tmp_path, "images/1.jpg", "images/2.jpg", "labels.csv")
+    with pytest.raises(DataError) as error:
+        list_folder(tmp_path)
+    assert f"point at the table: {tmp_path}/labels.csv" in error.value.remedy
+
+
+def test_a_table_beside_class_folders_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/1.jpg", "dog/2.jpg", "labels.csv")
+    assert "labels.csv is not read; point at it to train by that table" in list_folder(tmp_path).notes
+
+
+def test_folders_within_class_folders_are_told(tmp_path: Path) -> None:
+    fill(tmp_path, "plants/rose/1.jpg", "plants/tulip/2.jpg", "animals/cat/3.jpg", "animals/dog/4.jpg")
+    listing = list_folder(tmp_path)
+    assert set(listing.labels.to_pylist()) == {"plants", "animals"}
+    (note,) = [note for note in listing.notes if note.startswith("the outer folders are the classes")]
+    (tmp_path / "x").mkdir()
+    command = (
+        note.partition("as classes: ")[2].partition(", and point")[0].replace(f"{tmp_path}/*/*", f"{tmp_path}/[pa]*/*")
+    )
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path / "x")
+    inner = list_folder(tmp_path / "x" / "classes")
+    assert set(inner.labels.to_pylist()) == {"rose", "tulip", "cat", "dog"}
+
+
+def test_a_fan_of_links_is_walked_once(tmp_path: Path) -> None:
+    fill(tmp_path, "shots/1.jpg", *(f"f{at:02d}/.x" for at in range(22)))
+    for at in range(22):
+        for name in ("a", "b"):
+            target = tmp_path / (f"f{at + 1:02d}" if at < 21 else "shots")
+            (tmp_path / f"f{at:02d}" / name).symlink_to(target)
+    found = walk(str(tmp_path), "f00")
+    assert found.files == ["f00/" + "/".join("a" * 22) + "/1.jpg"] and len(found.repeated) == 22
 
 
 def test_names_that_differ_in_unicode_form_are_one_class(tmp_path: Path) -> None:
@@ -122,7 +221,7 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
             "DATA/train holds 1 file but no class",
             "point at the table of classes instead: DATA/x.csv",
         ),
-        (["val/a/1.jpg", "test/a/2.jpg"], "DATA has test/, val/ but no train/", "add the pictures to train on"),
+        (["val/a/1.jpg", "test/a/2.jpg"], "DATA has test/, val/ but no train/", "add the images to train on"),
         (
             ["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"],
             "DATA has two folders for one part: val/ and valid/",

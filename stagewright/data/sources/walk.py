@@ -1,0 +1,123 @@
+"""Walks a folder tree: every file once, with an account of what was passed over and why.
+
+The one walk for all commands: what ``train`` finds in a folder, ``inspect``, ``pack`` and ``predict`` find there too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from stagewright.data.sources.folder_names import own_folder
+from stagewright.text import counted, some
+
+# Thumbnails and remains that operating systems and storage boxes leave behind; hidden names (.x) are passed over too.
+_FOREIGN = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A file or a row that DATA names and the run leaves out."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Walk:
+    """The files below a folder, and what was passed over."""
+
+    files: list[str] = field(default_factory=list)
+    """Relative to the folder, with ``/``."""
+    ignored: int = 0
+    """Hidden and foreign files and folders; a folder counts as one."""
+    excluded: list[Excluded] = field(default_factory=list)
+    """Folders that cannot be opened, and names that are not valid Unicode."""
+    own: list[tuple[str, str]] = field(default_factory=list)
+    """Folders that stagewright wrote, and what each is: (``runs/quick-1``, ``a run``). Their files are not among ``files``."""
+    repeated: list[str] = field(default_factory=list)
+    """Links to folders that were read already by another path."""
+
+
+def walk(folder: str, below: str = "") -> Walk:
+    """All files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
+
+    Links are followed. A folder that links lead to several times is read once, by its own path if that is in the tree, and
+    never from within itself: so neither a loop nor a fan of links makes the walk long.
+    """
+    found = Walk()
+    parents = {_identity(os.path.join(folder, parent)) for parent in PurePath(below).parents}
+    real, linked = [below], deque[str]()
+    while real or linked:
+        inner = real.pop() if real else linked.popleft()
+        try:
+            here = _identity(os.path.join(folder, inner))
+            if here in parents:
+                if inner != below:
+                    found.repeated.append(inner)
+                continue
+            with os.scandir(os.path.join(folder, inner)) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
+        except OSError as error:
+            reason = f"the folder cannot be opened: {error.strerror or error}"
+            found.excluded.append(Excluded(written_out(inner), reason))
+            continue
+        parents.add(here)
+        if (own := own_folder([entry.name for entry in entries])) is not None:
+            found.own.append((inner, own))
+            continue
+        for entry in entries:
+            path = f"{inner}/{entry.name}" if inner else entry.name
+            if passed_over(entry.name):
+                found.ignored += 1
+            elif written_out(path) != path:
+                found.excluded.append(Excluded(written_out(path), "its name is not valid Unicode; rename it"))
+            elif is_folder(entry):
+                (linked if entry.is_symlink() else real).append(path)
+            elif entry.is_symlink() or entry.is_file():  # a link to nothing is reported when it is opened
+                found.files.append(path)
+            else:
+                found.ignored += 1
+    return found
+
+
+def notes_on(found: list[Walk]) -> list[str]:
+    """Sentences on what was passed over in several walks."""
+    ignored, notes = sum(one.ignored for one in found), []
+    if ignored:
+        notes.append(f"hidden or foreign files and folders passed over: {ignored:,}")
+    if own := [(path, what) for one in found for path, what in one.own]:
+        notes.append(f"left out what stagewright wrote: {some(f'{path}/ ({what})' for path, what in own)}")
+    if repeated := [path for one in found for path in one.repeated]:
+        notes.append(
+            f"passed over {counted(len(repeated), 'link')} to folders that are read already: {some(repeated, 3)}"
+        )
+    return notes
+
+
+def passed_over(name: str) -> bool:
+    """Whether files and folders of this name are ignored: hidden ones, and what storage systems leave behind."""
+    return name.startswith(".") or name in _FOREIGN
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether ``entry`` is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def written_out(name: str) -> str:
+    """``name`` with bytes that are not valid Unicode as escapes: ``caf\\\\xe9``."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Device and inode: the same for a folder by whatever links it is reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
