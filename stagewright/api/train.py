@@ -32,6 +32,7 @@ from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.rundir.claim import claimed_next, held, refuse_used
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment, own_command
+from stagewright.rundir.event_kinds import RunStopped
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
 from stagewright.rundir.summary import read_summary, record_actual_seconds
@@ -218,7 +219,7 @@ def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] |
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
                     session.recorder.log.emit(
-                        "stopped", session.state.step, reason=error or inputs.stop.reason or status
+                        RunStopped(step=session.state.step, reason=error or inputs.stop.reason or status)
                     )
                     write_summary(session, status, error=error)
     return Run(inputs.run.root)

@@ -23,6 +23,7 @@ from stagewright.errors import CheckpointError, Diverged, RecipeError, StorageEr
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
+from stagewright.rundir.event_kinds import BadImages, Event, Notice, Started
 from stagewright.rundir.events import read_events
 from stagewright.system.signals import EXIT_STOPPED
 from stagewright.training.session import Session
@@ -131,7 +132,7 @@ def test_a_changed_plan_forks(picture_folder: Path, finished: sw.Run, tmp_path: 
     assert any("seed" in line and "forks to" in line for line in said)
     on = sw.resume(parent, overrides=["epochs=1ep"], execution=QUIET, say=said.append)
     assert on.path == tmp_path / "run-2" and on.summary["parent"] == str(parent)
-    notices = [event["text"] for event in read_events(on.path / "events.jsonl") if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(on.path / "events.jsonl") if isinstance(one.event, Notice)]
     assert any("parameters loaded (100.0 %" in text for text in notices), notices
     assert last_checkpoint(parent / "checkpoints").step == finished.summary["step"], "the parent is untouched"
 
@@ -242,8 +243,8 @@ def test_a_picture_that_breaks_later_is_masked_counted_and_named(picture_folder:
     broken: list[Path] = []
 
     class Vandal:
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "started":
+        def see(self, event: Event) -> None:
+            if isinstance(event, Started):
                 train = sorted(path for path in data.rglob("*.png"))
                 for path in train[::10]:
                     path.write_bytes(path.read_bytes()[:40])
@@ -252,9 +253,9 @@ def test_a_picture_that_breaks_later_is_masked_counted_and_named(picture_folder:
         def close(self) -> None: ...
 
     run = small(data, tmp_path / "run", "data.max_unreadable=0.5", observers=[Vandal()])
-    events = [event for event in read_events(run.path / "events.jsonl") if event["kind"] == "bad_image"]
+    events = [one.event for one in read_events(run.path / "events.jsonl") if isinstance(one.event, BadImages)]
     assert run.finished and events and run.summary["unreadable"] > 0
-    named = {path for event in events for path in event["paths"]}
+    named = {path for event in events for path in event.paths}
     assert named and named <= {str(path.relative_to(data)) for path in broken}
 
 
@@ -264,9 +265,9 @@ def test_an_observer_that_throws_is_switched_off_and_changes_nothing(
     class Broken:
         calls = 0
 
-        def see(self, event: dict[str, Any]) -> None:
+        def see(self, event: Event) -> None:
             self.calls += 1
-            event.clear()
+            object.__setattr__(event, "step", -1)
             raise RuntimeError("no network")
 
         def close(self) -> None: ...
@@ -302,7 +303,7 @@ def test_damaged_best_checkpoint_falls_back_to_the_last(
     monkeypatch.setattr("stagewright.training.finish.select_weights", best_is_damaged)
     run = small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "checkpoints.keep=99")
     assert run.finished and run.summary["chosen"]["step"] == run.summary["total_steps"]
-    notices = [event["text"] for event in read_events(run.path / "events.jsonl") if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(run.path / "events.jsonl") if isinstance(one.event, Notice)]
     assert any("best weights (step 1) are lost" in text for text in notices)
     assert run.model.classes == ("across", "down", "slanted")
 
