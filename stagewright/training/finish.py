@@ -20,10 +20,11 @@ from stagewright.errors import CheckpointError, Interrupted
 from stagewright.plan.plan import StagePlan, eval_image_size
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
+from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.session import Session
-from stagewright.training.summary import write_summary
+from stagewright.training.summary import summarise
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
@@ -59,7 +60,7 @@ def finish(session: Session) -> bool:
         )
     )
     session.recorder.sync()
-    write_summary(session, "finished", score=score, results=results)
+    write_summary(session.run, summarise(session, "finished", score=score, results=results))
     return True
 
 

@@ -1,37 +1,35 @@
-"""Writes summary.json."""
+"""What summary.json says of a session."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
 from stagewright.rundir.event_kinds import BadImages, Evaluated, MemoryUse, Resumed, Saved
 from stagewright.rundir.events import LoggedEvent, read_events
-from stagewright.storage.files import write_json
+from stagewright.rundir.summary import Summary
 from stagewright.training.session import Session
 
 
-def write_summary(
+def summarise(
     session: Session,
     status: str,
     *,
     score: Score | None = None,
     results: dict[str, Evaluation] | None = None,
     error: str | None = None,
-) -> None:
-    """``summary.json``: what a program wants to know of the run, at its start and at every end."""
+) -> Summary:
+    """What a program wants to know of the run, at its start and at every end."""
     plan, state, run = session.plan, session.state, session.run
     results = results or {}
     session.clock.read("setup")  # charges the time up to now
-    seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
     events = read_events(run.events)
     # Those of steps that a lost process carried out and this run carried out again count no more.
     bad = {row for one in events if isinstance(one.event, BadImages) and not one.superseded for row in one.event.rows}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
     environment = run.read_env()
-    content: dict[str, Any] = {
+    content: Summary = {
         "status": status,
         "name": run.root.resolve().name,
         "recipe": plan.recipe.name,
@@ -48,7 +46,10 @@ def write_summary(
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
         "chosen": None,
         "candidates": _candidates(events),
-        **seconds,
+        "setup_seconds": round(state.seconds["setup"], 3),
+        "train_seconds": round(state.seconds["train"], 3),
+        "eval_seconds": round(state.seconds["eval"], 3),
+        "checkpoint_seconds": round(state.seconds["checkpoint"], 3),
         "wall_seconds": round(sum(state.seconds.values()), 3),
         "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
         "loading": session.batches.train_times.to_dict(state.seconds["train"] - session.trained_before),
@@ -76,7 +77,7 @@ def write_summary(
             "stage": plan.stage_before(score.step).name,
             "select": plan.recipe.eval.select,
         }
-    write_json(run.summary, content)
+    return content
 
 
 def _candidates(events: Iterable[LoggedEvent]) -> dict[str, float]:
