@@ -89,7 +89,7 @@ def run(name: str, recipe: str, data: Path, work: Path) -> dict[str, Any]:
     summary, plan, env = done.summary, RunDir(out).read_plan(), RunDir(out).read_env()
     split = "test" if plan.dataset.num_test else "val"
     total = plan.dataset.num_test or plan.dataset.num_val
-    correct = round(summary["top1"][split] * total / 100)
+    correct = round((summary["top1"][split] or 0.0) * total / 100)
     for private in ("cwd", "command", "data", "data_notes", "parent"):
         env.pop(private, None)
     return {

@@ -22,6 +22,7 @@ from stagewright.api.train import train
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir.environment import environment
+from stagewright.rundir.event_kinds import Evaluated
 from stagewright.rundir.events import live_events
 
 SWA_STAGE = {"name": "swa", "epochs": 0.25, "average": {"kind": "swa", "every": 0.02}}
@@ -61,9 +62,9 @@ def cases(weights: Path) -> dict[str, dict[str, Any]]:
 
 def evaluations(folder: Path) -> list[dict[str, float]]:
     """Validation top-1 by kind of weights at every evaluation that had both."""
-    events = [event for event in live_events(folder / "events.jsonl") if event["kind"] == "evaluated"]
-    rows = [{kind: result["top1"] for kind, result in event["results"].items()} for event in events]
-    return [{"epoch": event["epoch"], **row} for event, row in zip(events, rows, strict=True) if len(row) > 1]
+    events = [event for event in live_events(folder / "events.jsonl") if isinstance(event, Evaluated)]
+    rows = [{kind: result.top1 for kind, result in event.results.items()} for event in events]
+    return [{"epoch": event.epoch, **row} for event, row in zip(events, rows, strict=True) if len(row) > 1]
 
 
 def paired(differences: list[float]) -> tuple[float, float]:

@@ -30,7 +30,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import stagewright as sw
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", COLUMNS="200", TERM="dumb", STAGEWRIGHT_OFFLINE="1")
 
@@ -363,8 +366,8 @@ def _counted(place: Place, begun: Path | None) -> tuple[int, int]:
 class _StopAfterSave:
     """An observer that stops its own process, as SIGTERM does, once step 28 is saved."""
 
-    def see(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "saved" and event["step"] >= 28:
+    def see(self, event: sw.Event) -> None:
+        if event.kind == "saved" and event.step >= 28:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self) -> None: ...

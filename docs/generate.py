@@ -1,4 +1,4 @@
-"""Writes the pages that follow from the code: the fields of a recipe, the errors, and the drawing of the layers.
+"""Writes the pages that follow from the code: the fields of a recipe, the errors, the events, and the drawing of the layers.
 
     python docs/generate.py        # or: make docs
 
@@ -46,6 +46,18 @@ def classes(path: Path) -> list[ast.ClassDef]:
     """The public classes of a file, in its order."""
     body = ast.parse(path.read_text()).body
     return [node for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def fields(node: ast.ClassDef) -> list[tuple[str, ast.AnnAssign, str]]:
+    """(name, definition, docstring) of the annotated fields of a class, in its order."""
+    found = []
+    for at, field in enumerate(node.body):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        after = node.body[at + 1] if at + 1 < len(node.body) else None
+        said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        found.append((field.target.id, field, one_line(str(after.value.value)) if said else ""))  # type: ignore[union-attr]
+    return found
 
 
 def one_line(text: str) -> str:
@@ -99,7 +111,7 @@ def values(node: ast.expr) -> str:
             if word.arg in BOUNDS
         ]
         return ", ".join([values(inner[0]), *bounds])
-    if kind == "dict":
+    if kind in ("dict", "Mapping"):
         return f"mapping of {values(inner[0])} to {values(inner[1])}"
     return f"list of {values(inner[0])}" if kind in ("tuple", "list") else ast.unparse(node)
 
@@ -130,14 +142,8 @@ def recipe_page() -> str:
         node = found[name]
         said = one_line(ast.get_docstring(node) or "")
         lines += ["", f"## {where}", "", said, "", "| field | values | default | means |", "|---|---|---|---|"]
-        for at, field in enumerate(node.body):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            after = node.body[at + 1] if at + 1 < len(node.body) else None
-            means = ""
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                means = one_line(str(after.value.value))
-            lines.append(f"| `{field.target.id}` | {values(field.annotation)} | {default(field.value)} | {means} |")
+        for name, field, means in fields(node):
+            lines.append(f"| `{name}` | {values(field.annotation)} | {default(field.value)} | {means} |")
     return "\n".join(lines) + "\n"
 
 
@@ -156,6 +162,100 @@ def errors_page() -> str:
     ]
     lines += ["there was nothing to save, or a second one."]
     return "\n".join(lines) + "\n"
+
+
+EVENTS_INTRODUCTION = """# Events
+
+{made}
+
+A run says what happens as events. `events.jsonl` has one JSON object a line, `{{"kind", "step", ..., "clock"}}`; lines are
+added and never changed. `log.txt` and the terminal say the same in words. From Python an observer is told of each:
+
+    import stagewright as sw
+    from stagewright.rundir.event_kinds import Evaluated
+
+    class Best:
+        def see(self, event: sw.Event) -> None:
+            if isinstance(event, Evaluated) and event.best:
+                print(event.step, event.results[event.chosen].top1)
+
+        def close(self) -> None: ...
+
+    sw.train("photos/", observers=[Best()])
+
+`stagewright.rundir.events.read_events` reads a file into the same classes. A line that is damaged, that lacks a field or has
+one of another type, or that is of a kind which a later version added, is left out, and that is said.
+
+- **Clock.** Fields of `clock` depend on the time or the machine; they are absent where they are not known, or false. All
+  others are functions of the plan, and the same however often a run was interrupted.
+- **Compared.** Kinds that are not compared depend on how often the run was interrupted. The others are the same, in the same
+  order, in every run of a plan, once superseded events and clocks are left out.
+- **Superseded.** An event of `resumed` or `rolled_back` at step k supersedes all events of later steps that stand before it:
+  those updates are made again. A `rolled_back` with the number and step of an earlier one, whose process was killed before it
+  had saved, supersedes that one and all since.
+"""
+
+
+def events_page() -> str:
+    """Every kind of event: when it happens, its fields, and how it counts."""
+    nodes = classes(PACKAGE / "rundir/event_kinds.py")
+    base = next(node for node in nodes if node.name == "Event")
+    kinds = [node for node in nodes if [ast.unparse(one) for one in node.bases] == ["Event"]]
+    flags = {node.name: class_values(base) | class_values(node) for node in kinds}
+    lines = [
+        EVENTS_INTRODUCTION.format(made=MADE),
+        "| kind | class | in the file | compared | supersedes |",
+        "|---|---|---|---|---|",
+    ]
+    for node in kinds:
+        own = flags[node.name]
+        words = [
+            yes_or_no(own["in_file"]),
+            yes_or_no(not own["by_process"] and own["in_file"]),
+            yes_or_no(own["supersedes"]),
+        ]
+        lines.append(f"| [`{own['kind']}`](#{own['kind']}) | `{node.name}` | {' | '.join(words)} |")
+    for node in kinds:
+        lines += [*event_table(str(flags[node.name]["kind"]), node, [*fields(base), *fields(node)])]
+    for node in nodes:
+        if node not in kinds and node is not base:
+            lines += event_table(f"Within events: {node.name}", node, fields(node))
+    return "\n".join(lines) + "\n"
+
+
+def event_table(title: str, node: ast.ClassDef, found: list[tuple[str, ast.AnnAssign, str]]) -> list[str]:
+    """A section on a class: what it says, and its fields with those of the clock last."""
+    lines = ["", f"## {title}", "", one_line(ast.get_docstring(node) or ""), ""]
+    lines += ["| field | clock | values | means |", "|---|---|---|---|"]
+    rows = []
+    for name, field, means in found:
+        if ast.unparse(field.annotation).startswith("ClassVar"):
+            continue
+        clock = field.value is not None and "CLOCK" in ast.unparse(field.value)
+        shown = "`at`, from Python `time`" if name == "time" else f"`{name}`"
+        rows.append((clock, f"| {shown} | {'yes' if clock else ''} | {values(field.annotation)} | {means} |"))
+    return lines + [row for _, row in sorted(rows, key=lambda one: one[0])]
+
+
+def class_values(node: ast.ClassDef) -> dict[str, object]:
+    """The class variables of a class that are constants."""
+    found: dict[str, object] = {}
+    for one in node.body:
+        target = (
+            one.targets[0] if isinstance(one, ast.Assign) else one.target if isinstance(one, ast.AnnAssign) else None
+        )
+        if (
+            isinstance(one, ast.Assign | ast.AnnAssign)
+            and isinstance(target, ast.Name)
+            and isinstance(one.value, ast.Constant)
+        ):
+            found[target.id] = one.value.value
+    return found
+
+
+def yes_or_no(value: object) -> str:
+    """For a cell of a table."""
+    return "yes" if value else "no"
 
 
 def layers_svg() -> str:
@@ -192,7 +292,12 @@ def layers_svg() -> str:
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
-PAGES = {"recipe-fields.md": recipe_page, "errors.md": errors_page, "images/layers.svg": layers_svg}
+PAGES = {
+    "recipe-fields.md": recipe_page,
+    "errors.md": errors_page,
+    "events.md": events_page,
+    "images/layers.svg": layers_svg,
+}
 
 
 def main() -> None:

@@ -11,18 +11,21 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
+    from stagewright.api.evaluate import evaluate as evaluate
+    from stagewright.api.prepare import make_plan as make_plan
     from stagewright.api.run import Run as Run
     from stagewright.api.train import resume as resume
     from stagewright.api.train import train as train
     from stagewright.bundle.bundle import Bundle as Bundle
     from stagewright.bundle.bundle import load_bundle as load_bundle
     from stagewright.errors import StagewrightError as StagewrightError
+    from stagewright.plan.budget import Budget as Budget
     from stagewright.plan.execution import Execution as Execution
     from stagewright.plan.plan import Plan as Plan
     from stagewright.recipe.recipe import Recipe as Recipe
     from stagewright.recipe.recipe import Stage as Stage
+    from stagewright.rundir.event_kinds import Event as Event
+    from stagewright.rundir.events import Observer as Observer
 
 _HOMES = {
     "StagewrightError": "errors",
@@ -32,13 +35,18 @@ _HOMES = {
     "Recipe": "recipe.recipe",
     "Stage": "recipe.recipe",
     "Execution": "plan.execution",
-    "Run": "api.train",
+    "Budget": "plan.budget",
+    "Event": "rundir.event_kinds",
+    "Observer": "rundir.events",
+    "Run": "api.run",
+    "evaluate": "api.evaluate",
+    "make_plan": "api.prepare",
     "resume": "api.train",
     "train": "api.train",
 }
 
 
-def __getattr__(name: str) -> "Any":
+def __getattr__(name: str) -> object:
     """Public names, imported on first use: the command line must answer ``--help`` without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'stagewright' has no attribute {name!r}")

@@ -6,12 +6,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from stagewright.data.batches.batch import Batch
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.checkpoint import Checkpoint
+from stagewright.rundir.event_kinds import Evaluating, Event
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
 
@@ -40,8 +40,8 @@ class StopAtEvaluation:
 
     done = False
 
-    def see(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "evaluating" and not self.done:
+    def see(self, event: Event) -> None:
+        if isinstance(event, Evaluating) and not self.done:
             self.done = True
             os.kill(os.getpid(), signal.SIGINT)
 

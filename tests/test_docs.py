@@ -48,13 +48,16 @@ def test_the_table_of_recipes_is_complete() -> None:
     assert sorted(listed) == sorted([recipes.AUTO, *recipes.shipped()])
 
 
-@pytest.mark.parametrize("name", ["recipe-fields.md", "errors.md", "images/layers.svg"])
+GENERATED = ["recipe-fields.md", "errors.md", "events.md", "images/layers.svg"]
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_pages_are_those_of_the_code(name: str) -> None:
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec is not None and spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    assert set(generate.PAGES) == {"recipe-fields.md", "errors.md", "images/layers.svg"}
+    assert set(generate.PAGES) == set(GENERATED)
     assert (DOCS / name).read_text() == generate.PAGES[name](), "make docs writes it again"
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from stagewright.api.run import Run
 from stagewright.augment.geometry import eval_geometry
 from stagewright.bundle.bundle import Bundle, load_bundle
 from stagewright.data.batches.batch import BatchSpec
@@ -23,7 +20,8 @@ from stagewright.data.dataset import load_dataset, open_images
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone, verify_images
-from stagewright.engine.evaluate import Evaluation, evaluate
+from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import DataError, NotFinite, nearest
 from stagewright.recipe import recipe
@@ -34,48 +32,78 @@ from stagewright.system.device import choose_device
 from stagewright.system.machine import cores
 
 _BATCH = 64
-_LISTED = 30
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many images of a class, or of a group, were answered rightly."""
+
+    name: str
+    images: int
+    """That could be read."""
+    top1: float
+    """Percentage of them, in [0, 100]."""
+    interval: tuple[float, float]
+    """Its 95 % interval (Wilson), in percent."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Accuracy of a model on one set of pictures, overall, by class and by group; shares in percent."""
+    """Accuracy of a model on one set of images: overall, by class and by group. Shares are percentages in [0, 100]."""
 
     source: str
+    """Which images, in words."""
     classes: tuple[str, ...]
+    """Names of the model's classes, in their order."""
     labels: NDArray[np.int64]
+    """(N,) true class of each image."""
     groups: list[str | None] | None
+    """(N,) group of each image; None where the data set has no groups."""
     result: Evaluation
+    """Scalars, and every single answer."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data for JSON. Intervals are Wilson's at 95 %."""
-        numbers = self.result.numbers()
+    @property
+    def top1(self) -> float:
+        """Percentage of images whose most probable class is the right one."""
+        return self.result.top1
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % interval of :attr:`top1` (Wilson), in percent."""
         correct = self._correct()
+        return _interval(int(correct.sum()), len(correct))
+
+    @property
+    def top5(self) -> float | None:
+        """Percentage of images whose class is among the five most probable ones; None for five classes and fewer."""
+        return self.result.top5
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.result.loss
+
+    def by_class(self) -> list[Share]:
+        """A share for each class that has images, in the model's order."""
+        names = np.array(self.classes, dtype=object)[self.labels[self._readable()]]
+        return _shares(names, self._correct(), list(self.classes))
+
+    def by_group(self) -> list[Share]:
+        """A share for each group, by name; empty where the data set has no groups."""
+        if self.groups is None:
+            return []
+        names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._readable()]
+        return _shares(names, self._correct(), sorted(set(names)))
+
+    def to_dict(self) -> dict[str, object]:
+        """The figures as plain data for JSON. Intervals are Wilson's at 95 %."""
         return {
             "source": self.source,
-            **numbers,
-            "top1_interval": _interval(int(correct.sum()), len(correct)),
-            "classes": [
-                dict(zip(("name", "images", "top1", "interval"), row, strict=True)) for row in self._by_class()
-            ],
-            "groups": [dict(zip(("name", "images", "top1", "interval"), row, strict=True)) for row in self._by_group()],
+            **self.result.numbers(),
+            "top1_interval": self.top1_interval,
+            "classes": [asdict(one) for one in self.by_class()],
+            "groups": [asdict(one) for one in self.by_group()],
         }
-
-    def print(self) -> None:
-        """Prints the figures as tables."""
-        console = Console()
-        result, correct = self.result, self._correct()
-        low, high = _interval(int(correct.sum()), len(correct))
-        top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
-        console.print(
-            f"{self.source}: top-1 {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}, "
-            f"loss {result.loss:.4f}, {result.images:,} pictures"
-            + (f", {result.unreadable:,} unreadable" if result.unreadable else ""),
-            highlight=False,
-        )
-        for title, rows in (("class", self._by_class()), ("group", self._by_group())):
-            if rows:
-                console.print(_table(title, rows))
 
     def _readable(self) -> NDArray[np.bool_]:
         return self.result.predictions.readable
@@ -84,33 +112,35 @@ class EvaluationReport:
         readable = self._readable()
         return self.result.predictions.predicted[readable] == self.labels[readable]
 
-    def _by_class(self) -> list[tuple[str, int, float, tuple[float, float]]]:
-        names = np.array(self.classes, dtype=object)[self.labels[self._readable()]]
-        return _shares(names, self._correct(), list(self.classes))
 
-    def _by_group(self) -> list[tuple[str, int, float, tuple[float, float]]]:
-        if self.groups is None:
-            return []
-        names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._readable()]
-        return _shares(names, self._correct(), sorted(set(names)))
-
-
-def evaluate_bundle(
-    run: Path, data: str | None = None, *, split: str = "test", device: str = "auto", workers: int | None = None
+def evaluate(
+    model: str | Path | Run | Bundle,
+    data: str | Path | None = None,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    workers: int | None = None,
 ) -> EvaluationReport:
-    """Scores the model of ``run`` (its directory or bundle) on ``split`` of its own pictures, or on all of ``data``.
+    """Scores a trained model on images with known classes: on all of ``data``, or on ``split`` of its run's own images.
 
-    Classes go by name, in whatever order ``data`` has them; DataError for one the model does not know.
+    ``model`` is a run, the directory of one or of a bundle, or a bundle that is loaded already, which stays on its device.
+    ``data`` is any DATA form; without it ``model`` must be a run. Classes go by name, in whatever order ``data`` has them.
+    DataError for a class that the model does not know and for a split without images, CheckpointError where there is neither
+    a run nor ``data``.
     """
-    bundle = load_bundle(run, device=str(choose_device(device)))
-    manifest, images, rows, source = _pictures(user_path(run), data, split)
+    if isinstance(model, Bundle):
+        bundle, place = model, model.folder
+    else:
+        place = user_path(model.path if isinstance(model, Run) else model)
+        bundle = load_bundle(place, device=str(choose_device(device)))
+    manifest, images, rows, source = _pictures(place, None if data is None else str(data), split)
     labels = _labels_by_name(manifest, bundle.classes, rows)
     view = bundle.preprocessing
     numerics = Numerics(view.mean, view.std, "fp32", True)
     threads = auto_workers(manifest) if workers is None else workers
     with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
         try:
-            result = evaluate(bundle.model, bundle.model, batches, numerics)
+            result = answers(bundle.model, bundle.model, batches, numerics)
         except NotFinite as error:
             names = manifest.paths.take(error.rows).to_pylist()
             raise NotFinite(error.rows, error.total, names) from None
@@ -162,31 +192,16 @@ def _specs(
         yield BatchSpec(at // _BATCH, chosen, labels[at : at + _BATCH], geometry, view.image_size, view.interpolation)
 
 
-def _shares(
-    names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]
-) -> list[tuple[str, int, float, tuple[float, float]]]:
-    rows = []
+def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]) -> list[Share]:
+    shares = []
     for name in order:
         mine = correct[names == name]
         if len(mine):
             hits = int(mine.sum())
-            rows.append((name, len(mine), 100 * hits / len(mine), _interval(hits, len(mine))))
-    return rows
+            shares.append(Share(name, len(mine), 100 * hits / len(mine), _interval(hits, len(mine))))
+    return shares
 
 
 def _interval(correct: int, total: int) -> tuple[float, float]:
     low, high = wilson(correct, total)
     return 100 * low, 100 * high
-
-
-def _table(title: str, rows: list[tuple[str, int, float, tuple[float, float]]]) -> Table:
-    """At most 30 rows; of more, the worst."""
-    if len(rows) > _LISTED:
-        rows, title = sorted(rows, key=lambda row: row[2])[:_LISTED], f"{title} (the {_LISTED} worst of {len(rows)})"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(title)
-    for name in ("pictures", "top-1 %", "95 % interval"):
-        table.add_column(name, justify="right")
-    for name, count, top1, (low, high) in rows:
-        table.add_row(name, f"{count:,}", f"{top1:.1f}", f"{low:.1f} to {high:.1f}")
-    return table

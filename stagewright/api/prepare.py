@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from stagewright.api.run import Say
@@ -20,7 +21,7 @@ from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.preflight.survey import choose_recipe
 from stagewright.recipe import tiny as rehearsal
 from stagewright.recipe.recipe import Recipe
-from stagewright.recipe.request import RecipeRequest
+from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores, process_start_time
 
@@ -44,6 +45,24 @@ def prepare(
     measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
     precision = auto_precision(choose_device(execution.device))
     return dataset, resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
+
+
+def make_plan(
+    data: str | Path,
+    recipe: str | Path | Recipe | RecipeRequest = "auto",
+    *,
+    overrides: Sequence[str] = (),
+    tiny: bool = False,
+    execution: Execution | None = None,
+    say: Say = print,
+) -> Plan:
+    """The plan that :func:`stagewright.api.train.train` would carry out: whole steps, sizes and learning rates. Nothing is
+    trained, but for what ``lr: auto`` measures, and nothing is written.
+
+    Arguments as for ``train``; ``say`` takes sentences on what was found. StagewrightError for all that a caller can mend.
+    """
+    _, plan = prepare(data, as_request(recipe, overrides), execution or Execution(), say, tiny=tiny)
+    return plan
 
 
 def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Costs:

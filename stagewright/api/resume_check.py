@@ -34,7 +34,8 @@ from stagewright.rng import Stream, key, uniform
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
-from stagewright.rundir.events import Event, comparable, live_events
+from stagewright.rundir.event_kinds import Evaluating, Event
+from stagewright.rundir.events import comparable, live_events
 from stagewright.system.children import safe_path_for_children
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
@@ -73,7 +74,7 @@ class _KillAtStep:
         self.step = step
 
     def see(self, event: Event) -> None:
-        if event["kind"] == "evaluating" and event["step"] == self.step:
+        if isinstance(event, Evaluating) and event.step == self.step:
             _die()
 
     def close(self) -> None: ...

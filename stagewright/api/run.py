@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from stagewright.bundle.bundle import Bundle, load_bundle
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.summary import read_summary
+from stagewright.rundir.summary import Summary, read_summary
 
 Say = Callable[[str], None]
 
@@ -22,12 +21,13 @@ class Run:
     path: Path
 
     @property
-    def summary(self) -> dict[str, Any]:
-        """``summary.json``: status, accuracies in percent, seconds, which weights were chosen."""
+    def summary(self) -> Summary:
+        """``summary.json``: status, accuracies in percent, seconds, which weights were chosen. Empty before the run begins."""
         return read_summary(RunDir(self.path))
 
     @property
     def finished(self) -> bool:
+        """Whether the run has come to its end, and there is a model."""
         return self.summary.get("status") == "finished"
 
     @cached_property

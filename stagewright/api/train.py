@@ -32,9 +32,10 @@ from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.rundir.claim import claimed_next, held, refuse_used
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import changed_code, code_digests, environment, own_command
+from stagewright.rundir.event_kinds import RunStopped
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
-from stagewright.rundir.summary import read_summary, record_actual_seconds
+from stagewright.rundir.summary import read_summary, record_actual_seconds, write_summary
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device, device_name
 from stagewright.system.machine import cores
@@ -45,7 +46,7 @@ from stagewright.training.finish import finish
 from stagewright.training.loop import AfterUpdate, run_plan
 from stagewright.training.session import Session
 from stagewright.training.setup import RunInputs, open_session
-from stagewright.training.summary import write_summary
+from stagewright.training.summary import summarise
 
 
 def train(
@@ -211,7 +212,7 @@ def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] |
         closing.callback(session.recorder.close)
         status, error = "failed", None
         try:
-            write_summary(session, "running")
+            write_summary(inputs.run, summarise(session, "running"))
             after_update = arm(session) if arm is not None else None
             inputs.stop.arm()
             complete = run_plan(session, after_update) and finish(session)
@@ -227,7 +228,7 @@ def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] |
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
                     session.recorder.log.emit(
-                        "stopped", session.state.step, reason=error or inputs.stop.reason or status
+                        RunStopped(step=session.state.step, reason=error or inputs.stop.reason or status)
                     )
-                    write_summary(session, status, error=error)
+                    write_summary(inputs.run, summarise(session, status, error=error))
     return Run(inputs.run.root)

@@ -1,4 +1,4 @@
-"""What goes into a prediction and what comes out: the pictures that inputs mean, and answers as table, CSV or JSON.
+"""What goes into a prediction and what comes out: the pictures that inputs mean, and answers as CSV or JSON.
 
 No torch here: a Bundle (:mod:`stagewright.bundle.bundle`) answers, the command line asks and prints.
 """
@@ -8,15 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from stagewright.storage.files import write_for_user
 
@@ -60,32 +54,3 @@ def to_json(predictions: Iterable[Prediction]) -> str:
         for prediction in predictions
     ]
     return json.dumps(objects, indent=1, ensure_ascii=False)
-
-
-def print_table(predictions: Sequence[Prediction], console: Console | None = None) -> None:
-    """Prints the most probable class of each picture with its percent, the two after it, and what could not be read.
-
-    A folder that all pictures share is said once, above them.
-    """
-    folders = {os.path.dirname(prediction.path) for prediction in predictions}
-    shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
-    title = f"in {shared}" if shared else None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
-    table.add_column("picture", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("next")
-    for prediction in predictions:
-        path = Text(os.path.relpath(prediction.path, shared) if shared else prediction.path)
-        if not prediction.classes:
-            table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
-            continue
-        (name, probability), *others = prediction.classes[:3]
-        runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
-        table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
-    (console or Console()).print(table)
-
-
-def _comparable(folders: Iterable[str]) -> bool:
-    """Whether all of ``folders`` are absolute or all relative, without which they share nothing."""
-    return len({os.path.isabs(folder) for folder in folders}) == 1

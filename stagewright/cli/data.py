@@ -180,6 +180,7 @@ def bench(
     """Measure how fast pictures can be read, where the time goes, and what would help; ends in words."""
     from rich.console import Console
 
+    from stagewright.cli.machine_view import benchmark_view
     from stagewright.preflight.loader_bench import bench as measure
 
     say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr))
@@ -197,7 +198,7 @@ def bench(
         device=device,
         say=say,
     )
-    print(json.dumps(found.to_dict(), indent=1)) if as_json else found.print(Console())
+    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(benchmark_view(found))
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:

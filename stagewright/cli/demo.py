@@ -6,10 +6,13 @@ import shlex
 import shutil
 from pathlib import Path
 
-from stagewright.api.evaluate import evaluate_bundle
+from rich.console import Console
+
+from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
 from stagewright.api.train import train
-from stagewright.bundle.predictions import print_table
+from stagewright.cli.evaluation_view import evaluation_view
+from stagewright.cli.predictions_view import predictions_view
 from stagewright.data.manifest import Manifest
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
@@ -31,10 +34,11 @@ def run_demo(data: str, out: Path | None) -> Run:
         return run
     split = "test" if run.summary["top1"]["test"] is not None else "val"
     print(f"\n$ stagewright evaluate {target} --split {split}\n")
-    evaluate_bundle(target, split=split).print()
+    console = Console()
+    console.print(evaluation_view(evaluate(target, split=split)))
     pictures = _samples(run)
     print(f"\n$ stagewright predict {target} {' '.join(map(str, pictures))}\n")
-    print_table(list(run.model.predict(pictures, topk=3)))
+    console.print(predictions_view(list(run.model.predict(pictures, topk=3))))
     print(f"\nThe report is {run.path / 'report.html'}: open it in a browser.")
     return run
 

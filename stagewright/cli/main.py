@@ -173,10 +173,13 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained model on its own validation or test pictures, or on other ones."""
-    from stagewright.api.evaluate import evaluate_bundle
+    from rich.console import Console
 
-    result = evaluate_bundle(run, data, split=split, device=device, workers=workers)
-    print(json.dumps(result.to_dict(), indent=1)) if as_json else result.print()
+    from stagewright.api.evaluate import evaluate as score
+    from stagewright.cli.evaluation_view import evaluation_view
+
+    found = score(run, data, split=split, device=device, workers=workers)
+    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(evaluation_view(found))
 
 
 @app.command()
@@ -192,9 +195,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Name what is in pictures."""
+    from rich.console import Console
+
     from stagewright.bundle.bundle import load_bundle
     from stagewright.bundle.inputs import expand_inputs
-    from stagewright.bundle.predictions import print_table, to_json, write_csv
+    from stagewright.bundle.predictions import to_json, write_csv
+    from stagewright.cli.predictions_view import predictions_view
     from stagewright.errors import StorageError
     from stagewright.system.device import choose_device
 
@@ -208,7 +214,7 @@ def predict(
     if as_json:
         print(to_json(predictions))
     elif csv is None:
-        print_table(predictions)
+        Console().print(predictions_view(predictions))
 
 
 @app.command()
@@ -264,10 +270,13 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
-    from stagewright.preflight.doctor import print_checks, run_checks, to_dicts
+    from rich.console import Console
+
+    from stagewright.cli.machine_view import checks_view
+    from stagewright.preflight.doctor import run_checks, to_dicts
 
     checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else print_checks(checks)
+    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Console().print(checks_view(checks))
 
 
 @app.command()

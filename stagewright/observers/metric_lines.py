@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TextIO
 
-from stagewright.rundir.event_text import Event
+from stagewright.rundir.event_kinds import Evaluated, Event
 
 _NEARLY = 0.25
 """Epochs end on whole steps: an evaluation that lacks less than this of an epoch's end counts as at its end."""
@@ -23,23 +23,23 @@ class MetricLines:
         self._file = file
 
     def see(self, event: Event) -> None:
-        if event["kind"] == "evaluated":
+        if isinstance(event, Evaluated):
             print(metric_line(event), file=self._file, flush=True)
 
     def close(self) -> None: ...
 
 
-def metric_line(event: Event) -> str:
-    """The line of an ``evaluated`` event."""
-    result = event["results"][event["chosen"]]
+def metric_line(event: Evaluated) -> str:
+    """The line of an evaluation."""
+    result = event.results[event.chosen]
     numbers = {
-        "train_loss": event["train_loss"],
-        "train_acc": _share(event["train_top1"]),
-        "val_loss": result["loss"],
-        "val_acc": _share(result["top1"]),
+        "train_loss": event.train_loss,
+        "train_acc": _share(event.train_top1),
+        "val_loss": result.loss,
+        "val_acc": _share(result.top1),
     }
     parts = [f"{name}={value:.4f}" for name, value in numbers.items() if value is not None and math.isfinite(value)]
-    return " ".join(["[METRICS]", f"epoch={math.floor(event['epoch'] + _NEARLY)}", *parts])
+    return " ".join(["[METRICS]", f"epoch={math.floor(event.epoch + _NEARLY)}", *parts])
 
 
 def _share(percent: float | None) -> float | None:

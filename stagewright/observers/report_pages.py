@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stagewright.observers.text_log import TextLog
 from stagewright.plan.cost import PAGE_GAP_SECONDS
-from stagewright.rundir.event_text import Event
+from stagewright.rundir.event_kinds import Evaluated, Event, Notice
 from stagewright.system.children import module_command
 
 _log = logging.getLogger(__name__)
@@ -34,11 +34,13 @@ class Pages:
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = -min_seconds
         self._told = False
+        self._step = 0
 
     def see(self, event: Event) -> None:
+        self._step = event.step
         due = time.monotonic() - self._started_at >= self.min_seconds
         idle = self._process is None or self._process.poll() is not None
-        if event["kind"] == "evaluated" and due and idle and not _nearly_over(event):
+        if isinstance(event, Evaluated) and due and idle and not _nearly_over(event):
             if self._process is not None and (code := self._process.poll()):
                 self._tell(f"ended with {code}")
             self._started_at = time.monotonic()
@@ -76,11 +78,10 @@ class Pages:
         _log.warning("%s", text)
         if self.run.is_dir():
             log = TextLog(self.run / "log.txt")
-            log.see({"kind": "notice", "text": text, "clock": {"at": datetime.now(UTC).isoformat()}})
+            log.see(Notice(step=self._step, text=text, time=datetime.now(UTC).isoformat()))
             log.close()
 
 
-def _nearly_over(event: Event) -> bool:
+def _nearly_over(event: Evaluated) -> bool:
     """Whether the run ends so soon that the last page, which comes anyway, would have to wait for one begun now."""
-    left = event["clock"].get("eta_seconds")
-    return left is not None and left < _NEARLY_OVER_SECONDS
+    return event.eta_seconds is not None and event.eta_seconds < _NEARLY_OVER_SECONDS

@@ -6,7 +6,8 @@ from collections import deque
 from pathlib import Path
 
 from stagewright.errors import StorageError
-from stagewright.rundir.event_text import Event, sentence
+from stagewright.rundir.event_kinds import Event
+from stagewright.rundir.event_text import sentence
 from stagewright.storage.append_file import AppendFile
 
 _MOST_WAITING = 1000
@@ -27,7 +28,7 @@ class TextLog:
         text = sentence(event)
         if text is None:
             return
-        at = str(event["clock"]["at"])[:19].replace("T", " ")
+        at = (event.time or "")[:19].replace("T", " ")
         self._waiting.extend(f"{at}  {line}\n" for line in text.splitlines())
         self._write()
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -177,7 +177,7 @@ class Plan(Frozen):
             del content["recipe"][cosmetic]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain data for ``plan.json``, with the digest and each stage's LR and momentum at start, peak and end."""
         content = self.model_dump(mode="json")
         content["recipe"] = self.recipe.to_dict()
@@ -186,7 +186,7 @@ class Plan(Frozen):
         return {"digest": self.digest, **content}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Plan:
+    def from_json(cls, content: Mapping[str, object]) -> Plan:
         """The plan of ``plan.json``; RecipeError if it was written by another format or altered by hand."""
         if content.get("format") != FORMAT:
             raise RecipeError(
@@ -210,7 +210,7 @@ class Plan(Frozen):
             )
         return plan
 
-    def steps(self) -> Iterator[dict[str, Any]]:
+    def steps(self) -> Iterator[dict[str, object]]:
         """Every update's hyper-parameters as plain data, for ``plan --json --steps``."""
         for stage in self.stages:
             for step in range(stage.first_step, stage.end_step):

@@ -92,7 +92,8 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
                 kept[part] = {name: value for name, value in kept[part].items() if name not in lengths[part]}
         return kept
 
-    return {**without(recipe.to_dict()), "stages": [without(stage) for stage in recipe.to_dict()["stages"]]}
+    stages = [stage.model_dump(mode="json", exclude_unset=True) for stage in recipe.stages]
+    return {**without(recipe.to_dict()), "stages": [without(stage) for stage in stages]}
 
 
 def kept_sentence(measured: Measured, source: Path) -> str:

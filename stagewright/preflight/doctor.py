@@ -105,17 +105,6 @@ def _photograph() -> bytes:
     return buffer.getvalue()
 
 
-def print_checks(checks: list[Check]) -> None:
-    """A line or two each, on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for check in checks:
-        table.add_row("[green]ok[/]" if check.good else "[yellow]note[/]", check.name, check.text)
-    Console().print(table)
-
-
 def to_dicts(checks: list[Check]) -> list[dict[str, Any]]:
     """The checks for a program."""
     return [{"name": check.name, "good": check.good, "text": check.text} for check in checks]

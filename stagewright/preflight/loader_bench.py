@@ -19,9 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.order import subset
@@ -125,31 +122,6 @@ class Benchmark:
                 parts.append("reading pictures holds it up")
                 parts += [_pack_sentence(rate) for rate in faster] or ["more cores would help"]
         return "; ".join(parts) + "."
-
-    def print(self, console: Console) -> None:
-        """A table, the split of the time, and the verdict."""
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name, justify in (("way", "left"), ("size", "right"), ("threads", "right"), ("prefetch", "right")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        for name in ("images/s", "x torchvision", "KB each"):
-            table.add_column(name, justify="right")
-        bases = {rate.image_size: rate.images_per_second for rate in self.rates if rate.what == "torchvision"}
-        for rate in sorted(self.rates, key=lambda rate: -rate.image_size):
-            base = bases.get(rate.image_size)
-            table.add_row(
-                rate.what,
-                str(rate.image_size),
-                str(rate.threads),
-                str(rate.prefetch),
-                f"{rate.images_per_second:,.0f}",
-                f"{rate.images_per_second / base:.2f}" if base else "",
-                f"{rate.disk_bytes / 1e3:,.1f}" if rate.disk_bytes else "",
-            )
-        console.print(f"{self.pictures:,} pictures of {self.source}, {self.decoder}", highlight=False)
-        console.print(table)
-        parts = ", ".join(f"{name} {number_text(value)} µs" for name, value in self.split.items())
-        console.print(f"One thread spends on a picture: {parts}", highlight=False)
-        console.print(self.verdict(), highlight=False)
 
 
 def _pack_sentence(rate: Rate) -> str:

@@ -105,10 +105,11 @@ def differing(recipe: Recipe, other: Recipe = _DEFAULTS) -> tuple[str, ...]:
     found: list[str] = []
     default = other.to_dict()
     for name, value in recipe.to_dict().items():
-        if value == default[name]:
+        usual = default[name]
+        if value == usual:
             continue
-        if isinstance(value, dict) and isinstance(default[name], dict):
-            found += [f"{name}.{key}" for key in value if value[key] != default[name].get(key)]
+        if isinstance(value, dict) and isinstance(usual, dict):
+            found += [f"{name}.{key}" for key in value if value[key] != usual.get(key)]
         else:
             found.append(name)
     return tuple(found)

@@ -206,19 +206,19 @@ class Recipe(Part):
                 found[f"stages[{at}].augment.custom"] = stage.augment.custom
         return found
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data with every default written out, stages as they were given; ``Recipe.model_validate`` reads it."""
         content = self.model_dump(mode="json")
         content["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]
         return content
 
-    def with_stage(self, at: int, **changes: Any) -> Recipe:
+    def with_stage(self, at: int, **changes: object) -> Recipe:
         """This recipe with fields of stage ``at`` replaced, validated anew."""
         stages: list[dict[str, Any]] = [stage.model_dump(exclude_unset=True) for stage in self.stages]
         stages[at] = {**stages[at], **changes}
         return self.changed(stages=tuple(stages))
 
-    def changed(self, **changes: Any) -> Recipe:
+    def changed(self, **changes: object) -> Recipe:
         """This recipe with top-level fields replaced, validated anew (pydantic.ValidationError)."""
         return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
 

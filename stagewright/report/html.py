@@ -15,6 +15,7 @@ from stagewright.report import results
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
+from stagewright.rundir.event_kinds import Notice, Resumed, RunStopped, Skipped
 from stagewright.rundir.event_text import sentence
 from stagewright.text import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
 
@@ -222,13 +223,13 @@ def _files(title: str, files: Sequence[tuple[str, str]]) -> str:
 
 
 def _events(record: RunRecord) -> str:
-    lines = []
-    for event in record.history:
-        told = event.get("clock", {}).get("told")  # the data's notes, which have a place of their own
-        if event["kind"] in ("resumed", "stopped", "skipped", "notice") and not told and (text := sentence(event)):
+    lines: list[str] = []
+    for event in (one.event for one in record.log):
+        own_place = isinstance(event, Notice) and event.already_shown  # the data's notes
+        if isinstance(event, Resumed | RunStopped | Skipped | Notice) and not own_place and (text := sentence(event)):
             lines.append(text)
     lines += record.problems
-    lost = len({int(event["step"]) for event in record.superseded})
+    lost = len({event.step for event in record.superseded})
     if lost:
         lines.append(
             f"{count_text(lost, 'step')} with events were done again after a kill; the curves show what counts"

@@ -135,9 +135,9 @@ def smoothed(record: RunRecord, column: str) -> tuple[Series, Series]:
 def evaluated(record: RunRecord, weights: str, key: str) -> tuple[Series, Series]:
     """(steps, values) of one validation result of ``raw``, ``ema`` or ``swa`` weights."""
     found = [
-        (float(event["step"]), float(value))
+        (float(event.step), float(getattr(event.results[weights], key)))
         for event in record.evaluations
-        if (value := event.get("results", {}).get(weights, {}).get(key)) is not None
+        if weights in event.results
     ]
     table = np.array(found, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
@@ -238,7 +238,7 @@ def _frame(record: RunRecord, along: Along, name: str, *, panels: int) -> tuple[
                 panel.axvspan(first, last, color=theme.INK, alpha=0.05, linewidth=0, zorder=0)
             if at:
                 panel.axvline(first, color=theme.MUTED, alpha=0.5, linewidth=0.7, zorder=1)
-        restarts = along.at(record, [event["step"] for event in record.resumes])
+        restarts = along.at(record, [event.step for event in record.resumes])
         for where in np.unique(restarts[np.isfinite(restarts) & (restarts <= end)]):
             panel.axvline(where, color=theme.INK, alpha=0.75, linewidth=0.8, linestyle=(0, (4, 3)), zorder=2)
     for panel in axes[:-1]:
@@ -264,8 +264,8 @@ def _bands(record: RunRecord, along: Along, end: float) -> list[tuple[float, flo
 def _finish(record: RunRecord, along: Along, figure: Figure, axes: list[Axes], best_key: str | None) -> None:
     """Tick labels, stage names, the chosen point and the legend, which stands above the data."""
     best = chosen(record)
-    if best is not None and best_key is not None and best.result.get(best_key) is not None:
-        _mark_chosen(record, along, axes[0], best, float(best.result[best_key]))
+    if best is not None and best_key is not None and best.result is not None:
+        _mark_chosen(record, along, axes[0], best, float(getattr(best.result, best_key)))
     elif best is not None:
         where = float(along.at(record, best.step))
         for panel in axes:

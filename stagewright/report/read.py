@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 from stagewright.errors import CheckpointError, RangeTestError, nearest
 from stagewright.plan import lr_curve
 from stagewright.plan.lr_curve import RangeTest, Suggestions
-from stagewright.rundir.events import Event, read_events
+from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
+from stagewright.rundir.events import LoggedEvent, read_events
 from stagewright.storage.files import read_own, read_parsed, user_path
 from stagewright.storage.lock import is_held
 
@@ -81,10 +82,8 @@ class RunRecord:
     summary: dict[str, Any]
     plan: dict[str, Any]
     env: dict[str, Any]
-    events: tuple[Event, ...]
-    """Those that stand, in the order written; ``line`` is their line in events.jsonl."""
-    superseded: tuple[Event, ...]
-    """Those that a lost process wrote past the checkpoint from which the run went on, in the order written."""
+    log: tuple[LoggedEvent, ...]
+    """All of events.jsonl, in the order written: what the processes went through."""
     steps: Columns
     """STEP_COLUMNS, each (S,) float64, one entry per finished update, step rising."""
     timing: Columns
@@ -128,36 +127,42 @@ class RunRecord:
     def step(self) -> int:
         """Finished updates, as far as any file tells."""
         written = int(self.steps["step"][-1]) if len(self.steps["step"]) else 0
-        return max([written, int(self.summary.get("step") or 0), *(int(e["step"]) for e in self.evaluations[-1:])])
+        return max([written, int(self.summary.get("step") or 0), *(event.step for event in self.evaluations[-1:])])
 
     @property
     def total_steps(self) -> int:
         return int(self.plan.get("total_steps") or self.summary.get("total_steps") or self.step)
 
-    def of_kind(self, *kinds: str) -> list[Event]:
-        """The standing events of these kinds, in the order written."""
-        return [event for event in self.events if event["kind"] in kinds]
+    @property
+    def events(self) -> list[Event]:
+        """The events that stand, in the order written."""
+        return [one.event for one in self.log if not one.superseded]
+
+    @property
+    def superseded(self) -> list[Event]:
+        """Those that a lost process wrote past the checkpoint from which the run went on, in the order written."""
+        return [one.event for one in self.log if one.superseded]
 
     @cached_property
-    def history(self) -> list[Event]:
-        """Standing and superseded events in the order written: what the processes went through."""
-        return sorted((*self.superseded, *self.events), key=lambda event: event["line"])
-
-    @cached_property
-    def evaluations(self) -> list[Event]:
+    def evaluations(self) -> list[Evaluated]:
         """The standing evaluations by rising step, one each: the last where one was repeated."""
-        by_step = {int(event["step"]): event for event in self.of_kind("evaluated")}
+        by_step = {event.step: event for event in self.events if isinstance(event, Evaluated)}
         return [by_step[step] for step in sorted(by_step)]
 
     @property
-    def resumes(self) -> list[Event]:
+    def finish(self) -> Finished | None:
+        """The event of a finished run; None for another."""
+        return next((event for event in self.events if isinstance(event, Finished)), None)
+
+    @property
+    def resumes(self) -> list[Resumed]:
         """Every time that the run was taken up again, in the order of happening."""
-        return [event for event in self.history if event["kind"] == "resumed"]
+        return [one.event for one in self.log if isinstance(one.event, Resumed)]
 
     @cached_property
     def clocks(self) -> Columns:
         """Known moments: ``step`` and ``train_seconds``, both rising from 0."""
-        return _clocks(self.timing, self.of_kind("evaluated"))
+        return _clocks(self.timing, self.evaluations)
 
     def seconds_at(self, steps: ArrayLike) -> NDArray[np.float64]:
         """Training seconds at which ``steps`` (any shape) updates were finished, between known moments in proportion;
@@ -173,14 +178,12 @@ def read_run(path: str | Path) -> RunRecord:
     if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):
         raise _not_a_run(folder)
     problems: list[str] = []
-    events, superseded = _events(folder / "events.jsonl", problems)
     return RunRecord(
         path=folder,
         summary=_json(folder / "summary.json", problems),
         plan=_json(folder / "plan.json", problems),
         env=_json(folder / "env.json", problems),
-        events=events,
-        superseded=superseded,
+        log=_log(folder / "events.jsonl", problems),
         steps=_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
         timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(_all_predictions(folder / "evaluations", problems)),
@@ -220,11 +223,8 @@ def _json(path: Path, problems: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _events(path: Path, problems: list[str]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
-    """(standing, superseded) events, each with its line number under ``line``."""
-    events = read_events(path, damaged=problems.append) if path.is_file() else []
-    standing = tuple(event for event in events if not event["superseded"])
-    return standing, tuple(event for event in events if event["superseded"])
+def _log(path: Path, problems: list[str]) -> tuple[LoggedEvent, ...]:
+    return tuple(read_events(path, left_out=problems.append)) if path.is_file() else ()
 
 
 def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:
@@ -353,12 +353,10 @@ def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _clocks(timing: Columns, evaluated: list[Event]) -> Columns:
+def _clocks(timing: Columns, evaluations: Iterable[Evaluated]) -> Columns:
     """Known (step, train_seconds), both rising from (0, 0): of timing.csv and of the evaluations' clocks."""
     moments = [
-        (float(event["step"]), float(seconds))
-        for event in evaluated
-        if (seconds := event.get("clock", {}).get("train_seconds")) is not None
+        (float(event.step), float(event.train_seconds)) for event in evaluations if event.train_seconds is not None
     ]
     step = np.concatenate([[0.0], timing["step"], [moment[0] for moment in moments]])
     seconds = np.concatenate([[0.0], timing["train_seconds"], [moment[1] for moment in moments]])

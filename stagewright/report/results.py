@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.report.intervals import wilson
-from stagewright.report.read import Event, Predictions, RunRecord
+from stagewright.report.read import Predictions, RunRecord
+from stagewright.rundir.event_kinds import BadImages, Evaluated, Event, Result
 from stagewright.text import count_text, percent_text
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -44,24 +45,26 @@ class Chosen:
 
     step: int
     weights: str
-    evaluation: Event | None
+    evaluation: Evaluated | None
 
     @property
-    def result(self) -> dict[str, Any]:
-        """Their validation result (``loss``, ``top1``, ``images``, ...); empty where no evaluation stands."""
-        return {} if self.evaluation is None else self.evaluation.get("results", {}).get(self.weights, {})
+    def result(self) -> Result | None:
+        """Their validation result; None where no evaluation stands."""
+        return None if self.evaluation is None else self.evaluation.results.get(self.weights)
 
 
 def chosen(record: RunRecord) -> Chosen | None:
     """The chosen weights of a finished run, the best so far of another; None before the first evaluation."""
-    by_step = {int(event["step"]): event for event in record.evaluations}
-    said = record.summary.get("chosen") or next((e.get("chosen") for e in record.of_kind("finished")), None)
+    by_step = {event.step: event for event in record.evaluations}
+    said, finish = record.summary.get("chosen"), record.finish
     if record.status == "finished" and isinstance(said, dict) and said.get("step") is not None:
         step = int(said["step"])
         return Chosen(step, str(said.get("weights", "raw")), by_step.get(step))
+    if record.status == "finished" and not said and finish is not None:
+        return Chosen(finish.chosen.step, finish.chosen.weights, by_step.get(finish.chosen.step))
     for event in reversed(record.evaluations):
-        if event.get("best"):
-            return Chosen(int(event["step"]), str(event.get("chosen", "raw")), event)
+        if event.best:
+            return Chosen(event.step, event.chosen, event)
     return None
 
 
@@ -71,12 +74,11 @@ def score(record: RunRecord, split: str) -> Score | None:
         predictions = record.predictions[split]
         return Score(predictions.correct, len(predictions))
     best = chosen(record)
-    if split != "val" or best is None or not best.result.get("images"):
+    if split != "val" or best is None or best.result is None or not best.result.images:
         return None
-    images = int(best.result["images"])
-    if not math.isfinite(best.result["top1"]):
+    if not math.isfinite(best.result.top1):
         return None
-    return Score(round(float(best.result["top1"]) / 100 * images), images)
+    return Score(round(best.result.top1 / 100 * best.result.images), best.result.images)
 
 
 def shown_split(record: RunRecord) -> Predictions | None:
@@ -92,24 +94,22 @@ def choice_sentence(record: RunRecord) -> str:
     done = record.status == "finished"
     result = best.result
     own = WEIGHT_NAMES.get(best.weights, best.weights)
-    others = [] if best.evaluation is None else [k for k in best.evaluation.get("results", {}) if k != best.weights]
+    others = [] if best.evaluation is None else [kind for kind in best.evaluation.results if kind != best.weights]
     verb = "were chosen" if done else "are the best so far"
     words = [
         f"The {own} weights after step {best.step:,} of {record.total_steps:,}{_in_stage(record, best.step)} {verb}"
     ]
     if result:
-        words.append(f": {percent_text(result.get('top1'))} of the validation pictures")
+        words.append(f": {percent_text(result.top1)} of the validation pictures")
         if others and best.evaluation is not None:
-            other = best.evaluation["results"][others[0]]
-            words.append(
-                f", against {percent_text(other.get('top1'))} with the {WEIGHT_NAMES.get(others[0], others[0])} "
-            )
+            other = best.evaluation.results[others[0]]
+            words.append(f", against {percent_text(other.top1)} with the {WEIGHT_NAMES.get(others[0], others[0])} ")
             words.append("weights of the same step")
-            if other.get("top1") == result.get("top1"):
+            if other.top1 == result.top1:
                 words.append(" (at a tie the averaged ones are taken)")
     words.append(". ")
     evaluations = record.evaluations
-    candidates = sum(len(event.get("results", {})) for event in evaluations)
+    candidates = sum(len(event.results) for event in evaluations)
     select = record.plan.get("recipe", {}).get("eval", {}).get("select", "best")
     if select == "last" and done:
         words.append("The recipe takes the last step, and there the weights that do better on the validation pictures.")
@@ -162,15 +162,15 @@ def stage_rows(record: RunRecord) -> list[StageRow]:
             begin, end = record.seconds_at([first, timed])
             seconds = float(end - begin)
         speed = (timed - first) * stage.get("batch_size", 0) / seconds if seconds else None
-        scored = [_best_of(event) for event in record.evaluations if event.get("stage") == stage.get("index", at)]
+        scored = [_best_of(event) for event in record.evaluations if event.stage == stage.get("index", at)]
         top1, weights = max(scored, default=(None, ""))
         rows.append(StageRow(stage, done, seconds, speed or None, top1, weights, memory.get(stage.get("name"))))
     return rows
 
 
-def _best_of(event: Event) -> tuple[float, str]:
-    weights = str(event.get("chosen", "raw"))
-    return float(event.get("results", {}).get(weights, {}).get("top1") or 0.0), weights
+def _best_of(event: Evaluated) -> tuple[float, str]:
+    result = event.results.get(event.chosen)
+    return (result.top1 if result is not None else 0.0), event.chosen
 
 
 def confusion(predictions: Predictions, num_classes: int) -> NDArray[np.int64]:
@@ -303,6 +303,4 @@ def budget_sentence(record: RunRecord) -> str | None:
 
 def unread_files(events: Iterable[Event]) -> list[str]:
     """Paths of pictures that broke during training or evaluation, once each, in order of appearance."""
-    return list(
-        dict.fromkeys(str(path) for event in events if event["kind"] == "bad_image" for path in event.get("paths", ()))
-    )
+    return list(dict.fromkeys(path for event in events if isinstance(event, BadImages) for path in event.paths))

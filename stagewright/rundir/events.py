@@ -1,34 +1,27 @@
 """The event log: what happened in a run, one JSON object a line, append-only, and the observers who are told.
 
-The convention: an event is ``{"kind", "step", ..., "clock"}``. All but ``clock`` is a function of the plan, so that an
-interrupted run's live events equal an unbroken one's; what depends on time or machine goes into ``clock``. Kinds that
-depend on how often a process was started are the session kinds. Nothing is ever removed: a ``resumed`` or ``rolled_back``
-event of step k supersedes every event of a later step that stands before it; a ``rolled_back`` that a process wrote before it
-was killed, and the next one again, supersedes the first and all since. Floats that are not finite are written ``NaN`` and
-``Infinity``, as Python's json reads them.
+The convention: an event is ``{"kind", "step", ..., "clock"}`` (:mod:`stagewright.rundir.event_kinds`). All but ``clock`` is a
+function of the plan, so that an interrupted run's live events equal an unbroken one's; what depends on time or machine goes
+into ``clock``. Kinds that depend on how often a process was started are left out of the comparison. Nothing is ever removed: a
+``resumed`` or ``rolled_back`` event of step k supersedes every event of a later step that stands before it; a ``rolled_back``
+that a process wrote before it was killed, and the next one again, supersedes the first and all since.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from stagewright.errors import CheckpointError, Stopped
+from stagewright.rundir.event_kinds import Event, Notice, Rejected, Resumed, RolledBack
+from stagewright.rundir.event_lines import UnknownKind, from_line, to_line, without_clock
 from stagewright.storage.append_file import AppendFile, Seal
 from stagewright.storage.files import read_own
-
-Event = dict[str, Any]
-
-SESSION_KINDS = frozenset({"started", "resumed", "saved", "stopped", "notice", "memory"})
-"""Kinds that depend on interruptions, and are left out when runs are compared."""
-REWINDING_KINDS = frozenset({"resumed", "rolled_back"})
-"""Kinds that supersede the events of later steps before them."""
-TRANSIENT_KINDS = frozenset({"progress", "evaluating", "computing"})
-"""Kinds that observers see and the log does not keep."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +30,7 @@ class Observer(Protocol):
     """Someone who is told of events after the fact and can change nothing."""
 
     def see(self, event: Event) -> None:
-        """Takes one event, a copy of the observer's own. What it raises is logged once, and switches it off."""
+        """Takes one event, an object of the observer's own. What it raises is logged once, and switches it off."""
         ...
 
     def close(self) -> None:
@@ -49,8 +42,8 @@ class EventLog:
     """Writes the events of a run to ``path`` and hands them to ``observers``.
 
     With ``resume_step`` None a new log is begun; CheckpointError if ``path`` holds events already. Else the log there
-    is taken up: a torn last line is cut, and a ``resumed`` event is written with the name of the ``checkpoint`` (None
-    where the run starts over) and the ``rejected`` ones, each ``{"name", "reason"}``. Belongs to one thread.
+    is taken up: a torn last line is cut, and a :class:`Resumed` event is written with the name of the ``checkpoint`` (None
+    where the run starts over) and the ``rejected`` ones. Belongs to one thread.
     """
 
     def __init__(
@@ -60,7 +53,7 @@ class EventLog:
         *,
         resume_step: int | None = None,
         checkpoint: str | None = None,
-        rejected: Sequence[Mapping[str, str]] = (),
+        rejected: Sequence[Rejected] = (),
     ) -> None:
         if resume_step is None and path.exists() and path.stat().st_size:
             raise CheckpointError(
@@ -72,40 +65,33 @@ class EventLog:
         self._file = AppendFile(path)
         self._already_written: set[str] = set()
         if resume_step is not None:
-            self.emit("resumed", resume_step, checkpoint=checkpoint, rejected=[dict(one) for one in rejected])
+            self.emit(Resumed(step=resume_step, checkpoint=checkpoint, rejected=tuple(rejected)))
             if self._file.cut_bytes:
                 text = f"cut {self._file.cut_bytes} bytes of an unfinished last line from {path.name}"
-                self.emit("notice", resume_step, text=text)
+                self.emit(Notice(step=resume_step, text=text))
             self._already_written = self._live()
 
-    def emit(self, kind: str, step: int, *, clock: Mapping[str, Any] | None = None, **payload: Any) -> None:
-        """Writes one event and tells the observers; after it returns a ``kill -9`` cannot lose it.
+    def emit(self, event: Event) -> None:
+        """Writes one event, with the time, and tells the observers; after it returns a ``kill -9`` cannot lose it.
 
-        ``payload`` is plain JSON and the same in every run of the plan; ``clock`` is the rest, and gets ``at``, the
-        time as ISO-8601 in UTC. Transient kinds are not written, and neither is an event which the log of a resumed run
-        has already: a process killed right after a checkpoint may have written it. StorageError if the disk is full.
+        Kinds that are not ``in_file`` are not written, and neither is an event which the log of a resumed run has already: a
+        process killed right after a checkpoint may have written it. StorageError if the disk is full.
         """
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        event = {"kind": kind, "step": step, **payload, "clock": {"at": at, **(clock or {})}}
-        line = json.dumps(event)
-        if kind not in TRANSIENT_KINDS and not (
-            self._already_written and _canonical(_bare(event)) in self._already_written
-        ):
-            self._file.append(line.encode() + b"\n")
+        event = replace(event, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
+        if event.in_file and not (self._already_written and _comparable_text(event) in self._already_written):
+            self._file.append(to_line(event))
         for observer in tuple(self._observers):
-            # Each reads its own copy of the line: what one does to an event, no other and no caller sees.
             try:
-                observer.see(json.loads(line))
+                observer.see(replace(event))  # its own: even what reaches into a frozen object changes no other's
             except (KeyboardInterrupt, Stopped):
                 raise
             except BaseException as error:  # SystemExit too: an observer ends no run
-                self._switch_off(observer, step, error)
+                self._switch_off(observer, event.step, error)
 
-    def rolled_back(self, step: int, **payload: Any) -> None:
-        """Writes that the run goes on from ``step`` again; the ``number`` in the payload counts such events of the run. What it
-        does again up to where it was is not written twice."""
+    def emit_rollback(self, event: RolledBack) -> None:
+        """Writes that the run goes on from ``event.step`` again. What it does again up to where it was is not written twice."""
         self._already_written = set()
-        self.emit("rolled_back", step, **payload)
+        self.emit(event)
         self._already_written = self._live()
 
     def skip_repeats(self) -> None:
@@ -113,7 +99,7 @@ class EventLog:
         self._already_written = self._live()
 
     def _live(self) -> set[str]:
-        return {_canonical(event) for event in comparable(live_events(self._file.path))}
+        return {_comparable_text(event) for event in live_events(self._file.path) if not event.by_process}
 
     def _switch_off(self, observer: Observer, step: int, error: BaseException) -> None:
         if observer not in self._observers:  # it failed again on the notice of another's failure
@@ -121,7 +107,8 @@ class EventLog:
         self._observers.remove(observer)
         name = type(observer).__name__
         _log.error("%s failed and is switched off", name, exc_info=error)
-        self.emit("notice", step, text=f"{name} failed and is switched off: {type(error).__name__}: {error}")
+        text = f"{name} failed and is switched off: {type(error).__name__}: {error}"
+        self.emit(Notice(step=step, text=text))
 
     def sync(self) -> None:
         """Returns when every event is on the disk; to be called before a checkpoint is saved, which relies on them."""
@@ -144,82 +131,74 @@ class EventLog:
         self._file.close()
 
 
-def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> list[Event]:
-    """Every event of the log in order, with its ``line`` (from 1) and whether it is ``superseded``: a later resume began
-    before its step.
+@dataclass(frozen=True)
+class LoggedEvent:
+    """An event as it stands in the log."""
 
-    An unfinished last line, which the run may be writing just now, is left out; a damaged line is too, and ``damaged``
-    is told of it in a sentence. FileNotFoundError if there is no log.
+    event: Event
+    line: int
+    """From 1."""
+    superseded: bool
+    """Whether it counts no more: the run went on from before its step."""
+
+
+def read_events(path: Path, left_out: Callable[[str], None] = _log.warning) -> list[LoggedEvent]:
+    """Every event of the log in order.
+
+    An unfinished last line, which the run may be writing just now, is left out; so is a line that is damaged, or of a kind that
+    this version does not know, and ``left_out`` is told of it in a sentence. FileNotFoundError if there is no log.
     """
     events: list[Event] = []
+    numbers: list[int] = []
+    superseded: list[bool] = []
     *lines, _unfinished = read_own(path).split(b"\n")
     for number, line in enumerate(lines, start=1):
         try:
-            event = _checked(json.loads(line))
-            kind, step = event["kind"], event["step"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged(f"{path.name}: line {number} is damaged and left out")
+            event = from_line(line)
+        except UnknownKind as kind:
+            left_out(
+                f"{path.name}: line {number} is left out: this version of stagewright does not know the kind {kind}"
+            )
             continue
-        if kind in REWINDING_KINDS:
-            since = _first_writing(event, events)
+        except ValueError:
+            left_out(f"{path.name}: line {number} is damaged and left out")
+            continue
+        if event.supersedes:
+            since = _first_writing(event, events, superseded)
             for at, earlier in enumerate(events):
-                earlier["superseded"] = earlier["superseded"] or earlier["step"] > step or at >= since
-        events.append({**event, "line": number, "superseded": False})
-    return events
+                superseded[at] = superseded[at] or earlier.step > event.step or at >= since
+        events.append(event)
+        numbers.append(number)
+        superseded.append(False)
+    return [LoggedEvent(*one) for one in zip(events, numbers, superseded, strict=True)]
 
 
-def _first_writing(event: Event, before: Sequence[Event]) -> int:
+def _first_writing(event: Event, before: Sequence[Event], superseded: Sequence[bool]) -> int:
     """Place of the same rollback's event, written by a process that was killed before it had saved; else behind all."""
-    if event["kind"] != "rolled_back" or "number" not in event:
+    if not isinstance(event, RolledBack) or event.number is None:
         return len(before)
-    own = (event["number"], event["step"])
-    places = (
-        at for at, one in enumerate(before) if one["kind"] == "rolled_back" and (one.get("number"), one["step"]) == own
+    same = (
+        at
+        for at, one in enumerate(before)
+        if isinstance(one, RolledBack) and (one.number, one.step) == (event.number, event.step)
     )
-    return next((at for at in places if not before[at]["superseded"]), len(before))
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("kind", "text", "stage_name"), (str,)),
-    **dict.fromkeys(("rows", "paths", "reasons", "rejected"), (list,)),
-    **dict.fromkeys(("clock", "results"), (dict,)),
-}
-"""Types of fields that whoever reads the log relies on."""
-
-
-def _checked(event: Any) -> Event:
-    """``event`` with a kind, a step and a clock; ValueError or KeyError where one is amiss, or a field has another type."""
-    event = {"clock": {}, **event}
-    if not isinstance(event["kind"], str) or type(event["step"]) is not int:
-        raise ValueError("kind or step is amiss")
-    if any(name in event and not isinstance(event[name], kinds) for name, kinds in _TYPES.items()):
-        raise ValueError("a field has another type")
-    results = event.get("results", {}).values()
-    if not all(isinstance(one, dict) and isinstance(one["top1"], int | float) for one in results):
-        raise ValueError("results have no top1")
-    return event
+    return next((at for at in same if not superseded[at]), len(before))
 
 
 def live_events(path: Path) -> list[Event]:
-    """The events that count, in order: those of :func:`read_events` that no resume superseded, as they were written."""
-    return [
-        {key: value for key, value in event.items() if key not in ("line", "superseded")}
-        for event in read_events(path)
-        if not event["superseded"]
-    ]
+    """The events that count, in order: those of :func:`read_events` that are not superseded."""
+    return [one.event for one in read_events(path) if not one.superseded]
 
 
-def comparable(events: Iterable[Event]) -> list[Event]:
-    """What two runs of one plan have in common: ``events`` without the session kinds, and without ``clock``.
+def comparable(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What two runs of one plan have in common, as plain data: ``events`` without their clocks, and without the kinds that
+    depend on how often a run was interrupted.
 
-    ``bad_image`` is among it: a picture that breaks does so at a step, and again in a resumed run.
+    ``bad_image`` is among it: an image that breaks does so at a step, and again in a resumed run.
     """
-    return [_bare(event) for event in events if event["kind"] not in SESSION_KINDS]
+    return [without_clock(event) for event in events if not event.by_process]
 
 
-def _bare(event: Event) -> Event:
-    return {key: value for key, value in event.items() if key not in ("clock", "line", "superseded")}
-
-
-def _canonical(event: Event) -> str:
-    return json.dumps(event, sort_keys=True)
+def _comparable_text(event: Event) -> str:
+    """Equal for two events just where they are equal but for their clocks, NaN included."""
+    return json.dumps(without_clock(event), sort_keys=True)

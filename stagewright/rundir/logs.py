@@ -19,6 +19,7 @@ import torch
 from stagewright.errors import CheckpointError
 from stagewright.rundir.checkpoint import Checkpoint, Rejected
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Saved
 from stagewright.rundir.events import read_events
 from stagewright.storage.append_file import Seal
 from stagewright.storage.files import read_own, unwritable, write_whole
@@ -85,7 +86,7 @@ def refuse_lost(run: RunDir, rejected: Sequence[Rejected]) -> None:
     if rejected:
         what = "; ".join(f"{one.name}: {one.reason}" for one in rejected[:4])
     elif run.events.exists():
-        names = [event.get("checkpoint") for event in read_events(run.events) if event["kind"] == "saved"]
+        names = [one.event.checkpoint for one in read_events(run.events) if isinstance(one.event, Saved)]
         if not names:
             return
         what = f"its events name {names[-1]} as the last one saved"

@@ -1,9 +1,9 @@
-"""summary.json: read and written."""
+"""summary.json: what a program wants to know of a run; its fields, and how it is read and written."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from stagewright.errors import CheckpointError
 from stagewright.plan.budget import Budget, Choice
@@ -12,15 +12,124 @@ from stagewright.storage.files import read_own, write_json
 from stagewright.text import span_text
 
 
-def read_summary(run: RunDir) -> dict[str, Any]:
+class ChosenSummary(TypedDict):
+    """The weights that became the model."""
+
+    step: int
+    """Number of finished updates that they come from."""
+    weights: str
+    """``raw``, ``ema`` or ``swa``."""
+    stage: str
+    """Name of the stage of that step."""
+    select: str
+    """How the recipe chooses: ``best`` or ``last``."""
+
+
+class GuardSummary(TypedDict):
+    """What the guard did."""
+
+    rollbacks: int
+    left_out_steps: list[int]
+    """Updates that were left out, counted from 1."""
+    masked: list[str]
+    """Paths of images that were left out."""
+    micro_batch_size: int | None
+    """Images at a time where more did not fit into memory; None: as planned."""
+
+
+class BudgetSummary(TypedDict):
+    """What a budget chose."""
+
+    asked: str
+    """The budget as it was given."""
+    seconds: float
+    """Its length."""
+    price: float | None
+    """Money per hour."""
+    predicted_seconds: float
+    """From its beginning until all of the run is written."""
+    probe_seconds: float
+    """How long the machine was measured."""
+    steps: int
+    """Updates of the plan."""
+    choice: dict[str, float | None]
+    """What was changed in the recipe (:class:`stagewright.plan.budget.Choice`)."""
+    text: str
+    """All of it in words."""
+    actual_seconds: NotRequired[float]
+    """What was taken in the end; only in a finished run."""
+
+
+class Summary(TypedDict):
+    """``summary.json``. Accuracies are percentages in [0, 100], times are seconds over all processes of the run."""
+
+    status: str
+    """``running``, ``stopped``, ``finished`` or ``failed``."""
+    name: str
+    """Name of the run's directory."""
+    recipe: str
+    model: str
+    data: str | None
+    """DATA as it was given."""
+    classes: int
+    """How many."""
+    plan_digest: str
+    dataset_digest: str
+    seed: int
+    step: int
+    """Number of finished updates."""
+    total_steps: int
+    """Updates of the plan."""
+    top1: dict[str, float | None]
+    """Of the chosen weights by split, ``val`` and ``test``; None where it was not measured."""
+    top5: dict[str, float | None]
+    loss: dict[str, float | None]
+    chosen: ChosenSummary | None
+    """None until the run is finished."""
+    candidates: dict[str, float]
+    """Highest validation top-1 by kind of weights."""
+    setup_seconds: float
+    train_seconds: float
+    eval_seconds: float
+    checkpoint_seconds: float
+    wall_seconds: float
+    """The sum of the four."""
+    images_per_second: float
+    """In training."""
+    loading: dict[str, object]
+    """Whether reading images held the training up, for this process (:class:`stagewright.data.load_times.LoadTimes`)."""
+    restarts: int
+    parameters: int
+    """Of the network."""
+    ended_early: bool
+    guard: GuardSummary
+    unreadable: int
+    """Images that could not be read when they were needed."""
+    precision: str
+    device: str
+    memory_gb: dict[str, float]
+    """Highest use of memory by stage, in GiB."""
+    budget: BudgetSummary | None
+    parent: str | None
+    """Directory of the run that this one was forked from."""
+    error: str | None
+    """What ended a failed run."""
+
+
+def write_summary(run: RunDir, summary: Summary) -> None:
+    """Writes ``summary.json``, whole."""
+    write_json(run.summary, summary)
+
+
+def read_summary(run: RunDir) -> Summary:
     """``summary.json``; empty where there is none yet. CheckpointError where it is no JSON."""
     try:
         content = json.loads(read_own(run.summary))
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
-        return content
+        return cast(Summary, content)
     except FileNotFoundError:
-        return {}
+        return cast(Summary, {})
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{run.summary} is damaged: {error}",
@@ -41,10 +150,10 @@ def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:
     account = summary.get("budget")
     if not account or summary.get("status") != "finished":
         return None
-    account["actual_seconds"] = round(budget.spent_seconds, 2)
-    write_json(run.summary, summary)
-    share = 100 * account["actual_seconds"] / budget.seconds
+    actual = account["actual_seconds"] = round(budget.spent_seconds, 2)
+    write_summary(run, summary)
+    share = 100 * actual / budget.seconds
     return (
         f"Budget {budget.text}: {span_text(account['predicted_seconds'])} predicted, "
-        f"{span_text(account['actual_seconds'])} taken ({share:.1f} %)"
+        f"{span_text(actual)} taken ({share:.1f} %)"
     )

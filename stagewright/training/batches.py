@@ -20,6 +20,7 @@ from stagewright.data.load_times import LoadTimes
 from stagewright.data.manifest import Manifest
 from stagewright.engine.state import TrainState
 from stagewright.plan.execution import Execution
+from stagewright.rundir.event_kinds import Notice
 from stagewright.system.signals import StopSignal
 from stagewright.training.recorder import Recorder
 
@@ -70,4 +71,4 @@ class Batches:
         names = [self.manifest.paths[int(row)].as_py() for row in rows[:3]]
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         text = f"waiting for {', '.join(names)}{more} for {seconds:.0f} s now: is the storage in order?"
-        self.recorder.log.emit("notice", self.state.step, text=text)
+        self.recorder.log.emit(Notice(step=self.state.step, text=text))

@@ -18,6 +18,7 @@ from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
 from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.plan.plan import StagePlan
+from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
 from stagewright.text import number_text
 from stagewright.training.early_stopping import update_early_stopping
@@ -56,14 +57,15 @@ class Evaluator:
         )
         self.session.recorder.write_evaluation(state, stage, results, state.seconds["eval"] - before)
         points["after its evaluation"] = memory_in_use(state.device)
+        peak = self.session.peak_gb()
         self.session.recorder.log.emit(
-            "memory", state.step, clock={**self.session.peak(), "points": points, "told": True}
+            MemoryUse(step=state.step, stage=self.session.stage_name, peak_gb=peak, points=points)
         )
         if self.session.is_finished and state.step < self.session.plan.total_steps:
             stop = self.session.plan.recipe.stop
             best = number_text(state.early_stopping.best, ".4g")
             reason = f"{stop.metric} has not improved on {best} in {state.early_stopping.stale} evaluations"
-            self.session.recorder.log.emit("ended_early", state.step, reason=reason)
+            self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
 
     def _averages_the_head_alone(self) -> bool:
         """Whether the averaged tensors that features depend on are those of the model, bit for bit."""
@@ -94,7 +96,7 @@ class Evaluator:
                         inputs=None if kept is None else self.session.numerics.network_input,
                         stop=lambda: self.session.stop.requested,
                         progress=lambda done: self.session.recorder.log.emit(
-                            "evaluating", self.session.state.step, done=done, total=total
+                            Evaluating(step=self.session.state.step, done=done, total=total)
                         ),
                     )
                 if self.session.reading.is_gone(result.unreadable, total):
@@ -110,7 +112,7 @@ class Evaluator:
                     raise
             self.session.state.guard.micro_batch_size = most // 2
             text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
-            self.session.recorder.log.emit("notice", self.session.state.step, text=text)
+            self.session.recorder.log.emit(Notice(step=self.session.state.step, text=text))
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, where the recipe wants it."""

@@ -17,6 +17,7 @@ from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
+from stagewright.rundir.event_kinds import Computing, Notice
 from stagewright.training.batches import Batches
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
@@ -75,7 +76,7 @@ class FeatureCache:
                 f"stage {stage.name!r}: the body is frozen and sees pictures alike, so its features of {total:,} "
                 f"{split} pictures are computed once"
             )
-            self.recorder.log.emit("notice", self.state.step, text=text)
+            self.recorder.log.emit(Notice(step=self.state.step, text=text))
             specs = whole_specs(self.plan, manifest, stage, split)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
                 features.kept[split] = features.compute(
@@ -83,7 +84,7 @@ class FeatureCache:
                     lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
                     stop=lambda: self.batches.stop.requested,
                     progress=lambda done: self.recorder.log.emit(
-                        "computing", self.state.step, done=done, total=total, what=f"features of {split} pictures"
+                        Computing(step=self.state.step, done=done, total=total, what=f"features of {split} pictures")
                     ),
                 )
             bad = list(features.kept[split].bad.items())

@@ -19,10 +19,12 @@ from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted
 from stagewright.plan.plan import StagePlan, eval_image_size
 from stagewright.rundir import checkpoint
+from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
+from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.session import Session
-from stagewright.training.summary import write_summary
+from stagewright.training.summary import summarise
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
@@ -49,15 +51,16 @@ def finish(session: Session) -> bool:
         top1 = {split: result.top1 for split, result in results.items()}
         write_bundle(session, score, stage, top1)
     log.emit(
-        "finished",
-        state.step,
-        chosen={"step": score.step, "weights": score.weights},
-        val_top1=top1.get("val"),
-        test_top1=top1.get("test"),
-        clock={"loading": session.batches.train_times.verdict(state.seconds["train"] - session.trained_before)},
+        Finished(
+            step=state.step,
+            chosen=ChosenWeights(step=score.step, weights=score.weights),
+            val_top1=top1.get("val"),
+            test_top1=top1.get("test"),
+            loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
+        )
     )
     session.recorder.sync()
-    write_summary(session, "finished", score=score, results=results)
+    write_summary(session.run, summarise(session, "finished", score=score, results=results))
     return True
 
 
@@ -80,7 +83,7 @@ def load_selected_weights(session: Session, score: Score) -> tuple[Score, StageP
             tensors = checkpoint.load(session.run.checkpoints / checkpoint.name_of(score.step)).tensors
         except CheckpointError as error:
             text = f"the best weights (step {score.step}) are lost, so the last take their place: {error.given}"
-            session.recorder.log.emit("notice", state.step, text=text)
+            session.recorder.log.emit(Notice(step=state.step, text=text))
             score = state.latest
         else:
             state.model.load_state_dict(tensors["model"])

@@ -57,11 +57,11 @@ class ProgressEstimator:
             self.marked_at, self.marked_images = train_seconds, self.images
         return self.images_a_second
 
-    def end_epoch(self, train_seconds: float) -> dict[str, float]:
+    def end_epoch(self, train_seconds: float) -> tuple[float, float]:
         """Training seconds and images a second since the last evaluation of this process."""
         seconds, images = train_seconds - (self.epoch_at or 0.0), self.images - self.epoch_images
         self.epoch_at, self.epoch_images = train_seconds, self.images
-        return {"epoch_seconds": round(seconds, 3), "images_per_second": round(images / max(seconds, 1e-9), 2)}
+        return round(seconds, 3), round(images / max(seconds, 1e-9), 2)
 
     def eta_seconds(self, plan: Plan, step: int) -> float | None:
         """Seconds from ``step`` to the end of the plan with its evaluations; None while too little was seen."""

@@ -21,6 +21,7 @@ from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import TrainState
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import BadImages, Evaluated, Progress, Result, Skipped
 from stagewright.rundir.events import EventLog
 from stagewright.rundir.step_table import StepLog
 from stagewright.storage.append_file import Seal
@@ -97,7 +98,7 @@ class Recorder:
             stage = self.plan.stage_at(step)
             done, top1 = step + 1, 100.0 * share
             if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
-                self.log.emit("skipped", done, reason="fp16 overflow: update left out, scale lowered")
+                self.log.emit(Skipped(step=done, reason="fp16 overflow: update left out, scale lowered"))
             rows.append([done, stage.index, stage.epoch_at(done), hyper.lr, hyper.momentum, loss, top1, grad_norm])
             if math.isfinite(loss):  # not of an update that was left out
                 self.since_evaluation.append((loss, top1))
@@ -132,24 +133,27 @@ class Recorder:
                 ]
             ]
         )
+        train_seconds, memory = self._train_seconds(), round(memory_gb(self.device), 3)
+        epoch_seconds, images_per_second = self.estimator.end_epoch(self.clock.read("train"))
         self.log.emit(
-            "evaluated",
-            state.step,
-            stage=stage.index,
-            stage_name=stage.name,
-            epoch=epoch,
-            split="val",
-            train_loss=train_loss,
-            train_top1=train_top1,
-            results={kind: result.numbers() for kind, result in results.items()},
-            chosen=state.latest.weights,
-            best=best,
-            clock={
-                **self._clock(),
-                **self.estimator.end_epoch(self.clock.read("train")),
-                "eval_seconds": round(eval_seconds, 3),
-                "eta_seconds": self.estimator.eta_seconds(self.plan, state.step),
-            },
+            Evaluated(
+                step=state.step,
+                stage=stage.index,
+                stage_name=stage.name,
+                epoch=epoch,
+                split="val",
+                train_loss=train_loss,
+                train_top1=train_top1,
+                results={kind: _result(evaluation) for kind, evaluation in results.items()},
+                chosen=state.latest.weights,
+                best=best,
+                train_seconds=train_seconds,
+                memory_gb=memory,
+                epoch_seconds=epoch_seconds,
+                images_per_second=images_per_second,
+                eval_seconds=round(eval_seconds, 3),
+                eta_seconds=self.estimator.eta_seconds(self.plan, state.step),
+            )
         )
 
     def sync(self) -> None:
@@ -182,7 +186,8 @@ class Recorder:
     def _name_bad(self, done: int, bad_rows: tuple[BadRow, ...]) -> None:
         paths = [self.manifest.paths[row].as_py() for row, _ in bad_rows]
         reasons = [reason for _, reason in bad_rows]
-        self.log.emit("bad_image", done, rows=[row for row, _ in bad_rows], paths=paths, reasons=reasons)
+        rows = tuple(row for row, _ in bad_rows)
+        self.log.emit(BadImages(step=done, rows=rows, paths=tuple(paths), reasons=tuple(reasons)))
 
     def _tell_progress(self, row: list[Any]) -> None:
         now = time.perf_counter()
@@ -194,17 +199,28 @@ class Recorder:
             self._timed_at = now
             self.timing.append([[row[0], round(train_seconds, 3), round(speed, 2), round(memory, 3)]])
         self.log.emit(
-            "progress",
-            row[0],
-            stage=row[1],
-            loss=row[5],
-            top1=row[6],
-            lr=row[3],
-            images_per_second=speed,
-            memory_gb=memory,
-            eta_seconds=self.estimator.eta_seconds(self.plan, row[0]),
-            clock=self._clock(),
+            Progress(
+                step=row[0],
+                stage=row[1],
+                loss=row[5],
+                top1=row[6],
+                lr=row[3],
+                images_per_second=speed,
+                memory_gb=memory,
+                eta_seconds=self.estimator.eta_seconds(self.plan, row[0]),
+                train_seconds=self._train_seconds(),
+            )
         )
 
-    def _clock(self) -> dict[str, Any]:
-        return {"train_seconds": round(self.clock.read("train"), 3), "memory_gb": round(memory_gb(self.device), 3)}
+    def _train_seconds(self) -> float:
+        return round(self.clock.read("train"), 3)
+
+
+def _result(evaluation: Evaluation) -> Result:
+    return Result(
+        loss=evaluation.loss,
+        top1=evaluation.top1,
+        top5=evaluation.top5,
+        images=evaluation.images,
+        unreadable=evaluation.unreadable,
+    )

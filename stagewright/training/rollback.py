@@ -24,6 +24,7 @@ from stagewright.engine.state import TrainState
 from stagewright.errors import CheckpointError, Diverged, ModelError, NotFinite
 from stagewright.model.groups import modes_kept
 from stagewright.rundir import checkpoint
+from stagewright.rundir.event_kinds import RolledBack, Suspected
 from stagewright.system.memory import num_bytes
 from stagewright.training.guard import KEPT_STATES, Fault, Guard
 from stagewright.training.session import Session
@@ -159,7 +160,7 @@ class Rollback:
             "reason": fault.reason,
             "remedy": remedy,
         }
-        state.guard.pending.append(event)
+        state.guard.pending.append(event)  # plain, since a checkpoint has it
         state.rewind(self._state_before(fault.back_to))
         self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
         session.recorder.resume(state)
@@ -181,7 +182,7 @@ class Rollback:
         record = session.state.guard
         for event in [one for one in record.pending if one["step"] == step]:
             record.pending.remove(event)
-            session.recorder.log.rolled_back(**event)
+            session.recorder.log.emit_rollback(RolledBack(**event))
         if record.bad_image_search is not None and record.bad_image_search[1] == step:
             self._find_bad_images(record.bad_image_search[0], record.bad_image_search[2])
 
@@ -226,13 +227,14 @@ class Rollback:
             named = batch.rows
         paths = [session.manifest.paths[int(row)].as_py() for row in named]
         session.recorder.log.emit(
-            "suspect",
-            at,
-            update=update + 1,
-            rows=named.tolist(),
-            paths=paths,
-            verdict=verdict,
-            guilty=bool(guilty.any()),
+            Suspected(
+                step=at,
+                update=update + 1,
+                rows=tuple(named.tolist()),
+                paths=tuple(paths),
+                verdict=verdict,
+                guilty=bool(guilty.any()),
+            )
         )
 
     def _batch_of(self, update: int) -> Batch:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Saved, StageBegun
 from stagewright.rundir.logs import carried
 from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
@@ -98,7 +98,7 @@ class Session:
             self.state.average = WeightAverage()
         trainable, frozen = counts
         self.recorder.log.emit(
-            "stage", stage.first_step, stage=stage.index, name=stage.name, trainable=trainable, frozen=frozen
+            StageBegun(step=stage.first_step, stage=stage.index, name=stage.name, trainable=trainable, frozen=frozen)
         )
 
     def with_cached_features(self, batch: Batch) -> Batch:
@@ -151,10 +151,14 @@ class Session:
         batch = on_device(batch, self.state.device)
         return masked(batch, self.state.guard.masked) if self.state.guard.masked else batch
 
-    def peak(self) -> dict[str, Any]:
-        """The stage the model is in and the highest use of memory in it so far, for the ``clock`` of events."""
-        stage = self.plan.stages[max(self._entered, 0)]
-        return {"stage": stage.name, "peak_gb": round(peak_gb(self.state.device), 3)}
+    @property
+    def stage_name(self) -> str:
+        """Name of the stage that the model is in."""
+        return self.plan.stages[max(self._entered, 0)].name
+
+    def peak_gb(self) -> float:
+        """Highest use of memory in that stage so far, in GiB."""
+        return round(peak_gb(self.state.device), 3)
 
     def save(self, protect: Collection[int] = ()) -> None:
         """Writes the whole state; what other files say of it is on disk before. The checkpoints of the steps ``protect`` are kept
@@ -175,7 +179,9 @@ class Session:
             checkpoint.point(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
                 checkpoint.point(self.run.checkpoints, "best", state.step)
-        self.recorder.log.emit("saved", state.step, checkpoint=path.name, clock=self.peak())
+        self.recorder.log.emit(
+            Saved(step=state.step, checkpoint=path.name, stage=self.stage_name, peak_gb=self.peak_gb())
+        )
 
     @cached_property
     def _env(self) -> bytes:

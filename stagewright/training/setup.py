@@ -19,6 +19,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Started
 from stagewright.rundir.events import EventLog, Observer
 from stagewright.rundir.logs import refuse_lost, restore_logs
 from stagewright.storage.files import check_room
@@ -84,22 +85,22 @@ def open_session(inputs: RunInputs) -> Session:
         list(inputs.observers),
         resume_step=state.step if again else None,
         checkpoint=checkpoint.name_of(state.step) if restored else None,
-        rejected=[{"name": one.name, "reason": one.reason} for one in rejected],
+        rejected=[Rejected(name=one.name, reason=one.reason) for one in rejected],
     )
     recorder = Recorder(run, plan, manifest, log, clock, device)
     recorder.resume(state)
     if not again:
-        log.emit("started", 0, clock={"device": str(device), "device_name": device_name(device)})
+        log.emit(Started(step=0, device=str(device), device_name=device_name(device)))
         for note in run.read_env().get("data_notes", []):
-            log.emit("notice", 0, text=note, clock={"told": True})
+            log.emit(Notice(step=0, text=note, already_shown=True))
         if account := run.read_env().get("budget"):
-            log.emit("notice", 0, text=account["text"], clock={"told": True})
+            log.emit(Notice(step=0, text=account["text"], already_shown=True))
     elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
         text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
-        log.emit("notice", state.step, text=text)
+        log.emit(Notice(step=state.step, text=text))
     for line in (*notes, *lines):
-        log.emit("notice", state.step, text=line)
-    log.emit("memory", state.step, clock={"points": points, "told": True})
+        log.emit(Notice(step=state.step, text=line))
+    log.emit(MemoryUse(step=state.step, points=points))
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)

@@ -1,36 +1,35 @@
-"""Writes summary.json."""
+"""What summary.json says of a session."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
-from stagewright.rundir.events import read_events
-from stagewright.storage.files import write_json
+from stagewright.rundir.event_kinds import BadImages, Evaluated, MemoryUse, Resumed, Saved
+from stagewright.rundir.events import LoggedEvent, read_events
+from stagewright.rundir.summary import Summary
 from stagewright.training.session import Session
 
 
-def write_summary(
+def summarise(
     session: Session,
     status: str,
     *,
     score: Score | None = None,
     results: dict[str, Evaluation] | None = None,
     error: str | None = None,
-) -> None:
-    """``summary.json``: what a program wants to know of the run, at its start and at every end."""
+) -> Summary:
+    """What a program wants to know of the run, at its start and at every end."""
     plan, state, run = session.plan, session.state, session.run
     results = results or {}
     session.clock.read("setup")  # charges the time up to now
-    seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
     events = read_events(run.events)
     # Those of steps that a lost process carried out and this run carried out again count no more.
-    named = [event for event in events if event["kind"] == "bad_image" and not event["superseded"]]
-    bad = {row for event in named for row in event.get("rows", ())}
+    bad = {row for one in events if isinstance(one.event, BadImages) and not one.superseded for row in one.event.rows}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
     environment = run.read_env()
-    content: dict[str, Any] = {
+    content: Summary = {
         "status": status,
         "name": run.root.resolve().name,
         "recipe": plan.recipe.name,
@@ -47,11 +46,14 @@ def write_summary(
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
         "chosen": None,
         "candidates": _candidates(events),
-        **seconds,
+        "setup_seconds": round(state.seconds["setup"], 3),
+        "train_seconds": round(state.seconds["train"], 3),
+        "eval_seconds": round(state.seconds["eval"], 3),
+        "checkpoint_seconds": round(state.seconds["checkpoint"], 3),
         "wall_seconds": round(sum(state.seconds.values()), 3),
         "images_per_second": round(images / max(state.seconds["train"], 1e-9), 2),
         "loading": session.batches.train_times.to_dict(state.seconds["train"] - session.trained_before),
-        "restarts": sum(event["kind"] == "resumed" for event in events),
+        "restarts": sum(isinstance(one.event, Resumed) for one in events),
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "ended_early": state.step < plan.total_steps and session.is_finished,
         "guard": {
@@ -63,7 +65,7 @@ def write_summary(
         "unreadable": len(bad) + sum(result.unreadable for result in results.values()),
         "precision": plan.precision,
         "device": str(state.device),
-        "memory_gb": _stage_peaks([*events, {"kind": "saved", "clock": session.peak()}]),
+        "memory_gb": _stage_peaks(events, session),
         "budget": environment.get("budget"),
         "parent": environment.get("parent"),
         "error": error,
@@ -75,24 +77,24 @@ def write_summary(
             "stage": plan.stage_before(score.step).name,
             "select": plan.recipe.eval.select,
         }
-    write_json(run.summary, content)
+    return content
 
 
-def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
+def _candidates(events: Iterable[LoggedEvent]) -> dict[str, float]:
     """Best validation top-1 that each kind of weights reached, over all evaluations that count."""
     best: dict[str, float] = {}
-    for event in events:
-        if event["kind"] == "evaluated" and not event["superseded"]:
-            for kind, result in event.get("results", {}).items():
-                best[kind] = max(best.get(kind, 0.0), result["top1"])
+    for one in events:
+        if isinstance(one.event, Evaluated) and not one.superseded:
+            for kind, result in one.event.results.items():
+                best[kind] = max(best.get(kind, 0.0), result.top1)
     return best
 
 
-def _stage_peaks(events: list[dict[str, Any]]) -> dict[str, float]:
+def _stage_peaks(events: Iterable[LoggedEvent], session: Session) -> dict[str, float]:
     """Highest use of memory in GiB by stage, over all processes of the run."""
     peaks: dict[str, float] = {}
-    for event in events:
-        clock = event.get("clock", {})
-        if isinstance(clock.get("peak_gb"), int | float) and isinstance(clock.get("stage"), str):
-            peaks[clock["stage"]] = max(peaks.get(clock["stage"], 0.0), clock["peak_gb"])
+    read = [(one.event.stage, one.event.peak_gb) for one in events if isinstance(one.event, Saved | MemoryUse)]
+    for stage, peak in (*read, (session.stage_name, session.peak_gb())):
+        if stage is not None and peak is not None:
+            peaks[stage] = max(peaks.get(stage, 0.0), peak)
     return peaks

@@ -125,7 +125,8 @@ def test_each_option_makes_another_run(start: Start, change: dict[str, Any]) -> 
 
 
 def test_what_a_later_stage_cannot_mean_is_refused_before_the_first_step(start: Start) -> None:
-    stages = two_stages().to_dict()["stages"]
+    content: dict[str, Any] = two_stages().to_dict()
+    stages = content["stages"]
     run, _ = start(two_stages(stages=[stages[0], {**stages[1], "train": ["!layre1.*"]}]))
     with pytest.raises(ModelError, match=r"'!layre1\.\*' matches no parameter; did you mean '!layer1\.\*'"):
         go(run)

@@ -16,13 +16,13 @@ from commands import typed
 from stopping import last_checkpoint, stop_after
 
 import stagewright as sw
-from stagewright.api.evaluate import evaluate_bundle
 from stagewright.api.resume_check import differences
 from stagewright.errors import BundleError, ModelError, RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.report.write import write
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Notice
 from stagewright.rundir.events import read_events
 from stagewright.system import named_functions
 
@@ -94,7 +94,7 @@ def test_it_answers_is_evaluated_and_reported(finished: sw.Run, picture_folder: 
     bundle = finished.model
     assert bundle.spec.model == "python:own_parts:Net" and isinstance(bundle.model, own_parts.Net)
     assert len(list(bundle.predict(picture_folder / "down"))) == 20
-    report = evaluate_bundle(finished.path, device="cpu", workers=1)
+    report = sw.evaluate(finished.path, device="cpu", workers=1)
     assert report.result.top1 == pytest.approx(finished.summary["top1"]["test"])
     assert "python:own_parts:Net" in write(finished.path).read_text()
     assert "`Net` of the Python module `own_parts`" in (finished.path / "model" / "README.md").read_text()
@@ -114,7 +114,7 @@ def test_its_weights_go_on_to_other_classes(finished: sw.Run, picture_folder: Pa
     run = sw.train(
         two, staged(), overrides=overrides, out=tmp_path / "r", execution=QUIET, say=silent, model=own_parts.Net
     )
-    notices = [event["text"] for event in read_events(run.path / "events.jsonl") if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(run.path / "events.jsonl") if isinstance(one.event, Notice)]
     assert any("no class in common with these; it starts random" in text for text in notices)
     assert run.model.classes == ("new across", "new down")
 
@@ -177,8 +177,8 @@ def test_changed_code_is_noticed_on_resume(elsewhere: Path, picture_folder: Path
     own: dict[str, Any] = {"execution": QUIET, "say": silent}
 
     class StopEarly:
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "evaluated":
+        def see(self, event: sw.Event) -> None:
+            if event.kind == "evaluated":
                 raise KeyboardInterrupt
 
         def close(self) -> None: ...
@@ -190,7 +190,7 @@ def test_changed_code_is_noticed_on_resume(elsewhere: Path, picture_folder: Path
     with Path("their_parts.py").open("a") as file:
         file.write("\n# changed\n")
     assert sw.resume("r", **own).finished
-    notices = [event["text"] for event in read_events(Path("r/events.jsonl")) if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(Path("r/events.jsonl")) if isinstance(one.event, Notice)]
     assert any("their_parts.py has changed since this run began" in text for text in notices)
 
 

@@ -27,6 +27,7 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.tiny import tiny
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
+from stagewright.rundir.event_kinds import Evaluating, Event
 from stagewright.rundir.step_table import read_rows
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
@@ -142,9 +143,9 @@ def test_stopped_in_every_evaluation(start: Start, unbroken: RunDir) -> None:
     class Watcher:
         hit: StopInEvaluation | None = None
 
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "evaluating" and self.hit is not None:
-                self.hit(event["step"], event["done"])
+        def see(self, event: Event) -> None:
+            if isinstance(event, Evaluating) and self.hit is not None:
+                self.hit(event.step, event.done)
 
         def close(self) -> None: ...
 

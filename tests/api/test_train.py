@@ -23,7 +23,9 @@ from stagewright.errors import CheckpointError, Diverged, RecipeError, StorageEr
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
+from stagewright.rundir.event_kinds import BadImages, Event, Notice, Started
 from stagewright.rundir.events import read_events
+from stagewright.rundir.summary import ChosenSummary
 from stagewright.system.signals import EXIT_STOPPED
 from stagewright.training.session import Session
 
@@ -47,6 +49,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> 
     return small(picture_folder, tmp_path_factory.mktemp("finished") / "run")
 
 
+def chosen(run: sw.Run) -> ChosenSummary:
+    found = run.summary["chosen"]
+    assert found is not None
+    return found
+
+
 def test_a_run_directory_holds_what_it_should(finished: sw.Run) -> None:
     names = {path.name for path in finished.path.iterdir()}
     assert names >= {
@@ -55,8 +63,8 @@ def test_a_run_directory_holds_what_it_should(finished: sw.Run) -> None:
     }
     summary = finished.summary
     assert summary["status"] == "finished" and summary["step"] == summary["total_steps"]
-    assert 0 <= summary["top1"]["val"] <= 100 and summary["top1"]["test"] is not None
-    assert set(summary["candidates"]) == {"raw", "ema"} and summary["chosen"]["weights"] in ("raw", "ema")
+    assert all(top1 is not None and 0 <= top1 <= 100 for top1 in summary["top1"].values())
+    assert set(summary["candidates"]) == {"raw", "ema"} and chosen(finished)["weights"] in ("raw", "ema")
     assert summary["train_seconds"] > 0 and summary["restarts"] == 0 and summary["unreadable"] == 0
     env = json.loads((finished.path / "env.json").read_text())
     assert env["torch"] == torch.__version__.split("+")[0] or env["torch"] == torch.__version__
@@ -131,7 +139,7 @@ def test_a_changed_plan_forks(picture_folder: Path, finished: sw.Run, tmp_path: 
     assert any("seed" in line and "forks to" in line for line in said)
     on = sw.resume(parent, overrides=["epochs=1ep"], execution=QUIET, say=said.append)
     assert on.path == tmp_path / "run-2" and on.summary["parent"] == str(parent)
-    notices = [event["text"] for event in read_events(on.path / "events.jsonl") if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(on.path / "events.jsonl") if isinstance(one.event, Notice)]
     assert any("parameters loaded (100.0 %" in text for text in notices), notices
     assert last_checkpoint(parent / "checkpoints").step == finished.summary["step"], "the parent is untouched"
 
@@ -231,7 +239,7 @@ def test_divergence_is_named_and_the_checkpoint_stands(picture_folder: Path, tmp
             picture_folder, tmp_path / "run", "lr.peak=1e30", "epochs=40st", "checkpoints.every=1st", "eval.every=40st"
         )
     summary = sw.Run(tmp_path / "run").summary
-    assert summary["status"] == "failed" and "Diverged" in summary["error"]
+    assert summary["status"] == "failed" and "Diverged" in str(summary["error"])
     last = last_checkpoint(tmp_path / "run" / "checkpoints")
     assert all(torch.isfinite(tensor).all() for tensor in last.tensors["model"].values())
 
@@ -242,8 +250,8 @@ def test_a_picture_that_breaks_later_is_masked_counted_and_named(picture_folder:
     broken: list[Path] = []
 
     class Vandal:
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "started":
+        def see(self, event: Event) -> None:
+            if isinstance(event, Started):
                 train = sorted(path for path in data.rglob("*.png"))
                 for path in train[::10]:
                     path.write_bytes(path.read_bytes()[:40])
@@ -252,9 +260,9 @@ def test_a_picture_that_breaks_later_is_masked_counted_and_named(picture_folder:
         def close(self) -> None: ...
 
     run = small(data, tmp_path / "run", "data.max_unreadable=0.5", observers=[Vandal()])
-    events = [event for event in read_events(run.path / "events.jsonl") if event["kind"] == "bad_image"]
+    events = [one.event for one in read_events(run.path / "events.jsonl") if isinstance(one.event, BadImages)]
     assert run.finished and events and run.summary["unreadable"] > 0
-    named = {path for event in events for path in event["paths"]}
+    named = {path for event in events for path in event.paths}
     assert named and named <= {str(path.relative_to(data)) for path in broken}
 
 
@@ -264,9 +272,9 @@ def test_an_observer_that_throws_is_switched_off_and_changes_nothing(
     class Broken:
         calls = 0
 
-        def see(self, event: dict[str, Any]) -> None:
+        def see(self, event: Event) -> None:
             self.calls += 1
-            event.clear()
+            object.__setattr__(event, "step", -1)
             raise RuntimeError("no network")
 
         def close(self) -> None: ...
@@ -282,12 +290,12 @@ def test_without_validation_pictures_the_last_averaged_weights_are_taken(picture
     run = small(picture_folder, tmp_path / "run", "data.val=0")
     summary = run.summary
     assert run.finished and summary["top1"]["val"] is None and summary["top1"]["test"] is not None
-    assert summary["chosen"]["weights"] == "ema" and summary["chosen"]["step"] == summary["total_steps"]
+    assert chosen(run)["weights"] == "ema" and chosen(run)["step"] == summary["total_steps"]
 
 
 def test_last_weights_where_the_recipe_wants_them(picture_folder: Path, tmp_path: Path) -> None:
     run = small(picture_folder, tmp_path / "run", "eval.select=last")
-    assert run.summary["chosen"]["step"] == run.summary["total_steps"]
+    assert chosen(run)["step"] == run.summary["total_steps"]
 
 
 def test_damaged_best_checkpoint_falls_back_to_the_last(
@@ -301,8 +309,8 @@ def test_damaged_best_checkpoint_falls_back_to_the_last(
 
     monkeypatch.setattr("stagewright.training.finish.select_weights", best_is_damaged)
     run = small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "checkpoints.keep=99")
-    assert run.finished and run.summary["chosen"]["step"] == run.summary["total_steps"]
-    notices = [event["text"] for event in read_events(run.path / "events.jsonl") if event["kind"] == "notice"]
+    assert run.finished and chosen(run)["step"] == run.summary["total_steps"]
+    notices = [one.event.text for one in read_events(run.path / "events.jsonl") if isinstance(one.event, Notice)]
     assert any("best weights (step 1) are lost" in text for text in notices)
     assert run.model.classes == ("across", "down", "slanted")
 
@@ -314,7 +322,7 @@ def test_best_weights_come_from_their_own_checkpoint(
     run = small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "checkpoints.keep=99")
     saved = checkpoint.load(run.path / "checkpoints" / "step_000002").tensors["model"]
     model = run.model.model.state_dict()
-    assert run.summary["chosen"]["step"] == 2 and all(torch.equal(model[name], saved[name]) for name in model)
+    assert chosen(run)["step"] == 2 and all(torch.equal(model[name], saved[name]) for name in model)
 
 
 Launch = Callable[..., "subprocess.Popen[str]"]

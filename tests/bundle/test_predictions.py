@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from stagewright.bundle.inputs import expand_inputs
-from stagewright.bundle.predictions import Prediction, print_table, to_json, write_csv
+from stagewright.bundle.predictions import Prediction, to_json, write_csv
 from stagewright.errors import DataError, StorageError
 
 ANSWERS = [
@@ -96,13 +94,3 @@ def test_json_reads_back() -> None:
         },
         {"path": "b,c.jpg", "classes": [], "error": "the file is empty"},
     ]
-
-
-def test_table_shows_percent_and_errors() -> None:
-    console = Console(file=io.StringIO(), width=100)
-    print_table([*ANSWERS, Prediction("odd[1].jpg", (("[x]", 1.0),))], console)
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "75.0 %" in text
-    assert "ant 25.0 %" in text
-    assert "the file is empty" in text
-    assert "odd[1].jpg" in text and "[x]" in text, "brackets are no markup"

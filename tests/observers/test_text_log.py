@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stagewright.observers.text_log import TextLog
-from stagewright.rundir.event_text import Event
+from stagewright.rundir.event_kinds import Event, Notice
 
 
 def notice(text: str) -> Event:
-    return {"kind": "notice", "step": 1, "text": text, "clock": {"at": "2026-01-02T03:04:05.000+00:00"}}
+    return Notice(step=1, text=text, time="2026-01-02T03:04:05.000+00:00")
 
 
 @contextmanager

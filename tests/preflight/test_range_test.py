@@ -39,6 +39,7 @@ from stagewright.report.lr_plot import draw_range_test
 from stagewright.report.plots import draw
 from stagewright.report.read import read_run
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Notice
 from stagewright.rundir.events import read_events
 from stagewright.system.isolation import preserve_global_state
 
@@ -396,7 +397,7 @@ def test_a_run_measures_once_in_its_life(
     again = {drawing.name: drawing for drawing in draw(record)}["lr-find"]
     assert again.png == (broken.path / "lr-find" / "lr-find.png").read_bytes(), "the report shows the same plot"
     assert again.alt in page(record, [again])
-    notices = [event["text"] for event in read_events(broken.path / "events.jsonl") if event["kind"] == "notice"]
+    notices = [one.event.text for one in read_events(broken.path / "events.jsonl") if isinstance(one.event, Notice)]
     (told,) = [text for text in notices if text.startswith("lr: auto is ")]
     assert told in said and f"{plan.measured.lr:.3g}" in told
 

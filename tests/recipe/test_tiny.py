@@ -17,6 +17,7 @@ from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.tiny import STEPS, describe, shrunk, tiny
+from stagewright.rundir.event_kinds import StageBegun
 from stagewright.rundir.events import read_events
 
 INFO = DatasetInfo(num_train=64, num_val=32, num_test=32, classes=("a", "b", "c"), digest="tiny")
@@ -36,7 +37,7 @@ def test_a_tiny_run_goes_through_every_stage(name: str, picture_folder: Path, tm
     )
     assert run.finished and run.summary["total_steps"] == STEPS * len(stages)
     assert any(line.startswith("Tiny: 4 steps a stage") for line in heard)
-    began = [event["name"] for event in read_events(run.path / "events.jsonl") if event["kind"] == "stage"]
+    began = [one.event.name for one in read_events(run.path / "events.jsonl") if isinstance(one.event, StageBegun)]
     assert began == [stage.name for stage in stages]
     rows = list(csv.DictReader((run.path / "metrics.csv").read_text().splitlines()))
     averages = [stage.average.kind for stage in stages if stage.average is not None]

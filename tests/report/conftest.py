@@ -128,6 +128,7 @@ def _evaluations(plan: dict[str, Any], curves: dict[str, np.ndarray], steps: lis
             "kind": "evaluated",
             "step": at,
             "stage": stage["index"],
+            "stage_name": stage["name"],
             "epoch": float(curves["epoch"][at - 1]),
             "split": "val",
             "train_loss": float(curves["loss"][max(0, at - 50) : at].mean()),
@@ -220,7 +221,7 @@ def _events(plan: dict[str, Any], evaluations: list[dict[str, Any]], at: int, re
         lost = [event for event in events[cut:] if event["step"] > back][:2]
         rejected = [{"name": f"step_{back + 9:06}", "reason": "state.pt does not match its hash"}]
         resumed = _clocked("resumed", back, checkpoint=f"step_{back:06}", rejected=rejected)
-        broken = _clocked("bad_image", back + 1, rows=[17], paths=["train/<b>bad</b>.jpg"])
+        broken = _clocked("bad_image", back + 1, rows=[17], paths=["train/<b>bad</b>.jpg"], reasons=["truncated"])
         events = [*events[:cut], *lost, resumed, broken, *events[cut:]]
     return events
 

@@ -162,7 +162,7 @@ def test_damaged_files_are_said_and_the_rest_is_shown(run: Path, tmp_path: Path)
 def test_superseded_events_count_for_nothing(finished_run: Path) -> None:
     record = read_run(finished_run)
     assert record.superseded and len(record.resumes) == 1
-    steps = [event["step"] for event in record.evaluations]
+    steps = [event.step for event in record.evaluations]
     assert steps == sorted(set(steps)) and len(steps) == 20
 
 

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_events import make_event
 
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.rundir.events import Event, EventLog, comparable, live_events, read_events
+from stagewright.rundir.event_kinds import KINDS, BadImages, Evaluated, Event, Notice, Rejected, Result, Resumed, Saved
+from stagewright.rundir.events import EventLog, comparable, live_events, read_events
 from stagewright.rundir.step_table import Cell, StepLog, read_rows
 from stagewright.storage.append_file import AppendFile
 
@@ -34,8 +36,8 @@ class Seer:
 
     def see(self, event: Event) -> None:
         self.seen.append(event)
-        if event["kind"] in self.throws:
-            raise RuntimeError(f"no {event['kind']} please")
+        if event.kind in self.throws:
+            raise RuntimeError(f"no {event.kind} please")
 
     def close(self) -> None:
         self.closed = True
@@ -44,7 +46,7 @@ class Seer:
 
     @property
     def kinds(self) -> list[str]:
-        return [event["kind"] for event in self.seen]
+        return [event.kind for event in self.seen]
 
 
 @pytest.fixture
@@ -55,85 +57,112 @@ def path(tmp_path: Path) -> Path:
 def write(path: Path, *events: tuple[str, int], resume_step: int | None = None) -> None:
     log = EventLog(path, resume_step=resume_step)
     for kind, step in events:
-        log.emit(kind, step)
+        log.emit(make_event(kind, step=step))
     log.close()
 
 
 def short(events: Sequence[Event]) -> list[tuple[str, int]]:
-    return [(event["kind"], event["step"]) for event in events]
+    return [(event.kind, event.step) for event in events]
+
+
+def shared(path: Path) -> list[tuple[str, int]]:
+    """What counts in the log and is compared between runs."""
+    return [(event["kind"], event["step"]) for event in comparable(live_events(path))]
+
+
+def kinds(path: Path) -> list[str]:
+    return [one.event.kind for one in read_events(path)]
 
 
 def test_an_event_is_a_line_with_a_clock(path: Path) -> None:
     log = EventLog(path)
-    log.emit("evaluated", 7, clock={"eval_seconds": 1.5}, results={"raw": {"loss": 0.1}}, best=True)
-    log.emit("bad_image", 8, paths=["a/\udcff.jpg", "b/größe.png"])
+    log.emit(Saved(step=7, checkpoint="step_000007", peak_gb=1.5))
+    log.emit(BadImages(step=8, rows=(1, 2), paths=("a/\udcff.jpg", "b/größe.png"), reasons=("torn", "empty")))
     log.sync()
     first, second = path.read_text().splitlines()
     event = json.loads(first)
-    assert event.pop("clock").keys() == {"at", "eval_seconds"}
-    assert event == {"kind": "evaluated", "step": 7, "results": {"raw": {"loss": 0.1}}, "best": True}
+    assert event.pop("clock").keys() == {"at", "peak_gb"}
+    assert event == {"kind": "saved", "step": 7, "checkpoint": "step_000007"}
     assert json.loads(second)["paths"] == ["a/\udcff.jpg", "b/größe.png"]
     assert json.loads(second)["clock"]["at"].endswith("+00:00")
     log.close()
 
 
 def test_floats_come_back_to_the_bit_even_where_not_finite(path: Path) -> None:
+    given = [0.1, 1e-320, -0.0, math.inf, math.nan]
     log = EventLog(path)
-    log.emit("evaluated", 1, losses=[0.1, 1e-320, -0.0, math.inf, math.nan])
+    for value in given:
+        log.emit(make_event("evaluated", train_loss=value))
     log.close()
-    losses = read_events(path)[0]["losses"]
-    assert losses[:4] == [0.1, 1e-320, 0.0, math.inf]
-    assert math.copysign(1, losses[2]) == -1
-    assert math.isnan(losses[4])
+    losses = [one.event.train_loss for one in read_events(path) if isinstance(one.event, Evaluated)]
+    assert [struct.pack("d", loss) for loss in losses] == [struct.pack("d", value) for value in given]
 
 
 def test_observers_see_everything_and_the_log_keeps_what_lasts(path: Path) -> None:
     seer = Seer()
     log = EventLog(path, [seer])
-    for kind in ("started", "progress", "stage", "evaluating", "evaluated"):
-        log.emit(kind, 0)
+    for kind in ("started", "progress", "stage", "evaluating", "computing", "evaluated"):
+        log.emit(make_event(kind))
     log.close()
-    assert seer.kinds == ["started", "progress", "stage", "evaluating", "evaluated"]
+    assert seer.kinds == ["started", "progress", "stage", "evaluating", "computing", "evaluated"]
     assert seer.closed
-    assert [event["kind"] for event in read_events(path)] == ["started", "stage", "evaluated"]
+    assert kinds(path) == ["started", "stage", "evaluated"]
 
 
 def test_an_observer_can_change_nothing(path: Path) -> None:
+    """Neither by an assignment, nor within a mapping, nor by force: each has an object of its own."""
+    refused: list[str] = []
+
     class Vandal(Seer):
         def see(self, event: Event) -> None:
-            event["results"]["raw"]["top1"] = 100.0
+            deeds: list[Callable[[Any], None]] = [
+                lambda event: setattr(event, "chosen", "raw"),
+                lambda event: event.results.clear(),
+                lambda event: event.results.__setitem__("raw", None),
+                lambda event: setattr(event.results["raw"], "top1", 100.0),
+            ]
+            for deed in deeds:
+                try:
+                    deed(event)
+                except (AttributeError, TypeError) as error:
+                    refused.append(type(error).__name__)
+            object.__setattr__(event, "results", {})
 
-    results, seer = {"raw": {"top1": 1.0}}, Seer()
+    results = {"raw": Result(loss=0.1, top1=1.0, top5=None, images=1, unreadable=0)}
+    event, seer = make_event("evaluated", results=results), Seer()
     log = EventLog(path, [Vandal(), seer])
-    log.emit("evaluated", 1, results=results)
-    log.emit("progress", 1, results=results)
+    log.emit(event)
+    results.clear()  # what the caller has is the caller's, too
     log.close()
-    assert results == {"raw": {"top1": 1.0}}
-    assert [event["results"] for event in seer.seen] == [results] * 2
-    assert read_events(path)[0]["results"] == results
+    assert refused == ["FrozenInstanceError", "AttributeError", "AttributeError", "FrozenInstanceError"]
+    wanted = {"raw": Result(loss=0.1, top1=1.0, top5=None, images=1, unreadable=0)}
+    for one in (event, seer.seen[0], read_events(path)[0].event):
+        assert isinstance(one, Evaluated)
+        assert one.results == wanted
 
 
 def test_an_observer_that_throws_is_named_once_and_switched_off(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good, bad = Seer(), Seer("stage")
     log = EventLog(path, [bad, good])
     for kind, step in (("started", 0), ("stage", 3), ("evaluated", 4)):
-        log.emit(kind, step)
+        log.emit(make_event(kind, step=step))
     log.close()
     assert bad.kinds == ["started", "stage"]
     assert good.kinds == ["started", "notice", "stage", "evaluated"]
-    notice = read_events(path)[2]
-    assert notice["step"] == 3
-    assert notice["text"] == "Seer failed and is switched off: RuntimeError: no stage please"
+    notice = read_events(path)[2].event
+    assert isinstance(notice, Notice)
+    assert notice.step == 3
+    assert notice.text == "Seer failed and is switched off: RuntimeError: no stage please"
     assert caplog.text.count("Traceback") == 1
-    assert short(comparable(live_events(path))) == [("stage", 3), ("evaluated", 4)]
+    assert shared(path) == [("stage", 3), ("evaluated", 4)]
 
 
 def test_observers_that_throw_at_each_others_notices(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seers = [Seer("stage", "notice"), Seer("stage", "notice"), Seer("close")]
     log = EventLog(path, seers)
-    log.emit("stage", 0)
+    log.emit(make_event("stage"))
     log.close()
-    assert [event["kind"] for event in read_events(path)] == ["stage", "notice", "notice"]
+    assert kinds(path) == ["stage", "notice", "notice"]
     assert [seer.closed for seer in seers] == [False, False, True]
     assert "Seer failed on closing" in caplog.text
 
@@ -157,19 +186,18 @@ def test_a_resume_supersedes_what_lies_past_its_step(path: Path) -> None:
         *(("resumed", 10), ("evaluated", 15)),
     ]
     write(path, ("stage", 6), ("evaluated", 7), resume_step=5)  # the checkpoint of 10 turned out damaged
-    assert short(comparable(live_events(path))) == [("stage", 0), ("evaluated", 5), ("stage", 6), ("evaluated", 7)]
-    flags = [event["superseded"] for event in read_events(path)]
+    assert shared(path) == [("stage", 0), ("evaluated", 5), ("stage", 6), ("evaluated", 7)]
+    flags = [one.superseded for one in read_events(path)]
     assert flags == [False] * 4 + [True] * 2 + [False] + [True] * 6 + [False] * 3
 
 
 def test_a_resume_says_what_it_resumed_from(path: Path) -> None:
     write(path, ("started", 0))
-    rejected = [{"name": "step_000009", "reason": "torn"}]
+    rejected = (Rejected(name="step_000009", reason="torn"),)
     log = EventLog(path, resume_step=4, checkpoint="step_000004", rejected=rejected)
     log.close()
     event = live_events(path)[-1]
-    assert event.pop("clock")
-    assert event == {"kind": "resumed", "step": 4, "checkpoint": "step_000004", "rejected": rejected}
+    assert event == Resumed(step=4, time=event.time, checkpoint="step_000004", rejected=rejected)
 
 
 def test_a_resume_from_nothing_starts_over(path: Path) -> None:
@@ -187,13 +215,13 @@ def test_what_a_lost_process_wrote_at_the_very_step_of_its_checkpoint_is_not_the
         seer = Seer()
         log = EventLog(path, [seer], resume_step=5)
         for kind in ("stage", "bad_image", "saved"):
-            log.emit(kind, 5)
+            log.emit(make_event(kind, step=5))
         log.close()
-        assert short(comparable(live_events(path))) == [("stage", 0), ("stage", 5), ("bad_image", 5)]
+        assert shared(path) == [("stage", 0), ("stage", 5), ("bad_image", 5)]
         assert seer.kinds == ["resumed", "stage", "bad_image", "saved"]
     write(path, ("stage", 0), resume_step=7)
     log = EventLog(path, resume_step=7)
-    log.emit("stage", 5, name="another")
+    log.emit(make_event("stage", step=5, name="another"))
     log.close()
     assert len(comparable(live_events(path))) == 4
 
@@ -205,13 +233,15 @@ def test_a_torn_last_line_is_cut_and_said(path: Path) -> None:
     assert short(live_events(path)) == [("started", 0), ("stage", 0)]
     write(path, ("evaluated", 3), resume_step=0)
     assert short(live_events(path)) == [("started", 0), ("stage", 0), ("resumed", 0), ("notice", 0), ("evaluated", 3)]
-    assert read_events(path)[3]["text"] == "cut 25 bytes of an unfinished last line from events.jsonl"
+    notice = read_events(path)[3].event
+    assert isinstance(notice, Notice)
+    assert notice.text == "cut 25 bytes of an unfinished last line from events.jsonl"
 
 
 def test_a_damaged_line_in_the_middle_is_left_out_and_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(path, ("started", 0), ("stage", 0), ("evaluated", 3))
     lines = path.read_bytes().split(b"\n")
-    for damage in (b"\x00" * 9, b'{"kind": "st', b"[]", b"17", b'{"step": 1}', b"\xff"):
+    for damage in (b"\x00" * 9, b'{"kind": "st', b"[]", b"17", b'{"step": 1}', b"\xff", b"[" * 100_000):
         path.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
         caplog.clear()
         assert short(live_events(path)) == [("started", 0), ("evaluated", 3)]
@@ -220,12 +250,14 @@ def test_a_damaged_line_in_the_middle_is_left_out_and_said(path: Path, caplog: p
 
 def test_comparable_leaves_out_what_depends_on_time_and_interruptions(path: Path) -> None:
     log = EventLog(path)
-    for kind in ("started", "stage", "bad_image", "evaluated", "saved", "notice", "stopped", "finished"):
-        log.emit(kind, 1, clock={"train_seconds": 1.0}, payload=kind)
+    for kind in KINDS:
+        log.emit(make_event(kind, step=1))
     log.close()
-    assert comparable(read_events(path)) == [
-        {"kind": kind, "step": 1, "payload": kind} for kind in ("stage", "bad_image", "evaluated", "finished")
+    compared = comparable(live_events(path))
+    assert [event["kind"] for event in compared] == [
+        *("stage", "evaluated", "bad_image", "skipped", "rolled_back", "suspect", "ended_early", "finished")
     ]
+    assert all("clock" not in event for event in compared)
 
 
 def full_disk(keep: int) -> Callable[..., int]:
@@ -244,10 +276,10 @@ def full_disk(keep: int) -> Callable[..., int]:
 @pytest.mark.parametrize("keep", [0, 10])
 def test_a_full_disk_tears_no_line(path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     log, rows = EventLog(path), StepLog(path.with_name("steps.csv"), ["step", "loss"])
-    log.emit("started", 0)
+    log.emit(make_event("started"))
     rows.append([[1, 0.5]])
     before = path.read_bytes(), rows.path.read_bytes()
-    for deed in (lambda: log.emit("stage", 0), lambda: rows.append([[2, 1 / 3], [3, 1 / 3]])):
+    for deed in (lambda: log.emit(make_event("stage")), lambda: rows.append([[2, 1 / 3], [3, 1 / 3]])):
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", full_disk(keep))
             with pytest.raises(StorageError, match="cannot be written: No space left on device") as error:
@@ -425,6 +457,7 @@ def test_rows_of_a_running_file_leave_out_the_unfinished_one(tmp_path: Path) -> 
 RUN = """
 import os, sys
 from pathlib import Path
+from stagewright.rundir.event_kinds import ChosenWeights, EndedEarly, Finished, StageBegun
 from stagewright.rundir.events import EventLog
 from stagewright.rundir.step_table import StepLog
 
@@ -434,19 +467,19 @@ with StepLog(folder / "steps.csv", ["step", "loss"]) as rows:
     events = EventLog(folder / "events.jsonl", resume_step=first if (folder / "events.jsonl").exists() else None)
     for step in range(first, total):
         if step % 4 == 0:
-            events.emit("stage", step, stage=step // 4)
+            events.emit(StageBegun(step=step, stage=step // 4, name="a", trainable=1, frozen=0))
         rows.append([[step + 1, 1 / (step + 1)]])
         if (step + 1) % 3 == 0:
-            events.emit("evaluated", step + 1, loss=1 / (step + 1))
+            events.emit(EndedEarly(step=step + 1, reason=str(1 / (step + 1))))
         if step + 1 == die:
             os.kill(os.getpid(), 9)
-    events.emit("finished", total)
+    events.emit(Finished(step=total, chosen=ChosenWeights(step=1, weights="raw"), val_top1=None, test_top1=None))
     events.close()
 """
 
 
 def test_killed_and_resumed_gives_the_same_events_and_bytes(tmp_path: Path) -> None:
-    def go(name: str, *parts: tuple[int, int]) -> tuple[list[Event], bytes]:
+    def go(name: str, *parts: tuple[int, int]) -> tuple[list[dict[str, Any]], bytes]:
         (tmp_path / name).mkdir()
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         for first, die in parts:

@@ -19,6 +19,7 @@ from stagewright.api.train import resume, train
 from stagewright.errors import CheckpointError, RecipeError, Unreadable
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Notice, Resumed
 from stagewright.rundir.events import comparable, live_events, read_events
 from stagewright.storage import files
 
@@ -97,7 +98,9 @@ def test_a_damaged_log_is_restored_and_said(stopped: Path, unbroken: RunDir, kin
             kept.add(name)
     assert go_on(stopped).finished
     assert differences(unbroken, RunDir(stopped)) == []
-    notices = "\n".join(event["text"] for event in read_events(stopped / "events.jsonl") if event["kind"] == "notice")
+    notices = "\n".join(
+        one.event.text for one in read_events(stopped / "events.jsonl") if isinstance(one.event, Notice)
+    )
     for name in ("steps.csv", "metrics.csv", "events.jsonl"):
         if kind != "a line gone":
             assert [line for line in notices.splitlines() if line.startswith(name)], notices
@@ -238,8 +241,8 @@ def test_what_cannot_be_read_now_is_not_damaged(
         }
         failures[0] = 2  # it comes back while it is tried
         assert not go_on(stopped, arm=stop_after(10)).finished
-    resumed = [event for event in read_events(stopped / "events.jsonl") if event["kind"] == "resumed"]
-    assert [event["step"] for event in resumed][-1] == 9 and resumed[-1]["rejected"] == []
+    resumed = [one.event for one in read_events(stopped / "events.jsonl") if isinstance(one.event, Resumed)]
+    assert resumed[-1].step == 9 and resumed[-1].rejected == ()
 
 
 def test_too_little_memory_is_not_damage(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

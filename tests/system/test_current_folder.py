@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sample_events import make_event
 
 from stagewright.api.train import train
 from stagewright.augment.custom import load_custom
@@ -102,10 +103,10 @@ def test_a_module_that_is_asked_for_is_found_here_and_finds_no_other(trapped: Pa
 
 def test_a_page_that_fails_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pages = Pages(tmp_path, min_seconds=0.0)  # no run lies there
-    pages.see({"kind": "evaluated", "clock": {}})
+    pages.see(make_event("evaluated"))
     assert pages._process is not None
     pages._process.wait()
-    pages.see({"kind": "evaluated", "clock": {}})
+    pages.see(make_event("evaluated"))
     pages.close()
     assert len(caplog.records) == 1 and "ended with 2" in caplog.text and "stagewright report" in caplog.text
     assert (tmp_path / "log.txt").read_text().count("ended with 2") == 1

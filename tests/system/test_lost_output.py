@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from sample_events import make_event
 
 from stagewright.cli import main
 from stagewright.errors import StorageError
@@ -118,7 +119,7 @@ def test_a_guarded_process_whose_output_is_needed_ends(lost: TextIO, monkeypatch
 def test_the_console_ends_no_run(lost: TextIO) -> None:
     console = Console(10, [("all", 0, 10)], file=lost)
     for _ in range(2):
-        console.see({"kind": "notice", "step": 1, "text": "something", "clock": {"at": "2026-01-02"}})
+        console.see(make_event("notice", text="something"))
     console.close()
 
 

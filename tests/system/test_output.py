@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sample_events import make_event
 
 import stagewright as sw
 from stagewright.observers.console import Console
@@ -43,7 +44,7 @@ def test_a_stream_goes_quiet_and_its_descriptor_leads_to_nowhere() -> None:
 
 def test_the_console_and_say_end_nothing() -> None:
     console = Console(10, [("learn", 0, 10)], file=Broken())
-    console.see({"kind": "notice", "step": 1, "text": "hello", "clock": {}})
+    console.see(make_event("notice", text="hello"))
     console.close()
 
     def say(text: str) -> None:

@@ -18,6 +18,7 @@ from stagewright.api.train import resume, train
 from stagewright.data.images.decode import FileImages
 from stagewright.errors import DataError
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import Event, StageBegun
 from stagewright.training.session import Session
 
 FILES = sw.Execution(quiet=True, pages=False, keep_decoded=False, prefetch=1)
@@ -91,8 +92,8 @@ def _stopped_at(data: Path, out: Path, step: int, *overrides: str) -> sw.Run:
     """A run that was stopped after ``step`` updates."""
 
     class Stop:
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "stage":
+        def see(self, event: Event) -> None:
+            if isinstance(event, StageBegun):
                 os.kill(os.getpid(), 15)
 
         def close(self) -> None: ...

@@ -25,6 +25,7 @@ from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
+from stagewright.rundir.event_kinds import Computing, Event
 from stagewright.training.session import Session
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
@@ -191,8 +192,8 @@ def test_a_stop_while_features_are_computed_is_heeded(tmp_path: Path, picture_fo
     class AtOnce:
         session: Session
 
-        def see(self, event: dict[str, Any]) -> None:
-            if event["kind"] == "computing":
+        def see(self, event: Event) -> None:
+            if isinstance(event, Computing):
                 self.session.stop.requested = True
 
         def close(self) -> None: ...

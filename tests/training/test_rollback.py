@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
+from stagewright.rundir.event_kinds import EndedEarly, Evaluated, Event, Finished, RolledBack, Suspected
 from stagewright.rundir.events import live_events, read_events
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.loop import AfterUpdate
@@ -105,8 +106,11 @@ def last_step(run: RunDir) -> int:
     return int(path.name.removeprefix("step_")) if path else 0
 
 
-def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    return [event for event in live_events(run.events) if event["kind"] == kind]
+E = TypeVar("E", bound=Event)
+
+
+def events(run: RunDir, kind: type[E]) -> list[E]:
+    return [event for event in live_events(run.events) if isinstance(event, kind)]
 
 
 def finite(run: RunDir) -> bool:
@@ -128,11 +132,11 @@ def poison(session: Session) -> None:
 def test_a_poisoned_picture_is_named_and_left_out(make: Make) -> None:
     run = make()
     assert go(run, poison)
-    (suspect,) = events(run, "suspect")
-    assert suspect["guilty"] and suspect["paths"] == ["train/down/white.png"]
-    assert "left out from here on" in suspect["verdict"]
-    (back,) = events(run, "rolled_back")
-    assert back["fault"] == "not finite" and back["step"] <= back["at"] - 1 < back["found"]
+    (suspect,) = events(run, Suspected)
+    assert suspect.guilty and suspect.paths == ("train/down/white.png",)
+    assert "left out from here on" in suspect.verdict
+    (back,) = events(run, RolledBack)
+    assert back.fault == "not finite" and back.step <= back.at - 1 < back.found
     assert finite(run)
     assert json.loads(run.summary.read_text())["guard"]["masked"] == ["train/down/white.png"]
 
@@ -140,8 +144,8 @@ def test_a_poisoned_picture_is_named_and_left_out(make: Make) -> None:
 def test_a_picture_that_is_left_out_is_left_out_of_everything(make: Make) -> None:
     """Batch-norm statistics are estimated from training pictures too, and features of a frozen body are computed of all."""
     assert go(run := make(average={"kind": "swa", "every": "2st"}), poison)
-    assert len(events(run, "rolled_back")) == 1 and len(events(run, "suspect")) == 1
-    assert all(math.isfinite(one["results"]["swa"]["loss"]) for one in events(run, "evaluated"))
+    assert len(events(run, RolledBack)) == 1 and len(events(run, Suspected)) == 1
+    assert all(math.isfinite(one.results["swa"].loss) for one in events(run, Evaluated))
     assert json.loads(run.summary.read_text())["guard"]["masked"] == ["train/down/white.png"]
     batch = Batch(0, torch.full((2, 4), torch.inf), torch.zeros(2).long(), torch.ones(2).bool(), (), rows=np.arange(2))
     out = masked(batch, [1])
@@ -169,17 +173,15 @@ def test_weights_that_turn_into_nothing_are_brought_back(make: Make) -> None:
         return spoil_once
 
     assert go(run, spoil)
-    (back,) = events(run, "rolled_back")
-    assert (back["step"], back["at"]) == (12, 14)
-    (suspect,) = events(run, "suspect")
-    assert (
-        not suspect["guilty"] and len(suspect["paths"]) == 8 and "no single picture is to blame" in suspect["verdict"]
-    )
+    (back,) = events(run, RolledBack)
+    assert (back.step, back.at) == (12, 14)
+    (suspect,) = events(run, Suspected)
+    assert not suspect.guilty and len(suspect.paths) == 8 and "no single picture is to blame" in suspect.verdict
     rows = [row.split(",") for row in run.steps.read_text().splitlines()[1:]]
     assert [int(row[0]) for row in rows] == list(range(1, 25))
     assert [float(row[3]) for row in rows[12:20]] == pytest.approx([0.004] * 8)  # times 0.2 for two windows
     assert [int(row[0]) for row in rows if not np.isfinite(float(row[5]))] == [13, 14]  # 13 may have spoilt them
-    assert events(run, "finished")
+    assert events(run, Finished)
 
 
 EXPLODING: dict[str, Any] = {
@@ -195,7 +197,7 @@ EXPLODING: dict[str, Any] = {
 def test_an_exploding_learning_rate_is_eased(make: Make) -> None:
     unbroken, run = make(**EXPLODING), make(**EXPLODING)
     assert go(unbroken)
-    backs = [event for event in read_events(unbroken.events) if event["kind"] == "rolled_back"]
+    backs = [one for one in read_events(unbroken.events) if isinstance(one.event, RolledBack)]
     assert 1 <= len(backs) <= 5
     lines = unbroken.steps.read_text().splitlines()[1:]
     assert [float(line.split(",")[3]) for line in lines][-1] < 40.0
@@ -218,11 +220,11 @@ def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoil
 
     unbroken, run = make(), make()
     assert go(unbroken, spoil)
-    (back,) = events(unbroken, "rolled_back")
-    assert back["step"] < spoilt_after and back["fault"] == "not finite"
-    assert (spoilt_after == 6) == ("behind it no answer is a finite number" in back["reason"])
-    scores = [result for event in events(unbroken, "evaluated") for result in event["results"].values()]
-    assert scores and all(math.isfinite(result["loss"]) for result in scores)
+    (back,) = events(unbroken, RolledBack)
+    assert back.step < spoilt_after and back.fault == "not finite"
+    assert (spoilt_after == 6) == ("behind it no answer is a finite number" in back.reason)
+    scores = [result for event in events(unbroken, Evaluated) for result in event.results.values()]
+    assert scores and all(math.isfinite(result.loss) for result in scores)
     stopped_everywhere(run, spoil)
     assert differences(unbroken, run) == []
 
@@ -249,7 +251,7 @@ def test_an_update_that_always_spoils_the_weights_is_left_out(make: Make) -> Non
     """With a lower learning rate it would do so again: the update itself goes, not only the one whose loss showed it."""
     unbroken, run = make(epochs="13st"), make(epochs="13st")
     assert go(unbroken, spoil_after(8))
-    assert len(events(unbroken, "rolled_back")) == 1
+    assert len(events(unbroken, RolledBack)) == 1
     assert json.loads(unbroken.summary.read_text())["guard"]["left_out_steps"] == [8, 9]
     stopped_everywhere(run, spoil_after(8))
     assert differences(unbroken, run) == []
@@ -277,8 +279,8 @@ def test_pictures_of_another_stage_are_looked_at(make: Make) -> None:
     for stages in ([pictures, features], [features, pictures]):
         run = make(stages=stages, eval={"every": "14st"}, checkpoints={"every": "14st"})
         assert go(run, spoil_after(8))
-        (suspect,) = events(run, "suspect")
-        assert (suspect["step"], suspect["update"], suspect["guilty"]) == (4, 9, False) and len(suspect["rows"]) == 8
+        (suspect,) = events(run, Suspected)
+        assert (suspect.step, suspect.update, suspect.guilty) == (4, 9, False) and len(suspect.rows) == 8
 
 
 def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
@@ -328,9 +330,9 @@ def test_memory_that_runs_out_makes_micro_batches(make: Make) -> None:
 
     unbroken, run = make(), make()
     assert go(unbroken, starve)
-    backs = events(unbroken, "rolled_back")
-    assert [event["fault"] for event in backs] == ["memory", "memory"]
-    assert "2 at a time from there on" in backs[-1]["remedy"]
+    backs = events(unbroken, RolledBack)
+    assert [event.fault for event in backs] == ["memory", "memory"]
+    assert "2 at a time from there on" in backs[-1].remedy
     assert json.loads(unbroken.summary.read_text())["guard"]["micro_batch_size"] == 2
     stopped_everywhere(run, starve)
     assert differences(unbroken, run) == []
@@ -382,7 +384,7 @@ def test_healthy_runs_are_left_alone(make: Make, fields: dict[str, Any], seed: i
     long = {"epochs": "160st", "eval": {"every": "80st"}, "checkpoints": {"every": "80st"}, "seed": seed, "guard": {}}
     run = make(**{**long, **fields})
     assert go(run)
-    assert not {"rolled_back", "suspect"} & {event["kind"] for event in read_events(run.events)}
+    assert not {"rolled_back", "suspect"} & {one.event.kind for one in read_events(run.events)}
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(make: Make) -> None:
@@ -393,8 +395,8 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(make: Make) -> None:
     }
     unbroken, run = make(**fields), make(**fields)
     assert go(unbroken)
-    (ended,) = events(unbroken, "ended_early")
-    assert ended["step"] == 16 and "val_top1 has not improved" in ended["reason"] and "3 evaluations" in ended["reason"]
+    (ended,) = events(unbroken, EndedEarly)
+    assert ended.step == 16 and "val_top1 has not improved" in ended.reason and "3 evaluations" in ended.reason
     summary = json.loads(unbroken.summary.read_text())
     assert summary["status"] == "finished" and summary["step"] == 16 and summary["ended_early"]
     stopped_everywhere(run)

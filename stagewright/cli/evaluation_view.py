@@ -1,0 +1,44 @@
+"""An evaluation as a person reads it: a sentence, and tables of classes and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # torch comes with it
+    from stagewright.api.evaluate import EvaluationReport, Share
+
+_LISTED = 30
+
+
+def evaluation_view(report: EvaluationReport) -> RenderableType:
+    """The figures of all images, and below them a table of the classes and one of the groups, where there are any."""
+    result, (low, high) = report.result, report.top1_interval
+    top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
+    text = (
+        f"{report.source}: top-1 {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}, "
+        f"loss {result.loss:.4f}, {result.images:,} pictures"
+        + (f", {result.unreadable:,} unreadable" if result.unreadable else "")
+    )
+    parts = (("class", report.by_class()), ("group", report.by_group()))
+    return Group(Text(text), *(_table(title, shares) for title, shares in parts if shares))
+
+
+def _table(title: str, shares: Sequence[Share]) -> Table:
+    """At most 30 rows; of more, the worst."""
+    if len(shares) > _LISTED:
+        title = f"{title} (the {_LISTED} worst of {len(shares)})"
+        shares = sorted(shares, key=lambda one: one.top1)[:_LISTED]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title)
+    for name in ("pictures", "top-1 %", "95 % interval"):
+        table.add_column(name, justify="right")
+    for one in shares:
+        low, high = one.interval
+        table.add_row(Text(one.name), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
+    return table

@@ -1,0 +1,42 @@
+"""Predictions as a person reads them: a table with one row for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stagewright.bundle.predictions import Prediction
+
+
+def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
+    """A table with the most probable class of each picture with its percent, the two after it, and what could not be read.
+
+    A folder that all pictures share is said once, above them.
+    """
+    folders = {os.path.dirname(prediction.path) for prediction in predictions}
+    shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
+    title = f"in {shared}" if shared else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
+    table.add_column("picture", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("next")
+    for prediction in predictions:
+        path = Text(os.path.relpath(prediction.path, shared) if shared else prediction.path)
+        if not prediction.classes:
+            table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
+            continue
+        (name, probability), *others = prediction.classes[:3]
+        runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
+        table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
+    return table
+
+
+def _comparable(folders: Iterable[str]) -> bool:
+    """Whether all of ``folders`` are absolute or all relative, without which they share nothing."""
+    return len({os.path.isabs(folder) for folder in folders}) == 1

@@ -1,0 +1,101 @@
+"""What the commands print: the views of results that other modules compute."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+
+from stagewright.api.evaluate import EvaluationReport
+from stagewright.bundle.predictions import Prediction
+from stagewright.cli.evaluation_view import evaluation_view
+from stagewright.cli.machine_view import benchmark_view, checks_view
+from stagewright.cli.predictions_view import predictions_view
+from stagewright.engine.evaluate import Evaluation, Predictions
+from stagewright.preflight.doctor import Check
+from stagewright.preflight.loader_bench import Benchmark, Rate
+
+
+def shown(view: RenderableType) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(view)
+    return out.getvalue()
+
+
+def test_predictions_show_percent_and_errors() -> None:
+    text = shown(
+        predictions_view(
+            [
+                Prediction("a.jpg", (("bée", 0.75), ("ant", 0.25))),
+                Prediction("b,c.jpg", (), "the file is empty"),
+                Prediction("odd[1].jpg", (("[x]", 1.0),)),
+            ]
+        )
+    )
+    assert "75.0 %" in text and "ant 25.0 %" in text and "the file is empty" in text
+    assert "odd[1].jpg" in text and "[x]" in text, "brackets are no markup"
+
+
+def test_a_shared_folder_is_said_once() -> None:
+    text = shown(predictions_view([Prediction(f"photos/{name}.jpg", (("ant", 1.0),)) for name in "ab"]))
+    assert text.count("photos") == 1 and "in photos" in text
+
+
+def report(classes: int) -> EvaluationReport:
+    """Two images of each class; those of the last class are taken for another, and one of the first cannot be read."""
+    labels = np.repeat(np.arange(classes), 2)
+    predicted = np.where(labels == classes - 1, 0, labels)
+    readable = np.arange(len(labels)) > 0
+    shares = np.full(len(labels), 0.5, np.float32)
+    answers = Predictions(predicted, shares, shares, readable)
+    result = Evaluation(0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers)
+    return EvaluationReport("odd [b]folder", tuple(f"c[{at}]" for at in range(classes)), labels, None, result)
+
+
+def test_an_evaluation_shows_figures_and_classes() -> None:
+    lines = shown(evaluation_view(report(3))).splitlines()
+    assert lines[0].startswith(
+        "odd [b]folder: top-1 60.00 % (95 % interval 23.07 to 88.24), loss 0.5124, 5 pictures, 1 un"
+    )
+    assert [line.split()[:3] for line in lines if line.strip().startswith("c[")] == [
+        ["c[0]", "1", "100.0"],
+        ["c[1]", "2", "100.0"],
+        ["c[2]", "2", "0.0"],
+    ]
+
+
+def test_of_many_classes_the_worst_are_shown() -> None:
+    text = shown(evaluation_view(report(40)))
+    assert "class (the 30 worst of 40)" in text and "c[39]" in text and "c[30]" not in text
+
+
+def test_groups_have_a_table_of_their_own() -> None:
+    found = report(3)
+    with_groups = EvaluationReport(
+        found.source, found.classes, found.labels, ["a", "a", "b", "b", None, None], found.result
+    )
+    assert [(one.name, one.images, one.top1) for one in with_groups.by_group()] == [
+        *(("(none)", 2, 0.0), ("a", 1, 100.0), ("b", 2, 100.0))
+    ]
+    assert "group" in shown(evaluation_view(with_groups))
+
+
+def test_checks_say_which_are_good() -> None:
+    text = shown(checks_view([Check("decoder", True, "native [b]"), Check("cache", False, "full")]))
+    assert [line.split() for line in text.splitlines()] == [
+        ["ok", "decoder", "native", "[b]"],
+        ["note", "cache", "full"],
+    ]
+
+
+@pytest.mark.parametrize("torchvision", [True, False])
+def test_a_benchmark_is_a_table_and_a_verdict(torchvision: bool) -> None:
+    found = Benchmark("photos/", 500, "native", "CPU")
+    found.rates = [Rate("stagewright", 224, 2, 4, 1000.0, 2500)]
+    found.rates += [Rate("torchvision", 224, 2, 2, 400.0)] if torchvision else []
+    text = shown(benchmark_view(found))
+    assert "500 pictures of photos/, native" in text and found.verdict() in text
+    own = next(line.split() for line in text.splitlines() if line.strip().startswith("stagewright"))
+    assert own[1:] == ["224", "2", "4", "1,000", *(["2.50"] if torchvision else []), "2.5"]
