@@ -115,7 +115,7 @@ def test_an_answer_that_is_not_finite_is_no_class(number: float) -> None:
         Answers([[1.0, 0.0], [0.0, number], [2.0, 1.0]]),
         Numerics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "fp32", False),
     )
-    with pytest.raises(NotFinite, match="answers to 1 of 3 pictures are not finite") as error:
+    with pytest.raises(NotFinite, match="outputs for 1 of 3 pictures are not finite") as error:
         evaluate(model, model, [batch([True, True, True])], numerics)
     assert error.value.rows == [11]
     result = evaluate(model, model, [batch([True, False, True])], numerics)

@@ -44,8 +44,8 @@ def choose_recipe(
     return recipe, (f"Recipe auto: {first[0].lower()}{first[1:]}", *(f"- {text}" for text in others))
 
 
-def survey(dataset: Dataset, device: torch.device, asked: UserChoices) -> Facts:
-    """The facts about ``dataset`` on ``device``, around what was ``asked`` for."""
+def survey(dataset: Dataset, device: torch.device, choices: UserChoices) -> Facts:
+    """The facts about ``dataset`` on ``device``, around what was ``choices`` for."""
     manifest = dataset.manifest
     rows = manifest.rows("train")
     counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
@@ -67,20 +67,20 @@ def survey(dataset: Dataset, device: torch.device, asked: UserChoices) -> Facts:
         device="cuda" if device.type == "cuda" else "cpu",
         cores=cores(),
         memory_gb=_memory_gb(device),
-        asked=asked,
+        choices=choices,
     )
     return replace(facts, weights=find_weights(facts))
 
 
 def find_weights(facts: Facts) -> Weights:
     """Where the network would start from: what was asked for, else what is at hand, else what a host would send."""
-    asked = facts.asked
-    if asked.weights == "none":
+    choices = facts.choices
+    if choices.weights == "none":
         return Weights(None, None, "none are wanted")
-    if asked.weights == "default":
+    if choices.weights == "default":
         return Weights("default", preferred_models(facts)[0], "the library's, as asked for")
-    if asked.weights is not None:
-        return _given(asked.weights, asked.model)
+    if choices.weights is not None:
+        return _given(choices.weights, choices.model)
     if not wants_pretrained(facts):
         return Weights(None, None, "such pictures are small and simple enough to learn from alone")
     return _library_weights(preferred_models(facts))
