@@ -197,3 +197,9 @@ def test_ends_of_a_stage_are_those_of_its_steps() -> None:
             assert (ends["lr_first"], ends["lr_last"]) == (hypers[0].lr, hypers[-1].lr)
             top = max(hypers, key=lambda hyper: hyper.lr)
             assert (ends["lr_peak"], ends["momentum_peak"]) == (top.lr, top.momentum), schedule
+
+
+def test_a_stage_inherits_what_the_optimizer_does_on_entry() -> None:
+    stages = [{"epochs": "1ep"}, {"epochs": "1ep", "on_enter": "keep_optimizer"}]
+    plan = resolve(recipe(stages=stages, optimizer={"on_enter": "reset_optimizer"}), INFO)
+    assert [stage.on_enter for stage in plan.stages] == ["reset_optimizer", "keep_optimizer"]

@@ -95,7 +95,7 @@ def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such file"):
         recipes.load(str(tmp_path / "mine.yaml"))
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(RecipeError, match="holds a list"):
+    with pytest.raises(RecipeError, match="contains a list"):
         recipes.load(str(tmp_path / "list.yaml"))
     (tmp_path / "torn.yaml").write_text("a: [1\n")
     with pytest.raises(RecipeError, match="is not YAML"):
