@@ -147,7 +147,7 @@ def test_digest_follows_what_decides_the_result_and_nothing_else() -> None:
 def test_altered_plan_is_refused() -> None:
     content = resolve(recipe(epochs="10st"), INFO).to_json()
     content["stages"][0]["peak_lr"] = 9.0
-    with pytest.raises(RecipeError, match=r"digest.*\n.*as it was written.*\n.*restore plan.json"):
+    with pytest.raises(RecipeError, match=r"digest.*\n.*an unchanged plan.json.*\n.*restore plan.json"):
         Plan.from_json(content)
     with pytest.raises(RecipeError, match="format 99"):
         Plan.from_json({**content, "format": 99})
