@@ -1,4 +1,4 @@
-"""Functions of one's own that a recipe names as ``module:function``: found when they are needed, and checked."""
+"""Users' augmentation functions, which a recipe names as ``module:function``: imports them and checks their results."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from stagewright.errors import RecipeError, nearest
 from stagewright.system.children import current_folder_last
 
-_SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that gives images again"
+_SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that returns images"
 
 
 def load_custom(name: str) -> Callable[..., Any]:
-    """The function that ``name``, ``module:function``, stands for; its module is imported.
+    """Imports and returns the function named ``module:function``.
 
-    The current folder is looked through last, and for this import alone: no other may find code beside someone's pictures.
-    RecipeError if there is no such module, no such function in it, or it cannot be called.
+    The current folder is searched last, and only for this import: other imports must not find code next to a user's images.
+    RecipeError if there is no such module, if it has no such function, or if it is not callable.
     """
     module_name, _, function_name = name.partition(":")
-    # Every batch comes here: what is imported already costs nothing.
+    # This is called for every batch; a module that is already imported costs nothing.
     module = sys.modules.get(module_name) or _imported(name, module_name)
     function = getattr(module, function_name, None)
     if function is None:
         raise RecipeError(
             f"augment.custom: {name}: module {module_name} has no {function_name!r}{nearest(function_name, vars(module))}",
             _SIGNATURE,
-            f"define it in {getattr(module, '__file__', None) or module_name}, or mend the name in the recipe",
+            f"define it in {getattr(module, '__file__', None) or module_name}, or correct the name in the recipe",
         )
     if not callable(function):
         raise RecipeError(f"augment.custom: {name} is a {type(function).__name__}", _SIGNATURE, "name a function")
@@ -42,17 +42,17 @@ def _imported(name: str, module_name: str) -> ModuleType:
             return importlib.import_module(module_name)
         except ImportError as error:
             raise RecipeError(
-                f"augment.custom: {name}: {error} (looked for in the installed packages, PYTHONPATH and {folder})",
-                "module:function, the module importable where the training runs",
-                f"install the package that has {module_name}, put its folder on PYTHONPATH, or start in that folder",
+                f"augment.custom: {name}: {error} (searched in the installed packages, PYTHONPATH and {folder})",
+                "module:function with a module that can be imported where the training runs",
+                f"install the package that contains {module_name}, add its folder to PYTHONPATH, or start in that folder",
             ) from error
 
 
-def check_custom(name: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
-    """RecipeError if what the function ``name`` gave, as (shape, dtype, device), is not what was ``wanted``."""
-    if given != wanted:
+def check_custom(name: str, given: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    """Raises RecipeError if the result of the function ``name``, as (shape, dtype, device), differs from ``expected``."""
+    if given != expected:
         raise RecipeError(
-            f"augment.custom: {name} gave {' '.join(map(str, given))}",
-            f"what it was given: {' '.join(map(str, wanted))}",
-            "let it return pictures of the same number, size, dtype and device as it gets",
+            f"augment.custom: {name} returned {' '.join(map(str, given))}",
+            f"the same as its input: {' '.join(map(str, expected))}",
+            "let it return pictures with the number, size, dtype and device of its input",
         )
