@@ -1,7 +1,5 @@
-"""What goes into a prediction and what comes out: the pictures that inputs mean, and answers as table, CSV or JSON.
-
-No torch here: a Bundle (:mod:`stagewright.bundle.bundle`) answers, the command line asks and prints.
-"""
+"""Predictions, and their output as table, CSV or JSON. Does not use torch; a Bundle (:mod:`stagewright.bundle.bundle`)
+computes predictions."""
 
 from __future__ import annotations
 
@@ -23,20 +21,20 @@ from stagewright.storage.files import write_for_user
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one picture: either classes or an error."""
+    """The prediction for one image: either classes or an error."""
 
     path: str
     classes: tuple[tuple[str, float], ...]
-    """(name, probability in [0, 1]), most probable first; () where the picture could not be read."""
+    """(name, probability in [0, 1]), most probable first; () if the image could not be read."""
     error: str | None = None
-    """Why there is no answer."""
+    """Why there is no prediction; None if there is one."""
 
 
 def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Writes one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
+    """Writes a CSV file with one row per image: path, class_1, probability_1, ... class_k, probability_k, error.
 
-    k is the largest number of classes that a prediction has; cells without an answer are empty. ``-`` is the standard
-    output; whoever reads a file sees the old one or the whole new one. StorageError where it cannot be written.
+    k is the largest number of classes of a prediction; cells without a value are empty. The path ``-`` is standard output. A
+    file is written completely or not at all. StorageError if it cannot be written.
     """
     places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
     file = io.StringIO(newline="")
@@ -50,7 +48,8 @@ def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:
-    """A JSON list with one object a picture: path, classes [{name, probability}] most probable first, error or null."""
+    """Returns a JSON list with one object per image: path, classes [{name, probability}] (most probable first), error or
+    null."""
     objects = [
         {
             "path": prediction.path,
@@ -63,9 +62,9 @@ def to_json(predictions: Iterable[Prediction]) -> str:
 
 
 def print_table(predictions: Sequence[Prediction], console: Console | None = None) -> None:
-    """Prints the most probable class of each picture with its percent, the two after it, and what could not be read.
+    """Prints for each image the most probable class with its percentage and the next two, or the error.
 
-    A folder that all pictures share is said once, above them.
+    A folder that contains all images is printed once, above the table.
     """
     folders = {os.path.dirname(prediction.path) for prediction in predictions}
     shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
@@ -81,11 +80,11 @@ def print_table(predictions: Sequence[Prediction], console: Console | None = Non
             table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
             continue
         (name, probability), *others = prediction.classes[:3]
-        runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
-        table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
+        next_classes = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
+        table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(next_classes, style="dim"))
     (console or Console()).print(table)
 
 
 def _comparable(folders: Iterable[str]) -> bool:
-    """Whether all of ``folders`` are absolute or all relative, without which they share nothing."""
+    """Whether all of ``folders`` are absolute or all are relative; otherwise they have no common path."""
     return len({os.path.isabs(folder) for folder in folders}) == 1
