@@ -33,7 +33,7 @@ def test_commands_of_the_systems_make_plans(text: str) -> None:
     command = typer.main.get_command(main.app).get_command(None, "train")  # type: ignore[attr-defined]
     given = command.make_context("train", shlex.split(text)[2:]).params
     fields = ("recipe", "overrides", "model", "weights", "epochs", "batch_size", "lr", "img_size", "seed")
-    recipe = recipe_request(*(given[field] for field in fields)).early
+    recipe = recipe_request(*(given[field] for field in fields)).preliminary
     assert resolve(recipe, INFO, measured=Measured(lr=0.1)).total_steps > 0
 
 

@@ -86,13 +86,15 @@ def gather(
     """Reads the data set, chooses the recipe where that is asked for, and says what was found. Arguments as for
     :func:`prepare`."""
     with ScanProgress(quiet=execution.quiet) as progress:
-        dataset = load_dataset(str(data), request.early.data, request.early.seed, workers=cores(), progress=progress)
-    recipe, reasons = request.early, ()
+        dataset = load_dataset(
+            str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
+        )
+    recipe, reasons = request.preliminary, ()
     if request.is_auto:
         recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
     if tiny:
         say(rehearsal.describe(recipe))
-        dataset, recipe = sample(dataset, **rehearsal.PICTURES), rehearsal.tiny(recipe)
+        dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
     for note in (*dataset.notes, *reasons):
         say(note)
     return dataset, recipe

@@ -23,7 +23,7 @@ from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
-from stagewright.preflight.auto_fields import asks_for_lr, kept_sentence
+from stagewright.preflight.auto_fields import asks_for_lr, inherited_lr_notice
 from stagewright.preflight.cost_probe import within_budget
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.recipe import recipes
@@ -162,7 +162,7 @@ def resume(
             target.write_start(plan, manifest, env)
             say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
             if asks_for_lr(plan.recipe):
-                say(kept_sentence(plan.measured, old.root))
+                say(inherited_lr_notice(plan.measured, old.root))
         if from_start and (kept := set_record_aside(target)) is not None:
             say(f"What {target.root} had recorded is kept in {kept}; it begins at step 0.")
         if _is_finished(target, say):

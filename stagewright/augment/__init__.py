@@ -1,1 +1,1 @@
-"""What happens to pictures between file and network: parameters from keys (pure), and their application in batches."""
+"""Augmentation: draws random parameters from keys (pure functions) and applies them to batches of images."""

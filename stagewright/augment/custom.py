@@ -1,4 +1,4 @@
-"""A change of images of one's own, which ``augment.custom`` names: found when it is needed, and its answer checked."""
+"""Users' augmentation functions, which a recipe names as ``module:function``: imports them and checks their results."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from stagewright.errors import RecipeError
 from stagewright.system.named_functions import load_function
 
-_SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that gives images again"
+_SIGNATURE = "a function of (images uint8 (B, 3, H, W) tensor, keys uint64 (B,) array) that returns images"
 
 
 def load_custom(name: str) -> Callable[..., Any]:
-    """The function that ``name``, ``module:function``, stands for (:func:`stagewright.system.named_functions.load_function`)."""
+    """Imports and returns the function named ``module:function`` (:func:`stagewright.system.named_functions.load_function`)."""
     return load_function(name, "augment.custom", _SIGNATURE)
 
 
-def check_custom(name: str, given: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
-    """RecipeError if what the function ``name`` gave, as (shape, dtype, device), is not what was ``wanted``."""
-    if given != wanted:
+def check_custom(name: str, given: tuple[Any, ...], expected: tuple[Any, ...]) -> None:
+    """Raises RecipeError if the result of the function ``name``, as (shape, dtype, device), differs from ``expected``."""
+    if given != expected:
         raise RecipeError(
-            f"augment.custom: {name} gave {' '.join(map(str, given))}",
-            f"what it was given: {' '.join(map(str, wanted))}",
-            "let it return pictures of the same number, size, dtype and device as it gets",
+            f"augment.custom: {name} returned {' '.join(map(str, given))}",
+            f"the same as its input: {' '.join(map(str, expected))}",
+            "let it return pictures with the number, size, dtype and device of its input",
         )

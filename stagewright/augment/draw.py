@@ -1,8 +1,8 @@
-"""What is done to each picture's pixels after cropping and flipping: parameters from keys, for whole batches at once.
+"""Draws the parameters of all augmentations except crop and flip, from keys, for whole batches at once.
 
-Pure NumPy, no torch. What is drawn for a sample is a function of (seed, pass, row) alone, whatever batch it comes in,
-and every operation draws from a key of its own: switching one on never changes another's draws, nor the crop's.
-:func:`stagewright.augment.pipeline.augment` applies the draws, and says in which order.
+Pure NumPy, no torch. The draws of a sample depend only on (seed, pass, row), not on its batch. Every operation has its own
+key, so that switching one on does not change the draws of the others or the crop.
+:func:`stagewright.augment.pipeline.augment` applies the draws and defines their order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _ERASING_TRIES = 10  # torchvision's number of attempts at a rectangle that fits
 
 
 class _Draw(IntEnum):
-    """Whose key it is. Numbers are fixed for ever, so that a new operation never disturbs an old one."""
+    """The operation that a key belongs to. The numbers never change, so that a new operation does not change the draws of the
+    others."""
 
     ROTATION = 1
     TRANSLATE = 2
@@ -52,47 +53,50 @@ class _Draw(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draws:
-    """What is done to each of B pictures of ``image_size`` x ``image_size``; None or empty is what the recipe leaves off."""
+    """The augmentation of each of B images of ``image_size`` x ``image_size`` pixels. Fields of operations that the recipe
+    does not use are None or empty."""
 
     image_size: int
     keys: NDArray[np.uint64]
-    """uint64 (B,): for functions of one's own to draw from."""
+    """uint64 (B,): keys from which a user's function may draw."""
     matrices: Floats | None
-    """float64 (B, 3, 3): where in the picture each point of its view lies, as in :mod:`stagewright.augment.matrices`."""
+    """float64 (B, 3, 3): homographies from points of the output to points of the input, as in
+    :mod:`stagewright.augment.matrices`."""
     policy: tuple[Layer, ...]
-    """Operations one after another."""
+    """Operations that are applied one after another."""
     chains: tuple[tuple[Layer, ...], ...]
-    """AugMix: chains of operations beside one another."""
+    """AugMix: parallel chains of operations."""
     weights: Floats | None
-    """AugMix: float64 (B, 1 + chains): share of the picture itself and of each chain's result; a row sums to 1."""
+    """AugMix: float64 (B, 1 + chains): weights of the input image and of each chain's result; each row sums to 1."""
     jitter: Floats | None
-    """float64 (B, 4): factors of brightness, contrast and saturation, and turns of the hue; (1, 1, 1, 0) is no change."""
+    """float64 (B, 4): factors of brightness, contrast and saturation, and the rotation of the hue; (1, 1, 1, 0) is no change."""
     effects: tuple[Layer, ...]
-    """One operation or none each, one after another."""
+    """Single operations that are applied one after another; a layer applies its operation to some of the images."""
     blur_radius: int
-    """Pixels that a blur reaches to either side: of the recipe's widest, so that it is no matter of the batch."""
+    """Radius of the blur kernel in pixels. It is that of the recipe's largest sigma, so that it does not depend on the batch."""
     custom: str | None
-    """``module:function`` of one's own."""
+    """``module:function`` of the user's function."""
     boxes: NDArray[np.int64] | None
-    """int64 (B, 4): top, bottom, left, right of the erased rectangle in pixels; empty where nothing is erased."""
+    """int64 (B, 4): top, bottom, left, right of the erased rectangle in pixels; empty if nothing is erased."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, at: slice | Ints) -> Draws:
-        """Of the samples ``at``, a slice or places (B',); slices are views."""
+        """Returns the draws of the samples ``at``, a slice or indices (B',); slices give views."""
         return _combined([self], lambda arrays: arrays[0][at])
 
 
 def concatenate(parts: Sequence[Draws]) -> Draws:
-    """The draws of several batches, one or more, of one recipe and image size, as of one batch."""
+    """Joins the draws of one or more batches, with equal recipe and image size, to those of one batch."""
     return _combined(parts, np.concatenate)
 
 
 def draw(augment: Augment, seed: int, rows: Ints, passes: Ints, image_size: int) -> Draws | None:
-    """What ``augment`` does to B samples beside crop and flip, by the key (seed, pass, row) of each; None: nothing is on.
+    """Draws the augmentations of B samples, except crop and flip, from the key (seed, pass, row) of each. Returns None if the
+    recipe uses none.
 
-    ``rows`` (manifest rows) and ``passes`` have shape (B,). ``image_size`` is the side of the pictures in pixels.
+    ``rows`` (manifest rows) and ``passes`` have shape (B,). ``image_size`` is the side of the images in pixels.
     """
     samples = _Samples(augment, seed, rows, passes, image_size)
     matrices, jitter, effects, boxes = samples.matrices(), samples.jitter(), samples.effects(), samples.boxes()
@@ -122,7 +126,7 @@ def draw(augment: Augment, seed: int, rows: Ints, passes: Ints, image_size: int)
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """A batch's draws of each kind of field, by keys that differ by operation."""
+    """Draws each kind of augmentation for the samples of a batch, with a different key for each operation."""
 
     augment: Augment
     seed: int
@@ -132,7 +136,8 @@ class _Samples:
 
     @cached_property
     def base(self) -> NDArray[np.uint64]:
-        """Made when first needed, so that a recipe with nothing on pays nothing."""
+        """The keys of the samples, uint64 (B,); computed when first needed, so that a recipe without augmentation costs
+        nothing."""
         return rng.keys(self.seed, rng.Stream.AUGMENT, self.passes, self.rows)
 
     def keys(self, of: _Draw) -> NDArray[np.uint64]:
@@ -142,11 +147,12 @@ class _Samples:
         return rng.uniform(self.keys(of), count)
 
     def within(self, of: _Draw, spread: float) -> Floats:
-        """(B, 2) uniform in [-spread, spread)."""
+        """Returns (B, 2) numbers, uniform in [-spread, spread)."""
         return spread * (2 * self.uniform(of, 2) - 1)
 
     def matrices(self) -> Floats | None:
-        """Zoomed, sheared, rotated, moved, then tilted: torchvision's RandomAffine, then its RandomPerspective."""
+        """Returns (B, 3, 3) for zoom, shear, rotation, translation, then perspective, as in torchvision's RandomAffine followed
+        by RandomPerspective; None if none of them is on."""
         augment, parts = self.augment, []
         if augment.zoom != (1.0, 1.0):
             parts.append(zoomed(_between(self.uniform(_Draw.ZOOM, 1)[:, 0], *augment.zoom)))
@@ -200,7 +206,8 @@ class _Samples:
     def _effect(
         self, of: _Draw, probability: float, op: Op, low: float = 0.0, high: float | None = None
     ) -> Layer | None:
-        """``op`` with ``probability`` and a value uniform in [low, high), or always ``low``; None where it never comes."""
+        """Returns a layer that applies ``op`` with ``probability`` and a value uniform in [low, high), or ``low`` if ``high`` is
+        None; returns None if the probability is 0."""
         if not probability:
             return None
         chance, value = self.uniform(of, 2).T
@@ -208,7 +215,8 @@ class _Samples:
         return Layer(ops, _between(value, low, low if high is None else high))
 
     def boxes(self) -> NDArray[np.int64] | None:
-        """Rectangles as torchvision's RandomErasing draws them: the first of ten tries that fits, or none."""
+        """Returns the rectangles to erase, int64 (B, 4), drawn like torchvision's RandomErasing: the first of ten tries that
+        fits, or an empty one; None if erasing is off."""
         augment, side = self.augment, self.image_size
         if not augment.erasing:
             return None
@@ -230,7 +238,7 @@ def _between(uniform: Floats, low: float, high: float) -> Floats:
 
 
 def _combined(parts: Sequence[Any], combine: Callable[[Sequence[NDArray[Any]]], NDArray[Any]]) -> Any:
-    """Draws, layers or tuples of them with ``combine`` done to the arrays in the same place of each."""
+    """Combines Draws, Layers or tuples of them: ``combine`` is called with the corresponding arrays of all ``parts``."""
     first = parts[0]
     if isinstance(first, np.ndarray):
         return combine(parts)

@@ -1,8 +1,8 @@
-"""Which part of each picture is seen, and how: crop boxes, shifts and flips from keys, for whole batches at once.
+"""Draws crop boxes, shifts and flips from keys, for whole batches at once.
 
-Pure NumPy, no torch. What is drawn for a sample is a function of (seed, pass, row) alone, whatever batch it comes in.
-Boxes are (left, top, right, bottom) in source pixels, edges between pixels, so that a whole picture is
-(0, 0, width, height). A view is the box, cut out and resized to image_size, then shifted, then flipped.
+Pure NumPy, no torch. The draws of a sample depend only on (seed, pass, row), not on its batch. Boxes are
+(left, top, right, bottom) in source pixels; coordinates are those of edges between pixels, so that a whole image is
+(0, 0, width, height). The view of an image is its box, resized to image_size, then shifted, then flipped.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Ints = NDArray[np.integer]
 Floats = NDArray[np.float64]
 
 _TRIES = 10  # torchvision's number of attempts at a crop that fits
-_FLIP, _X, _Y, _FIRST_TRY = 0, 1, 2, 3  # which uniform of a sample's key is for what; fixed, or every crop changes
+_FLIP, _X, _Y, _FIRST_TRY = 0, 1, 2, 3  # the use of each uniform of a sample's key; changing it changes every crop
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """How each of B pictures is seen."""
+    """The crop, shift and flip of each of B images."""
 
     boxes: Floats
-    """float64 (B, 4): left, top, right, bottom in source pixels, within the picture."""
+    """float64 (B, 4): left, top, right, bottom in source pixels, inside the image."""
     shifts: NDArray[np.int64]
-    """int64 (B, 2): by how many pixels of the resized view the window moves right and down; outside is black."""
+    """int64 (B, 2): shift of the window to the right and down, in pixels of the resized view; outside pixels are black."""
     flips: NDArray[np.bool_]
-    """bool (B,): mirrored left to right, last of all."""
+    """bool (B,): whether the view is mirrored horizontally, after the shift."""
 
     def __len__(self) -> int:
         return len(self.flips)
 
     def put(self, places: NDArray[np.int64], other: Geometry) -> None:
-        """Sees the pictures at ``places`` as ``other`` (as many) says."""
+        """Replaces the geometry of the images at the indices ``places`` (N,) by ``other``, which has N images."""
         self.boxes[places], self.shifts[places], self.flips[places] = other.boxes, other.shifts, other.flips
 
 
@@ -52,12 +52,12 @@ def train_geometry(
     image_size: int,
     evaluation: Evaluation,
 ) -> Geometry:
-    """The training view of B samples, drawn by the key (seed, pass, row) of each.
+    """Draws the training views of B samples from the key (seed, pass, row) of each.
 
-    ``rows`` (manifest rows), ``passes``, ``widths`` and ``heights`` (upright pixels) have shape (B,).
-    ``random_resized`` gives whole-pixel boxes, on the grid of :func:`jpeg_scale` where they are that much larger than
-    ``image_size``; ``pad`` the evaluation's full view (crop 1.0) shifted by at most ``max(1, image_size // 8)`` either
-    way; ``none`` the evaluation's own view. ``augment.flip`` acts on all three.
+    ``rows`` (manifest rows), ``passes``, ``widths`` and ``heights`` (in pixels, after EXIF orientation) have shape (B,).
+    ``random_resized`` gives boxes with whole-pixel edges; if they are much larger than ``image_size``, the edges are multiples
+    of :func:`jpeg_scale`. ``pad`` gives the evaluation's view with crop 1.0, shifted by at most ``max(1, image_size // 8)``
+    pixels in either direction; ``none`` gives the evaluation's view. ``augment.flip`` applies to all three.
     """
     resized = augment.crop == "random_resized"
     keys = rng.keys(seed, rng.Stream.AUGMENT, passes, rows)
@@ -75,16 +75,16 @@ def train_geometry(
 
 
 def eval_geometry(evaluation: Evaluation, widths: Ints, heights: Ints) -> Geometry:
-    """The evaluation's view of pictures of ``widths`` and ``heights`` (B,): nothing shifted, nothing flipped."""
+    """Returns the evaluation's views of images of ``widths`` and ``heights`` (B,), without shift and flip."""
     boxes = eval_boxes(widths, heights, evaluation.crop, evaluation.fit)
     return Geometry(boxes, np.zeros((len(boxes), 2), dtype=np.int64), np.zeros(len(boxes), dtype=np.bool_))
 
 
 def eval_boxes(widths: Ints, heights: Ints, crop: float, fit: str) -> Floats:
-    """Central boxes, float64 (B, 4), possibly between pixels.
+    """Returns central boxes, float64 (B, 4); their edges may be inside pixels.
 
-    ``fit`` "crop": a square whose side is ``crop`` of the shorter side; "squash": ``crop`` of either side, which gives
-    up the aspect ratio once it is resized to a square. ``crop`` lies in (0, 1].
+    ``fit`` "crop": a square whose side is ``crop`` times the shorter side. "squash": ``crop`` times both sides; resizing this to
+    a square changes the aspect ratio. ``crop`` is in (0, 1]. ValueError for another ``fit``.
     """
     width, height = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     if fit == "crop":
@@ -98,17 +98,17 @@ def eval_boxes(widths: Ints, heights: Ints, crop: float, fit: str) -> Floats:
 
 
 def jpeg_scale(box_widths: Floats | np.float64, box_heights: Floats | np.float64, image_size: int) -> Any:
-    """1, 2, 4 or 8, int64 as many as there are boxes: the largest by which JPEGs may be decoded smaller with boxes of these
-    sizes in source pixels still at least ``image_size`` pixels wide and high."""
+    """Returns 1, 2, 4 or 8 for each box (int64): the largest factor by which a JPEG may be decoded at a reduced size so that
+    its box, of this size in source pixels, still has at least ``image_size`` pixels in width and height."""
     shorter = np.minimum(box_widths, box_heights)
     return 2 ** sum((shorter >= scale * image_size).astype(np.int64) for scale in (2, 4, 8))
 
 
 def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights: Ints, image_size: int) -> Floats:
-    """Inception's crop (arXiv:1409.4842) as torchvision's RandomResizedCrop.get_params draws it, all tries at once.
+    """Draws Inception's crop (arXiv:1409.4842) like torchvision's RandomResizedCrop.get_params, all tries at once.
 
-    Boxes that a smaller decoding serves have sides and positions in steps of that :func:`jpeg_scale`, so that their edges
-    are whole pixels there too, which the fastest antialiased resize takes; by that they are up to 7 pixels smaller.
+    If a box allows decoding at a reduced size, its sides and position are multiples of :func:`jpeg_scale`, so that its edges are
+    whole pixels at the reduced size too; the fastest antialiased resize needs that. The box becomes up to 7 pixels smaller.
     """
     width, height = np.asarray(widths, dtype=np.float64), np.asarray(heights, dtype=np.float64)
     tries = draws[:, _FIRST_TRY:].reshape(-1, _TRIES, 2)
@@ -130,7 +130,7 @@ def _random_resized_boxes(augment: Augment, draws: Floats, widths: Ints, heights
 
 
 def _central_size(width: Floats, height: Floats, ratio: tuple[float, float]) -> tuple[Floats, Floats]:
-    """What is taken where no try fits: as much of the picture as the range of ``ratio`` allows."""
+    """Returns (width, height) of the box if no try fits: the largest box with an aspect ratio in the range ``ratio``."""
     low, high = ratio
     flat = np.maximum(1, np.rint(height * high))
     tall = np.maximum(1, np.rint(width / low))
@@ -142,5 +142,5 @@ def _between(draw: Floats, low: float, high: float) -> Floats:
 
 
 def _below(draw: Floats, count: Floats | int) -> Floats:
-    """Whole numbers in [0, count) from uniforms in [0, 1)."""
+    """Returns whole numbers in [0, count) from uniforms in [0, 1)."""
     return np.floor(draw * count)

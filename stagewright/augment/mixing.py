@@ -1,7 +1,7 @@
 """Mixup and cutmix: one draw for each batch, a pure function of (seed, step), and its application to the batch.
 
-A mixed picture is its own and its partner's; ``lam`` is the share of its own. Labels are never made soft: the loss is
-``sum(weight * (lam * CE(labels_a) + (1 - lam) * CE(labels_b)))``, which is the same, label smoothing included.
+Each image is mixed with that of its partner; ``lam`` is the share of the image itself. Instead of soft labels the loss is
+``sum(weight * (lam * CE(labels_a) + (1 - lam) * CE(labels_b)))``, which is equivalent, also with label smoothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MixDraw:
-    """What is done to a batch of B pictures."""
+    """The mixing of a batch of B images."""
 
     kind: Literal["none", "mixup", "cutmix"]
     lam: float
-    """Share of a picture's own in [0, 1]: of each pixel (mixup) or of the area (cutmix); 1.0 for none."""
+    """Share of the image itself, in [0, 1]: of each pixel (mixup) or of the area (cutmix); 1.0 for none."""
     box: Box | None
     """Cutmix: top, bottom, left, right in pixels of the region that comes from the partner; may be empty."""
     partner: NDArray[np.int64]
@@ -40,21 +40,22 @@ class MixedBatch:
     """A batch after mixing."""
 
     images: Tensor
-    """float (B, 3, H, W), in the memory format of what went in."""
+    """float (B, 3, H, W), in the memory format of the input."""
     labels_a: Tensor
-    """int64 (B,): the pictures' own labels, with weight ``lam``."""
+    """int64 (B,): the images' labels, with weight ``lam``."""
     labels_b: Tensor
     """int64 (B,): their partners' labels, with weight ``1 - lam``."""
     lam: float
     weight: Tensor
-    """float32 (B,): 1.0, or 0.0 where the picture or its partner could not be read."""
+    """float32 (B,): 1.0, or 0.0 where the image or its partner could not be read."""
 
 
 def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int) -> MixDraw:
-    """What ``mix`` does to the batch of ``step`` (counted over the run): mixup (arXiv:1710.09412) or cutmix
-    (arXiv:1905.04899) with the recipe's probabilities, ``lam`` from Beta(alpha, alpha), a random partner for each.
+    """Draws the mixing of the batch of ``step`` (counted over the run): mixup (arXiv:1710.09412) or cutmix
+    (arXiv:1905.04899) with the recipe's probabilities, ``lam`` from Beta(alpha, alpha), and a random partner for each image.
 
-    Cutmix's centre is uniform over the pixels, its box clipped at the border and ``lam`` set to the true share of area.
+    The centre of cutmix's box is uniform over the pixels; the box is clipped at the border, and ``lam`` is the exact share of
+    the remaining area.
     """
     key = rng.key(seed, rng.Stream.MIX, step)
     mixed, cut, share, x, y = rng.uniform(key, 5).tolist()
@@ -69,11 +70,10 @@ def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int) -
 
 
 def apply_mix(images: Tensor, labels: Tensor, valid: Tensor, draw: MixDraw) -> MixedBatch:
-    """The batch mixed as ``draw`` says; ``images`` is never written to, and handed on where nothing is mixed.
+    """Returns the batch mixed according to ``draw``. ``images`` is not changed; it is returned itself if nothing is mixed.
 
-    ``images`` float (B, 3, H, W), ``labels`` int64 (B,), ``valid`` bool (B,), all on one device. A sample whose own
-    picture or partner is invalid has weight 0: its pixels contain a picture that is missing, and teaching the network
-    the other label alone on half a black picture would be a substitution.
+    ``images`` float (B, 3, H, W), ``labels`` int64 (B,), ``valid`` bool (B,), all on one device. A sample gets weight 0 if its
+    image or that of its partner is invalid: part of its pixels are missing, so neither label would be correct.
     """
     if draw.kind == "none":
         return MixedBatch(images, labels, labels, 1.0, valid.to(torch.float32))
@@ -89,14 +89,15 @@ def apply_mix(images: Tensor, labels: Tensor, valid: Tensor, draw: MixDraw) -> M
 
 
 def _beta(uniform: float, alpha: float) -> float:
-    """A draw from Beta(alpha, alpha) by its inverse distribution function.
+    """Returns a draw from Beta(alpha, alpha), computed by the inverse distribution function.
 
-    Rounded to 24 bits: SciPy's last bits may change with its version, and lam and 1 - lam become exact in float32.
+    It is rounded to 24 bits, because SciPy's last bits may differ between versions, and so that lam and 1 - lam are exact in
+    float32.
     """
     return round(float(betaincinv(alpha, alpha, uniform)) * 2**24) / 2**24
 
 
 def _cutmix_box(lam: float, x: int, y: int, image_size: int) -> Box:
-    """The paper's square around pixel (x, y) that would cover 1 - lam of the picture, clipped at its border."""
+    """Returns the paper's square around pixel (x, y) with the area 1 - lam of the image, clipped at the border."""
     half = int(0.5 * math.sqrt(1 - lam) * image_size)
     return max(y - half, 0), min(y + half, image_size), max(x - half, 0), min(x + half, image_size)

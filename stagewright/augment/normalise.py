@@ -1,4 +1,4 @@
-"""Turns the loader's 8-bit batches into what a network takes, on the device they lie on: augmented, then normalised."""
+"""Augments and normalises the loader's 8-bit batches on their device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from stagewright.augment.pipeline import augment
 
 
 def augment_some(images: Tensor, draws: Draws, places: NDArray[np.int64] | None, fill: Sequence[float]) -> Tensor:
-    """``images``, uint8 (B, 3, S, S), with ``draws`` done to those at ``places`` (None: all), which stay as they are.
+    """Returns a copy of ``images``, uint8 (B, 3, S, S), in which ``draws`` are applied to the images at the indices ``places``
+    (None: to all).
 
     ``fill`` as in :func:`stagewright.augment.pipeline.augment`.
     """
@@ -23,7 +24,7 @@ def augment_some(images: Tensor, draws: Draws, places: NDArray[np.int64] | None,
     chosen = torch.from_numpy(places).to(images.device)
     changed = augment(images.index_select(0, chosen), draws, fill)
     result = images.clone()
-    if images.device.type == "cpu":  # whole pictures by memcpy; indexed writes go byte by byte
+    if images.device.type == "cpu":  # copies whole images with memcpy; torch's indexed assignment copies byte by byte
         result.numpy()[places] = changed.numpy()
     else:
         result[chosen] = changed
@@ -38,10 +39,10 @@ def normalise(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> Tensor:
-    """``(images / 255 - mean) / std`` as ``dtype``, on the device of ``images``, which stay as they are.
+    """Returns ``(images / 255 - mean) / std`` as ``dtype``, on the device of ``images``, which is not changed.
 
-    ``images`` is uint8 (B, 3, H, W); ``mean`` and ``std`` belong to pictures in [0, 1], one number a channel. The
-    result has the same shape, lies in memory as ``channels_last`` says, and is computed in float32 at least.
+    ``images`` is uint8 (B, 3, H, W); ``mean`` and ``std`` refer to images in [0, 1], one number per channel. The result has
+    the same shape and, with ``channels_last``, that memory format. It is computed at least in float32.
     """
     work = torch.promote_types(dtype, torch.float32)
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=work, device=images.device)
@@ -49,8 +50,8 @@ def normalise(
     if not channels_last:
         floats = images.contiguous().to(work).mul_(scale[:, None, None]).add_(offset[:, None, None])
         return floats.to(dtype)
-    # Rows of W * 3 numbers and constants as long: broadcasting over the 3 channels that lie innermost is 3 times
-    # slower on a CPU (43 ms against 14 for 64 pictures of 224).
+    # The constants are repeated to whole rows of W * 3 numbers: broadcasting over an innermost dimension of 3 channels is
+    # 3 times slower on a CPU (43 ms instead of 14 ms for 64 images of 224 px).
     pixels = images.permute(0, 2, 3, 1).contiguous()
     batch, height, width, channels = pixels.shape
     rows = pixels.view(batch, height, width * channels).to(work)

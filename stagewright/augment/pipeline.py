@@ -1,9 +1,9 @@
-"""Applies the draws of a batch to its pictures, on the device they lie on, before they are normalised.
+"""Applies the draws of a batch to its images, on their device, before they are normalised.
 
-In this order: geometry (all of it in one warp), the policy, brightness-contrast-saturation-hue, greyscale, inversion,
-posterize, solarize, autocontrast, equalize, sharpness, blur, the function of one's own, erasing. Each operation sees only
-the pictures that need it, so one that needs nothing comes back bit for bit. Which those are is known on the host
-from the draws: nothing here waits for the device.
+The order is: geometry (in one warp), the policy, brightness, contrast, saturation and hue, grayscale, invert, posterize,
+solarize, autocontrast, equalize, sharpness, blur, the user's function, erasing. Each operation is applied only to the images
+that need it, so the other images do not change by a bit. The host knows from the draws which images these are, so no
+operation waits for the device.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stagewright.augment.warp import warp
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-# Bytes of pictures that are worked on at a time. On a CPU the floats of one piece stay in a core's cache and their
-# memory is used again: 30 times faster than 64 pictures of 224 at once. Elsewhere it bounds the memory.
+# Bytes of images that are processed at once. On a CPU the floats of one piece fit into a core's cache, and their memory is
+# reused: this is 30 times faster than 64 images of 224 px at once. On other devices it limits the memory.
 _CPU_PIECE, _DEVICE_PIECE = 2**19, 2**25
 
-_PLAIN: dict[Op, Callable[[Tensor], Tensor]] = {
+_WITHOUT_VALUE: dict[Op, Callable[[Tensor], Tensor]] = {
     Op.AUTOCONTRAST: ops.autocontrast,
     Op.EQUALIZE: ops.equalize,
     Op.INVERT: ops.invert,
@@ -45,18 +45,17 @@ _WITH_VALUE: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def augment(images: Tensor, draws: Draws | None, fill: Sequence[float]) -> Tensor:
-    """``images``, uint8 (B, 3, S, S) with S the draws' image size, with ``draws`` done to them: the same shape, dtype,
-    device and memory layout. ``images`` is never written to, and handed on where ``draws`` is None.
+    """Returns ``images``, uint8 (B, 3, S, S) with S the draws' image size, with ``draws`` applied: same shape, dtype, device and
+    memory format. ``images`` is not changed; it is returned itself if ``draws`` is None.
 
-    ``fill`` is the colour, R, G and B in 0 .. 255, around what geometry moves and in what is erased: the mean that
-    pictures are normalised with, times 255. RecipeError if a function of one's own cannot be found or gives something
-    else than pictures.
+    ``fill`` is the colour, R, G and B in 0 .. 255, of areas that geometry leaves empty and of erased rectangles: the mean used
+    for normalisation, times 255. RecipeError if the user's function cannot be found or does not return such images.
     """
     if draws is None:
         return images
-    wanted = (len(draws), 3, draws.image_size, draws.image_size)
-    if images.shape != wanted or images.dtype != torch.uint8:
-        raise ValueError(f"pictures of {tuple(images.shape)} {images.dtype}; the draws are for {wanted} torch.uint8")
+    expected = (len(draws), 3, draws.image_size, draws.image_size)
+    if images.shape != expected or images.dtype != torch.uint8:
+        raise ValueError(f"images of {tuple(images.shape)} {images.dtype}; the draws are for {expected} torch.uint8")
     colour = torch.tensor([float(round(level)) for level in fill]).to(images.device, non_blocking=True)
     batch = _Batch(images.clone(memory_format=torch.contiguous_format), colour, draws.blur_radius)
     if draws.matrices is not None:
@@ -78,7 +77,7 @@ def augment(images: Tensor, draws: Draws | None, fill: Sequence[float]) -> Tenso
 
 
 class _Batch:
-    """Pictures as planes that belong to us, and what is done to some of them in place."""
+    """A contiguous copy of the images, and operations that change some of them in place."""
 
     def __init__(self, images: Tensor, fill: Tensor, blur_radius: int) -> None:
         self.images, self.fill, self.blur_radius = images, fill, blur_radius
@@ -86,7 +85,7 @@ class _Batch:
         self.piece = max(1, (_CPU_PIECE if images.device.type == "cpu" else _DEVICE_PIECE) // pixels)
 
     def each(self, rows: Rows, change: Callable[..., Tensor], *parameters: Floats) -> None:
-        """``change(images, *parameters)`` for the pictures of ``rows`` (N,), piece by piece; ``parameters`` have N rows."""
+        """Replaces the images ``rows`` (N,) by ``change(images, *parameters)``, a piece at a time; ``parameters`` have N rows."""
         if not len(rows):
             return
         device = self.images.device
@@ -96,24 +95,24 @@ class _Batch:
             piece = slice(start, start + self.piece)
             chosen = self.images.index_select(0, places[piece])
             changed = change(chosen, *(one[piece] for one in values))
-            if device.type == "cpu":  # whole rows by memcpy; index_copy_ goes byte by byte, 30 times slower
+            if device.type == "cpu":  # copies whole rows with memcpy; index_copy_ copies byte by byte, 30 times slower
                 self.images.numpy()[rows[piece]] = changed.numpy()
             else:
                 self.images.index_copy_(0, places[piece], changed)
 
     def warp(self, rows: Rows, matrices: Floats) -> None:
-        """The pictures of ``rows`` as their ``matrices`` (of the whole batch) say."""
+        """Warps the images ``rows`` by their ``matrices``; ``matrices`` has one for each image of the batch."""
         chosen = matrices[rows]
         for projective in (False, True):
-            alike = (chosen[:, 2] != (0.0, 0.0, 1.0)).any(axis=1) == projective
+            same_kind = (chosen[:, 2] != (0.0, 0.0, 1.0)).any(axis=1) == projective
 
             def change(images: Tensor, maps: Tensor, projective: bool = projective) -> Tensor:
                 return warp(images, maps, self.fill, projective=projective)
 
-            self.each(rows[alike], change, chosen[alike])
+            self.each(rows[same_kind], change, chosen[same_kind])
 
     def apply(self, layer: Layer) -> None:
-        """One operation for each picture: all geometric ones in one warp, then operation by operation."""
+        """Applies the operation of each image: all geometric ones in one warp, then the others, operation by operation."""
         order = np.argsort(layer.ops, kind="stable")
         bounds = np.searchsorted(layer.ops[order], np.arange(len(Op) + 1))
         geometric = order[bounds[Op.IDENTITY + 1] : bounds[LAST_GEOMETRIC + 1]]
@@ -124,15 +123,15 @@ class _Batch:
             self.warp(geometric[~identities(matrices[geometric])], matrices)
         for op in Op:
             rows = order[bounds[op] : bounds[op + 1]]
-            if op in _PLAIN:
-                self.each(rows, _PLAIN[op])
+            if op in _WITHOUT_VALUE:
+                self.each(rows, _WITHOUT_VALUE[op])
             elif op in _WITH_VALUE:
                 self.each(rows, _WITH_VALUE[op], layer.values[rows])
             elif op == Op.BLUR:
                 self.each(rows, lambda images, sigma: ops.blur(images, sigma, self.blur_radius), layer.values[rows])
 
     def mix(self, chains: Sequence[Sequence[Layer]], weights: Floats) -> None:
-        """Each picture becomes the weighted mean of itself and of what each of ``chains`` makes of it."""
+        """Replaces each image by the weighted mean of itself and of the results of ``chains`` on it."""
         branches = [self.images]
         for chain in chains:
             branch = _Batch(self.images.clone(), self.fill, self.blur_radius)
@@ -149,30 +148,31 @@ class _Batch:
 
 
 def layer_matrices(codes: NDArray[np.int8], values: Floats, side: int) -> Floats:
-    """Homographies (B, 3, 3) of geometric operations ``codes`` (B,) of strength ``values`` on pictures of ``side`` pixels."""
+    """Returns homographies (B, 3, 3) of the geometric operations ``codes`` (B,) with strengths ``values`` (B,) on images of
+    ``side`` pixels."""
 
     def where(op: Op) -> Floats:
         return np.where(codes == op, values, 0.0)
 
     slopes = sheared(where(Op.SHEAR_X), where(Op.SHEAR_Y), pivot=-side / 2)
     shifts = moved(where(Op.TRANSLATE_X), where(Op.TRANSLATE_Y))
-    return slopes @ rotated(-where(Op.ROTATE)) @ shifts  # each picture has one of the three; the others are identities
+    return slopes @ rotated(-where(Op.ROTATE)) @ shifts  # each image has one of the three; the others are identities
 
 
 def _customised(images: Tensor, name: str, keys: NDArray[np.uint64]) -> Tensor:
     given = load_custom(name)(images, keys)
-    wanted = (tuple(images.shape), images.dtype, images.device)
+    expected = (tuple(images.shape), images.dtype, images.device)
     if not isinstance(given, Tensor):
-        check_custom(name, (type(given).__name__,), wanted)
-    check_custom(name, (tuple(given.shape), given.dtype, given.device), wanted)
+        check_custom(name, (type(given).__name__,), expected)
+    check_custom(name, (tuple(given.shape), given.dtype, given.device), expected)
     return given
 
 
 def _laid_out(planes: Tensor, like: Tensor) -> Tensor:
-    """``planes`` in the memory layout of ``like``."""
+    """Returns ``planes`` in the memory format of ``like``."""
     if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
         return planes.contiguous()
     laid_out = torch.empty_like(like)
-    for channel in range(planes.shape[1]):  # twice as fast on a CPU as a copy of all three at once
+    for channel in range(planes.shape[1]):  # on a CPU twice as fast as copying all three at once
         laid_out[:, channel] = planes[:, channel]
     return laid_out

@@ -1,7 +1,7 @@
-"""Policies: drawn sequences of operations, each with its strength, for whole batches at once.
+"""Policies such as RandAugment: draws sequences of operations with their strengths, for whole batches at once.
 
-Pure NumPy, no torch. Lists of operations, their ranges and bins are those of torchvision's ``transforms.v2``, which
-follow the papers' own code. Unlike torchvision, which defaults to nearest neighbours, geometry is always bilinear.
+Pure NumPy, no torch. The operations, their ranges and bins are those of torchvision's ``transforms.v2``, which follow the
+papers' code. One difference: geometry is always bilinear, while torchvision's default is nearest neighbour.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Floats = NDArray[np.float64]
 
 CHAINS = 3  # AugMix: chains, each of 1 to CHAIN_DEPTH operations
 CHAIN_DEPTH = 3
-_SEVERITY = 3  # AugMix: the lowest bins of ten
-_PER_OP = 3  # uniforms of one operation: which, sign, bin
+_SEVERITY = 3  # AugMix: number of bins, out of ten, from which strengths are drawn, the weakest ones
+_PER_OP = 3  # number of uniforms of one operation: which, sign, bin
 
 
 class Op(IntEnum):
-    """Operations of policies and fields, and the unit of their values (torchvision's names differ in SATURATION, Color)."""
+    """Operations of policies and of recipe fields, with the units of their values. SATURATION is torchvision's Color."""
 
     IDENTITY = 0
     SHEAR_X = 1  # slope, about the upper left corner
@@ -52,17 +52,17 @@ _SIGNED = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE, *_
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One operation for each of B pictures."""
+    """One operation for each of B images."""
 
     ops: NDArray[np.int8]
-    """int8 (B,): an :class:`Op` each."""
+    """int8 (B,): the :class:`Op` of each image."""
     values: Floats
-    """float64 (B,): its strength in the unit of the operation, 0 where it has none."""
+    """float64 (B,): its strength in the unit of the operation, 0 if the operation has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Space:
-    """The operations that a policy chooses from, N of them, in M bins of strength."""
+    """The N operations from which a policy chooses, each with M bins of strength."""
 
     ops: NDArray[np.int8]
     """int8 (N,)."""
@@ -74,13 +74,14 @@ class Space:
 
 @cache
 def space(policy: str, image_size: int) -> Space:
-    """Of ``randaugment`` (31 bins), ``trivialaugment`` (31) or ``augmix`` (10), for pictures of ``image_size`` pixels."""
+    """Returns the operations of ``randaugment`` (31 bins), ``trivialaugment`` (31) or ``augmix`` (10), for images of
+    ``image_size`` pixels."""
     bins = 10 if policy == "augmix" else 31
     ranges = _ranges(policy, image_size)
     share = np.arange(bins) / (bins - 1)
     values = np.stack([low + (high - low) * share for low, high in ranges.values()])
     ops = np.array(list(ranges), dtype=np.int8)
-    # A whisker is added, so that a product that is a whole number on paper is not one pixel less in floating point.
+    # A small number is added, since a product that should be a whole number may be slightly less in floating point.
     across = np.isin(ops, (Op.TRANSLATE_X, Op.TRANSLATE_Y))
     values[across] = np.floor(values[across] + 1e-6)
     values[ops == Op.POSTERIZE] = np.rint(values[ops == Op.POSTERIZE])
@@ -90,7 +91,8 @@ def space(policy: str, image_size: int) -> Space:
 
 
 def policy_layers(augment: Augment, keys: NDArray[np.uint64], image_size: int) -> tuple[Layer, ...]:
-    """What ``augment.policy`` (neither none nor augmix) does one after another to B pictures, drawn by ``keys`` (B,)."""
+    """Draws the layers that ``augment.policy`` (not none or augmix) applies one after another to B images, from ``keys``
+    (B,)."""
     if augment.policy == "three_augment":
         return (_three_augment(augment, rng.uniform(keys, 2)),)
     chosen = space(augment.policy, image_size)
@@ -103,15 +105,14 @@ def policy_layers(augment: Augment, keys: NDArray[np.uint64], image_size: int) -
 
 
 def augmix_chains(keys: NDArray[np.uint64], image_size: int) -> tuple[tuple[tuple[Layer, ...], ...], Floats]:
-    """AugMix's chains of layers for B pictures, drawn by ``keys`` (B,), and the weights (B, 1 + CHAINS) of the picture
-    itself and of each chain's result: Beta(1, 1) between both, Dirichlet(1, 1, 1) among the chains.
+    """Draws AugMix's chains of layers for B images, from ``keys`` (B,), and the weights (B, 1 + CHAINS) of the image itself and
+    of each chain's result: Beta(1, 1) between image and chains, Dirichlet(1, 1, 1) among the chains.
 
-    The mixed picture alone: the paper's consistency loss over two mixtures of each picture belongs to a training step
-    that sees every picture three times, and is left out.
+    The paper's consistency loss is not included: it would need a training step with three versions of every image.
     """
     chosen = space("augmix", image_size)
     draws = rng.uniform(keys, CHAINS * (1 + CHAIN_DEPTH * _PER_OP) + 1 + CHAINS)
-    own, parts = draws[:, 0], -np.log1p(-draws[:, 1 : 1 + CHAINS])  # exponentials in equal shares are Dirichlet
+    own, parts = draws[:, 0], -np.log1p(-draws[:, 1 : 1 + CHAINS])  # normalised exponentials are Dirichlet(1, 1, 1)
     of_chains = draws[:, 1 + CHAINS :].reshape(len(keys), CHAINS, 1 + CHAIN_DEPTH * _PER_OP)
     chains = tuple(_chain(chosen, of_chains[:, at]) for at in range(CHAINS))
     shares = parts / np.maximum(parts.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -129,14 +130,14 @@ def _chain(chosen: Space, uniforms: Floats) -> tuple[Layer, ...]:
 
 
 def _layer(chosen: Space, uniforms: Floats, bins: NDArray[np.integer]) -> Layer:
-    """From ``uniforms`` (B, 2 or more: which, sign) and the bin of each picture's strength."""
+    """Returns the layer drawn from ``uniforms`` (B, 2 or more: which, sign); ``bins`` (B,) are the bins of the strengths."""
     which = _below(uniforms[:, 0], len(chosen.ops))
     values = np.where(uniforms[:, 1] < 0.5, chosen.negative[which, bins], chosen.values[which, bins])
     return Layer(chosen.ops[which], values)
 
 
 def _three_augment(augment: Augment, uniforms: Floats) -> Layer:
-    """Grey, solarized or blurred, in equal shares."""
+    """Returns a layer that applies grayscale, solarize or blur, each with probability 1/3."""
     sigma = augment.blur_sigma[0] + (augment.blur_sigma[1] - augment.blur_sigma[0]) * uniforms[:, 1]
     which = _below(uniforms[:, 0], 3)
     ops = np.array([Op.SATURATION, Op.SOLARIZE, Op.BLUR], dtype=np.int8)
@@ -145,7 +146,8 @@ def _three_augment(augment: Augment, uniforms: Floats) -> Layer:
 
 
 def _ranges(policy: str, image_size: int) -> dict[Op, tuple[float, float]]:
-    """Strength at the lowest and the highest bin of each operation, in torchvision's order; factors less 1."""
+    """Returns the strengths at the lowest and the highest bin of each operation, in torchvision's order; for factors their
+    difference from 1."""
     wide, mix = policy == "trivialaugment", policy == "augmix"
     slope, degrees, factor = (0.99, 135.0, 0.99) if wide else (0.3, 30.0, 0.9)
     pixels = 32.0 if wide else image_size / 3 if mix else image_size * 150 / 331
@@ -158,5 +160,5 @@ def _ranges(policy: str, image_size: int) -> dict[Op, tuple[float, float]]:
 
 
 def _below(draw: Floats, count: int) -> NDArray[np.int64]:
-    """Whole numbers in [0, count) from uniforms in [0, 1)."""
+    """Returns whole numbers in [0, count) from uniforms in [0, 1)."""
     return (draw * count).astype(np.int64)

@@ -1,1 +1,1 @@
-"""A trained model in a folder: saved, loaded, asked."""
+"""Bundles: trained models in folders; saving, loading, predicting."""

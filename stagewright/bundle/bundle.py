@@ -1,8 +1,8 @@
-"""The Bundle: a trained model in one folder, with class names, preprocessing, golden samples and a card.
+"""The Bundle: a trained model in one folder, with class names, preprocessing, golden samples and a model card.
 
-Convention: what a Bundle answers is checked against what it answered when it was saved. Loading hashes every file and
-replays the golden samples through the whole chain (decode, crop, resize, normalise, network, in float32), and refuses
-to run where an answer has drifted beyond :data:`TOLERANCE`.
+Convention: a Bundle's outputs are compared with those recorded when it was saved. Loading checks the hash of every file and
+runs the golden samples through the whole chain (decode, crop, resize, normalise, network, in float32). It raises an error if
+an output differs by more than :data:`TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from stagewright.model.zoo import create_model
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
 
 FORMAT = 1
-"""Version of the folder's layout. A newer one is refused, an older one must stay readable."""
+"""Version of the folder's layout. A newer version is refused; older versions must stay readable."""
 MAX_GOLDEN = 16
 TOLERANCE = 1e-3
-"""A logit may differ from the recorded one by this share of the largest recorded logit (0.1 where all are smaller).
-Measured on MobileNetV2 with 15 photos: other batch sizes and numbers of threads 1.4e-6; a mean off by 0.015 in one channel
-1.6e-2, a crop of 0.876 for 0.875 4e-2, bicubic for bilinear 0.17."""
+"""Largest difference between a logit and the recorded one, as a share of the largest recorded logit (of 0.1 if all are
+smaller). Measured differences of MobileNetV2 with 15 photos: other batch sizes and numbers of threads 1.4e-6; a mean that is
+wrong by 0.015 in one channel 1.6e-2; a crop of 0.876 instead of 0.875 4e-2; bicubic instead of bilinear 0.17."""
 
-_REMEDY = "take the folder anew from where it was made; load_bundle(..., verify=False) skips the golden samples only"
+_REMEDY = "copy the folder again from where it was made; load_bundle(..., verify=False) skips only the golden samples"
 
 
 @dataclass(frozen=True, slots=True)
 class BundleSpec:
-    """What a Bundle says of its model. ``model``, ``options``, ``drop_path`` and ``image_size`` are create_model's."""
+    """The description of a Bundle's model. ``model``, ``options``, ``drop_path`` and ``image_size`` are create_model's."""
 
     model: str
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     image_size: int
-    """That the network was built for; pictures are seen at ``preprocessing.image_size``."""
+    """Side in pixels for which the network was built; its inputs have the side ``preprocessing.image_size``."""
     options: Mapping[str, Any] = field(default_factory=dict)
     drop_path: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Facts for people, as JSON: accuracies in percent, which weights, plan digest, data."""
+    """Facts about the training, for the model card: accuracies in percent, which weights, plan digest, data."""
 
     def build(self) -> nn.Module:
-        """The network with random weights, on the CPU."""
+        """Returns the network with random weights, on the CPU."""
         return create_model(
             self.model,
             len(self.classes),
@@ -73,13 +73,13 @@ class BundleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A trained model, read from its folder and checked: in eval mode, on its device."""
+    """A trained model, loaded from its folder and checked; it is in eval mode and on its device."""
 
     folder: Path
     spec: BundleSpec
     model: nn.Module
     versions: Mapping[str, str]
-    """Of the libraries that it was saved with."""
+    """Versions of the libraries with which it was saved."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -91,12 +91,12 @@ class Bundle:
         return self.spec.preprocessing
 
     def predict(self, inputs: Picture | Iterable[Picture], batch_size: int = 32, topk: int = 5) -> Iterator[Prediction]:
-        """What is in each of ``inputs``: paths, folders, globs or Pillow pictures, one or many; in order, lazily.
+        """Yields a Prediction for each of ``inputs``, in order and lazily. Inputs are paths, folders, globs or Pillow images, one
+        or many.
 
-        A Prediction has the ``topk`` most probable classes (all, where there are fewer), softmax over all classes, equal
-        ones in the classes' order. A picture that cannot be read has its ``error`` filled and stops nothing. The same
-        inputs in the same batches give the same bits on one machine. DataError for a path, folder or glob that holds
-        no picture.
+        A Prediction has the ``topk`` most probable classes (all if there are fewer) and softmax probabilities; classes with equal
+        probabilities keep their order. For an unreadable image it has an ``error``; the others are still predicted. Equal inputs
+        in equal batches give equal bits on one machine. DataError for a path, folder or glob without images.
         """
         return answer(self.model, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk)
 
@@ -104,20 +104,20 @@ class Bundle:
 def save_bundle(
     folder: Path, model: nn.Module, spec: BundleSpec, golden: Sequence[tuple[bytes | Image.Image, str]]
 ) -> None:
-    """Writes the Bundle of ``model`` into ``folder``, whole or not at all, in place of an earlier one.
+    """Writes the Bundle of ``model`` to ``folder``, completely or not at all; it replaces an earlier one.
 
-    ``golden`` are samples as the original bytes of a file and its extension, or as pictures, which are stored as PNG; the
-    first 16 are kept. Their logits are recorded from the folder itself as it will be loaded: float32, on the CPU.
-    BundleError where the weights do not fit ``spec`` or a sample is no picture, StorageError where the disk refuses.
+    ``golden`` are samples: either the bytes of an image file with its extension, or an image, which is stored as PNG. The first
+    16 are used. Their logits are computed as after loading, in float32 on the CPU, and recorded. BundleError if the weights do
+    not match ``spec`` or a sample is not an image; StorageError if the disk cannot be written.
     """
-    # Now, not when it is written: a run that is moved or deleted meanwhile must not come back.
+    # Created now and not when the files are written: a run that is moved or deleted meanwhile must not reappear.
     make_folders(folder.parent)
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     _require_finite(folder, tensors)
-    rebuilt = _filled(spec, tensors, folder)
+    rebuilt = _with_weights(spec, tensors, folder)
     samples = [_sample(at, data, ext) for at, (data, ext) in enumerate(golden[:MAX_GOLDEN])]
-    logits = _replay(rebuilt, spec.preprocessing, samples, folder)
+    logits = _golden_logits(rebuilt, spec.preprocessing, samples, folder)
     files = {
         "weights.safetensors": save(tensors),
         "golden.safetensors": save({"logits": logits}, metadata={"classes": json.dumps(spec.classes)}),
@@ -146,7 +146,7 @@ def save_bundle(
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's and torch's numbers as Python's, all else (a Path, a date) as text."""
+    """Converts numbers of NumPy and torch to Python's, and everything else (a Path, a date) to text, for JSON."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -160,7 +160,7 @@ def _sample(at: int, data: bytes | Image.Image, extension: str) -> tuple[str, by
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All ``files`` below a temporary folder, then renamed: ``folder`` is the old or the new Bundle, also after a crash."""
+    """Writes ``files`` to a temporary folder and renames it: even after a crash, ``folder`` is the old or the new Bundle."""
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     make_folder(fresh)
@@ -173,7 +173,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for directory in (fresh / "golden", fresh):
             sync_directory(directory)
-        old = _old(folder)
+        old = _old_folder(folder)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -184,23 +184,23 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
         raise StorageError(
             f"the model cannot be written to {folder}: {error.strerror or error}",
-            "a disk with room that this user may write",
-            "make room, then resume the run: it writes the model anew from its last checkpoint",
+            "a disk with free space that this user may write",
+            "free some space, then resume the run: it writes the model again from its last checkpoint",
         ) from error
 
 
-def _old(folder: Path) -> Path:
-    """Where the earlier Bundle lies while a new one takes its place."""
+def _old_folder(folder: Path) -> Path:
+    """Returns the temporary name of the earlier Bundle while a new one replaces it."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", verify: bool = True) -> Bundle:
-    """The Bundle in a folder, or in ``model/`` of a run's directory, checked.
+    """Loads and checks the Bundle in a folder, or in ``model/`` of a run's directory.
 
-    Every file's SHA-256 is compared with what ``model.json`` says; with ``verify`` the golden samples are replayed on
-    ``device``. BundleError names the file that is missing or damaged, or the sample that drifted and how far.
+    Every file's SHA-256 is compared with the one in ``model.json``; with ``verify`` the golden samples are run on ``device``
+    and compared. BundleError names a missing or damaged file, or the sample whose output differs and by how much.
     """
-    folder = _located(user_path(folder_or_run))
+    folder = _find_bundle(user_path(folder_or_run))
     content = _content(folder)
     spec = _spec(folder, content)
     files = _files(folder, content["files"])
@@ -209,21 +209,21 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
     except (KeyError, SafetensorError) as error:
         raise _damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
-    model = _filled(spec, tensors, folder, content["versions"]).to(device)
+    model = _with_weights(spec, tensors, folder, content["versions"]).to(device)
     if verify:
         _verify(folder, model, spec, content, files)
     return Bundle(folder, spec, model, content["versions"])
 
 
-def _located(given: Path) -> Path:
+def _find_bundle(given: Path) -> Path:
     for folder in (given, given / "model"):
-        for place in (folder, _old(folder)):  # the old one where a crash hit between two renames
+        for place in (folder, _old_folder(folder)):  # the old one exists after a crash between the two renames
             if (place / "model.json").is_file():
                 return place
     unfinished = (given / "plan.json").is_file()
     raise BundleError(
-        f"{given} holds no trained model (no model.json)" if given.exists() else f"{given} does not exist",
-        "the directory of a run that has finished, or the Bundle in its model/",
+        f"{given} contains no trained model (no model.json)" if given.exists() else f"{given} does not exist",
+        "the directory of a finished run, or the Bundle in its folder model/",
         f"the run has not finished: stagewright resume {given}" if unfinished else "check the path",
     )
 
@@ -253,7 +253,7 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> BundleSpec:
         ):
             raise ValueError("files does not list the golden samples")
         if not isinstance(content["versions"], dict):
-            raise ValueError("versions is no object")
+            raise ValueError("versions is not an object")
         view |= {"mean": tuple(view["mean"]), "std": tuple(view["std"])}
         return BundleSpec(
             model=model["name"],
@@ -270,46 +270,46 @@ def _spec(folder: Path, content: Mapping[str, Any]) -> BundleSpec:
 
 def _damaged(path: Path, error: Exception) -> BundleError:
     why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return BundleError(f"{path} is damaged: {why}", "the file as stagewright wrote it", _REMEDY)
+    return BundleError(f"{path} is damaged: {why}", "the file as stagewright has written it", _REMEDY)
 
 
 def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
-    """The bytes of the files that model.json lists, each with the hash that it should have."""
+    """Reads the files that model.json lists, checks their hashes and returns their bytes by name."""
     files: dict[str, bytes] = {}
     for name, expected in hashes.items():
         path = folder / name
         try:
-            files[name] = read_parsed(path, partial(_as_saved, path, expected))
+            files[name] = read_parsed(path, partial(_checked_hash, path, expected))
         except FileNotFoundError:
             raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", _REMEDY) from None
     return files
 
 
-def _as_saved(path: Path, expected: str, data: bytes) -> bytes:
+def _checked_hash(path: Path, expected: str, data: bytes) -> bytes:
     if (found := hashlib.sha256(data).hexdigest()) != expected:
         raise BundleError(
             f"{path} is not the file that was saved (SHA-256 {found[:12]}..., recorded {expected[:12]}...)",
-            "files as stagewright wrote them",
+            "files as stagewright has written them",
             _REMEDY,
         )
     return data
 
 
 def _require_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """BundleError where a weight or an answer is no finite number: such a network answers with nonsense."""
-    if spoilt := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+    """Raises BundleError if a weight or an output is infinity or NaN, since such a network cannot classify."""
+    if not_finite := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise BundleError(
-            f"{folder}: {len(spoilt)} of {len(tensors)} tensors hold numbers that are not finite, e.g. {spoilt[0]}",
+            f"{folder}: {len(not_finite)} of {len(tensors)} tensors contain infinity or NaN, e.g. {not_finite[0]}",
             "finite weights",
             "take an earlier checkpoint (train --weights RUN/checkpoints/step_...), or train with a lower learning rate",
         )
 
 
-def _filled(
+def _with_weights(
     spec: BundleSpec, tensors: Mapping[str, Tensor], folder: Path, versions: Mapping[str, str] | None = None
 ) -> nn.Module:
-    """The network of ``spec`` with exactly ``tensors``, in eval mode."""
-    with torch.random.fork_rng(devices=[]):  # building draws random weights: the caller's stream must not notice
+    """Returns the network of ``spec`` with the weights ``tensors``, in eval mode; BundleError if they do not match it."""
+    with torch.random.fork_rng(devices=[]):  # building draws random weights
         try:
             model = spec.build()
             model.load_state_dict(tensors, strict=True)
@@ -323,7 +323,7 @@ def _filled(
             raise BundleError(
                 f"{folder}: the weights do not fit {spec.model} as it is built here: {str(error).strip()[:400]}",
                 f"the network they were trained in{changed_since(versions or {})}",
-                "install the versions that the Bundle was saved with"
+                "install the versions with which the Bundle was saved"
                 if versions
                 else "check the model's name and options",
             ) from error
@@ -336,7 +336,7 @@ def _verify(
     try:
         golden = files["golden.safetensors"]
         recorded = load(golden)["logits"]
-        size = int.from_bytes(golden[:8], "little")  # of the header, which safetensors reads from files alone
+        size = int.from_bytes(golden[:8], "little")  # of the header; safetensors reads metadata only from files
         classes = tuple(json.loads(json.loads(golden[8 : 8 + size])["__metadata__"]["classes"]))
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise _damaged(folder / "golden.safetensors", error) from None
@@ -349,11 +349,11 @@ def _verify(
             _REMEDY,
         )
     samples = [(name, files[f"golden/{name}"]) for name in content["golden"]]
-    logits = _replay(model, spec.preprocessing, samples, folder)
+    logits = _golden_logits(model, spec.preprocessing, samples, folder)
     if logits.shape != recorded.shape:
         raise _damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))
     for (name, _), now, then in zip(samples, logits, recorded, strict=True):
-        _require_same(f"{folder}: the model no longer answers as it did: on golden/{name}", spec, now, then, content)
+        _require_same(f"{folder}: the model's output has changed: on golden/{name}", spec, now, then, content)
 
 
 def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, content: Mapping[str, Any]) -> None:
@@ -362,22 +362,22 @@ def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, conte
     if not drift <= allowed:
         names = [spec.classes[int(row.argmax())] for row in (then, now)]
         raise BundleError(
-            f"{where} a logit is off by {drift:.3g} (its class was {names[0]!r}, now {names[1]!r})",
+            f"{where} a logit differs by {drift:.3g} (the class was {names[0]!r}, now it is {names[1]!r})",
             f"differences up to {allowed:.3g}{changed_since(content['versions'])}",
-            "install the versions that it was saved with, or take the folder anew from where it was made; "
-            "load_bundle(..., verify=False) loads it as it is",
+            "install the versions with which it was saved, or copy the folder again from where it was made; "
+            "load_bundle(..., verify=False) loads it without this check",
         )
 
 
-def _replay(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, bytes]], folder: Path) -> Tensor:
-    """Logits of the golden samples, float32 (N, classes) on the CPU: all in one batch. BundleError unless they are finite."""
+def _golden_logits(model: nn.Module, view: Preprocessing, samples: Sequence[tuple[str, bytes]], folder: Path) -> Tensor:
+    """Returns the logits of the golden samples, float32 (N, classes) on the CPU; BundleError if one is infinity or NaN."""
     views = []
     for name, data in samples:
         try:
             views.append(view.view(decode(data)))
         except (OSError, ValueError) as error:
             raise BundleError(
-                f"golden sample {name} cannot be read: {error}", "pictures that Pillow reads", _REMEDY
+                f"golden sample {name} cannot be read: {error}", "pictures that Pillow can read", _REMEDY
             ) from None
     if not views:
         return torch.zeros(0, 0)

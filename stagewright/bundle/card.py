@@ -1,4 +1,4 @@
-"""The README.md of a Bundle: what the model is, what it scored, how to use it, how it sees pictures."""
+"""The README.md of a Bundle, its model card: the model, its accuracy, its use and its preprocessing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from stagewright.system.named_functions import PREFIX, is_named
 
-_MANY = 40
+_MAX_CLASSES = 40
 
 
 def card(content: Mapping[str, Any]) -> str:
-    """Markdown for people, from the content of the Bundle's ``model.json``."""
+    """Returns the model card as Markdown, from the content of the Bundle's ``model.json``."""
     model, view, classes = content["model"], content["preprocessing"], content["classes"]
     facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(content["training"]))
-    shown = ", ".join(classes[:_MANY]) + (f" and {len(classes) - _MANY} more" if len(classes) > _MANY else "")
+    more = len(classes) - _MAX_CLASSES
+    shown = ", ".join(classes[:_MAX_CLASSES]) + (f" and {more} more" if more > 0 else "")
     seen = (
         f"the central square of {100 * view['crop']:g} % of the shorter side"
         if view["fit"] == "crop"
@@ -44,10 +45,10 @@ or in Python:
     for answer in load_bundle("THIS_FOLDER").predict("photos/"):
         print(answer.path, answer.classes)
 
-Loading checks every file's SHA-256 and replays the {len(content["golden"])} pictures in `golden/`; it refuses to run where
-the answers differ from those that were recorded.
+Loading checks every file's SHA-256 and runs the model on the {len(content["golden"])} pictures in `golden/`; it raises an
+error if the outputs differ from the recorded ones.
 
-## How it sees a picture
+## Preprocessing
 
 Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 {side} x {side} pixels ({view["interpolation"]}, antialiased); values in [0, 1], minus {_row(view["mean"])}, divided by
@@ -74,7 +75,7 @@ def _row(numbers: list[float]) -> str:
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested facts as rows; what is None is left out. Top-1 and top-5 are percent."""
+    """Yields nested facts as (name, value) rows, without those that are None. Top-1 and top-5 are in percent."""
     for name, value in facts.items():
         label = prefix + str(name).replace("_", " ")
         if isinstance(value, Mapping):

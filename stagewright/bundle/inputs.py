@@ -1,10 +1,10 @@
-"""The images that a person names: files, folders, patterns and tables."""
+"""Finds the image files that a user names: files, folders and globs."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from stagewright.data.images.decode import picture_extensions
@@ -13,11 +13,12 @@ from stagewright.storage.files import user_path
 
 
 def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
-    """The files that ``inputs`` mean: files as they are, folders with all pictures below them, globs (``**`` too).
+    """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
+    (also with ``**``).
 
-    In the order given, what a folder or glob holds sorted, each file once. In folders, files count whose extension is
-    that of a format that Pillow reads and whose path below the folder has no hidden part; named and globbed files always
-    do. DataError for a path that does not exist, a glob that matches nothing and a folder without pictures.
+    They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. In folders, only files
+    with an extension that Pillow reads are used, and no hidden files or folders; named files and matches of globs are always
+    used. DataError for a path that does not exist, a glob without matches and a folder without images.
     """
     found: list[Path] = []
     for item in inputs:
@@ -32,16 +33,9 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
             raise DataError(
                 f"{str(item)!r}: there is no such file or folder",
                 "pictures, folders of pictures, and globs such as 'photos/*.jpg'",
-                "check the path; relative paths start at the current directory",
+                "check the path; relative paths start in the current folder",
             )
     return list(dict.fromkeys(found))
-
-
-def _there(ask: Callable[[Path], bool], path: Path) -> bool:
-    try:
-        return ask(path)
-    except (OSError, ValueError):  # names too long, or with a zero byte in them
-        return False
 
 
 def _pictures_below(folder: Path) -> list[Path]:
@@ -50,9 +44,9 @@ def _pictures_below(folder: Path) -> list[Path]:
     shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not shown:
         raise DataError(
-            f"the folder {str(folder)!r} holds no pictures",
+            f"the folder {str(folder)!r} contains no pictures",
             "files with an extension that Pillow reads, such as .jpg, .png, .webp or .tif, at any depth",
-            "name files one by one if their extensions are unusual",
+            "name the files one by one if they have other extensions",
         )
     return sorted(shown)
 
@@ -62,7 +56,7 @@ def _matches(pattern: str) -> list[Path]:
     if not paths:
         raise DataError(
             f"the glob {pattern!r} matches nothing",
-            "patterns with *, ?, [...] and **, relative to the current directory",
-            "try it with ls",
+            "patterns with *, ?, [...] and **, relative to the current folder",
+            "test the pattern with ls",
         )
     return [file for path in paths for file in (_pictures_below(path) if path.is_dir() else [path])]

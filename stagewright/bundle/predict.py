@@ -1,4 +1,4 @@
-"""Answers a stream of pictures with a trained model, in order, whatever is wrong with some of them."""
+"""Predicts the classes of images with a trained model, in order; unreadable images do not stop it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ def answer(
     batch_size: int = 32,
     topk: int = 5,
 ) -> Iterator[Prediction]:
-    """One Prediction a picture, lazily and in order; :meth:`stagewright.bundle.bundle.Bundle.predict` says the rest."""
+    """Yields one Prediction for each image, lazily and in order, as :meth:`stagewright.bundle.bundle.Bundle.predict`
+    describes. DataError if ``batch_size`` or ``topk`` is less than 1."""
     if batch_size < 1 or topk < 1:
-        raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers from 1 on", "give larger ones")
+        raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers, at least 1", "give larger numbers")
     items = _items([inputs] if isinstance(inputs, str | Path | Image.Image) else inputs)
     return _answers(model, classes, view, items, batch_size, min(topk, len(classes)))
 
 
 def _items(inputs: Iterable[Picture]) -> list[tuple[str, Path | Image.Image]]:
-    """(name, file or picture) of each; folders and globs are expanded in place."""
+    """Returns (name, file or image) of each input; folders and globs are replaced by their files."""
     items: list[tuple[str, Path | Image.Image]] = []
     for item in inputs:
         if isinstance(item, Image.Image):
@@ -67,9 +68,9 @@ def _answers(
         answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
         if views:
             logits = logits_of(model, view.batch(views, device)).double()
-            # One number that is not finite spoils the answer, also where softmax makes a 0 of it.
-            spoilt = ~torch.isfinite(logits).all(dim=1, keepdim=True)
-            probabilities = logits.softmax(dim=1).masked_fill(spoilt, torch.nan).cpu()
+            # One logit that is not finite makes the whole output invalid, even if softmax gives 0 for it.
+            not_finite = ~torch.isfinite(logits).all(dim=1, keepdim=True)
+            probabilities = logits.softmax(dim=1).masked_fill(not_finite, torch.nan).cpu()
             ranked = torch.sort(probabilities, dim=1, descending=True, stable=True)  # ties: the class listed first
             places, shares = ranked.indices[:, :topk].tolist(), ranked.values[:, :topk].tolist()
             answers = iter([_named(classes, *row) for row in zip(places, shares, strict=True)])
@@ -79,7 +80,7 @@ def _answers(
             else:
                 top = next(answers)
                 finite = all(np.isfinite(p) for _, p in top)
-                yield Prediction(name, top) if finite else Prediction(name, (), "the network's answer is not finite")
+                yield Prediction(name, top) if finite else Prediction(name, (), "the network's output is not finite")
 
 
 def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tuple[tuple[str, float], ...]:
@@ -89,7 +90,7 @@ def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tu
 def _batches(
     view: Preprocessing, items: Sequence[tuple[str, Path | Image.Image]], batch_size: int
 ) -> Iterator[list[tuple[str, View | Exception]]]:
-    """The views of ``items`` in batches; while one is answered, the next is being read."""
+    """Yields the views of ``items`` in batches; while the model processes one batch, the next one is loaded."""
 
     def finished(ahead: list[tuple[str, Future[View | Exception]]]) -> list[tuple[str, View | Exception]]:
         return [(name, future.result()) for name, future in ahead]

@@ -1,7 +1,4 @@
-"""What goes into a prediction and what comes out: the pictures that inputs mean, and answers as CSV or JSON.
-
-No torch here: a Bundle (:mod:`stagewright.bundle.bundle`) answers, the command line asks and prints.
-"""
+"""Predictions, and their output as CSV or JSON. Does not use torch; a Bundle (:mod:`stagewright.bundle.bundle`) computes them."""
 
 from __future__ import annotations
 
@@ -17,20 +14,20 @@ from stagewright.storage.files import write_for_user
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one picture: either classes or an error."""
+    """The prediction for one image: either classes or an error."""
 
     path: str
     classes: tuple[tuple[str, float], ...]
-    """(name, probability in [0, 1]), most probable first; () where the picture could not be read."""
+    """(name, probability in [0, 1]), most probable first; () if the image could not be read."""
     error: str | None = None
-    """Why there is no answer."""
+    """Why there is no prediction; None if there is one."""
 
 
 def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Writes one row a picture: path, class_1, probability_1, ... class_k, probability_k, error.
+    """Writes a CSV file with one row per image: path, class_1, probability_1, ... class_k, probability_k, error.
 
-    k is the largest number of classes that a prediction has; cells without an answer are empty. ``-`` is the standard
-    output; whoever reads a file sees the old one or the whole new one. StorageError where it cannot be written.
+    k is the largest number of classes of a prediction; cells without a value are empty. The path ``-`` is standard output. A
+    file is written completely or not at all. StorageError if it cannot be written.
     """
     places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
     file = io.StringIO(newline="")
@@ -44,7 +41,8 @@ def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:
-    """A JSON list with one object a picture: path, classes [{name, probability}] most probable first, error or null."""
+    """Returns a JSON list with one object per image: path, classes [{name, probability}] (most probable first), error or
+    null."""
     objects = [
         {
             "path": prediction.path,

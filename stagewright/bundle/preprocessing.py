@@ -1,4 +1,4 @@
-"""How a trained model sees a picture, outside training: the evaluation's view, and logits in plain float32."""
+"""Preprocessing of images for a trained model outside training, as in evaluation, and logits in full float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from stagewright.data.images.decode import crop_resize, to_8_bit
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a picture becomes a tensor, as the recipe's ``eval`` describes it; ``mean`` and ``std`` for values in [0, 1]."""
+    """How an image becomes a tensor: crop, size and interpolation as in the recipe's ``eval``; ``mean`` and ``std`` refer to
+    values in [0, 1]."""
 
     image_size: int
     crop: float
@@ -30,20 +31,20 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def view(self, image: Image.Image) -> NDArray[np.uint8]:
-        """The part of an upright RGB ``image`` that the model sees: uint8 (image_size, image_size, 3)."""
+        """Returns the cropped and resized part of an upright RGB ``image``: uint8 (image_size, image_size, 3)."""
         width, height = image.size
         boxes = eval_boxes(np.array([width]), np.array([height]), self.crop, self.fit)
         left, top, right, bottom = boxes[0].tolist()
         return crop_resize(image, (left, top, right, bottom), (self.image_size, self.image_size), self.interpolation)
 
     def batch(self, views: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-        """B views as a normalised float32 tensor (B, 3, image_size, image_size) on ``device``."""
+        """Returns B views as a normalised float32 tensor (B, 3, image_size, image_size) on ``device``."""
         pixels = torch.from_numpy(np.stack(views)).to(device).permute(0, 3, 1, 2)
         return normalise(pixels, self.mean, self.std)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A Pillow picture from anywhere as :meth:`Preprocessing.view` wants it: RGB of 8 bits, EXIF orientation applied."""
+    """Converts any Pillow image to the form that :meth:`Preprocessing.view` needs: 8-bit RGB with EXIF orientation applied."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(to_8_bit(np.asarray(image)))
@@ -51,7 +52,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (B, classes) of normalised pictures, in float32 without TF32 or autocast, whatever the process has set."""
+    """Returns the logits (B, classes) of normalised images in float32, without TF32 and autocast even if the process uses
+    them."""
     with torch.inference_mode(), _plain_float32(images.device):
         return model(images).float()
 

@@ -181,20 +181,15 @@ def bench(
     from rich.console import Console
 
     from stagewright.cli.machine_view import benchmark_view
+    from stagewright.preflight.loader_bench import BenchSettings
     from stagewright.preflight.loader_bench import bench as measure
 
     say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr))
     found = measure(
         data,
         _settings(overrides),
-        image_sizes=image_size or [224],
-        threads=threads,
+        BenchSettings(image_size or [224], threads, batch_size, seconds, sample, packs, peers),
         model=model,
-        batch_size=batch_size,
-        seconds=seconds,
-        sample=sample,
-        packs=packs,
-        peers=peers,
         device=device,
         say=say,
     )

@@ -1,8 +1,8 @@
-"""Budgets: a time, or money at a price an hour, becomes the length of a run before its plan is made.
+"""Budgets: a time, or an amount of money at a price per hour, determines the length of a run before its plan is made.
 
-All stages are stretched or shrunk by one factor, lengths within schedules with them, so that the learning rate has come all
-the way down when the time is up. What a run of a length takes is what was measured (:mod:`stagewright.plan.cost`); from there
-on it is an ordinary plan, and nothing looks at the clock any more. Pure, no torch.
+All stages and the lengths within schedules are scaled by one factor, so that the learning rate reaches its end when the time
+is over. The time of a run is predicted from measurements (:mod:`stagewright.plan.cost`). The result is an ordinary plan; the
+training does not depend on the clock. The functions are pure and do not use torch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from stagewright.text import compact, count_text, span_text
 
 FORMS = "90s, 45m, 2h, 1h30m, or $5 together with --price"
 RESERVE = 0.02
-"""Share of a budget that is not planned for: measurements are never quite what happens."""
+"""Share of a budget that is left unused, since the measured times are not exact."""
 EXIT_SECONDS = 1.0
-"""Python tidies up so long before a process that has loaded torch and torchvision is gone (measured on one core of 2025)."""
-_ASIDE = 0.15
-"""Evaluations and saves that would take more than this share of a budget become rarer."""
+"""Time that Python needs to end a process that has loaded torch and torchvision (measured on one core of 2025)."""
+_MAX_OVERHEAD = 0.15
+"""Largest share of a budget for evaluations and checkpoints; if they would take more, they become less frequent."""
 _MOST_EVALUATIONS = 200
 _PROBE_SHARE, _LONG_PROBE_SHARE, _LONGEST_PROBE = 0.1, 0.02, 60.0
 _TIME = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
@@ -37,42 +37,42 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a run may take, from ``began`` on, until its process is gone."""
+    """The time that a run may take, from ``began`` until its process has ended."""
 
     text: str
-    """As it was given."""
+    """The budget as the user has written it."""
     seconds: float
     price: float | None
-    """Of an hour."""
+    """Price of one hour, or None."""
     began: float
-    """When the time began, by ``time.monotonic``."""
+    """Start of the budget's time, on the clock of ``time.monotonic``."""
 
     @classmethod
     def parse(cls, text: str, price: float | None = None, *, began: float | None = None) -> Budget:
-        """The budget of a text such as ``45m``, or of ``$5`` at ``price`` an hour; RecipeError names the forms.
+        """Parses a text such as ``45m``, or ``$5`` at ``price`` per hour; RecipeError lists the allowed forms.
 
-        ``began`` is the moment from which it counts; now where it is absent.
+        ``began`` is the start of the budget's time; None: now.
         """
         check_price(price)
         given = text.strip().lower().replace(" ", "")
         seconds = _money_seconds(given, price) if given.startswith("$") else _time_seconds(given)
         if seconds is None or not 0 < seconds < math.inf:
-            raise RecipeError(f"--budget {text!r}", FORMS, "write a time, or an amount of money with its price an hour")
+            raise RecipeError(f"--budget {text!r}", FORMS, "write a time, or an amount of money together with --price")
         return cls(text.strip(), seconds, price, time.monotonic() if began is None else began)
 
     @property
     def spent_seconds(self) -> float:
-        """What is gone of it by now."""
+        """Seconds of the budget that have passed."""
         return time.monotonic() - self.began
 
     def probe_seconds(self, asked: float) -> float:
-        """How long to measure: as ``asked``, longer for long budgets (a machine's moods last longer than seconds), and at
-        most a tenth of the budget."""
+        """Returns how long to measure: ``asked`` seconds, more for long budgets (the speed of a machine may change for longer
+        than a few seconds), and at most a tenth of the budget."""
         return min(max(asked, min(_LONG_PROBE_SHARE * self.seconds, _LONGEST_PROBE)), _PROBE_SHARE * self.seconds)
 
 
 def check_price(price: float | None) -> None:
-    """RecipeError unless ``price``, what an hour costs, is absent or a finite number above 0."""
+    """Raises RecipeError unless ``price``, the price of an hour, is None or a finite number above 0."""
     if price is not None and not 0 < price < math.inf:
         raise RecipeError(f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs")
 
@@ -90,7 +90,7 @@ def _time_seconds(text: str) -> float | None:
 def _money_seconds(text: str, price: float | None) -> float | None:
     if price is None:
         raise RecipeError(
-            f"--budget {text!r} without a price", FORMS, "say what an hour of this machine costs, e.g. --price 2.5"
+            f"--budget {text!r} without a price", FORMS, "give the price of an hour of this machine, e.g. --price 2.5"
         )
     try:
         return float(text.removeprefix("$")) / price * 3600
@@ -100,19 +100,19 @@ def _money_seconds(text: str, price: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was changed in a recipe to fit a budget; :func:`apply` changes it again in the same way."""
+    """The changes to a recipe that fit it into a budget; :func:`apply` repeats them."""
 
     factor: float
-    """On the lengths of all stages."""
+    """Factor on the lengths of all stages."""
     every: float | None
-    """Share of the run between evaluations, and between checkpoints; None: as the recipe says."""
+    """Distance between evaluations, and between checkpoints, as a share of the run; None: as in the recipe."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"factor": self.factor, "every": self.every}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Choice:
-        """The choice that :meth:`to_dict` gave."""
+        """Returns the choice from the result of :meth:`to_dict`."""
         return cls(content["factor"], content["every"])
 
 
@@ -125,13 +125,13 @@ class BudgetedPlan:
     plan: Plan
     expected: Forecast
     predicted_seconds: float
-    """From the beginning of the budget until all of the run is written."""
+    """Predicted seconds from the start of the budget until all files of the run are written."""
     probe_seconds: float
-    usual: Recipe
-    """The recipe as it was given."""
+    original_recipe: Recipe
+    """The recipe before the changes."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``env.json`` and the summary."""
+        """Returns plain data for ``env.json`` and the summary."""
         return {
             "asked": self.budget.text,
             "seconds": self.budget.seconds,
@@ -144,7 +144,7 @@ class BudgetedPlan:
         }
 
     def sentence(self) -> str:
-        """What a person is told."""
+        """Returns the prediction as a sentence for the user."""
         plan, expected, last = self.plan, self.expected, self.plan.stages[-1]
         text = (
             f"budget {self.budget.text}: {count_text(plan.total_steps, 'step')} ({last.epochs_before + last.epochs_given:.4g} "
@@ -155,15 +155,15 @@ class BudgetedPlan:
         )
         if self.choice.every is not None:
             many = count_text(len(plan.eval_steps), "evaluation")
-            text += f"; {many}, and not one every {self.usual.eval.every}, which would take too much of it"
+            text += f"; {many} instead of one every {self.original_recipe.eval.every}, which would take too much of the budget"
         return text
 
 
 def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0) -> BudgetedPlan:
-    """The longest plan like ``plan`` that ends within ``budget``, where ``costs`` were measured for its stages.
+    """Returns ``plan`` scaled to the longest length that ends within ``budget``; ``costs`` were measured for its stages.
 
-    What is gone of the budget by now counts. RecipeError, which names the least budget, where one epoch in all does not
-    fit (or one step a stage, for recipes that are shorter).
+    Time of the budget that has already passed is taken into account. RecipeError, with the smallest possible budget, if not
+    even one epoch in total fits (or one step per stage, if the recipe is shorter than an epoch).
     """
     spent = budget.spent_seconds
     room = (1 - RESERVE) * budget.seconds - EXIT_SECONDS - spent
@@ -194,13 +194,13 @@ def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0)
 
 
 def least_factor(plan: Plan) -> float:
-    """Factor on the lengths of ``plan`` that leaves one epoch in all, or one step of its shortest stage where it has less."""
+    """Returns the factor that shortens ``plan`` to one epoch in total, or, if it is shorter, its shortest stage to one step."""
     epochs = plan.stages[-1].epochs_before + plan.stages[-1].epochs_given
     return 1 / epochs if epochs > 1 else 1 / min(stage.num_steps for stage in plan.stages)
 
 
 def apply(plan: Plan, choice: Choice) -> Plan:
-    """``plan`` with its recipe changed as ``choice`` says."""
+    """Returns the plan of ``plan``'s recipe with the changes of ``choice``."""
     recipe = scaled(plan.recipe, choice.factor)
     if choice.every is not None:
         every = Duration(choice.every, "run")
@@ -212,9 +212,10 @@ def apply(plan: Plan, choice: Choice) -> Plan:
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
-    """``recipe`` with every length times ``factor``: of stages, warm-ups, milestones, half-lives. Shares stay shares.
+    """Returns ``recipe`` with all lengths (stages, warm-ups, milestones, half-lives) times ``factor``. Shares of the run do not
+    change.
 
-    Epochs are rounded down to four digits, steps and images to whole ones, at least 1.
+    Epochs are rounded down to four digits, steps and images to whole numbers, at least 1.
     """
     stages: list[dict[str, Any]] = []
     shared = False
@@ -267,16 +268,17 @@ def _half_life_times(average: Average, factor: float) -> dict[str, Any]:
 def _plan_at_factor(
     plan: Plan, factor: float, costs: Costs, budget: Budget, save_minutes: float
 ) -> tuple[Choice, Plan, Forecast]:
-    """The plan times ``factor``, with evaluations and saves made rarer where they would take too much of the budget."""
+    """Returns the plan scaled by ``factor``, with fewer evaluations and checkpoints if they would take too much of the
+    budget."""
     usual = Choice(factor, None)
-    countless = factor * len(_marks(plan)) > 10 * _MOST_EVALUATIONS  # no need to list them all to know
+    countless = factor * len(_marks(plan)) > 10 * _MOST_EVALUATIONS  # clearly too many, so they need not be computed
     made = apply(plan, Choice(factor, 1 / _MOST_EVALUATIONS) if countless else usual)
     expected = forecast(made, costs, save_minutes=save_minutes)
     count, aside = len(_marks(made)), expected.eval_seconds + expected.checkpoint_seconds
-    if not countless and aside <= _ASIDE * budget.seconds and count <= _MOST_EVALUATIONS:
+    if not countless and aside <= _MAX_OVERHEAD * budget.seconds and count <= _MOST_EVALUATIONS:
         return usual, made, expected
-    affordable = _ASIDE * budget.seconds / max(aside / count, 1e-9)
-    between = max(1, int(min(affordable, _MOST_EVALUATIONS)) - len(plan.stages) + 1)  # each stage's end is one besides
+    affordable = _MAX_OVERHEAD * budget.seconds / max(aside / count, 1e-9)
+    between = max(1, int(min(affordable, _MOST_EVALUATIONS)) - len(plan.stages) + 1)  # the end of each stage adds one
     rare = Choice(factor, math.ceil(1e4 / between) / 1e4)
     fewer = apply(plan, rare)
     if not countless and len(_marks(fewer)) >= count:
@@ -285,7 +287,7 @@ def _plan_at_factor(
 
 
 def _marks(plan: Plan) -> set[int]:
-    """Steps after which something is evaluated or saved."""
+    """Returns the steps after which the model is evaluated or a checkpoint is saved."""
     return {*plan.eval_steps, *plan.save_steps}
 
 
@@ -295,7 +297,7 @@ def _too_short(budget: Budget, plan: Plan, least: Plan, seconds: float) -> Recip
     allowed = math.ceil(seconds / 5) * 5 if seconds < 600 else math.ceil(seconds / 60) * 60
     money = f" (${allowed / 3600 * budget.price:.2f})" if budget.price is not None else ""
     return RecipeError(
-        f"--budget {budget.text} does not suffice for {what} in all ({count_text(least.total_steps, 'step')}) on this machine",
-        f"--budget {compact(allowed)}{money} or more, with set-up, measuring, evaluation and checkpoints",
+        f"--budget {budget.text} is not enough for {what} in total ({count_text(least.total_steps, 'step')}) on this machine",
+        f"--budget {compact(allowed)}{money} or more, including set-up, measuring, evaluation and checkpoints",
         "give more time, or take a smaller model, image_size or data_fraction; nothing was written",
     )

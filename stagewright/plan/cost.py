@@ -1,7 +1,7 @@
-"""Costs: what the stages of a plan take on a machine, and what the whole run will take there.
+"""Costs: the measured time and memory of a plan's stages on a machine, and the forecast for the whole run.
 
-:mod:`stagewright.preflight.cost_probe` measures the first; :func:`forecast` computes the second from it, for any plan of the
-same stages. All times are wall-clock seconds, memory is in GiB. Pure, no torch.
+:mod:`stagewright.preflight.cost_probe` measures the costs; :func:`forecast` computes the time of any plan with the same stages
+from them. All times are wall-clock seconds, memory is in GiB. The functions are pure and do not use torch.
 """
 
 from __future__ import annotations
@@ -15,78 +15,80 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.text import number_text, percent_text
 
 PAGE_GAP_SECONDS = 60.0
-"""Between two pages of a run under way. One takes about 1.8 s of a processor, and on 2 cores that train it costs the training
-1 to 1.3 s, since its threads wait for each other (in a session of its own 2.4 s): every 20 s that was 6 %."""
+"""Time between two updates of a run's plots and report. One update takes about 1.8 s of processor time. On 2 cores in use by a
+training it delays the training by 1 to 1.3 s (by 2.4 s from a process in its own session); every 20 s that was 6 %."""
 _BEHIND = 1.1
-"""Loading that makes a step take less than this many times what it takes without is hidden behind it."""
+"""Loading counts as hidden behind computing if it makes a step take less than this many times as long."""
 _DISTURBED_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage takes, measured."""
+    """The measured costs of a stage."""
 
     step_seconds: float
-    """One update with its loading, as they overlap in a run."""
+    """Time of one update including loading, which overlap as in a run."""
     load_seconds: float | None
-    """One batch, with nothing but the loader at work; None where that was not measured."""
+    """Time to load one batch while nothing else runs; None if it was not measured."""
     compute_seconds: float | None
-    """One update of pictures that are there already; None where that was not measured."""
+    """Time of one update with images that are already loaded; None if it was not measured."""
     entry_seconds: float
-    """Once, at the stage's beginning, beyond its steps: compiling, first steps, features that are computed once."""
+    """Time at the beginning of the stage in addition to its steps: compiling, slow first steps, features computed once."""
     eval_fixed_seconds: float
-    """One evaluation of a split by all sets of weights (raw, averaged), apart from its pictures."""
+    """Time of one evaluation of a split with all sets of weights (raw, averaged), independent of its number of images."""
     eval_image_seconds: float
-    """Each picture of it."""
+    """Additional time of one evaluation for each image."""
     recalibrate_seconds: float
-    """Batch-norm statistics of averaged weights, before each evaluation of them."""
+    """Time to re-estimate batch-norm statistics of averaged weights before each evaluation of them."""
     save_seconds: float
-    """One checkpoint, read back and verified: optimizers keep something of what trains alone."""
+    """Time to write one checkpoint, read it back and verify it. Optimizer state exists only for trained parameters, so stages
+    differ."""
     train_gb: float
-    """Highest use: of the device's memory, allocated; on a CPU, of this process's resident memory."""
+    """Highest memory use in training: allocated memory of the device, or on a CPU this process's resident memory."""
     eval_gb: float
+    """Highest memory use in evaluation, likewise."""
     short: StageCost | None = None
-    """What it takes where the stage is too short to show each picture once, so that features of a frozen body are not
-    kept; None where that makes no difference."""
+    """The costs if the stage is too short to use each image once, so that features of a frozen body are not cached; None if
+    they do not differ."""
 
     def of(self, stage: StagePlan) -> StageCost:
-        """The cost that counts for a stage of ``stage``'s length."""
+        """Returns the cost for a stage of ``stage``'s length."""
         brief = stage.num_steps * stage.batch_size < stage.num_images
         return self.short if brief and self.short is not None else self
 
     def evaluation(self, num_images: int) -> float:
-        """Seconds of one evaluation of ``num_images`` pictures by all sets of weights, without recalibration."""
+        """Returns the seconds of one evaluation of ``num_images`` images with all sets of weights, without recalibration."""
         return self.eval_fixed_seconds + num_images * self.eval_image_seconds if num_images else 0.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run takes on one machine, stage by stage and beside the stages."""
+    """The measured costs of a run on one machine: those of its stages, and those outside the stages."""
 
     stages: tuple[StageCost, ...]
     """One for each stage of the plan."""
     startup_seconds: float
-    """From the start of the process until the data set was read."""
+    """Time from the start of the process until the data set was read."""
     setup_seconds: float
-    """Run directory, model, weights, device."""
+    """Time to prepare run directory, model, weights and device."""
     first_image_seconds: float
-    """Decoding a picture of a set that stays decoded in memory, once each; 0 for other sets."""
+    """Time to decode one image of a data set that is cached in memory, once for each image; 0 for other data sets."""
     checkpoint_bytes: int
     finish_seconds: float
-    """After the last step, beside evaluating: best weights read, model and pages written."""
+    """Time after the last step except evaluation: reading the best weights, writing the model."""
     page_seconds: float
-    """Plots and report.html, in a process of their own; 0 where none are written."""
+    """Time to create plots and report.html, in a separate process; 0 if none are created."""
     page_drag_seconds: float
-    """What training loses to such a process, every :data:`PAGE_GAP_SECONDS` or less often."""
+    """Delay of the training by one such process; it runs every :data:`PAGE_GAP_SECONDS` or less often."""
     probe_seconds: float
-    """What measuring all this took."""
+    """Time that these measurements took."""
     device: str
     others_cores: float | None = None
-    """Processor cores that other processes used meanwhile; None where that is not known."""
+    """Average number of processor cores that other processes used during the measurements; None if unknown."""
 
     @property
     def is_noisy(self) -> bool:
-        """Whether others took so much of the machine that the times are not to be relied on."""
+        """Whether other processes used so much of the machine that the times are not reliable."""
         return self.others_cores is not None and self.others_cores > _DISTURBED_CORES
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """Seconds that a stage will take."""
+    """Predicted seconds of a stage."""
 
     entry_seconds: float
     train_seconds: float
@@ -109,12 +111,12 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds that a run will take, from the start of its process to the end of it."""
+    """Predicted seconds of a run, from the start to the end of its process."""
 
     stages: tuple[StageForecast, ...]
     startup_seconds: float
     setup_seconds: float
-    """Run directory, model, device, and what stages take at their beginning."""
+    """Preparing run directory, model and device, and the beginnings of the stages."""
     train_seconds: float
     eval_seconds: float
     checkpoint_seconds: float
@@ -127,7 +129,7 @@ class Forecast:
 
     @property
     def ahead_seconds(self) -> float:
-        """All that comes after the data set was read."""
+        """Predicted seconds after the data set was read."""
         parts = (self.setup_seconds, self.train_seconds, self.eval_seconds, self.checkpoint_seconds)
         return sum(parts) + self.finish_seconds
 
@@ -137,9 +139,10 @@ class Forecast:
 
 
 def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecast:
-    """What ``plan`` will take where ``costs`` were measured, for a plan with the same stages, of any lengths.
+    """Returns the predicted time of ``plan`` on the machine on which ``costs`` were measured. The measured plan must have had
+    the same stages; their lengths may differ.
 
-    Every evaluation is taken to be saved, as one that improved is; runs that stop early take less.
+    It assumes that a checkpoint is saved after every evaluation, as after an improvement. Early stopping is ignored.
     """
     info = plan.dataset
     own = [cost.of(stage) for stage, cost in zip(plan.stages, costs.stages, strict=True)]
@@ -172,17 +175,18 @@ def _stage_forecast(plan: Plan, stage: StagePlan, cost: StageCost) -> StageForec
 
 
 def evaluation_seconds(plan: Plan, cost: StageCost) -> float:
-    """One evaluation of the validation pictures, as the loop has it."""
+    """Returns the seconds of one evaluation of the validation images during training."""
     return cost.evaluation(plan.dataset.num_val) + cost.recalibrate_seconds
 
 
 def num_weights(stage: StagePlan) -> int:
-    """Sets of weights that evaluations in ``stage`` judge: the raw ones and, where there are some, averaged ones."""
+    """Returns the number of sets of weights that are evaluated in ``stage``: 2 if weights are averaged, else 1."""
     return 1 if stage.average.kind == "none" else 2
 
 
 def _saves(plan: Plan, costs: Sequence[StageCost], save_minutes: float) -> tuple[int, float]:
-    """(number, seconds) of the saves of the plan, of improvements, and of stretches longer than ``save_minutes`` without."""
+    """Returns (number, seconds) of all checkpoints: those of the plan, one after each evaluation, and one after every
+    ``save_minutes`` without another."""
     marks = sorted({0, *plan.save_steps, *plan.eval_steps})
     count, seconds = 0, 0.0
     for begin, end in itertools.pairwise(marks):
@@ -196,8 +200,8 @@ Pace = Literal["computing", "loading", "both", "unknown"]
 
 
 def pace(cost: StageCost) -> Pace:
-    """What sets the pace of a stage: computing (loading is hidden behind it), loading, or both, where they share the cores
-    and a step takes longer for either. Unknown where a step took too long to see its parts in the time given."""
+    """Returns the bottleneck of a stage: ``computing`` (loading is hidden behind it), ``loading``, or ``both`` if they share the
+    processor cores and either makes a step slower. ``unknown`` if a step took too long to measure its parts."""
     load, compute = cost.load_seconds, cost.compute_seconds
     if load is None or compute is None:
         return "unknown"
@@ -208,15 +212,15 @@ def pace(cost: StageCost) -> Pace:
 
 
 def pace_sentence(names: str, cost: StageCost, batch_size: int) -> str:
-    """The pace of a stage in words, for the stages called ``names``."""
+    """Returns a sentence about the speed and the bottleneck of the stages called ``names``."""
     speed = f"{number_text(batch_size / max(cost.step_seconds, 1e-9))} images/s"
     found = pace(cost)
     if found == "unknown" or cost.load_seconds is None or cost.compute_seconds is None:
-        return f"{names}: {speed}; a step takes too long to see its parts in the time given."
+        return f"{names}: {speed}; a step takes too long to measure loading and computing separately in the given time."
     if found == "loading":
         able = number_text(batch_size / max(cost.compute_seconds, 1e-9))
         return (
-            f"{names}: loading pictures is the bottleneck, at {speed}; computing alone could take {able}. More threads (-j) "
+            f"{names}: loading pictures is the bottleneck, at {speed}; computing alone would reach {able}. More threads (-j) "
             f"or a packed copy (stagewright data pack) would help."
         )
     if found == "computing":
@@ -229,8 +233,8 @@ def pace_sentence(names: str, cost: StageCost, batch_size: int) -> str:
 
 
 def noise_warning(costs: Costs) -> str:
-    """What to think of figures that were measured beside other processes."""
+    """Returns a warning that other processes were running during the measurements."""
     return (
-        f"Other processes used {costs.others_cores:.1f} processor cores while this machine was measured: the times are those "
-        f"of a busy machine, and change with what the others do."
+        f"Other processes used {costs.others_cores:.1f} processor cores while this machine was measured: the times are for "
+        f"this load, and change with it."
     )

@@ -1,4 +1,4 @@
-"""Execution: where and how a plan happens to run, which changes nothing that comes out."""
+"""Execution settings: where and how a plan runs. They do not affect the result."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from stagewright.errors import RecipeError
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Where and how a plan happens to run: free to change between a stop and a resume, without effect on the result."""
+    """Where and how a plan runs. These settings may change between a stop and a resume; they do not affect the result."""
 
     device: str = "auto"
     workers: int | None = None
-    """Threads that read and decode; 0 does it between the steps; None goes by the cores and the pictures' size."""
+    """Number of threads that read and decode images. 0: the training thread does it between steps. None: chosen from the
+    number of cores and the size of the images."""
     prefetch: int = 4
-    """Batches read ahead."""
+    """Number of batches that are loaded in advance."""
     keep_decoded: bool = True
-    """Whether a set that is small enough stays decoded in memory after its first use
+    """Whether a data set that is small enough is cached in memory after decoding
     (:mod:`stagewright.data.images.memory_cache`)."""
     save_minutes: float = 10.0
-    """Beside the plan's saves, one at least this often."""
+    """Largest time between two checkpoints in minutes, in addition to those of the plan."""
     probe_seconds: float = 10.0
-    """About how long this machine is measured, where a budget is given; at most a tenth of that."""
+    """Approximate seconds for measuring this machine if a budget is given; at most a tenth of the budget."""
     pages: bool = True
-    """Whether plots and report.html are rewritten while the run lives."""
+    """Whether plots and report.html are updated during the run."""
     quiet: bool = False
 
     def __post_init__(self) -> None:

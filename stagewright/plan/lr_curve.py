@@ -1,8 +1,8 @@
-"""The curve of a learning-rate range test (Smith, arXiv:1506.01186, section 3.3), and what learning rate it suggests.
+"""The curve of a learning-rate range test (Smith, arXiv:1506.01186, section 3.3) and the learning rates that it suggests.
 
-Pure and without torch; :mod:`stagewright.preflight.range_test` makes the curve. The convention: learning rates rise
-exponentially, one update each, so slopes are per update and distances are in log LR. Suggestions are read from the
-smoothed loss after the first tenth of the sweep, in which smoothing has too little to go by.
+The functions are pure and do not use torch; :mod:`stagewright.preflight.range_test` measures the curve. The convention: the
+learning rate rises exponentially with every update, so slopes are per update and distances are in log LR. Suggestions are
+computed from the smoothed loss after the first tenth of the sweep, which has too few values for smoothing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Method = Literal["valley", "steepest", "minimum"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 WINDOW = 0.1
-"""Share of the sweep that the smoothed loss looks back on. fastai's weight of 0.98 for the past makes that half of a sweep of
-100 updates, four decades of learning rates."""
+"""Time constant of the smoothing, as a share of the sweep. fastai's weight of 0.98 for earlier losses corresponds to half of a
+sweep of 100 updates, which is four decades of learning rates."""
 STOP_FACTOR = 4.0
 """The sweep ends where the smoothed loss exceeds its best by this factor, as fastai's does."""
 MEANING = {
@@ -32,54 +32,54 @@ MEANING = {
     "steepest": "where the loss falls fastest",
     "minimum": "a tenth of where it is lowest",
 }
-"""What each suggestion is, in words."""
+"""A description of each suggestion for the user."""
 
 NAME = "lr-find"
-"""Of the figure, and of the files and their folder in a run's directory: ``lr-find/lr-find.csv``, ``.json`` and ``.png``."""
+"""Name of the figure, and of the folder and files in a run's directory: ``lr-find/lr-find.csv``, ``.json`` and ``.png``."""
 
 _ENTERED, _LEFT, _INTO = 0.1, 0.9, 2 / 3
-"""The descent is where the loss does from a tenth to nine tenths of its fall."""
+"""The descent begins after a tenth of the loss's fall and ends after nine tenths; ``valley`` is two thirds of the way."""
 _LEAST_FALL, _LEAST_SIGNAL = 0.01, 6.0
-"""A fall of less than this share of the loss, or of fewer standard errors of the smoothed loss, is none. 1 of 1,000 curves of
-pure noise reaches 6; the least of 13 real ones (a vision transformer that hardly learned) had 6.7."""
+"""Smallest fall of the loss that counts: as a share of the loss, and in standard errors of the smoothed loss. 1 of 1,000 curves
+of pure noise reaches 6; the smallest of 13 real ones (a vision transformer that hardly learned) had 6.7."""
 
 Series = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeTest:
-    """What a sweep saw: for each counted update its learning rate and the loss before it, float64 (N,)."""
+    """The result of a sweep: for each counted update its learning rate and the loss before it, float64 (N,)."""
 
     lrs: Series
     losses: Series
-    """As the training sees it, label smoothing, mixing and class weights included; the last one may be not finite."""
+    """The training loss, including label smoothing, mixing and class weights; the last value may be infinity or NaN."""
     planned: int
-    """Updates of the whole sweep; fewer are there where it ended early."""
+    """Number of updates of the whole sweep; ``lrs`` is shorter if the sweep ended early."""
     skipped: int = 0
-    """Updates that fp16's scaler left out; they are not counted and not among the others."""
+    """Number of updates that fp16's gradient scaler skipped; they are not included in ``lrs`` and ``losses``."""
 
     @property
     def smoothed(self) -> Series:
-        """:func:`smooth` of the losses, same length."""
+        """The losses smoothed by :func:`smooth`, same length."""
         return smooth(self.losses, self.planned)
 
     @property
     def ended_early(self) -> bool:
-        """Whether the loss blew up before the highest learning rate."""
+        """Whether the loss diverged before the highest learning rate."""
         return len(self.lrs) < self.planned
 
     @property
     def first(self) -> int:
-        """The update from which on the smoothed loss is taken seriously."""
+        """Index of the first update whose smoothed loss is used for suggestions."""
         return self.planned // 10
 
     @classmethod
     def from_table(cls, table: Mapping[str, Series], planned: int) -> RangeTest:
-        """The test of the columns lr and loss that :meth:`csv` wrote."""
+        """Returns the test from the columns lr and loss that :meth:`csv` has written."""
         return cls(table["lr"], table["loss"], planned)
 
     def csv(self) -> bytes:
-        """A CSV file with the columns step (from 1), lr, loss, smoothed."""
+        """Returns a CSV file with the columns step (from 1), lr, loss, smoothed."""
         out = io.StringIO(newline="")
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(("step", "lr", "loss", "smoothed"))
@@ -90,7 +90,7 @@ class RangeTest:
 
 @dataclass(frozen=True, slots=True)
 class Suggestions:
-    """Learning rates by method, one of them chosen. ``notes`` are sentences on how far they can be trusted."""
+    """Suggested learning rates by method, and the chosen method. ``notes`` are sentences about their reliability."""
 
     lrs: dict[Method, float]
     chosen: Method
@@ -102,17 +102,17 @@ class Suggestions:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Suggestions:
-        """The suggestions that :meth:`to_dict` gave."""
+        """Returns the suggestions from the result of :meth:`to_dict`."""
         lrs: dict[Method, float] = {check_method(name): float(lr) for name, lr in content["suggestions"].items()}
         return cls(lrs, check_method(content["chosen"]), tuple(content["notes"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Returns plain data for JSON."""
         return {"lr": self.lr, "chosen": self.chosen, "suggestions": dict(self.lrs), "notes": list(self.notes)}
 
 
 def check_method(name: str) -> Method:
-    """``name``, if it is one of :data:`METHODS`; RangeTestError for another."""
+    """Returns ``name`` if it is one of :data:`METHODS`, else raises RangeTestError."""
     for method in METHODS:
         if method == name:
             return method
@@ -120,14 +120,14 @@ def check_method(name: str) -> Method:
 
 
 def lr_text(lr: float) -> str:
-    """``lr`` as people write it, to 3 digits: 0.0302, 9.11e-5."""
+    """Returns ``lr`` with 3 digits: 0.0302, 9.11e-5."""
     return f"{lr:.3g}".replace("e-0", "e-")
 
 
 def lr_grid(lr_min: float, lr_max: float, steps: int) -> Series:
-    """``steps`` learning rates from ``lr_min`` to ``lr_max``, each the same factor above the one before: float64 (steps,).
+    """Returns ``steps`` learning rates from ``lr_min`` to ``lr_max`` with a constant ratio: float64 (steps,).
 
-    RangeTestError for a range that is none, or fewer than 20 steps.
+    RangeTestError for an empty range, or for fewer than 20 steps.
     """
     if not 0 < lr_min < lr_max < float("inf"):
         raise RangeTestError(
@@ -139,13 +139,13 @@ def lr_grid(lr_min: float, lr_max: float, steps: int) -> Series:
 
 
 def weight_of_past(planned: int) -> float:
-    """The factor on what came before in the smoothed loss of a sweep of ``planned`` updates: 0.9 for 100."""
+    """Returns the smoothing factor, the weight of earlier losses, for a sweep of ``planned`` updates: 0.9 for 100."""
     return 1.0 - 1.0 / (WINDOW * planned)
 
 
 def smooth(losses: Series, planned: int) -> Series:
-    """Exponentially weighted mean of each loss and those before it, corrected for its start (Adam's bias correction,
-    arXiv:1412.6980, section 3); same length. Not finite from the first loss on that is not."""
+    """Returns the exponential moving average of the losses, with bias correction as in Adam (arXiv:1412.6980, section 3); same
+    length. From the first infinity or NaN on, all values are infinity or NaN."""
     past = weight_of_past(planned)
     smoothed = np.empty(len(losses))
     running = 0.0
@@ -156,7 +156,7 @@ def smooth(losses: Series, planned: int) -> Series:
 
 
 def blown_up(smoothed: Series, planned: int) -> bool:
-    """Whether the sweep ends here: the last smoothed loss is not finite, or far above the best of those that count."""
+    """Whether the sweep must end: the last smoothed loss is not finite, or more than :data:`STOP_FACTOR` times the lowest."""
     if not np.isfinite(smoothed[-1]):
         return True
     counted = smoothed[planned // 10 :]
@@ -164,15 +164,15 @@ def blown_up(smoothed: Series, planned: int) -> bool:
 
 
 def suggest(test: RangeTest, choose: str = "valley") -> Suggestions:
-    """What ``test`` suggests, each inside the range that was swept, rounded to 3 digits; ``choose`` is one of
-    :data:`METHODS`.
+    """Returns the suggested learning rates of ``test``, inside the range of the sweep and rounded to 3 digits; ``choose``, one
+    of :data:`METHODS`, is the chosen one.
 
-    ``valley`` follows fastai's in spirit, a point two thirds into the longest descent, but not in its count of decreasing
-    losses, which takes the slightest drift for a descent (docs/lr-find.md has figures). RangeTestError where the loss
-    never falls by more than noise, and for an unknown method.
+    ``valley`` is like fastai's a point two thirds into the longest descent. It does not find the descent by counting
+    decreasing losses as fastai does, since that takes even a very small drift for a descent (docs/lr-find.md has numbers).
+    RangeTestError if the loss never falls by more than its noise, and for an unknown method.
     """
     method = check_method(choose)
-    finite = int(np.isfinite(test.losses).sum())  # only the last can be otherwise
+    finite = int(np.isfinite(test.losses).sum())  # only the last loss can be infinity or NaN
     lrs, smoothed = test.lrs[test.first : finite], test.smoothed[test.first : finite]
     if len(smoothed) < 3:
         raise _rising(test)
@@ -181,7 +181,7 @@ def suggest(test: RangeTest, choose: str = "valley") -> Suggestions:
     fall = top - float(smoothed[lowest])
     error = _standard_error(test.losses[test.first : finite], weight_of_past(test.planned))
     _check_fall(test, fall, top, error, float(smoothed[-1]))
-    # Before the minimum alone: what comes after it belongs to the divergence, whose wobbling may be steeper than all.
+    # Only up to the minimum: after it the loss diverges, and its oscillations may be steeper than the descent.
     slopes = np.gradient(smoothed)[: lowest + 1]
     found: dict[Method, float] = {
         "valley": _descent(lrs, smoothed[: lowest + 1], top, fall),
@@ -194,14 +194,16 @@ def suggest(test: RangeTest, choose: str = "valley") -> Suggestions:
 
 
 def _descent(lrs: Series, smoothed: Series, top: float, fall: float) -> float:
-    """Two thirds (in log LR) of the way from where a tenth of the fall is done for good to where nine tenths are."""
+    """Returns the point two thirds (in log LR) of the way from the last update with less than a tenth of the fall to the first
+    one with nine tenths."""
     entered = int(np.flatnonzero(smoothed >= top - _ENTERED * fall)[-1])
     left = entered + int(np.flatnonzero(smoothed[entered:] <= top - _LEFT * fall)[0])
     return float(np.exp((1 - _INTO) * np.log(lrs[entered]) + _INTO * np.log(lrs[left])))
 
 
 def _standard_error(losses: Series, past: float) -> float:
-    """Of the smoothed loss, from the differences of neighbouring losses, which a trend hardly touches."""
+    """Returns the standard error of the smoothed loss, estimated from differences of neighbouring losses, on which a trend has
+    little effect."""
     sigma = 1.4826 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
     return sigma * math.sqrt((1 - past) / (1 + past))
 
@@ -213,9 +215,9 @@ def _check_fall(test: RangeTest, fall: float, top: float, error: float, last: fl
         raise _rising(test)
     raise RangeTestError(
         f"the loss stays at {top:.3g} from LR {lr_text(float(test.lrs[0]))} to {lr_text(float(test.lrs[-1]))}: it falls by "
-        f"{max(fall, 0):.2g}, and its noise alone is good for {_LEAST_SIGNAL * error:.2g}",
+        f"{max(fall, 0):.2g}, and its noise alone may cause a fall of {_LEAST_SIGNAL * error:.2g}",
         f"a loss that falls by {100 * _LEAST_FALL:.0f} % and by more than its noise",
-        "sweep further up (--lr-max), take more --steps or a larger batch, check that labels fit their pictures, "
+        "sweep to a higher LR (--lr-max), take more --steps or a larger batch, check that the labels are correct, "
         "or give a number: --lr 0.01",
     )
 
@@ -224,10 +226,10 @@ def _rising(test: RangeTest) -> RangeTestError:
     low, high = lr_text(float(test.lrs[0])), lr_text(float(test.lrs[-1]))
     given = f"the loss never falls by more than its noise between LR {low} and {high}, where it "
     return RangeTestError(
-        given + ("has blown up" if test.ended_early else "has risen"),
+        given + ("has diverged" if test.ended_early else "has risen"),
         "a loss that falls before it rises",
-        "take more --steps or a larger batch, or begin the sweep lower (--lr-min); weights that have learned this already "
-        "need a small number of your own, e.g. --lr 1e-5",
+        "take more --steps or a larger batch, or begin the sweep at a lower LR (--lr-min); for weights that are trained on "
+        "these data already, give a small number, e.g. --lr 1e-5",
     )
 
 
@@ -238,5 +240,5 @@ def _notes(test: RangeTest, lowest: int, count: int) -> tuple[str, ...]:
             f"the loss was still falling at LR {lr_text(float(test.lrs[-1]))}, where the sweep ended: raise --lr-max"
         )
     if test.skipped:
-        notes.append(f"fp16 left out {test.skipped} updates, which were not counted")
+        notes.append(f"fp16 skipped {test.skipped} updates, which were not counted")
     return tuple(notes)

@@ -1,8 +1,8 @@
-"""Plan: what will happen, in integers; pure, no torch, hashed. :mod:`stagewright.plan.resolve` makes it from a recipe.
+"""Plan: all numbers of a run, computed from a recipe by :mod:`stagewright.plan.resolve`. Pure data with a hash, no torch.
 
-The step convention, written once: updates are numbered ``0 .. total_steps - 1``, half-open; ``hyper(s)`` is what update
-``s`` uses; ``state.step`` counts finished updates. So "evaluated at step k" means after k updates, and a run's last
-evaluation is at ``total_steps``.
+The convention for steps: updates are numbered ``0 .. total_steps - 1``; ``hyper(s)`` gives the hyper-parameters of update
+``s``; ``state.step`` counts finished updates. So "evaluated at step k" means after k updates, and the last evaluation of a
+run is at ``total_steps``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class DatasetInfo(Frozen):
-    """What the plan needs to know of a data set. ``digest`` identifies every picture, label, group and split of it."""
+    """Facts about a data set that the plan needs. ``digest`` is a hash of all images, labels, groups and splits."""
 
     num_train: int
     num_val: int
@@ -37,17 +37,17 @@ class DatasetInfo(Frozen):
 
 
 class Measured(Frozen):
-    """What was measured before the plan was made, and stands in it from then on, so that no resume measures again."""
+    """Values measured before the plan was made. They are part of the plan, so that a resumed run does not measure again."""
 
     lr: float | None = None
-    """Learning rate that the range test found at the first stage's batch size; what ``lr: auto`` means."""
+    """Value of ``lr: auto``: the learning rate that the range test found at the first stage's batch size."""
     micro_batch_size: int | None = None
-    """Pictures that fit on the device at the largest stage; what ``micro_batch_size: auto`` means. None: all of a batch."""
+    """Value of ``micro_batch_size: auto``: number of images that fit on the device in the largest stage. None: whole batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """The scalars of one update."""
+    """The scalar hyper-parameters of one update."""
 
     lr: float
     momentum: float
@@ -55,11 +55,11 @@ class Hyper:
     label_smoothing: float
     clip_norm: float | None
     average_weight: float
-    """How much of the new weights goes into the average after this update, in [0, 1]; 1 starts it, 0 leaves it."""
+    """Weight of the new parameters in the average after this update, in [0, 1]: 1 starts the average, 0 does not change it."""
 
 
 class StagePlan(Frozen):
-    """A stage in integers: updates ``first_step .. end_step - 1`` over ``num_images`` pictures."""
+    """A stage of the plan: the updates ``first_step .. end_step - 1`` over ``num_images`` images."""
 
     index: int
     name: str
@@ -75,7 +75,7 @@ class StagePlan(Frozen):
     epochs_asked: float
     epochs_given: float
     epochs_before: float
-    """Epochs given in all the stages before."""
+    """Sum of ``epochs_given`` over all earlier stages."""
     train: str | tuple[str, ...]
     augment: Augment
     mix: Mix
@@ -86,24 +86,25 @@ class StagePlan(Frozen):
     momentum_range: tuple[float, float] | None
     on_enter: Literal["keep_optimizer", "reset_optimizer"]
     peak_lr: float
-    """Peak of the schedule in this stage, after batch scaling, cap and ``lr_scale``."""
+    """Peak learning rate of the schedule in this stage, after scaling by batch size, ``cap`` and ``lr_scale``."""
     curve: Curve
     curve_first_step: int
-    """Step at which the schedule's span begins: the stage's first, or 0 for a schedule over the whole run."""
+    """Step at which the schedule begins: the first step of the stage, or 0 for a schedule over the whole run."""
     average: Average
     average_log_decay: float
     """EMA: natural logarithm of the decay per step (negative); 0 without EMA."""
     average_log_before: float
-    """EMA: sum of those logarithms over the steps of directly preceding EMA stages, which this one continues."""
+    """EMA: sum of these logarithms over all steps of the directly preceding EMA stages, whose average this stage continues."""
     average_every: int
-    """SWA: steps between averaged weights."""
+    """SWA: number of steps between two weights that are averaged."""
 
     @property
     def end_step(self) -> int:
         return self.first_step + self.num_steps
 
     def epoch_at(self, step: int) -> float:
-        """Epochs of the run done after ``step`` finished updates, for a step within this stage or at its end."""
+        """Returns the number of epochs of the run after ``step`` finished updates; ``step`` must be in this stage or at its
+        end."""
         return self.epochs_before + (step - self.first_step) * self.batch_size / self.num_images
 
     def hyper(self, step: int) -> Hyper:
@@ -121,10 +122,10 @@ class StagePlan(Frozen):
         )
 
     def _average_weight(self, t: int) -> float:
-        """Weight of the new parameters in the average after the stage's t-th update.
+        """Returns the weight of the new parameters in the average after the stage's t-th update (t from 1).
 
-        EMA with bias correction as Adam's (arXiv:1412.6980, section 3): (1 - d) / (1 - d^t), so that the average of one
-        step is that step's weights, and no start value is ever mixed in.
+        EMA has a bias correction like Adam's (arXiv:1412.6980, section 3): the weight is (1 - d) / (1 - d^t). So the average
+        after one step equals the parameters after that step, and no initial value is included.
         """
         if self.average.kind == "ema":
             return math.expm1(self.average_log_decay) / math.expm1(self.average_log_before + t * self.average_log_decay)
@@ -137,7 +138,7 @@ class StagePlan(Frozen):
 
 
 class Plan(Frozen):
-    """Everything that will happen, reproducible from itself: ``Plan.from_json(plan.to_json()) == plan``."""
+    """All decisions of a run as numbers. JSON keeps them exactly: ``Plan.from_json(plan.to_json()) == plan``."""
 
     format: int = FORMAT
     recipe: Recipe
@@ -150,35 +151,36 @@ class Plan(Frozen):
     save_steps: tuple[int, ...]
 
     def hyper(self, step: int) -> Hyper:
-        """What update ``step`` uses; ValueError outside ``0 .. total_steps - 1``."""
+        """Returns the hyper-parameters of update ``step``; ValueError outside ``0 .. total_steps - 1``."""
         return self.stage_at(step).hyper(step)
 
     def stage_at(self, step: int) -> StagePlan:
-        """The stage of update ``step``; ValueError outside ``0 .. total_steps - 1``."""
+        """Returns the stage of update ``step``; ValueError outside ``0 .. total_steps - 1``."""
         for stage in self.stages:
             if stage.first_step <= step < stage.end_step:
                 return stage
         raise ValueError(f"step {step} is not one of the plan's updates 0 .. {self.total_steps - 1}")
 
     def stage_before(self, step: int) -> StagePlan:
-        """The stage of the last of ``step`` finished updates (the first stage for 0)."""
+        """Returns the stage of the last of ``step`` finished updates (the first stage for 0)."""
         return self.stage_at(max(step - 1, 0))
 
     def num_evaluations(self, stage: StagePlan, since: int = 0) -> int:
-        """How many evaluations come in ``stage``, after its end included, once ``since`` updates of the run are done."""
+        """Returns the number of evaluations in ``stage``, including the one at its end, after update ``since`` of the run."""
         first = max(since, stage.first_step)
         return sum(first < step <= stage.end_step for step in self.eval_steps)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all that decides the result: not names and texts, where data lie, nor how often is saved."""
+        """SHA-256 of everything that affects the result. It excludes name, description, the place of the data and the
+        frequency of checkpoints."""
         content = self.model_dump(mode="json", exclude={"save_steps": True})
         for cosmetic in ("name", "description", "checkpoints", "data"):
             del content["recipe"][cosmetic]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, object]:
-        """Plain data for ``plan.json``, with the digest and each stage's LR and momentum at start, peak and end."""
+        """Returns plain data for ``plan.json``, with the digest and each stage's LR and momentum at start, peak and end."""
         content = self.model_dump(mode="json")
         content["recipe"] = self.recipe.to_dict()
         for stage, entry in zip(self.stages, content["stages"], strict=True):
@@ -187,7 +189,7 @@ class Plan(Frozen):
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> Plan:
-        """The plan of ``plan.json``; RecipeError if it was written by another format or altered by hand."""
+        """Returns the plan in ``plan.json``; RecipeError if it has another format or was changed after it was written."""
         if content.get("format") != FORMAT:
             raise RecipeError(
                 f"plan of format {content.get('format')!r}",
@@ -199,19 +201,19 @@ class Plan(Frozen):
         except ValidationError as error:
             raise RecipeError(
                 f"plan.json: {problems(error)}",
-                "a plan as it was written; a run's plan never changes",
+                "an unchanged plan.json; a run's plan never changes",
                 "restore plan.json, or start a new run",
             ) from None
         if content.get("digest") != plan.digest:
             raise RecipeError(
-                f"plan.json says digest {str(content.get('digest'))[:12]}, its content has {plan.digest[:12]}",
-                "a plan as it was written; a run's plan never changes",
+                f"plan.json states digest {str(content.get('digest'))[:12]}, its content has {plan.digest[:12]}",
+                "an unchanged plan.json; a run's plan never changes",
                 "restore plan.json, or start a new run with the changed recipe",
             )
         return plan
 
     def steps(self) -> Iterator[dict[str, object]]:
-        """Every update's hyper-parameters as plain data, for ``plan --json --steps``."""
+        """Yields the hyper-parameters of every update as plain data, for ``plan --json --steps``."""
         for stage in self.stages:
             for step in range(stage.first_step, stage.end_step):
                 h = stage.hyper(step)
@@ -219,9 +221,10 @@ class Plan(Frozen):
 
 
 def stage_ends(stage: StagePlan) -> dict[str, float]:
-    """LR and momentum at a stage's first update, at its highest LR and at its last update."""
+    """Returns LR and momentum at the stage's first update, at the update with the highest LR, and at its last update."""
     first, last = stage.hyper(stage.first_step), stage.hyper(stage.end_step - 1)
-    # A schedule turns at its warm-up's end and at milestones alone; between them the extremes lie at the ends.
+    # A schedule changes direction only at the end of its warm-up and at milestones, so the highest LR is next to one of them
+    # or at the stage's first or last update.
     curve = stage.curve
     turns = [curve.warmup_steps, round(curve.pct_start * curve.num_steps), *(step for step, _ in curve.milestones)]
     steps = {stage.curve_first_step + turn + by for turn in turns for by in (-1, 0, 1)}
@@ -238,10 +241,10 @@ def stage_ends(stage: StagePlan) -> dict[str, float]:
 
 
 def subset_size(num_images: int, num_classes: int, fraction: float) -> int:
-    """Pictures that a data fraction keeps: rounded, at least one a class and at most all."""
+    """Returns the number of images that a data fraction uses: rounded, at least one per class, at most all."""
     return min(num_images, max(num_classes, round(fraction * num_images)))
 
 
 def eval_image_size(plan: Plan, stage: StagePlan) -> int:
-    """Side in pixels of evaluated pictures: the recipe's own, else the stage's."""
+    """Returns the side of evaluated images in pixels: ``eval.image_size`` if it is set, else the stage's image size."""
     return plan.recipe.eval.image_size or stage.image_size

@@ -1,4 +1,4 @@
-"""From a recipe and a data set to a plan: every number of a run is computed here, once, and nowhere else."""
+"""Computes the plan of a recipe on a data set. Every number of a run is computed here, once, and nowhere else."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ MOST_STEPS = 10**9
 MOST_MOMENTS = 100_000
 """Planned evaluations of a run, and planned checkpoints: each is written into the plan."""
 
-Length = tuple[Stage, int, int]  # resolved stage, steps, pictures
+Length = tuple[Stage, int, int]  # resolved stage, steps, images
 
 
 def resolve(
     recipe: Recipe, dataset: DatasetInfo, *, precision: Precision = "fp32", measured: Measured = _NOTHING
 ) -> Plan:
-    """The plan of ``recipe`` on ``dataset``; RecipeError names the field that cannot be.
+    """Returns the plan of ``recipe`` on ``dataset``; RecipeError names the invalid field.
 
-    ``precision`` is what ``precision: auto`` means on the device at hand, ``measured`` what other ``auto`` fields mean; a
-    recipe that gives a value overrules them.
+    ``precision`` is the value of ``precision: auto`` on the device, ``measured`` contains the values of other ``auto`` fields.
+    They are ignored for fields that the recipe sets.
     """
     if dataset.num_train < 1:
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
@@ -54,7 +54,7 @@ def resolve(
 
 
 def _stages(recipe: Recipe, dataset: DatasetInfo, measured: Measured) -> tuple[list[Length], list[StagePlan]]:
-    """The stages' lengths and their plans; RecipeError where numbers that are finite each give one that is not."""
+    """Returns the stages' lengths and plans; RecipeError if a product of finite numbers is not finite."""
     stages: list[StagePlan] = []
     try:
         lengths = _stage_lengths(recipe, dataset)
@@ -63,9 +63,9 @@ def _stages(recipe: Recipe, dataset: DatasetInfo, measured: Measured) -> tuple[l
     except (ValidationError, OverflowError, ZeroDivisionError) as error:
         why = problems(error) if isinstance(error, ValidationError) else f"{error}"
         raise RecipeError(
-            f"stages[{len(stages)}]: its numbers multiply to what is not finite: {why}",
+            f"stages[{len(stages)}]: a number computed from its fields is not finite: {why}",
             "lengths and learning rates whose products are finite numbers",
-            "give smaller (or larger) ones",
+            "give smaller (or larger) numbers",
         ) from None
     return lengths, stages
 
@@ -74,10 +74,10 @@ def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
     for name in recipe.class_weights if isinstance(recipe.class_weights, dict) else ():
         if name not in dataset.classes:
             raise RecipeError(
-                f"class_weights: {name!r} is no class of the data{nearest(name, dataset.classes)}",
+                f"class_weights: {name!r} is not a class of the data{nearest(name, dataset.classes)}",
                 f"its {len(dataset.classes)} classes: {', '.join(dataset.classes[:20])}"
                 + (", ..." if len(dataset.classes) > 20 else ""),
-                "mend the name, or leave it out; classes that are not named count 1",
+                "correct the name, or remove it; classes that are not named have weight 1",
             )
 
 
@@ -96,7 +96,7 @@ def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
         num_images *= 1 + stage.augment.copies
         asked = stage.epochs
         if asked.unit == "run":
-            # A share of epochs stays exact (0.25 of 30ep is 7.5ep); only steps and images round.
+            # A share of epochs is exact (0.25 of 30ep is 7.5ep); only steps and images are rounded.
             asked = Duration(recipe.epochs.value * asked.value, recipe.epochs.unit)
         steps = _in_images(asked, num_images, stage.batch_size) / stage.batch_size
         lengths.append((stage, max(1, round(steps)), num_images))
@@ -104,12 +104,13 @@ def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
 
 
 def _in_images(duration: Duration, num_images: int, batch_size: int) -> float:
-    """``duration`` (not a share) as a number of pictures shown, within a stage."""
+    """Returns ``duration`` (not a share of the run) as a number of images, in a stage of ``num_images`` images."""
     return duration.value * {"epochs": num_images, "steps": batch_size, "images": 1}[duration.unit]
 
 
 def _steps_within(duration: Duration, span: Sequence[Length]) -> float:
-    """``duration`` from the beginning of ``span`` (consecutive stages) in steps; a share is one of the span."""
+    """Returns ``duration``, counted from the beginning of ``span`` (consecutive stages), in steps; a share means a share of
+    ``span``."""
     if duration.unit == "run":
         return duration.value * sum(num_steps for _, num_steps, _ in span)
     if duration.unit == "steps":
@@ -127,7 +128,7 @@ def _steps_within(duration: Duration, span: Sequence[Length]) -> float:
 def _stage_plan(
     recipe: Recipe, before: Sequence[StagePlan], lengths: Sequence[Length], measured: Measured
 ) -> StagePlan:
-    """The stage behind those of ``before``."""
+    """Returns the plan of the stage that follows the stages ``before``."""
     stage, num_steps, num_images = lengths[len(before)]
     assert stage.batch_size and stage.epochs and stage.average and stage.augment and stage.mix and stage.name
     last = before[-1] if before else None
@@ -142,7 +143,9 @@ def _stage_plan(
     micro = measured.micro_batch_size if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
     if lr.schedule == "swa" and not own_span:
         raise RecipeError(
-            "lr.schedule: swa spans the whole run", "swa in one stage's lr", "put lr: {schedule: swa} into that stage"
+            "lr.schedule: swa covers the whole run",
+            "swa in the lr of one stage",
+            "put lr: {schedule: swa} into that stage",
         )
     start_lr = last.hyper(first_step - 1).lr if last else peak
     total_images = sum(steps * one.batch_size for one, steps, _ in lengths if one.batch_size)
@@ -182,15 +185,15 @@ def _stage_plan(
 
 
 def _peak_lr(lr: LR, stage: Stage, first_batch_size: int | None, measured: Measured) -> float:
-    """The schedule's peak in a stage: scaled with its batch size, capped, times its ``lr_scale``."""
+    """Returns the schedule's peak in a stage: scaled by its batch size, limited by ``cap``, times its ``lr_scale``."""
     assert stage.batch_size and first_batch_size
     peak, batch = lr.peak, lr.batch
     if peak == "auto":
         if measured.lr is None:
             raise RecipeError(
-                "lr.peak: auto, and nothing was measured",
+                "lr.peak is auto, but no learning rate was measured",
                 "a number, or a range test before the plan is made",
-                "stagewright lr-find DATA finds one; train and plan do it by themselves",
+                "stagewright lr-find DATA finds a learning rate; train and plan run the range test themselves",
             )
         peak, batch = measured.lr, lr.batch and first_batch_size
     peak *= stage.batch_size / batch if batch else 1.0
@@ -223,7 +226,7 @@ def _curve(lr: LR, span: Sequence[Length], start_factor: float) -> Curve:
 def _ema_logs(
     average: Average, num_images: int, batch_size: int, total_images: int, last: StagePlan | None
 ) -> tuple[float, float]:
-    """(log of the decay per step, sum of such logs over directly preceding EMA stages)."""
+    """Returns (log of the decay per step, sum of these logs over the directly preceding EMA stages)."""
     if average.kind != "ema":
         return 0.0, 0.0
     length = average.half_life
@@ -235,9 +238,9 @@ def _ema_logs(
 
 
 def _multiples(stage: StagePlan, every: Duration, total_steps: int, field: str) -> list[int]:
-    """Steps (finished updates) at every multiple of ``every`` within the stage, and always at its end.
+    """Returns the steps (finished updates) at all multiples of ``every`` within the stage, and its end.
 
-    RecipeError where they are more than MOST_MOMENTS.
+    RecipeError if there are more than MOST_MOMENTS.
     """
     if every.unit == "run":
         gap = every.value * total_steps

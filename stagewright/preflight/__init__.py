@@ -1,1 +1,1 @@
-"""What is measured on this machine before a plan is final."""
+"""Measurements on this machine before a run: values of ``auto`` fields, costs of a plan, speed of loading, installation."""

@@ -1,7 +1,7 @@
-"""What is asked of this machine and these pictures before the plan is made: what ``auto`` means in a recipe's fields.
+"""Measures the values of a recipe's ``auto`` fields on this machine and data, before the plan is made.
 
-Every answer is found once. It stands in the plan from then on (:class:`stagewright.plan.plan.Measured`), so that no resume
-asks again, and what led to it goes into the run's directory.
+Each value is measured once and stored in the plan (:class:`stagewright.plan.plan.Measured`), so that a resumed run does not
+measure again. The curves behind it are written to the run's directory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.lr_curve import NAME, lr_text, suggest
 from stagewright.plan.plan import Measured, Plan
 from stagewright.plan.resolve import resolve
-from stagewright.preflight.lr_find import RunArtifacts, caption, files_of, sentence, swept_test
+from stagewright.preflight.lr_find import RunArtifacts, caption, range_test_files, run_range_test, sentence
 from stagewright.preflight.micro_batch import fitting_micro_batch, resident_bytes
 from stagewright.preflight.range_test import Sweep
 from stagewright.recipe.recipe import Recipe
@@ -35,28 +35,28 @@ def measure(
     known: Measured | None = None,
     artifacts: RunArtifacts | None = None,
 ) -> Measured:
-    """What the ``auto`` fields of ``recipe`` mean on this machine and data; None where a field asks for nothing.
+    """Returns the values of the ``auto`` fields of ``recipe`` on this machine and data; None for a field that is not ``auto``.
 
-    What ``known`` holds is not measured again. ``say`` is told what is done and found, ``artifacts`` gets it for the
-    run's directory. RangeTestError where no learning rate is found.
+    Values in ``known`` are not measured again. ``say`` is called with sentences about progress and results; ``artifacts``
+    collects notes and files for the run's directory. RangeTestError if no learning rate is found.
     """
     artifacts = artifacts or RunArtifacts()
     if known is None:
         known = Measured(micro_batch_size=_fitting(recipe, dataset, execution, say, artifacts))
     lr = None
     if asks_for_lr(recipe):
-        lr = known.lr or _found_lr(recipe, dataset, execution, say, artifacts, known.micro_batch_size)
+        lr = known.lr or _measured_lr(recipe, dataset, execution, say, artifacts, known.micro_batch_size)
         if lr == known.lr:
-            say(f"lr: auto stays at {lr_text(lr)}, which was found when the run began.")
+            say(f"lr: auto is {lr_text(lr)}, as found when the run began.")
     return Measured(lr=lr, micro_batch_size=known.micro_batch_size)
 
 
 def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, artifacts: RunArtifacts) -> int | None:
-    """What ``micro_batch_size: auto`` means: how many pictures fit on the device at a time, or None for whole batches."""
+    """Returns the value of ``micro_batch_size: auto``: how many images fit on the device at once, or None for whole batches."""
     device = choose_device(execution.device)
     if recipe.micro_batch_size != "auto" or device.type != "cuda":
         return None
-    # No learning rate makes a difference to memory, so any will do.
+    # The learning rate does not affect memory, so any value will do.
     plan = resolve(recipe, dataset.manifest.info(), precision=auto_precision(device), measured=Measured(lr=1e-3))
     with preserve_global_state():
         prepare_torch(recipe, device)
@@ -69,19 +69,19 @@ def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, a
 
 
 def asks_for_lr(recipe: Recipe) -> bool:
-    """Whether a stage's learning rate hangs on ``lr: auto``."""
+    """Whether the learning rate of any stage depends on ``lr: auto``."""
     return any((stage.lr or recipe.lr).peak == "auto" for stage in recipe.resolved_stages())
 
 
 def known_from(earlier: Plan | None, recipe: Recipe, dataset: Dataset) -> Measured | None:
-    """What an earlier plan measured, if measuring for ``recipe`` on ``dataset`` would ask the same."""
+    """Returns the measured values of an earlier plan if they are valid for ``recipe`` on ``dataset``, else None."""
     if earlier is None or earlier.dataset.digest != dataset.manifest.info().digest:
         return None
-    return earlier.measured if _asked(earlier.recipe) == _asked(recipe) else None
+    return earlier.measured if _relevant_fields(earlier.recipe) == _relevant_fields(recipe) else None
 
 
-def _asked(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without what has no bearing on a measurement: names and texts, where data lie, lengths."""
+def _relevant_fields(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe without the fields that do not affect a measurement: names, texts, the place of the data, lengths."""
     left_out = ("name", "description", "checkpoints", "data", "epochs", "eval")
     lengths = {"lr": ("warmup", "milestones"), "average": ("half_life",)}
 
@@ -96,15 +96,13 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
     return {**without(recipe.to_dict()), "stages": [without(stage) for stage in stages]}
 
 
-def kept_sentence(measured: Measured, source: Path) -> str:
-    """What there is to say of a fork whose recipe has ``lr: auto``."""
+def inherited_lr_notice(measured: Measured, source: Path) -> str:
+    """Returns the notice for a fork whose recipe has ``lr: auto``."""
     assert measured.lr is not None
-    return (
-        f"lr: auto stays at {lr_text(measured.lr)}, which was found for {source}; --set lr.peak=NUMBER gives another."
-    )
+    return f"lr: auto is {lr_text(measured.lr)}, as found for {source}; --set lr.peak=NUMBER sets another value."
 
 
-def _found_lr(
+def _measured_lr(
     recipe: Recipe,
     dataset: Dataset,
     execution: Execution,
@@ -113,17 +111,17 @@ def _found_lr(
     micro_batch_size: int | None,
 ) -> float:
     sweep = Sweep()
-    say(f"lr: auto: a range test of up to {caption(recipe, sweep)} comes before the plan.")
-    test = swept_test(recipe, dataset, execution, sweep, micro_batch_size)
+    say(f"lr: auto: running a range test of up to {caption(recipe, sweep)} before the plan is made.")
+    test = run_range_test(recipe, dataset, execution, sweep, micro_batch_size)
     try:
         found = suggest(test)
     except RangeTestError as error:
         raise RangeTestError(
-            f"lr: auto finds none: {error.given}",
+            f"lr: auto: no learning rate was found: {error.given}",
             error.allowed,
-            f"{error.remedy}. stagewright lr-find DATA shows the curve, and takes other ranges",
+            f"{error.remedy}. stagewright lr-find DATA shows the curve and accepts other ranges",
         ) from None
-    for name, content in files_of(test, found, caption(recipe, sweep)).items():
+    for name, content in range_test_files(test, found, caption(recipe, sweep)).items():
         artifacts.files[f"{NAME}/{name}"] = content
     note = sentence(found)
     artifacts.notes.append(note)

@@ -1,9 +1,9 @@
-"""The probe: measures on this machine what each stage of a plan takes, by carrying out a little of it.
+"""The cost probe: measures on this machine the time and memory of each stage of a plan, by running a short part of it.
 
-What is measured is the run's own pipeline, in a session of its own with a throw-away state, in a temporary folder on the
-disk of the run: the loop with its loader, its steps and its guard, evaluations, saves, the finished model, the report.
-Nothing of the run changes by it, random states included. Machines are noisy, so a step's time is the median of blocks of
-steps; what comes before the steps run evenly is charged to the beginning of the stage.
+It runs the same code as a training, in a separate session with a temporary state and folder on the same disk: the training
+loop with loader, steps and guard, evaluations, checkpoints, the finished model, the report. It does not affect the run; random
+states are restored. Since machines are noisy, the time of a step is the median over blocks of steps. The extra time of the
+first steps is counted as part of the stage's beginning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from stagewright.plan.cost import Costs, StageCost, noise_warning
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.plan.probe_plan import ProbePlan, probe_plan
-from stagewright.preflight.step_timer import FEW, StepTimer
+from stagewright.preflight.step_timer import MIN_BLOCKS, StepTimer
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
@@ -55,12 +55,12 @@ from stagewright.training.setup import RunInputs, open_session
 
 Rows = NDArray[np.int64]
 
-_KEPT_SAMPLE = 1024
-"""Pictures that stand for a set which is kept decoded in memory."""
-_EVENLY = 0.2
-"""Share of the time that all stages get alike."""
+_CACHED_SAMPLE = 1024
+"""Number of images used to measure a data set that is cached in memory."""
+_EQUAL_SHARE = 0.2
+"""Share of the measuring time that is divided equally among the stages; the rest is divided by their work."""
 _TRAIN, _EVAL, _ALONE = 0.6, 0.2, 0.1
-"""Shares of a stage's time: training, evaluating, loader and step each on their own."""
+"""Shares of a stage's measuring time: training, evaluation, and loading and computing separately."""
 
 
 def probe(
@@ -72,11 +72,11 @@ def probe(
     seconds: float = 10.0,
     startup_seconds: float = 0.0,
 ) -> Costs:
-    """What ``plan`` takes on ``execution.device``, by about ``seconds`` of trying out, more where single steps take long.
+    """Returns the costs of ``plan`` on ``execution.device``, measured for about ``seconds``, longer if single steps take long.
 
-    ``folder`` is where the run's directory will lie, or the folder that this will be made in; what is written there
-    is removed. ``startup_seconds`` are what the process has spent so far. Errors are those of opening a run: weights
-    that are not there, sizes that do not fit, too little room for checkpoints.
+    ``folder`` is the run's directory or its parent; files written there are removed again. ``startup_seconds`` is the time that
+    the process has used so far. Errors are those of opening a run: missing weights, invalid sizes, too little disk space for
+    checkpoints.
     """
     began, others = time.perf_counter(), OtherProcessLoad()
     rehearsal = probe_plan(plan, has_fixed_views)
@@ -90,7 +90,7 @@ def probe(
             run.write_start(rehearsal.plan, dataset.manifest, environment("probe", [], quiet.device, ""))
             return open_session(RunInputs(run, rehearsal.plan, dataset.manifest, dataset.images, quiet, StopSignal()))
 
-        # Twice: the first brings libraries into the process, which a run that comes after it finds there.
+        # Opened twice: the first time also loads libraries, which a run after the probe in the same process need not do.
         opened("first").recorder.close()
         gc.collect()
         again = time.perf_counter()
@@ -114,20 +114,20 @@ def probe(
 
 
 def _measured(bench: _Bench, rehearsal: ProbePlan, plan: Plan, seconds: float, pages: bool) -> Costs:
-    """All costs but those of beginning."""
+    """Returns all costs except those of start and set-up, which are 0 in the result."""
     cuts, rehearsed = bench.session.features.cuts, rehearsal.plan.stages
-    first_image_seconds = bench.hold_pictures()
+    first_image_seconds = bench.cache_sample()
     pairs = list(zip(rehearsal.long, rehearsal.short, strict=True))
     needed = sorted({short for _, short in pairs} | {long for long, _ in pairs if long in cuts})
-    # Time in proportion to the pixels that a run works through, and no stage without a share.
+    # The measuring time is divided in proportion to the pixels that a run processes; every stage gets a share.
     work = dict.fromkeys(needed, 0.0)
     for stage, (long, short) in zip(plan.stages, pairs, strict=True):
         shown = stage.num_steps * stage.batch_size
-        once = long in cuts and shown >= stage.num_images  # as features, each picture is worked through once
+        once = long in cuts and shown >= stage.num_images  # with cached features, each image is processed once
         work[long if once else short] += (stage.num_images if once else shown) * stage.image_size**2
     total = sum(work.values())
     measured = {
-        at: bench.measure(rehearsed[at], seconds * (_EVENLY / len(needed) + (1 - _EVENLY) * work[at] / total))
+        at: bench.measure(rehearsed[at], seconds * (_EQUAL_SHARE / len(needed) + (1 - _EQUAL_SHARE) * work[at] / total))
         for at in needed
     }
     stages = [
@@ -142,7 +142,7 @@ def _measured(bench: _Bench, rehearsal: ProbePlan, plan: Plan, seconds: float, p
         checkpoint_bytes=bench.checkpoint_bytes,
         finish_seconds=finish_seconds,
         page_seconds=page_seconds,
-        # Its process is a nice one, but where the processors train it takes its time from them.
+        # The process that draws plots has low priority, but on a CPU it still takes time from the training.
         page_drag_seconds=page_seconds / cores() if bench.session.state.device.type == "cpu" else 0.0,
         probe_seconds=0.0,
         device="",
@@ -151,11 +151,11 @@ def _measured(bench: _Bench, rehearsal: ProbePlan, plan: Plan, seconds: float, p
 
 @dataclass
 class _Bench:
-    """A session under measurement."""
+    """A session in which costs are measured."""
 
     session: Session
     save_seconds: float = 0.0
-    """Of the newest save."""
+    """Time of the newest checkpoint."""
     checkpoint_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -164,14 +164,14 @@ class _Bench:
         held_out = [rows for split in ("val", "test") if len(rows := self.whole.rows(split))]
         self.eval_rows = held_out[0] if held_out else np.empty(0, np.int64)
 
-    def hold_pictures(self) -> float:
-        """Where the pictures stay decoded in memory: the time that this takes for one, and from now on a part of them
-        alone is used, which is in memory then, as all are in a run once each was used. 0.0 for other sets."""
+    def cache_sample(self) -> float:
+        """Decodes a sample of a data set that is cached in memory and returns the seconds for one image; 0.0 for other data
+        sets. From now on only this sample is used: it is in the cache, as all images of a run are after the first epoch."""
         images = self.session.images
         if not isinstance(images, CachedImages):
             return 0.0
-        self.train_rows = spread(self.train_rows, self.whole.labels, _KEPT_SAMPLE)
-        self.eval_rows = self.eval_rows[:_KEPT_SAMPLE]
+        self.train_rows = spread(self.train_rows, self.whole.labels, _CACHED_SAMPLE)
+        self.eval_rows = self.eval_rows[:_CACHED_SAMPLE]
         began = time.perf_counter()
         images.ensure(self.train_rows)
         seconds = (time.perf_counter() - began) / len(self.train_rows) / cores()
@@ -179,27 +179,27 @@ class _Bench:
         return seconds
 
     def measure(self, stage: StagePlan, limit: float) -> StageCost:
-        """What ``stage`` costs, by about ``limit`` seconds of it."""
+        """Returns the costs of ``stage``, measured for about ``limit`` seconds."""
         session, device = self.session, self.session.state.device
         session.state.step = stage.first_step
-        self.show(self.train_rows, self.eval_rows[:1])
+        self.select_rows(self.train_rows, self.eval_rows[:1])
         gc.collect()
         reset_peak(device)
         cut = session.features.cuts.get(stage.index)
         once = self.features_seconds(stage, _EVAL * limit) * stage.num_images if cut is not None else 0.0
-        rhythm = self.train(stage, _TRAIN * limit)
+        timer = self.train(stage, _TRAIN * limit)
         train_gb = peak_gb(device)
-        load, compute = self.alone(stage, rhythm, _ALONE * limit)
+        load, compute = self.separate_times(stage, timer, _ALONE * limit)
         reset_peak(device)
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
             once += first * session.plan.dataset.num_val
             train_gb += cut.bytes_each * (stage.num_images + session.plan.dataset.num_val) / 2**30
         return StageCost(
-            step_seconds=rhythm.step_seconds,
+            step_seconds=timer.step_seconds,
             load_seconds=load,
             compute_seconds=compute,
-            entry_seconds=rhythm.lead_seconds + once,
+            entry_seconds=timer.lead_seconds + once,
             eval_fixed_seconds=fixed,
             eval_image_seconds=each,
             recalibrate_seconds=recalibrating,
@@ -208,53 +208,56 @@ class _Bench:
             eval_gb=peak_gb(device),
         )
 
-    def show(self, train: Rows, evaluated: Rows) -> None:
-        """From now on the session trains on the rows ``train`` alone and validates on ``evaluated``."""
+    def select_rows(self, train: Rows, evaluated: Rows) -> None:
+        """From now on the session trains only on the rows ``train`` and validates on the rows ``evaluated``."""
         splits = np.full(len(self.whole), SPLITS.index("test"), np.int8)
         splits[train], splits[evaluated] = SPLITS.index("train"), SPLITS.index("val")
         self.session.manifest = replace(self.whole, splits=splits)
 
     def features_seconds(self, stage: StagePlan, limit: float) -> float:
-        """Seconds a picture to compute the features that the stage trains on; a part of them stays there to train on."""
+        """Returns the seconds per image to compute the features on which the stage trains. Some features stay in the cache for
+        the measurement of training."""
         session, labels = self.session, self.whole.labels
         count, seconds = 2 * stage.batch_size, 0.0
         for _ in range(2):
             rows = spread(self.train_rows, labels, count)
-            self.show(rows, self.eval_rows[:1])
+            self.select_rows(rows, self.eval_rows[:1])
             session.enter(stage)
             assert session.features.current is not None
             session.features.current.kept.clear()
             began = time.perf_counter()
             pictures = len(session.features.of("train", stage, session.manifest).rows)
-            self.settle()
+            self.synchronize()
             seconds = (time.perf_counter() - began) / pictures
             count = max(count, int(limit / seconds))
         return seconds
 
     def train(self, stage: StagePlan, limit: float) -> StepTimer:
-        """Carries out the plan from the stage's first step on, until its rhythm is known; a save is the end of it."""
+        """Trains from the stage's first step until the time of a step is known, ends with a checkpoint, and returns the
+        timer."""
         session = self.session
         before = session.state.seconds["checkpoint"]
-        rhythm = StepTimer(session.stop, limit, self.settle)
+        timer = StepTimer(session.stop, limit, self.synchronize)
         try:
-            run_plan(session, rhythm.after_update)
+            run_plan(session, timer.after_update)
         finally:
             session.stop.requested = False
         self.save_seconds = session.state.seconds["checkpoint"] - before
         saved = session.run.checkpoints / checkpoint.name_of(session.state.step) / checkpoint.STATE
         self.checkpoint_bytes = max(self.checkpoint_bytes, saved.stat().st_size)
-        return rhythm
+        return timer
 
-    def alone(self, stage: StagePlan, rhythm: StepTimer, limit: float) -> tuple[float | None, float | None]:
-        """Seconds of a batch with the loader alone, and of a step without it; None for what takes longer than ``limit``."""
-        session, batch = self.session, rhythm.batch
-        if batch is None or 2 * rhythm.step_seconds > limit:
+    def separate_times(self, stage: StagePlan, timer: StepTimer, limit: float) -> tuple[float | None, float | None]:
+        """Returns the seconds of loading one batch without training, and of one step without loading; None for both if that
+        takes longer than ``limit`` seconds."""
+        session, batch = self.session, timer.batch
+        if batch is None or 2 * timer.step_seconds > limit:
             return None, None
         began, done = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < limit or done < FEW:
+        while (spent := time.perf_counter() - began) < limit or done < MIN_BLOCKS:
             session.update(stage, replace(batch, step=session.state.step))
             done += 1
-        self.settle()
+        self.synchronize()
         compute = (time.perf_counter() - began) / done if spent else None
         ahead = session.execution.prefetch + 1
         with session.train_batches(session.state.step) as batches:
@@ -267,8 +270,8 @@ class _Bench:
         return spent / done, compute
 
     def evaluations(self, stage: StagePlan, limit: float) -> tuple[float, float, float, float]:
-        """(fixed, for each picture, for each picture the first time, recalibration): seconds of one evaluation of the
-        validation pictures by all sets of weights that the stage has, from evaluations of parts of them."""
+        """Returns (fixed, per image, additionally per image the first time, recalibration): seconds of one evaluation of the
+        validation images with all sets of weights of the stage, estimated from evaluations of parts of them."""
         session, rows = self.session, self.eval_rows
         if not len(rows):
             return 0.0, 0.0, 0.0, 0.0
@@ -277,10 +280,10 @@ class _Bench:
         recalibrating, of_part = self.recalibration(stage, again)
 
         def seconds(count: int) -> float:
-            self.show(again, rows[:count])
+            self.select_rows(again, rows[:count])
             began = time.perf_counter()
             self.evaluate()
-            self.settle()
+            self.synchronize()
             return time.perf_counter() - began - of_part
 
         first = seconds(few)  # compiles, computes features
@@ -297,20 +300,20 @@ class _Bench:
         return max(0.0, short - each * few), each, first, recalibrating
 
     def recalibration(self, stage: StagePlan, rows: Rows) -> tuple[float, float]:
-        """Seconds to re-estimate batch-norm statistics as the stage asks for, and from the training pictures ``rows``."""
+        """Returns the seconds to re-estimate batch-norm statistics as in the stage, and to do so with the images ``rows``."""
         session = self.session
         count = min(recalibrated_images(stage, session.state.model), stage.num_images)
         if not count or stage.average.kind == "none":
             return 0.0, 0.0
-        self.show(rows, self.eval_rows[:1])
+        self.select_rows(rows, self.eval_rows[:1])
         began = time.perf_counter()
         Evaluator(session).recalibrate(stage)
-        self.settle()
+        self.synchronize()
         part = time.perf_counter() - began
         return part * count / min(count, len(rows)), part
 
     def finish(self, stage: StagePlan, pages: bool) -> tuple[float, float]:
-        """Seconds for reading the best weights and writing the finished model, and for plots and report."""
+        """Returns the seconds for reading the best weights and writing the finished model, and those for plots and report."""
         session = self.session
         session.manifest = self.whole
         began = time.perf_counter()
@@ -320,7 +323,7 @@ class _Bench:
         try:
             write_bundle(session, score, stage, {})
         except BundleError:
-            self.blank()
+            self.zero_weights()
             write_bundle(session, score, stage, {})
         session.recorder.sync()
         written = time.perf_counter()
@@ -329,43 +332,44 @@ class _Bench:
         return written - began, time.perf_counter() - written if pages else 0.0
 
     def evaluate(self) -> None:
-        """One evaluation, of zeros where the throw-away weights have diverged by now, which says nothing of the run's."""
+        """Runs one evaluation. If the temporary weights have diverged, it is repeated with zeros as weights; the run itself is
+        not affected by such a divergence."""
         try:
             Evaluator(self.session).evaluate()
         except NotFinite:
-            self.blank()
+            self.zero_weights()
             Evaluator(self.session).evaluate()
 
-    def blank(self) -> None:
-        """Takes zeros for weights, which cost the same time."""
+    def zero_weights(self) -> None:
+        """Sets all weights to 0, which does not change the time of an evaluation."""
         state = self.session.state
         with torch.no_grad():
             for tensor in (*state.model.state_dict().values(), *state.average.tensors.values()):
                 tensor.zero_()
 
-    def settle(self) -> None:
-        """Waits for the device."""
+    def synchronize(self) -> None:
+        """Waits until the device has finished its work."""
         if self.session.state.device.type == "cuda":
             torch.cuda.synchronize(self.session.state.device)
 
 
 _PREFIX = ".stagewright-probe-"
-_SETTLED_SECONDS = 60.0
+_MIN_AGE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
 def _own_folder(there: Path) -> Iterator[Path]:
-    """A temporary folder in ``there``, locked, so that others know it for one in use."""
+    """Context manager: a temporary folder in ``there``, locked so that other processes see that it is in use."""
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=there) as temporary, lock(Path(temporary)):
         yield Path(temporary)
 
 
 def _remove_leftovers(there: Path) -> None:
-    """Removes the folders of probes that were killed: nobody holds them."""
+    """Removes folders of killed probes, which no process holds."""
     for folder in there.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
-            settled = time.time() - folder.stat().st_mtime > _SETTLED_SECONDS  # a younger one may not be locked yet
-            if settled and not is_held(folder):
+            old_enough = time.time() - folder.stat().st_mtime > _MIN_AGE_SECONDS  # a newer one may not be locked yet
+            if old_enough and not is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -377,10 +381,10 @@ def within_budget(
     out: Path | None,
     say: Callable[[str], None],
 ) -> tuple[Plan, dict[str, Any]]:
-    """``plan`` in the length that ends within ``budget``, and the account of it for ``env.json``.
+    """Returns ``plan`` scaled to the length that ends within ``budget``, and the data about it for ``env.json``.
 
-    Where ``out`` holds a run that was begun with this budget, the length is the one chosen then: a run that goes on must
-    not become another by being measured again. Otherwise this machine is measured. RecipeError where nothing fits.
+    If ``out`` contains a run that was begun with this budget, its length is used again, since a resumed run must not change.
+    Otherwise this machine is measured. RecipeError if the budget is too small.
     """
     if out is not None and (choice := recorded_choice(RunDir(out), budget)) is not None:
         return apply(plan, choice), RunDir(out).read_env()["budget"]

@@ -1,4 +1,4 @@
-"""Doctor: what stagewright finds on this machine, which ways are open, and what the closed ones cost."""
+"""The command ``doctor``: reports what stagewright finds on this machine, and what could be faster."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _PHOTO = (500, 375)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     good: bool
-    """False where something could be better."""
+    """False if something could be improved."""
     text: str
 
 
 def run_checks(*, seconds: float = 0.5) -> list[Check]:
-    """Looks at versions, devices, the decoder and the cache; measures the decoders for ``seconds`` each."""
+    """Checks versions, devices, the decoder and the cache; measures each decoder for ``seconds``."""
     import torch
 
     from stagewright.engine.numerics import auto_precision
@@ -51,7 +51,7 @@ def run_checks(*, seconds: float = 0.5) -> list[Check]:
             "device",
             on_gpu,
             f"{device_name(device)}, {auto_precision(device)}"
-            + ("" if on_gpu else f": no CUDA device is seen (torch was built for CUDA {torch.version.cuda})"),
+            + ("" if on_gpu else f": torch finds no CUDA device (it was built for CUDA {torch.version.cuda})"),
         ),
         Check("cache", free > 10**9, f"{cache_folder()}, {free / 1e9:,.0f} GB free"),
     ]
@@ -59,15 +59,17 @@ def run_checks(*, seconds: float = 0.5) -> list[Check]:
 
 
 def decoder(seconds: float) -> Check:
-    """Which decoder is active, how fast it is on one thread, and how fast the other would be."""
+    """Returns which decoder is active, its speed on one thread, and that of the other decoder."""
     slow = _speed(seconds, with_native=False)
     if not native.available():
         remedy = (
             "install a C compiler, Python's headers and libjpeg's (Debian: gcc python3-dev libjpeg-dev), then "
-            "install stagewright anew; the native decoder is two to three times as fast"
+            "install stagewright again; the native decoder is two to three times as fast"
         )
         return Check(
-            "decoder", False, f"{native.describe()}. {number_text(slow)} crops/s on one thread. To mend: {remedy}"
+            "decoder",
+            False,
+            f"{native.describe()}. {number_text(slow)} crops/s on one thread. To improve this: {remedy}",
         )
     fast = _speed(seconds, with_native=True)
     times = f"{fast / slow:.1f} times Pillow's {number_text(slow)}"
@@ -75,7 +77,7 @@ def decoder(seconds: float) -> Check:
 
 
 def _speed(seconds: float, *, with_native: bool) -> float:
-    """Crops to 224 pixels a second, of a made-up photograph of 500 x 375."""
+    """Returns the number of crops to 224 px per second, of a synthetic photograph of 500 x 375."""
     data = _photograph()
     count = 8
     lengths = np.full(count, len(data), np.int64)
@@ -106,5 +108,5 @@ def _photograph() -> bytes:
 
 
 def to_dicts(checks: list[Check]) -> list[dict[str, Any]]:
-    """The checks for a program."""
+    """Returns the checks as plain data for JSON."""
     return [{"name": check.name, "good": check.good, "text": check.text} for check in checks]

@@ -1,7 +1,7 @@
-"""Bench: how fast a data set can be read on this machine, where the time goes, and what would help, in words.
+"""The command ``data bench``: measures how fast a data set is loaded on this machine, and reports what would help.
 
-Every figure is measured on the user's own pictures, with the loader that trains. Ways that are compared alternate, three
-rounds each, so that a machine that is busy for a while does not favour one of them; medians count.
+Speeds are measured on the user's images with the loader of a training. Alternatives run in turns, three rounds each, so that
+a temporary load of the machine does not favour one of them; the medians are reported.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from stagewright.system.machine import cores
 from stagewright.text import number_text
 
 Say = Callable[[str], None]
-Way = Callable[[float], float]
-"""Measures for so many seconds; images a second."""
+Measurement = Callable[[float], float]
+"""Measures one way of loading for the given number of seconds; returns images per second."""
 
 _ROUNDS = 3
-_ENOUGH = 1.1
-"""A loader that is this much faster than the training step does not hold it up."""
+_FASTER = 1.1
+"""A loader that is this many times as fast as the training step does not slow it down."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """One way of reading, and how fast it was."""
+    """One way of loading, with its settings and measured speed."""
 
     what: str
     image_size: int
@@ -59,12 +59,30 @@ class Rate:
     prefetch: int
     images_per_second: float
     disk_bytes: int | None = None
-    """Of a picture, on average."""
+    """Average size of an image file."""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is measured, and for how long."""
+
+    image_sizes: Sequence[int] = (224,)
+    """Sides in pixels; thread counts and prefetch are compared at the first one."""
+    threads: Sequence[int] | None = None
+    """Numbers of threads to compare; None: powers of two up to the number of cores."""
+    batch_size: int = 64
+    seconds: float = 2.0
+    """Length of each measurement."""
+    sample: int = 500
+    """Number of images to measure with."""
+    packs: bool = True
+    peers: bool = True
+    """Whether packed copies of the sample, and torchvision's ImageFolder with torch's DataLoader, are measured too."""
 
 
 @dataclass
 class Benchmark:
-    """What was measured."""
+    """The results of the measurements."""
 
     source: str
     pictures: int
@@ -72,13 +90,13 @@ class Benchmark:
     device: str
     rates: list[Rate] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
-    """Microseconds a picture of one thread: read, decode, and copy to the device where that is another."""
+    """Microseconds per image of one thread for reading, decoding and, if the device is not the CPU, copying to it."""
     model: str | None = None
     step_images_per_second: float | None = None
-    """What the model's training step takes, pictures being there already."""
+    """Speed of the model's training step with images that are already loaded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for a program."""
+        """Returns all results as plain data for JSON."""
         return {
             "source": self.source,
             "pictures": self.pictures,
@@ -92,13 +110,13 @@ class Benchmark:
         }
 
     def best(self, what: str) -> Rate | None:
-        """The fastest setting of ``what`` at the first image size."""
+        """Returns the fastest result of the way ``what`` at the first image size, or None if it was not measured."""
         size = self.rates[0].image_size
         found = [rate for rate in self.rates if rate.what == what and rate.image_size == size]
         return max(found, key=lambda rate: rate.images_per_second, default=None)
 
     def verdict(self) -> str:
-        """What the figures come to."""
+        """Returns a sentence that summarises the results."""
         own = self.best("stagewright")
         assert own is not None
         speed = own.images_per_second
@@ -110,16 +128,16 @@ class Benchmark:
             speed = memory.images_per_second
             parts.append(f"after the first epoch, when all of them are in memory, {number_text(speed)}")
         packs = [rate for what in ("jpeg pack", "raw pack") if (rate := self.best(what)) is not None]
-        faster = [rate for rate in packs if rate.images_per_second > _ENOUGH * speed]
+        faster = [rate for rate in packs if rate.images_per_second > _FASTER * speed]
         needed = self.step_images_per_second
         if needed is None:
             parts += [_pack_sentence(rate) for rate in faster]
         else:
             parts.append(f"the training step of {self.model} takes {number_text(needed)}")
-            if speed >= _ENOUGH * needed:
-                parts.append("reading pictures does not hold it up")
+            if speed >= _FASTER * needed:
+                parts.append("reading pictures does not slow it down")
             else:
-                parts.append("reading pictures holds it up")
+                parts.append("reading pictures slows it down")
                 parts += [_pack_sentence(rate) for rate in faster] or ["more cores would help"]
         return "; ".join(parts) + "."
 
@@ -128,64 +146,59 @@ def _pack_sentence(rate: Rate) -> str:
     return f"a {rate.what} would give {number_text(rate.images_per_second)}"
 
 
+_DEFAULT = BenchSettings()
+
+
 def bench(
     source: str,
-    settings: Data,
+    data: Data,
+    settings: BenchSettings = _DEFAULT,
     *,
-    image_sizes: Sequence[int] = (224,),
-    threads: Sequence[int] | None = None,
     model: str | None = None,
-    batch_size: int = 64,
-    seconds: float = 2.0,
-    sample: int = 500,
-    packs: bool = True,
-    peers: bool = True,
     device: str = "auto",
     say: Say = lambda text: None,
 ) -> Benchmark:
-    """Measures reading ``sample`` pictures of ``source`` by several settings, ``seconds`` each.
+    """Measures the speed of loading images of ``source``, which is read as ``data`` describes.
 
-    ``threads`` are the counts to try (powers of two up to the cores if absent), ``model`` one whose training step is
-    measured too. What is written (packs of the sample, links to its files) lies in the system's temporary folder and is
-    removed. DataError as from load_dataset, and where there are fewer than 8 pictures.
+    If ``model`` is given, the speed of its training step on ``device`` is measured too. ``say`` is called with progress
+    messages. Temporary files are removed. DataError as from load_dataset, and if there are fewer than 8 images.
     """
     chosen = choose_device(device)
-    dataset = load_dataset(source, settings, 0, workers=cores())
-    images, manifest = _sample(dataset.images, dataset.manifest, sample)
-    sizes = dataset.manifest.widths, dataset.manifest.heights
-    kept = isinstance(cache_if_small(dataset.images, *sizes, min(image_sizes), exact=False), CachedImages)
+    dataset = load_dataset(source, data, 0, workers=cores())
+    images, manifest = _sample(dataset.images, dataset.manifest, settings.sample)
+    image_sizes, batch_size, seconds = settings.image_sizes, settings.batch_size, settings.seconds
+    whole = dataset.manifest
+    cached = cache_if_small(dataset.images, whole.widths, whole.heights, min(image_sizes), exact=False)
     if len(manifest) < 8:
-        raise DataError(f"{source} has {len(manifest)} pictures", "at least 8, to measure anything", "give more")
+        raise DataError(f"{source} has {len(manifest)} pictures", "at least 8 for a measurement", "give more pictures")
     found = Benchmark(source, len(manifest), native.describe(), device_name(chosen))
-    counts = list(threads or _thread_counts(cores()))
-    first = image_sizes[0]
+    counts, first = list(settings.threads or _thread_counts(cores())), image_sizes[0]
     with tempfile.TemporaryDirectory(prefix="stagewright-bench-") as folder:
         say(f"Reading {len(manifest):,} pictures with {', '.join(map(str, counts))} threads.")
-        ways = {(count, 4): _own_way(images, manifest, first, batch_size, count, 4) for count in counts}
+        ways = {(count, 4): _own_loader(images, manifest, first, batch_size, count, 4) for count in counts}
         rates = _alternating(ways, seconds)
         best = max(rates, key=lambda key: rates[key])[0]
-        ways = {(best, depth): _own_way(images, manifest, first, batch_size, best, depth) for depth in (1, 2, 8)}
+        ways = {(best, depth): _own_loader(images, manifest, first, batch_size, best, depth) for depth in (1, 2, 8)}
         rates |= _alternating(ways, seconds)
         each = _disk_bytes(images)
-        found.rates += [
-            Rate("stagewright", first, count, depth, rate, each) for (count, depth), rate in sorted(rates.items())
-        ]
+        for (count, depth), rate in sorted(rates.items()):
+            found.rates.append(Rate("stagewright", first, count, depth, rate, each))
         found.split = _time_split(images, manifest, first, batch_size, seconds, chosen)
-        others = _others(images, manifest, Path(folder), max(image_sizes), packs, peers, say)
+        others = _alternatives(images, manifest, Path(folder), settings, say)
         for size in image_sizes:
             say(f"Comparing at {size} pixels.")
             compared = {name: make(size, batch_size, best) for name, (make, _) in others.items()}
-            if kept:
+            if isinstance(cached, CachedImages):
                 held = CachedImages(images, manifest.widths, manifest.heights)
                 held.ensure(np.arange(len(held)))
-                compared["in memory"] = _own_way(held, manifest, size, batch_size, best, 4)
+                compared["in memory"] = _own_loader(held, manifest, size, batch_size, best, 4)
             if size != first:
-                compared["stagewright"] = _own_way(images, manifest, size, batch_size, best, 4)
-            room = {name: bytes_each for name, (_, bytes_each) in others.items()} | {"stagewright": each}
+                compared["stagewright"] = _own_loader(images, manifest, size, batch_size, best, 4)
+            disk = {name: bytes_each for name, (_, bytes_each) in others.items()} | {"stagewright": each}
             for name, rate in _alternating(compared, seconds).items():
-                found.rates.append(Rate(name, size, best, 4, rate, room.get(name)))
+                found.rates.append(Rate(name, size, best, 4, rate, disk.get(name)))
     if model is not None:
-        say(f"Training {model} on pictures that are there already.")
+        say(f"Training {model} on pictures that are already loaded.")
         found.model = model
         found.step_images_per_second = step_rate(model, len(manifest.classes), first, batch_size, chosen, seconds)
     return found
@@ -200,7 +213,7 @@ def _thread_counts(most: int) -> Iterator[int]:
 
 
 def _sample(images: Images, manifest: Manifest, count: int) -> tuple[Images, Manifest]:
-    """``count`` pictures spread over the classes, all of them to train on."""
+    """Returns about ``count`` images, spread over the classes, with a manifest in which all are training images."""
     rows = subset(0, manifest.labels, min(1.0, count / len(manifest)))
     at = pa.array(rows)
     taken = Manifest(
@@ -214,11 +227,12 @@ def _sample(images: Images, manifest: Manifest, count: int) -> tuple[Images, Man
         widths=manifest.widths[rows],
         heights=manifest.heights[rows],
     )
-    return _Some(images, rows) if not isinstance(images, FileImages) else FileImages(images.root, taken.paths), taken
+    chosen = FileImages(images.root, taken.paths) if isinstance(images, FileImages) else _Selection(images, rows)
+    return chosen, taken
 
 
-class _Some:
-    """Some pictures of a source, by their place in ``rows``."""
+class _Selection:
+    """The images ``rows`` of another source, numbered from 0."""
 
     def __init__(self, images: Images, rows: np.ndarray) -> None:
         self.images, self.rows = images, rows
@@ -241,10 +255,10 @@ def _plan(manifest: Manifest, image_size: int, batch_size: int) -> Plan:
     return resolve(recipes.from_dict(plain), manifest.info())
 
 
-def _own_way(
+def _own_loader(
     images: Images, manifest: Manifest, size: int, batch_size: int, threads: int, prefetch: int
 ) -> Callable[[float], float]:
-    """The loader as a training has it: order, keyed random-resized-crops and flips, labels."""
+    """Returns a measurement of stagewright's loader as in a training: shuffled, with random-resized-crops and flips."""
     plan = _plan(manifest, size, batch_size)
 
     def measure(seconds: float) -> float:
@@ -255,8 +269,9 @@ def _own_way(
     return measure
 
 
-def _torchvision_way(folder: Path, size: int, batch_size: int, workers: int) -> Callable[[float], float]:
-    """ImageFolder and DataLoader with Pillow, RandomResizedCrop, flip, ToTensor and Normalize, as its references have it."""
+def _torchvision_loader(folder: Path, size: int, batch_size: int, workers: int) -> Callable[[float], float]:
+    """Returns a measurement of torchvision's ImageFolder and torch's DataLoader with Pillow, RandomResizedCrop, flip, ToTensor
+    and Normalize, as in torchvision's reference scripts."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -274,8 +289,8 @@ def _torchvision_way(folder: Path, size: int, batch_size: int, workers: int) -> 
 
         def counts() -> Iterator[int]:
             while True:
-                for pictures, _ in loader:
-                    yield len(pictures)
+                for images, _ in loader:
+                    yield len(images)
 
         return _rate(counts(), seconds, warm_up=2 * workers + 1)
 
@@ -291,8 +306,8 @@ def _rate(counts: Iterator[int], seconds: float, *, warm_up: int) -> float:
     return done / elapsed
 
 
-def _alternating(ways: Mapping[Any, Way], seconds: float) -> dict[Any, float]:
-    """The median of three rounds of each way."""
+def _alternating(ways: Mapping[Any, Measurement], seconds: float) -> dict[Any, float]:
+    """Measures all ways in turns, three rounds each, and returns the median of each."""
     rounds: dict[Any, list[float]] = {name: [] for name in ways}
     for _ in range(_ROUNDS):
         for name, way in ways.items():
@@ -300,32 +315,32 @@ def _alternating(ways: Mapping[Any, Way], seconds: float) -> dict[Any, float]:
     return {name: statistics.median(rates) for name, rates in rounds.items()}
 
 
-def _others(
-    images: Images, manifest: Manifest, folder: Path, largest: int, packs: bool, peers: bool, say: Say
-) -> dict[str, tuple[Callable[[int, int, int], Way], int | None]]:
-    """Other ways to read the same pictures: how to make each for (image size, batch size, threads), and bytes a picture."""
-    ways: dict[str, tuple[Callable[[int, int, int], Way], int | None]] = {}
-    if not isinstance(images, FileImages) or not (packs or peers):
+def _alternatives(
+    images: Images, manifest: Manifest, folder: Path, settings: BenchSettings, say: Say
+) -> dict[str, tuple[Callable[[int, int, int], Measurement], int | None]]:
+    """Returns other loaders by name: a function from (image size, batch size, threads) to a measurement, and bytes per image."""
+    ways: dict[str, tuple[Callable[[int, int, int], Measurement], int | None]] = {}
+    if not isinstance(images, FileImages) or not (settings.packs or settings.peers):
         return ways
     linked = folder / "pictures"
     _link(images, manifest, linked)
-    if peers:
-        ways["torchvision"] = (lambda *settings: _torchvision_way(linked, *settings), _disk_bytes(images))
-    size = max(256, round(1.15 * largest))
-    for encoding in ("jpeg", "raw") if packs else ():
+    if settings.peers:
+        ways["torchvision"] = (lambda *settings: _torchvision_loader(linked, *settings), _disk_bytes(images))
+    size = max(256, round(1.15 * max(settings.image_sizes)))
+    for encoding in ("jpeg", "raw") if settings.packs else ():
         say(f"Packing them to {size} px as {encoding}.")
         made = pack(str(linked), folder / f"{encoding}.pack", Data(), size=size, encoding=encoding, workers=cores())  # type: ignore[arg-type]
         packed = load_dataset(str(made.folder), Data(val=0.0, test=0.0), 0, workers=cores())
 
-        def way(size: int, batch_size: int, threads: int, packed: Any = packed) -> Way:
-            return _own_way(packed.images, packed.manifest, size, batch_size, threads, 4)
+        def way(size: int, batch_size: int, threads: int, packed: Any = packed) -> Measurement:
+            return _own_loader(packed.images, packed.manifest, size, batch_size, threads, 4)
 
         ways[f"{encoding} pack"] = (way, made.bytes // max(made.records, 1))
     return ways
 
 
 def _link(images: FileImages, manifest: Manifest, folder: Path) -> None:
-    """Links to the files in class folders, which is what torchvision reads."""
+    """Creates links to the files in class folders, the layout that torchvision reads."""
     for row in range(len(manifest)):
         path = images.path(row)
         place = folder / f"class{manifest.labels[row]:05d}" / f"{row:06d}{os.path.splitext(path)[1]}"
@@ -342,7 +357,7 @@ def _disk_bytes(images: Images) -> int | None:
 def _time_split(
     images: Images, manifest: Manifest, size: int, batch_size: int, seconds: float, device: torch.device
 ) -> dict[str, float]:
-    """Microseconds a picture of a single thread, by what they are spent on."""
+    """Returns the microseconds per image of a single thread for each part of the work."""
     times, plan = LoadTimes(), _plan(manifest, size, batch_size)
     with closing(load_batches(images, train_specs(plan, manifest, 0), workers=0, times=times)) as batches:
         began, copied, copies = time.perf_counter(), 0.0, 0

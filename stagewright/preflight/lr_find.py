@@ -1,4 +1,4 @@
-"""The learning-rate range test as a command: its plot, its file, its sentences."""
+"""The learning-rate range test as a command: runs it and creates its plot, files and messages."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from stagewright.system.device import choose_device
 
 @dataclass
 class RunArtifacts:
-    """What measuring leaves for a run's directory. Empty where nothing was measured."""
+    """Notes and files from measurements, for a run's directory; empty if nothing was measured."""
 
     notes: list[str] = field(default_factory=list)
-    """Sentences on what was found."""
+    """Sentences about the results."""
     files: dict[str, bytes] = field(default_factory=dict)
-    """Contents by path within the run's directory."""
+    """Contents of files by their path in the run's directory."""
 
     def write(self, root: Path) -> None:
-        """Writes the files, each whole or not at all."""
+        """Writes the files to the folder ``root``, each completely or not at all."""
         for path, content in self.files.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             write_whole(root / path, content, durable=False)
 
 
-def swept_test(
+def run_range_test(
     recipe: Recipe, dataset: Dataset, execution: Execution, sweep: Sweep, micro_batch_size: int | None = None
 ) -> RangeTest:
-    """The range test of ``recipe`` on ``dataset``."""
+    """Runs the range test of ``recipe`` on ``dataset`` and returns its curve."""
     return range_test(
         recipe,
         dataset.manifest,
@@ -47,9 +47,9 @@ def swept_test(
     )
 
 
-def files_of(test: RangeTest, found: Suggestions | None, note: str) -> dict[str, bytes]:
-    """``lr-find.csv``, the annotated plot ``lr-find.png``, whose title ``note`` goes with, and, where there are suggestions,
-    ``lr-find.json``, with which the plot can be drawn again."""
+def range_test_files(test: RangeTest, found: Suggestions | None, note: str) -> dict[str, bytes]:
+    """Returns the files of a range test by name: ``lr-find.csv``, the plot ``lr-find.png`` with ``note`` next to its title, and,
+    if there are suggestions, ``lr-find.json``, from which the plot can be drawn again."""
     from stagewright.report.lr_plot import draw_range_test
 
     files = {f"{NAME}.csv": test.csv(), f"{NAME}.png": draw_range_test(test, found, note).png}
@@ -60,13 +60,13 @@ def files_of(test: RangeTest, found: Suggestions | None, note: str) -> dict[str,
 
 
 def caption(recipe: Recipe, sweep: Sweep) -> str:
-    """What a sweep consists of."""
+    """Returns a short description of a sweep for the user."""
     first = recipe.resolved_stages()[0]
     return f"{sweep.steps} updates of {first.batch_size:,} pictures at {first.image_size} px"
 
 
 def sentence(found: Suggestions) -> str:
-    """What a range test found, in one sentence."""
+    """Returns a sentence about the result of a range test."""
     others = ", ".join(f"{name} {lr_text(lr)}" for name, lr in found.lrs.items() if name != found.chosen)
     text = f"lr: auto is {lr_text(found.lr)}, {MEANING[found.chosen]} ({found.chosen}; {others})"
     return "; ".join([text, *found.notes])
@@ -75,9 +75,9 @@ def sentence(found: Suggestions) -> str:
 def find_lr(
     recipe: Recipe, dataset: Dataset, execution: Execution, *, sweep: Sweep, choose: str, out: Path
 ) -> tuple[RangeTest, Suggestions]:
-    """The range test as a command of its own: its curve and plot are in the folder ``out`` even where it finds nothing.
+    """Runs the range test and writes its curve and plot to the folder ``out``, even if it finds no learning rate.
 
-    RangeTestError then, and before anything runs for an impossible sweep or an unknown suggestion.
+    RangeTestError if it finds none; for an invalid sweep or an unknown method it is raised before anything runs.
     """
     check_method(choose)
     lr_grid(sweep.lr_min, sweep.lr_max, sweep.steps)
@@ -86,13 +86,17 @@ def find_lr(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"{out} cannot be made: {error.strerror or error}", "a folder", "give another place with --out"
+            f"the folder {out} cannot be created: {error.strerror or error}",
+            "a folder",
+            "give another folder with --out",
         ) from None
-    test = swept_test(recipe, dataset, execution, sweep)
+    test = run_range_test(recipe, dataset, execution, sweep)
     try:
         found = suggest(test, choose)
     except RangeTestError as error:
-        RunArtifacts(files=files_of(test, None, caption(recipe, sweep))).write(out)
-        raise RangeTestError(error.given, error.allowed, f"{error.remedy}. {out / 'lr-find.png'} shows it") from None
-    RunArtifacts(files=files_of(test, found, caption(recipe, sweep))).write(out)
+        RunArtifacts(files=range_test_files(test, None, caption(recipe, sweep))).write(out)
+        raise RangeTestError(
+            error.given, error.allowed, f"{error.remedy}. {out / 'lr-find.png'} shows the curve"
+        ) from None
+    RunArtifacts(files=range_test_files(test, found, caption(recipe, sweep))).write(out)
     return test, found

@@ -1,8 +1,8 @@
-"""Micro-batches: how many pictures fit on the device at a time, found by trying before the plan is made.
+"""Finds the micro-batch size: how many images fit on the device at once, by trying before the plan is made.
 
-Tried is what a run does: whole updates and an evaluation at the largest stage, with halves of the batch until nothing
-runs out of memory. On a CPU nothing is tried: the system gives out more memory than there is and kills the process that
-uses it, so there is no error to learn from; ``micro_batch_size: auto`` is the whole batch there.
+It runs whole updates and an evaluation of the largest stage and halves the batch until the device's memory is sufficient. On
+a CPU nothing is tried: the system promises more memory than it has and kills a process that uses too much, so there would be
+no error to catch. There ``micro_batch_size: auto`` is the whole batch.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.system.memory import out_of_memory
 
 _HEADROOM = 0.05
-"""Share of the device's memory that is kept free while trying: for batches on their way and for fragmentation."""
+"""Share of the device's memory that stays unused while trying, for prefetched batches and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found."""
+    """The result of the search."""
 
     micro_batch_size: int | None
-    """None where whole batches fit."""
+    """Number of images, or None if whole batches fit."""
     notice: str | None
-    """What there is to say of it."""
+    """A notice for the user, or None."""
 
 
 def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int = 0) -> Fit:
-    """The largest of B, B/2, B/4 ... pictures that go through the network of ``plan`` on the CUDA ``device`` at a time.
+    """Finds the largest of B, B/2, B/4 ... images that can go through the network of ``plan`` at once on the CUDA ``device``.
 
-    ``reserved_bytes`` stay free beside it, for pictures that will lie on the device. Weights are not loaded, nothing is
-    compiled; compiled graphs need less, CUDA graphs may need more. Random states change (:mod:`stagewright.system.isolation`).
-    RecipeError where a single picture does not fit.
+    ``reserved_bytes`` are left free in addition, for images that will be cached on the device. Weights are not loaded and
+    nothing is compiled; compiled graphs need less memory, CUDA graphs may need more. It changes random states
+    (:mod:`stagewright.system.isolation` restores them). RecipeError if not even one image fits.
     """
     if device.type != "cuda":
         return Fit(None, None)
@@ -66,20 +66,21 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
         found = min(fitted(state, plan, stage, numerics) for stage in largest_stages(plan))
     finally:
         del held, state
-        _give_back(device)
+        _free_memory(device)
     batch_size = max(stage.batch_size for stage in plan.stages)
     return Fit(found, notice(found, batch_size, batch_norm=normed)) if found < batch_size else Fit(None, None)
 
 
 def resident_bytes(plan: Plan, dataset: Dataset) -> int:
-    """Bytes that the pictures of ``dataset`` will take on a CUDA device, if they come to lie there (at most)."""
+    """Returns the most bytes that the images of ``dataset`` can use on a CUDA device; 0 if they will not be cached there."""
     images = cache_for_plan(plan, dataset.manifest, dataset.images)
     array = images.array if isinstance(images, IN_MEMORY) else None
     return 0 if array is None else array.nbytes
 
 
 def largest_stages(plan: Plan) -> list[StagePlan]:
-    """The stage with the most pixels a batch; where it trains a part alone, also the largest that trains all."""
+    """Returns the stage with the most pixels per batch; if it does not train all parameters, also the largest stage that
+    does."""
 
     def pixels(stage: StagePlan) -> tuple[int, int]:
         return stage.batch_size * max(stage.image_size, eval_image_size(plan, stage)) ** 2, stage.index
@@ -90,37 +91,37 @@ def largest_stages(plan: Plan) -> list[StagePlan]:
 
 
 def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) -> int:
-    """How many pictures at a time ``stage`` can train and evaluate on the state's device, of its own batch size halved as
+    """Returns how many images ``stage`` can train on and evaluate at once on the state's device: its batch size, halved as
     often as needed."""
     device = state.device
     apply_trainable(state.model, stage.train)
 
     def attempt(size: int) -> None:
         set_train_mode(state.model)
-        # Twice: the optimizer's own tensors come with the first update, and stand beside the second's gradients.
+        # Two updates: the optimizer allocates its state in the first one, and the second one needs gradients in addition.
         for step in (stage.first_step, stage.first_step):
-            batch = _pictures(stage.batch_size, stage.image_size, device)
+            batch = _grey_batch(stage.batch_size, stage.image_size, device)
             rows = np.arange(stage.batch_size)
             draws = draw(stage.augment, plan.recipe.seed, rows, np.zeros_like(rows), stage.image_size)
             hyper = replace(stage.hyper(step), average_weight=float(stage.average.kind != "none"))
             batch = replace(batch, step=step, draws=draws)
             update(state, plan, stage, batch, numerics, hyper=hyper, micro_batch_size=size)
-        # What the throw-away weights answer does not matter to memory.
+        # The temporary weights may give infinity or NaN, which does not affect memory.
         with _averaged(state), contextlib.suppress(NotFinite):
-            seen = _pictures(size, eval_image_size(plan, stage), device)
+            seen = _grey_batch(size, eval_image_size(plan, stage), device)
             evaluate(state.model, state.forward, [seen], numerics)
 
     def recover() -> None:
         state.optimizer.zero_grad(set_to_none=True)
-        _give_back(device)
+        _free_memory(device)
 
     return largest_that_fits(stage.batch_size, attempt, recover)
 
 
 def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover: Callable[[], None]) -> int:
-    """``batch_size`` halved (rounded up) until ``attempt(size)`` no longer runs out of memory.
+    """Halves ``batch_size`` (rounded up) until ``attempt(size)`` does not run out of memory; returns the size.
 
-    ``recover`` is called after each that does. RecipeError where even 1 does.
+    ``recover`` is called after each failed attempt. RecipeError if even size 1 fails.
     """
     size = batch_size
     while True:
@@ -131,30 +132,30 @@ def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-        # Outside of the handler: what it holds, the frames of the attempt with their tensors, is free by now.
+        # Called outside the except block: inside it, the traceback would keep the tensors of the failed attempt alive.
         recover()
         if size == 1:
             raise RecipeError(
                 f"not even one picture at a time fits into the device's memory: {reason}",
-                "a network and pictures of which one fits",
+                "a network and an image size that fit with a single picture",
                 "take a smaller image_size or model, a device with more memory, or --device cpu",
             )
         size = -(-size // 2)
 
 
 def notice(micro_batch_size: int, batch_size: int, *, batch_norm: bool) -> str:
-    """What a person is told of micro-batches that had to be smaller than the batch."""
+    """Returns the notice for the user about micro-batches that are smaller than the batch."""
     text = (
         f"batches of {batch_size:,} do not fit into the device's memory: they go through the network "
-        f"{micro_batch_size:,} at a time, and the update is still that of all {batch_size:,}"
+        f"{micro_batch_size:,} at a time, and each update still uses the gradient of all {batch_size:,}"
     )
     if batch_norm:
-        text += f"; batch norm takes its statistics over {micro_batch_size:,}, which can change what comes out"
+        text += f"; batch norm computes its statistics over {micro_batch_size:,}, which can change the result"
     return text
 
 
-def _pictures(count: int, size: int, device: torch.device) -> Batch:
-    """Grey pictures on ``device``: what is on them does not matter to memory."""
+def _grey_batch(count: int, size: int, device: torch.device) -> Batch:
+    """Returns a batch of grey images on ``device``; their content does not affect memory."""
     images = torch.full((count, size, size, 3), 127, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     return Batch(0, images, labels, torch.ones(count, dtype=torch.bool, device=device), ())
@@ -169,7 +170,7 @@ def _averaged(state: TrainState) -> Iterator[None]:
         yield
 
 
-def _give_back(device: torch.device) -> None:
+def _free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

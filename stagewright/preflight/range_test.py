@@ -1,7 +1,7 @@
 """The learning-rate range test (Smith, arXiv:1506.01186, section 3.3): a short training in which the learning rate rises.
 
-A pure function of (recipe, seed, data): it begins with the weights, pictures, augmentation and mixing that the run's first
-stage begins with, and leaves no trace in the process or on the disk. :mod:`stagewright.plan.lr_curve` reads its curve.
+It is a function of recipe, seed and data: it begins with the same weights, images, augmentation and mixing as the first stage
+of the run, and has no side effects in the process or on disk. :mod:`stagewright.plan.lr_curve` evaluates its curve.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.system.isolation import preserve_global_state
 
 _MOST_SKIPPED = 30
-"""fp16's scale begins at 2**16 and halves with every update left out: after so many in a row it is not the scale's fault."""
+"""Largest number of consecutive updates that fp16's gradient scaler may skip. Its scale begins at 2**16 and is halved at every
+skipped update, so after this many the scale cannot be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Which learning rates are tried, and in how many updates."""
+    """The range of learning rates, and the number of updates."""
 
     lr_min: float = 1e-7
     lr_max: float = 10.0
@@ -61,12 +62,12 @@ def range_test(
     micro_batch_size: int | None = None,
     workers: int | None = None,
 ) -> RangeTest:
-    """The losses of the recipe's first stage under rising learning rates, up to where they blow up.
+    """Trains the recipe's first stage with rising learning rates until the loss diverges, and returns the losses.
 
-    Momentum is that of the schedule's peak, which the found value will be. ``micro_batch_size`` is what ``auto`` means
-    (None: all of a batch), ``workers`` as in :class:`stagewright.plan.execution.Execution`. Updates that fp16's scaler
-    leaves out are noted and their learning rate is tried again on the next batch; many in a row end the sweep.
-    RangeTestError for an impossible sweep; errors of weights, sizes and optimizer are those of a run.
+    Momentum is that at the schedule's peak, since the found learning rate will be the peak. ``micro_batch_size`` is the value
+    of ``auto`` (None: whole batches), ``workers`` as in :class:`stagewright.plan.execution.Execution`. If fp16's scaler skips
+    an update, its learning rate is tried again with the next batch; many skipped updates in a row end the sweep.
+    RangeTestError for an invalid sweep; errors of weights, sizes and optimizer are those of a run.
     """
     lrs = lr_grid(sweep.lr_min, sweep.lr_max, sweep.steps)
     plan = _lengthened(recipe, manifest, device, 2 * sweep.steps + _MOST_SKIPPED, micro_batch_size)
@@ -80,15 +81,15 @@ def range_test(
 def _lengthened(
     recipe: Recipe, manifest: Manifest, device: torch.device, steps: int, micro_batch_size: int | None
 ) -> Plan:
-    """The recipe's plan with a first stage that is long enough; all that its first weights and batches hang on stays."""
+    """Returns the recipe's plan with a first stage of ``steps`` steps; its initial weights and batches do not change."""
     longer = recipe.with_stage(0, epochs=f"{steps}st").changed(compile=False)
-    # Any learning rate does: every update of the sweep has its own.
+    # Any learning rate will do, since the sweep replaces it in every update.
     measured = Measured(lr=1.0, micro_batch_size=micro_batch_size)
     return resolve(longer, manifest.info(), precision=auto_precision(device), measured=measured)
 
 
 def _built(plan: Plan, manifest: Manifest, device: torch.device) -> tuple[TrainState, Numerics]:
-    """The state that the run begins with, in the shape of its first stage."""
+    """Returns the initial state of the run, prepared for its first stage, and its numerics."""
     stage = plan.stages[0]
     prepare_torch(plan.recipe, device)
     if stage.augment.custom:

@@ -1,4 +1,4 @@
-"""Speed: how many pictures a second a network trains on, with pictures that are there already."""
+"""Measures the training speed of a network with images that are already loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _WARM_UP = 3
 def step_rate(
     model: str, num_classes: int, image_size: int, batch_size: int, device: torch.device, seconds: float
 ) -> float:
-    """Images a second of whole updates (forward, backward, SGD with momentum) on random pictures on ``device``."""
+    """Returns the images per second of whole updates (forward, backward, SGD with momentum) on random images on ``device``,
+    measured for ``seconds``."""
     classes = tuple(f"class{at}" for at in range(max(num_classes, 2)))
     info = DatasetInfo(num_train=batch_size, num_val=0, num_test=0, classes=classes, digest="")
     plain = {"model": {"name": model}, "image_size": image_size, "batch_size": batch_size, "epochs": "1000000st"}

@@ -1,7 +1,7 @@
-"""What auto decides on: facts about a data set, the machine, and the pretrained weights that are within reach.
+"""Collects the facts from which auto chooses a recipe: data set, machine, and available pretrained weights.
 
-Looking costs little: the manifest knows sizes and classes, a few pictures are opened for their colour, and a host is asked
-for at most :data:`PATIENCE` seconds, only where its answer matters.
+This is fast: sizes and classes are in the manifest, only a few images are opened to check for colour, and a download host is
+contacted for at most :data:`PATIENCE` seconds, and only if its answer matters.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from stagewright.recipe.request import RecipeRequest
 from stagewright.system.machine import cores, memory_bytes
 
 PATIENCE = 2.0
-"""Seconds that the host of the weights has for an answer."""
+"""Seconds to wait for an answer of the host of pretrained weights."""
 _LOOKED_AT = 16
 _GRAY = 8
-"""Channels that differ by no more than this many levels are grey: JPEGs of grey pictures may be off by rounding."""
+"""Largest difference between channels, in levels, of a grey image; in JPEGs of grey images they may differ by rounding."""
 
 
 def choose_recipe(
     request: RecipeRequest, dataset: Dataset, device: torch.device, earlier: Plan | None = None
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe that auto chooses for ``dataset`` on ``device``, and lines that say why.
+    """Returns the recipe that auto chooses for ``dataset`` on ``device``, and lines with the reasons.
 
-    A run's ``earlier`` plan that auto made for the same pictures is not chosen again: what a resume finds within reach may
-    be other weights than the run began with.
+    If auto has made the run's ``earlier`` plan for the same images, its recipe is used again: when a run is resumed, other
+    weights may be available than at its beginning.
     """
     if earlier is not None and earlier.recipe.name == NAME and earlier.dataset.digest == dataset.manifest.digest:
         return request.reapply(earlier.recipe), ()
@@ -44,8 +44,8 @@ def choose_recipe(
     return recipe, (f"Recipe auto: {first[0].lower()}{first[1:]}", *(f"- {text}" for text in others))
 
 
-def survey(dataset: Dataset, device: torch.device, asked: UserChoices) -> Facts:
-    """The facts about ``dataset`` on ``device``, around what was ``asked`` for."""
+def survey(dataset: Dataset, device: torch.device, choices: UserChoices) -> Facts:
+    """Returns the facts about ``dataset`` on ``device``, including the user's ``choices``."""
     manifest = dataset.manifest
     rows = manifest.rows("train")
     counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
@@ -67,20 +67,20 @@ def survey(dataset: Dataset, device: torch.device, asked: UserChoices) -> Facts:
         device="cuda" if device.type == "cuda" else "cpu",
         cores=cores(),
         memory_gb=_memory_gb(device),
-        asked=asked,
+        choices=choices,
     )
     return replace(facts, weights=find_weights(facts))
 
 
 def find_weights(facts: Facts) -> Weights:
-    """Where the network would start from: what was asked for, else what is at hand, else what a host would send."""
-    asked = facts.asked
-    if asked.weights == "none":
-        return Weights(None, None, "none are wanted")
-    if asked.weights == "default":
+    """Returns the initial weights: those the user requested, else those on this machine, else those that a host offers."""
+    choices = facts.choices
+    if choices.weights == "none":
+        return Weights(None, None, "none were requested")
+    if choices.weights == "default":
         return Weights("default", preferred_models(facts)[0], "the library's, as asked for")
-    if asked.weights is not None:
-        return _given(asked.weights, asked.model)
+    if choices.weights is not None:
+        return _given(choices.weights, choices.model)
     if not wants_pretrained(facts):
         return Weights(None, None, "such pictures are small and simple enough to learn from alone")
     return _library_weights(preferred_models(facts))
@@ -97,7 +97,8 @@ def _given(source: str, model: str | None) -> Weights:
 
 
 def _library_weights(models: tuple[str, ...]) -> Weights:
-    """The first of ``models`` if its weights are at hand or their host answers, else the first that is at hand."""
+    """Returns the weights of the first of ``models`` if they are on this machine or their host answers, else those of the first
+    model whose weights are on this machine."""
     sources = {model: library_source(find_model(model)) for model in models}
     for model, source in sources.items():
         if source is None:
@@ -113,7 +114,7 @@ def _library_weights(models: tuple[str, ...]) -> Weights:
 
 
 def _gray_share(dataset: Dataset, rows: np.ndarray) -> float:
-    """Share of pictures without colour among a few that are spread evenly; what cannot be read counts as coloured."""
+    """Returns the share of images without colour among a few evenly spaced ones; unreadable images count as coloured."""
     looked_at = rows[np.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).astype(np.int64)]
     gray = 0
     for row in looked_at:

@@ -1,7 +1,7 @@
-"""The fields of a recipe's ``augment``: flat, because stages merge them field by field; off by default but crop and flip.
+"""The fields of a recipe's ``augment``. All are off by default except crop and flip.
 
-Without torch. :class:`stagewright.recipe.recipe.Augment` is made of it; :mod:`stagewright.augment.geometry` draws crop and
-flip, :mod:`stagewright.augment.draw` all the rest.
+They are not nested, because a stage overrides them field by field. :class:`stagewright.recipe.fields.Augment` inherits from
+this class; :mod:`stagewright.augment.geometry` draws crop and flip, :mod:`stagewright.augment.draw` everything else.
 """
 
 from __future__ import annotations
@@ -19,84 +19,90 @@ Spread = Annotated[float, Field(ge=0.0)]
 
 
 class AugmentFields(Frozen):
-    """Everything that may happen to a training picture on its own, and how often and how strongly."""
+    """Augmentations of single training images, with their probabilities and strengths."""
 
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    """``random_resized`` (arXiv:1409.4842), ``pad`` (pad by an eighth and crop, as for CIFAR), or the evaluation's view."""
+    """``random_resized``: random-resized-crop (arXiv:1409.4842); ``pad``: pad by an eighth of the side and crop, as usual for
+    CIFAR; ``none``: the crop of the evaluation."""
     scale: tuple[Share, Share] = (0.25, 1.0)
-    """Random-resized-crop: share of the picture's area."""
+    """Random-resized-crop: smallest and largest area of the crop, as a share of the image's area."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Random-resized-crop: width / height."""
+    """Random-resized-crop: smallest and largest aspect ratio (width / height) of the crop."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
 
     copies: Annotated[int, Field(ge=0, le=1000)] = 0
-    """0: every pass augments anew. N: the pictures as they are, and N augmented copies of each that are the same in every
-    pass; an epoch is as much longer."""
+    """0: images are augmented differently in every pass. N: an epoch contains every image without augmentation and N augmented
+    copies of it, which are equal in every pass; an epoch has 1 + N times as many images."""
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    """Rotated by an angle uniform within this many degrees either way."""
+    """Largest rotation in degrees; the angle is uniform in [-rotation, rotation]."""
     translate: Share = 0.0
-    """Moved across and down by uniform shares of the side, up to this much either way."""
+    """Largest horizontal and vertical shift, as a share of the side; both are uniform in [-translate, translate]."""
     zoom: tuple[Positive, Positive] = (1.0, 1.0)
-    """Enlarged by a factor uniform in this range; below 1 the picture shrinks and its surroundings are filled."""
+    """Range of the zoom factor, drawn uniformly. Below 1 the image becomes smaller, and the area around it is filled with the
+    mean colour."""
     shear: Annotated[float, Field(ge=0.0, le=60.0)] = 0.0
-    """Sheared along x and along y by angles uniform within this many degrees either way."""
+    """Largest shear angle in degrees along x and along y; both are uniform in [-shear, shear]."""
     perspective: Share = 0.0
-    """Each corner moves inwards by uniform shares of half the side, up to this much: 0.5 is strong, above 0.66 may fold."""
+    """Perspective distortion: largest distance by which each corner moves inwards, as a share of half the side. 0.5 is strong;
+    above 0.66 the image may fold over."""
     perspective_probability: Share = 0.5
-    """Probability of the perspective."""
+    """Probability of the perspective distortion."""
 
     policy: Literal["none", "randaugment", "trivialaugment", "augmix", "three_augment"] = "none"
-    """RandAugment (arXiv:1909.13719), TrivialAugment Wide (arXiv:2103.10158), AugMix's mixture without its consistency loss
-    (arXiv:1912.02781), or 3-Augment: grey, solarized or blurred (arXiv:2204.07118)."""
+    """Automatic policy: RandAugment (arXiv:1909.13719), TrivialAugment Wide (arXiv:2103.10158), AugMix without its consistency
+    loss (arXiv:1912.02781), or 3-Augment: grayscale, solarize or blur (arXiv:2204.07118)."""
     policy_ops: Annotated[int, Field(ge=1, le=8)] = 2
-    """RandAugment: operations one after another on each picture."""
+    """RandAugment: number of operations applied to each image one after another."""
     policy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """RandAugment: strength of all operations, on a scale of 0 to 30."""
 
     brightness: Spread = 0.0
-    """Brightness times a factor uniform in [max(0, 1 - this), 1 + this]; likewise contrast and saturation."""
+    """Colour jitter: brightness is multiplied by a factor that is uniform in [max(0, 1 - brightness), 1 + brightness]."""
     contrast: Spread = 0.0
-    """Distance from the picture's mean grey times such a factor."""
+    """Colour jitter: the distance of each level from the image's mean grey is multiplied by a factor that is uniform in
+    [max(0, 1 - contrast), 1 + contrast]."""
     saturation: Spread = 0.0
-    """Distance from the pixel's own grey times such a factor."""
+    """Colour jitter: the distance of each pixel from its own grey level is multiplied by a factor that is uniform in
+    [max(0, 1 - saturation), 1 + saturation]."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    """Hue turned by a share of the colour circle, uniform up to this much either way."""
+    """Colour jitter: the hue is rotated by a share of the colour circle that is uniform in [-hue, hue]."""
     jitter_probability: Share = 1.0
-    """Probability that brightness, contrast, saturation and hue (in this order) are changed, all or none."""
+    """Probability of colour jitter; brightness, contrast, saturation and hue are then all changed, in this order."""
     grayscale: Share = 0.0
-    """Probability of losing all colour."""
+    """Probability of removing all colour."""
     invert: Share = 0.0
-    """Probability of the negative."""
+    """Probability of inverting all levels (the negative)."""
     posterize: Share = 0.0
-    """Probability of keeping ``posterize_bits`` of each channel's 8 bits."""
+    """Probability of reducing each channel to its highest ``posterize_bits`` bits."""
     posterize_bits: Annotated[int, Field(ge=1, le=8)] = 4
-    """Posterize: bits that are kept."""
+    """Posterize: number of bits, out of 8, that stay in each channel."""
     solarize: Share = 0.0
-    """Probability of inverting all levels from ``solarize_threshold`` on; 3-Augment takes its threshold from here too."""
+    """Probability of inverting all levels from ``solarize_threshold`` on."""
     solarize_threshold: Annotated[int, Field(ge=0, le=255)] = 128
-    """Solarize: the lowest level, of 0 to 255, that is inverted."""
+    """Solarize, also in 3-Augment: the lowest level, 0 to 255, that is inverted."""
     autocontrast: Share = 0.0
     """Probability of stretching each channel to the full range of levels."""
     equalize: Share = 0.0
-    """Probability of spreading each channel's levels evenly over the full range."""
+    """Probability of equalizing each channel's histogram."""
     sharpness: Share = 0.0
-    """Probability of sharpening by ``sharpness_factor``."""
+    """Probability of changing the sharpness by ``sharpness_factor``."""
     sharpness_factor: Spread = 2.0
-    """Sharpness: 0 is smooth, 1 the picture itself, 2 and more sharper."""
+    """Sharpness: 0 smooths, 1 changes nothing, values above 1 sharpen."""
     blur: Share = 0.0
     """Probability of a Gaussian blur (as in SimCLR, arXiv:2002.05709)."""
     blur_sigma: tuple[Positive, Annotated[float, Field(le=20.0)]] = (0.1, 2.0)
-    """Blur: standard deviation in pixels, uniform in this range; 3-Augment takes it from here too."""
+    """Blur, also in 3-Augment: range of the standard deviation in pixels, drawn uniformly."""
     custom: str | None = None
-    """``module:function`` of one's own on batches of uint8 pictures, before erasing; docs/augmentation.md says how."""
+    """A user's function, as ``module:function``, that is called with batches of uint8 images, before erasing;
+    docs/augmentation.md describes it. None: no such function."""
     erasing: Share = 0.0
     """Probability that a rectangle is filled with the mean colour (random erasing, arXiv:1708.04896)."""
     erasing_scale: tuple[Share, Share] = (0.02, 0.33)
-    """Erasing: share of the area that is erased."""
+    """Erasing: smallest and largest area of the rectangle, as a share of the image's area."""
     erasing_ratio: tuple[Positive, Positive] = (0.3, 3.3)
-    """Erasing: height / width of the rectangle."""
+    """Erasing: smallest and largest aspect ratio (height / width) of the rectangle."""
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -115,5 +121,7 @@ class AugmentFields(Frozen):
         for name in ("scale", "ratio", "zoom", "blur_sigma", "erasing_scale", "erasing_ratio"):
             low, high = getattr(self, name)
             if low > high or high <= 0:
-                raise ValueError(f"{name} must rise from low to high, not {[low, high]}")
+                raise ValueError(
+                    f"{name} must be [low, high] with low at most high and high above 0, not {[low, high]}"
+                )
         return self

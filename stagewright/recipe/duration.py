@@ -1,6 +1,6 @@
-"""Lengths of training as people write them: ``30ep``, ``500st``, ``20000img``, ``0.9`` (of the run).
+"""Lengths of training in the notation of recipes: ``30ep``, ``500st``, ``20000img``, ``0.9`` (a share of the run).
 
-Turned into steps by the plan alone, which knows batch and data set sizes.
+Only the plan turns them into steps, since it knows the sizes of batch and data set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FORMS = "30ep (epochs), 500st (steps), 20000img (images) or a fraction of the ru
 
 @dataclass(frozen=True)
 class Duration:
-    """``value`` in ``unit``: epochs (passes over a stage's pictures, may be fractional), optimizer steps, images, or
-    a fraction of the run."""
+    """A length of training: ``value`` in ``unit``. Units are epochs (passes over a stage's images, may be fractional),
+    optimizer steps, images, or a fraction of the run. ValueError if ``value`` is not finite."""
 
     value: float
     unit: Unit
@@ -34,9 +34,9 @@ class Duration:
 
     @classmethod
     def parse(cls, text: object) -> Duration:
-        """A Duration from ``'30ep'``, ``'500st'``, ``'20000img'`` or ``0.9``; ValueError names the allowed forms.
+        """Parses ``'30ep'``, ``'500st'``, ``'20000img'`` or ``0.9``; ValueError lists the allowed forms.
 
-        A bare number above 1 is refused: it could mean epochs or steps.
+        A number above 1 without a unit is refused, because it could mean epochs or steps.
         """
         if isinstance(text, Duration):
             return text
@@ -47,9 +47,9 @@ class Duration:
         if not math.isfinite(value):
             raise ValueError(f"{text!r} is not finite; write {FORMS}")
         if unit == "run" and value > 1:
-            raise ValueError(f"{text!r} is neither epochs nor steps; write {match[1]}ep or {match[1]}st")
+            raise ValueError(f"{text!r} has no unit; write {match[1]}ep for epochs or {match[1]}st for steps")
         if unit in ("steps", "images") and value != int(value):
-            raise ValueError(f"{text!r}: {unit} come in whole numbers")
+            raise ValueError(f"{text!r}: the number of {unit} must be a whole number")
         return cls(value, unit)
 
     def __str__(self) -> str:
@@ -58,15 +58,15 @@ class Duration:
 
     @property
     def number(self) -> float | int:
-        """The value as people write it: without ``.0``."""
+        """The value, as an integer if it is a whole number."""
         return int(self.value) if self.value == int(self.value) else self.value
 
     def to_value(self) -> str | float | int:
-        """What stands in YAML: a fraction of the run as a number, all else as text."""
+        """Returns the value for YAML: a number for a fraction of the run, else text such as ``30ep``."""
         return self.number if self.unit == "run" else str(self)
 
     def scaled(self, factor: float) -> Duration:
-        """This length times ``factor``; steps and images are rounded, and never to nothing."""
+        """Returns this length times ``factor``; steps and images are rounded to whole numbers, at least 1."""
         value = self.value * factor
         return Duration(max(1.0, round(value)) if self.unit in ("steps", "images") else value, self.unit)
 

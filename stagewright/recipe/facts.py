@@ -1,6 +1,7 @@
-"""Facts: what auto knows of data, machine and weights when it chooses a recipe, and what follows from names alone.
+"""Facts about data, machine and weights from which auto chooses a recipe, and conclusions from the names of classes.
 
-Pure and without torch. :mod:`stagewright.preflight.survey` gathers facts, :mod:`stagewright.recipe.auto` decides on them.
+The functions are pure and do not use torch. :mod:`stagewright.preflight.survey` collects the facts,
+:mod:`stagewright.recipe.auto` decides.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import Any, Literal
 
 _CHARACTERS = ("digits", "torchvision:MNIST", "torchvision:SVHN", "torchvision:USPS", "torchvision:KMNIST")
 _DIGIT = re.compile(r"(?:digit|number|num|no)?[\W_]*(\d)(?:[\W_]+[a-z]+)?", re.IGNORECASE)
-_MOST_DIGITS = 8
-"""So many different digits as classes are no accident; 0 and 1 alone often only say no and yes."""
-_LETTERS = 10
+_MIN_DIGITS = 8
+"""Smallest number of different digits among the class names that shows that the images are digits; 0 and 1 alone often mean
+no and yes."""
+_MIN_LETTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class UserChoices:
-    """What the person has decided already; None is left to auto."""
+    """What the user has decided; auto chooses the fields that are None."""
 
     model: str | None = None
     weights: str | None = None
@@ -32,16 +34,16 @@ class UserChoices:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the network starts from."""
+    """The initial weights of the network."""
 
     value: str | None
-    """As in ``model.weights``; None: random weights."""
+    """The value of ``model.weights``; None: random weights."""
     model: str | None
-    """The network that they belong to; None where that is not known, or they are random."""
+    """The network that the weights belong to; None if it is unknown or the weights are random."""
     why: str
-    """How they were found, or why there are none: a clause."""
+    """How the weights were found, or why there are none; a clause of a sentence."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the network, where it is one of stagewright's own."""
+    """The network's options, if it is one of stagewright's networks."""
 
 
 NO_WEIGHTS = Weights(None, None, "nobody has looked for pretrained ones")
@@ -49,44 +51,45 @@ NO_WEIGHTS = Weights(None, None, "nobody has looked for pretrained ones")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What auto looks at. Counts are of training pictures, sizes in pixels."""
+    """The facts from which auto chooses. Counts are numbers of training images; sizes are in pixels."""
 
     source: str
-    """DATA as it was given."""
+    """DATA as the user has given it."""
     classes: tuple[str, ...]
     num_train: int
     num_val: int
     smallest: int
-    """Pictures of the rarest class; ``median`` and ``largest`` likewise."""
+    """Number of images of the smallest class; ``median`` and ``largest`` likewise."""
     median: int
     largest: int
     side: int
-    """Median of the pictures' shorter sides."""
+    """Median of the images' shorter sides."""
     longest: int
-    """The longest side of any picture."""
+    """The longest side of any image."""
     one_size: bool
-    """Whether all pictures have the same width and height."""
+    """Whether all images have the same width and height."""
     gray: float = 0.0
-    """Share of pictures without colour, in a sample."""
+    """Share of images without colour, in a sample."""
     groups: int = 0
-    """Groups that never straddle a split; 0: none are known."""
+    """Number of groups whose images stay in one split; 0: no groups are known."""
     device: Literal["cpu", "cuda"] = "cpu"
     cores: int = 2
     memory_gb: float = 16.0
-    """Of the device; of the machine for a CPU."""
+    """Memory of the device in GiB; for a CPU that of the machine."""
     weights: Weights = NO_WEIGHTS
-    asked: UserChoices = UserChoices()
+    choices: UserChoices = UserChoices()
 
 
 def why_not_flip(facts: Facts) -> str | None:
-    """Why a mirrored picture may mean something else, as a clause; None where neither DATA nor the classes' names say so."""
+    """Returns why a mirrored image may have another meaning, as a clause of a sentence, or None if neither DATA nor the class
+    names show that."""
     if facts.source in _CHARACTERS:
         return "the pictures show characters, which are others when mirrored"
     matches = [_DIGIT.fullmatch(name) for name in facts.classes]
     digits = {match[1] for match in matches if match}
-    if all(matches) and len(digits) >= _MOST_DIGITS:
+    if all(matches) and len(digits) >= _MIN_DIGITS:
         return "the classes are digits, which are none when mirrored"
-    if len(facts.classes) >= _LETTERS and all(len(name) == 1 and name.isalpha() for name in facts.classes):
+    if len(facts.classes) >= _MIN_LETTERS and all(len(name) == 1 and name.isalpha() for name in facts.classes):
         return "the classes are single letters, which are others when mirrored"
     words = {" ".join(re.findall(r"[a-z]+|\d+", name.lower())): name for name in facts.classes}
     turned = sorted(
@@ -98,5 +101,5 @@ def why_not_flip(facts: Facts) -> str | None:
 
 
 def shows_symbols(facts: Facts, small: int) -> bool:
-    """Whether the pictures are at most ``small`` pixels long and show digits, letters or other figures without colour."""
+    """Whether the images have sides of at most ``small`` pixels and show digits, letters or other symbols without colour."""
     return facts.longest <= small and (facts.gray > 0.9 or why_not_flip(facts) is not None)

@@ -1,7 +1,7 @@
 """The parts of a recipe: data, model, optimizer, learning rate, mixing, averaging, evaluation, early stopping, guard.
 
-Frozen pydantic models that refuse unknown keys; their docstrings document the YAML. :mod:`stagewright.recipe.recipe` puts them
-together and says what a stage inherits.
+They are frozen pydantic models that refuse unknown keys; their docstrings document the YAML fields.
+:mod:`stagewright.recipe.recipe` combines them and defines what a stage inherits.
 """
 
 from __future__ import annotations
@@ -33,45 +33,49 @@ Name = Annotated[str, AfterValidator(_checked_if_named)]
 
 
 class Part(Frozen):
-    """A frozen part of a recipe that refuses unknown keys, and numbers that are not finite."""
+    """A frozen part of a recipe that refuses unknown keys and the numbers infinity and NaN."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 class Data(Part):
-    """How DATA is read. Column names matter for CSV and Parquet only."""
+    """How DATA is read. Column names are used only for CSV and Parquet files."""
 
     val: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share of the pictures that validates, where DATA brings no validation part of its own."""
+    """Share of the images used for validation, if DATA has no validation split of its own."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share that tests, where DATA brings neither a test nor a validation part."""
+    """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
     path: str | None = None
-    """Column with the file's path; None finds it (path, filepath, file, filename, image, id)."""
+    """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
     label: str | None = None
-    """Column with the class; None finds it (label, class, category, breed, ...) or one-hot class columns."""
+    """Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns."""
     group: str | None = None
-    """Column whose values never straddle a split (site, patient, sequence); None finds one, "none" wants none."""
+    """Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
+    the text "none": no groups."""
     split: str | None = None
-    """Column with train/val/test; None finds it."""
+    """Column that names each image's split (train, val or test); none: found by its name."""
     images: str | None = None
-    """Folder that a table's paths are relative to; None means the table's own."""
+    """Folder to which the paths in a table are relative; none: the folder of the table."""
     bad_images: Literal["exclude", "fail"] = "exclude"
-    """What to do with pictures that cannot be read: list and exclude them, or stop with their names."""
+    """What to do with images that cannot be read: ``exclude`` lists them and trains without them, ``fail`` stops with an
+    error that names them."""
     max_unreadable: Fraction = 0.05
-    """Share of the pictures of ``guard.window`` updates, or of an evaluation, that may turn out unreadable though they were read
-    before; with more the data counts as gone, and the run stops with its state saved. 1 never stops."""
+    """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
+    read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""
 
 
 class Model(Part):
-    """Which network, and what it starts from."""
+    """Which network is trained, and its initial weights."""
 
     name: Name = "cifar_resnet18"
-    """Of torchvision, timm or stagewright; or ``python:module:function`` of one's own, which gets ``num_classes`` and
-    ``options`` (docs/extend.md)."""
+    """Name of the network: one of stagewright, torchvision or timm (``stagewright models`` lists them); or
+    ``python:module:function``, your own, called with ``num_classes`` and ``options`` (docs/extend.md)."""
     weights: str | None = None
-    """None or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the directory of a run."""
+    """Initial weights: none or ``none`` (random), ``default`` (the library's pretrained weights), a weights file, or the
+    directory of a run."""
     drop_path: Fraction | None = None
-    """Stochastic depth (arXiv:1603.09382); None leaves the network's own. Not for a function of one's own."""
+    """Rate of stochastic depth (arXiv:1603.09382), the probability of skipping a block; none: the network's default. Not for
+    your own network, which takes it among its options."""
     options: Options = Field(default_factory=dict)
     """Further arguments of the network's constructor, e.g. ``{patch: 4, depth: 6, heads: 8, width: 384}`` of ``vit``."""
 
@@ -88,59 +92,68 @@ class Model(Part):
 
 
 class Optimizer(Part):
-    """Which optimizer, and its constants. The learning rate stands in ``lr``."""
+    """Which optimizer is used, and its constants. The learning rate is in ``lr``."""
 
     name: Name = "sgd"
-    """``sgd``, ``adam``, ``adamw`` (torch's own), any optimizer of timm; or ``python:module:function`` of one's own, which
-    gets the parameter groups, ``lr``, ``momentum``, ``weight_decay`` and ``options`` (docs/extend.md)."""
+    """``sgd``, ``adam`` or ``adamw`` (torch's implementations), or the name of any optimizer of timm; or
+    ``python:module:function``, your own, called with the parameter groups, ``lr``, ``momentum``, ``weight_decay`` and
+    ``options`` (docs/extend.md)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """SGD's momentum, Adam's beta1."""
+    """SGD's momentum, or Adam's beta1."""
     nesterov: bool = False
+    """Whether SGD uses Nesterov momentum; other optimizers ignore it."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Weight decay as the optimizer defines it (L2 penalty for ``sgd``, decoupled for ``adamw``); 0 switches it off."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also acts on biases and normalisation layers (one-dimensional parameters)."""
     options: Options = Field(default_factory=dict)
-    """Further constructor arguments, e.g. ``{betas: [0.9, 0.99]}``."""
+    """Further arguments of the optimizer's constructor, e.g. ``{betas: [0.9, 0.99]}``."""
     clip_norm: Positive | None = None
-    """Gradients are scaled down to this global norm."""
+    """Gradients with a larger global L2 norm are scaled down to this norm; none: no clipping."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Each block's learning rate is this times that of the block behind it; the head has the whole (ULMFiT's discriminative
-    rates, arXiv:1801.06146, section 3.2; arXiv:2106.08254, appendix)."""
+    """Factor between the learning rates of neighbouring blocks: each block has this times the learning rate of the next block,
+    and the head has the full learning rate (layer-wise decay, ULMFiT, arXiv:1801.06146, section 3.2; arXiv:2106.08254,
+    appendix). 1: all are equal."""
     on_enter: Literal["keep_optimizer", "reset_optimizer"] = "keep_optimizer"
-    """What a stage does on entry with momentum and other optimizer state of the stage before."""
+    """Whether a stage begins with the optimizer state (momentum etc.) of the previous stage or with a new one."""
 
 
 class LR(Part):
-    """The learning rate as a schedule: factors of a peak, over the run or over each stage."""
+    """The learning-rate schedule: factors of a peak learning rate, over the run or over each stage."""
 
     schedule: Literal["constant", "linear", "cosine", "one_cycle", "piecewise", "swa"] = "cosine"
+    """Shape of the schedule after the warm-up. ``linear`` and ``cosine`` fall to ``final``, ``one_cycle`` rises and falls,
+    ``piecewise`` follows ``milestones``, ``swa`` anneals to a constant learning rate and is allowed only in a stage."""
     peak: Positive | Literal["auto"] = 0.1
-    """``auto`` in the recipe's own ``lr``: what a range test finds before the run, at the first stage's batch size."""
+    """Highest learning rate of the schedule. ``auto``, allowed only in the recipe's own ``lr``: the value that a range test
+    finds before the run, at the first stage's batch size."""
     batch: Batch | None = None
-    """``peak`` is meant for this batch size and scales linearly with the stage's (arXiv:1706.02677); None: as it is. A peak
-    that was found is meant for the first stage's batch size, whatever number stands here."""
+    """Batch size, in images, for which ``peak`` is given; the peak is scaled linearly with the stage's batch size
+    (arXiv:1706.02677). None: no scaling. A peak that a range test has found always belongs to the first stage's batch size."""
     cap: Positive | None = None
-    """The scaled peak never exceeds this."""
+    """Largest value of the scaled peak; none: no limit."""
     warmup: Duration = Duration(0.0, "epochs")
-    """Linear warm-up before linear, cosine, constant and piecewise; the rising part of one_cycle; the annealing of swa."""
+    """Length of the linear warm-up before linear, cosine, constant and piecewise; of the rising part of one_cycle; of the
+    annealing of swa. 0: no warm-up; one_cycle then rises for 0.3 of its span."""
     warmup_start: Fraction = 0.0
     """Factor of the peak at the first step of the warm-up."""
     final: Fraction = 0.0
-    """Factor of the peak that linear and cosine end at."""
+    """Factor of the peak at the end of linear and cosine."""
     milestones: Annotated[dict[str, Fraction], Field(max_length=1000)] = Field(default_factory=dict)
-    """Piecewise: duration from the start of the span -> factor of the peak from there on."""
+    """Piecewise: maps a length from the start of the span to the factor of the peak from there on."""
     interpolate: bool = False
-    """Piecewise: straight lines between milestones instead of steps."""
+    """Piecewise: straight lines between the milestones instead of steps."""
     div: Positive = 25.0
-    """One-cycle: the first LR is peak / div."""
+    """One-cycle: the first learning rate is peak / div."""
     final_div: Positive = 1e4
-    """One-cycle: the last LR is peak / div / final_div."""
+    """One-cycle: the last learning rate is peak / div / final_div."""
     anneal: Literal["cos", "linear"] = "cos"
-    """One-cycle and swa: shape of the change."""
+    """One-cycle and swa: shape of the rise and fall, a half-cosine or a straight line."""
     momentum: tuple[Fraction, Fraction] | None = None
-    """One-cycle: momentum cycles from the second value down to the first and back; None holds it."""
+    """One-cycle: [low, high]; momentum falls from high to low while the learning rate rises, then returns to high. None:
+    constant momentum."""
     span: Literal["run", "stage"] = "run"
-    """Whether the schedule runs once over the whole run or anew in every stage."""
+    """Whether the schedule covers the whole run once, or begins again in every stage."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,20 +171,20 @@ class LR(Part):
 
 
 class Augment(AugmentFields, Part):
-    """What happens to each training picture, as a function of (seed, pass, sample). docs/augmentation.md tells the order."""
+    """Augmentation of each training image, a function of (seed, pass, sample). docs/augmentation.md gives the order."""
 
 
 class Mix(Part):
-    """Mixing of pictures within a batch; one kind is drawn for each batch. ``none`` switches it off."""
+    """Mixing of images within a batch; mixup or cutmix is drawn for each batch. ``none`` switches both off."""
 
     mixup: Annotated[float, Field(ge=0.0)] = 0.0
-    """Alpha of mixup's Beta distribution (arXiv:1710.09412); 0 is off."""
+    """Alpha of mixup's Beta distribution (arXiv:1710.09412); 0: no mixup."""
     cutmix: Annotated[float, Field(ge=0.0)] = 0.0
-    """Alpha of cutmix's Beta distribution (arXiv:1905.04899); 0 is off."""
+    """Alpha of cutmix's Beta distribution (arXiv:1905.04899); 0: no cutmix."""
     probability: Fraction = 1.0
-    """Share of the batches that are mixed at all."""
+    """Probability that a batch is mixed."""
     cutmix_share: Fraction = 0.5
-    """Share of cutmix among mixed batches where both are on."""
+    """Probability that a mixed batch uses cutmix rather than mixup, if both are on."""
 
     @model_validator(mode="before")
     @classmethod
@@ -180,16 +193,18 @@ class Mix(Part):
 
 
 class Average(Part):
-    """A second set of weights, averaged over steps, evaluated beside the raw ones. ``none``, ``ema`` or ``swa``."""
+    """A second set of weights, averaged over steps and evaluated in addition to the raw weights. A text sets ``kind``."""
 
     kind: Literal["none", "ema", "swa"] = "none"
+    """``ema``: exponential moving average; ``swa``: mean of weights at equal distances; ``none``: raw weights only."""
     half_life: Duration = Duration(0.02, "run")
-    """EMA: after this length a step's weight has halved. Means the same at every batch size; bias-corrected."""
+    """EMA: length of training after which the influence of a step's weights has halved, at any batch size. The average is
+    bias-corrected."""
     every: Duration = Duration(1.0, "epochs")
-    """SWA (arXiv:1803.05407): distance between the weights that are averaged with equal weight."""
+    """SWA (arXiv:1803.05407): distance between the weights that are averaged."""
     recalibrate: Annotated[int, Field(ge=0)] | None = None
-    """Training pictures that re-estimate batch-norm statistics of the averaged weights before each evaluation; 0 averages
-    the statistics like the weights; None: 4096 for swa, 0 for ema."""
+    """Number of training images used to re-estimate the batch-norm statistics of the averaged weights before each evaluation.
+    0: the statistics are averaged like the weights. None: 4096 for swa, 0 for ema."""
 
     @model_validator(mode="before")
     @classmethod
@@ -200,53 +215,58 @@ class Average(Part):
 
 
 class Evaluation(Part):
-    """How pictures are seen when it counts, and how often."""
+    """How often the model is evaluated, and how images are cropped and resized for it."""
 
     every: Duration = Duration(1.0, "epochs")
+    """Distance between two evaluations; the end of every stage is evaluated in addition."""
     image_size: Size | None = None
-    """None: the stage's own image size."""
+    """Side of evaluated images in pixels; none: the stage's image size."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.875
-    """Side of the central square, as a share of the picture's shorter side."""
+    """Side of the central crop, as a share of the image's shorter side."""
     fit: Literal["crop", "squash"] = "crop"
-    """``squash`` takes the whole picture and gives up its aspect ratio instead."""
+    """``crop``: a central square. ``squash``: the share ``crop`` of both sides, resized to a square, which changes the aspect
+    ratio."""
     select: Literal["best", "last"] = "best"
-    """Whether the finished model is the best of all evaluations or stands at the last step (better of raw and averaged,
-    by validation top-1, in both cases)."""
+    """Which weights become the finished model: those of the best evaluation, or those of the last step. In both cases the
+    better of raw and averaged weights, by validation top-1."""
 
 
 class Checkpoints(Part):
-    """How often the whole state is saved, and how many are kept (best and last always are)."""
+    """How often the complete training state is saved, and how many checkpoints stay on disk."""
 
     every: Duration = Duration(1.0, "epochs")
+    """Distance between two checkpoints; the end of every stage is saved in addition."""
     keep: Annotated[int, Field(ge=1)] = 3
+    """Number of newest checkpoints that stay; older ones are deleted, except the best and the last."""
 
 
 class Stop(Part):
-    """Early stopping: the run ends where its evaluations no longer improve. Off unless ``patience`` is given."""
+    """Early stopping: the run ends when its evaluations no longer improve. Off unless ``patience`` is given."""
 
     patience: Annotated[int, Field(ge=1)] | None = None
-    """So many evaluations in a row without an improvement end the run; None never does."""
+    """Number of consecutive evaluations without an improvement after which the run ends; none: no early stopping."""
     metric: Literal["val_top1", "val_loss"] = "val_top1"
-    """Of the better of raw and averaged weights; top-1 in percent."""
+    """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss."""
     min_delta: Annotated[float, Field(ge=0.0)] = 0.0
-    """An improvement is more than this: percentage points of top-1, or loss."""
+    """A change counts as an improvement if it is larger than this, in percentage points of top-1 or in loss."""
 
 
 class Guard(Part):
-    """What is done where training diverges. docs/guard.md tells how it is noticed and why a resumed run does the same."""
+    """What is done if training diverges. docs/guard.md explains how this is detected and why a resumed run acts equally."""
 
     rollbacks: Annotated[int, Field(ge=0)] = 5
-    """How often a run goes back to before the trouble; the next time it stops with a message. 0 stops at once."""
+    """How many times a run may return to its state before the problem; after that it stops with an error. 0: it stops at the
+    first problem."""
     window: Annotated[int, Field(ge=4, le=1000)] = 16
-    """Steps between two looks at the losses, and between two states kept to go back to."""
+    """Number of steps between two checks of the losses, and between two states that are stored for a rollback."""
     spike: Positive = 0.5
-    """Two windows in a row whose median loss is above the best window of the stage by this share of a blind guess's loss
-    (the logarithm of the number of classes) are a spike."""
+    """Threshold of a loss spike: two consecutive windows whose median loss exceeds that of the stage's best window by this
+    share of the loss of random guessing (the logarithm of the number of classes)."""
     lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-    """Factor on the learning rate after going back from a spike, or where no single picture is to blame; it multiplies where
-    trouble comes again meanwhile."""
+    """Factor on the learning rate after a rollback because of a spike, or if no single image causes the problem. If another
+    problem follows within ``lr_factor_windows``, the factors multiply."""
     lr_factor_windows: Annotated[int, Field(ge=1)] = 8
-    """For so many windows."""
+    """Number of windows for which ``lr_factor`` applies."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,8 +1,8 @@
-"""Recipe and Stage: what a person decides, free of hardware and of data sizes.
+"""Recipe and Stage: all decisions of the user about a training, independent of hardware and data set size.
 
-Frozen pydantic models, YAML in and out. A Stage is a stretch of a run in which the shapes stay put; what it does not
-say it inherits from the recipe, field by field, also inside ``augment``, ``mix``, ``average`` and ``lr``
-(:meth:`Recipe.resolved_stages`). The recipe is turned into numbers by :mod:`stagewright.plan.plan` alone.
+They are frozen pydantic models that are read from and written as YAML. A Stage is a part of a run with constant image and
+batch size. A field that a stage does not set is inherited from the recipe, also inside ``augment``, ``mix``, ``average`` and
+``lr`` (:meth:`Recipe.resolved_stages`). :mod:`stagewright.plan.resolve` turns the recipe into the numbers of a run.
 """
 
 from __future__ import annotations
@@ -31,36 +31,54 @@ from stagewright.system.named_functions import is_named
 
 
 class Stage(Part):
-    """A stretch of the run in which the shapes stay put. What is None (absent) is inherited from the recipe."""
+    """A part of the run with constant image and batch size. Fields that are absent are inherited from the recipe."""
 
     name: str | None = None
+    """Name of the stage in logs and plots; absent: ``stage1``, ``stage2``, ..., or ``main`` if there is only one."""
     epochs: Duration | None = None
-    """Length: ``30ep``, ``500st``, ``20000img``, or a share of the recipe's ``epochs`` such as 0.25."""
+    """Length of the stage: ``30ep``, ``500st``, ``20000img``, or a share of the recipe's ``epochs`` such as 0.25."""
     image_size: Size | None = None
+    """Side of the training images in pixels."""
     batch_size: Batch | None = None
+    """Number of images of one update."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the training images that is used."""
     train: str | tuple[str, ...] | None = None
-    """``all``, ``head``, ``last:N`` (head and the last N blocks) or patterns of parameter names (``layer4.*``), of which one
-    with ``!`` in front (``!layer2.*``) takes away from those before it, or from all."""
+    """Which parameters are trained: ``all``, ``head``, ``last:N`` (the head and the last N blocks), or a list of patterns of
+    parameter names (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected
+    before it, or from all if it comes first."""
     mix: Mix | None = None
+    """Mixup and cutmix; fields that are absent in it are inherited."""
     augment: Augment | None = None
+    """Augmentation of single images; fields that are absent in it are inherited."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the target that is spread evenly over all classes."""
     lr: LR | None = None
-    """A schedule of the stage's own; a number is its peak. Excludes ``lr_scale``."""
+    """A separate schedule for this stage; a number sets its peak. Cannot be combined with ``lr_scale``."""
     lr_scale: Positive | None = None
-    """Factor on the run's schedule. Excludes ``lr``."""
+    """Factor on the run's schedule in this stage; absent: 1. Cannot be combined with ``lr``."""
     average: Average | None = None
+    """Averaged weights; fields that are absent in it are inherited."""
     weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Weight decay; absent: that of ``optimizer``."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """SGD's momentum, or Adam's beta1; absent: that of ``optimizer``."""
     clip_norm: Positive | None = None
+    """Largest global L2 norm of the gradients; absent: that of ``optimizer``."""
     on_enter: Literal["keep_optimizer", "reset_optimizer"] | None = None
+    """Whether the stage begins with the optimizer state (momentum etc.) of the previous stage or with a new one; absent: as in
+    ``optimizer``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lr is not None and self.lr.peak == "auto":
-            raise ValueError("lr: auto is the recipe's; a stage gives lr_scale, a share of what is found")
+            raise ValueError(
+                "lr: auto is allowed only for the whole recipe; give the stage lr_scale, a factor on the found value"
+            )
         if self.lr is not None and self.lr_scale is not None:
-            raise ValueError("give lr (a schedule of the stage's own) or lr_scale (of the run's), not both")
+            raise ValueError(
+                "give either lr (a separate schedule of this stage) or lr_scale (a factor on the run's), not both"
+            )
         _check_train(self.train)
         return self
 
@@ -74,7 +92,7 @@ def _check_train(train: str | tuple[str, ...] | None) -> None:
         raise ValueError("train: an empty list of patterns would train nothing")
     if isinstance(train, tuple) and not all(pattern.removeprefix("!") for pattern in train):
         raise ValueError(
-            f"train: {list(train)} holds an empty pattern; write e.g. layer4.* or, to take away, !layer2.*"
+            f"train: {list(train)} contains an empty pattern; write e.g. layer4.* or, to exclude parameters, !layer2.*"
         )
 
 
@@ -86,10 +104,10 @@ _LONGEST_NAME = 100
 
 
 def _file_name(name: str) -> str:
-    """``name``, if it can be the name of a folder: runs lie in ``runs/NAME-1``."""
+    """Returns ``name`` if it can be the name of a folder, since runs are stored in ``runs/NAME-1``; else ValueError."""
     if name in ("", ".", "..") or "/" in name or "\\" in name or any(_unprintable(letter) for letter in name):
         raise ValueError(
-            f"name: {name!r} cannot name a run's folder; letters, digits, spaces and signs can, without / and \\"
+            f"name: {name!r} cannot be the name of a run's folder; allowed are letters, digits, spaces and signs except / and \\"
         )
     if len(name) > _LONGEST_NAME or len(name.encode()) > 2 * _LONGEST_NAME:
         raise ValueError(f"name: {name[:20]!r}... is too long for a run's folder; up to {_LONGEST_NAME} characters")
@@ -101,64 +119,93 @@ def _unprintable(letter: str) -> bool:
 
 
 class Recipe(Part):
-    """Everything a person decides about a training."""
+    """All decisions of the user about a training."""
 
     name: Annotated[str, AfterValidator(_file_name)] = "custom"
-    """Of the recipe and of its runs, ``runs/NAME-1``: no ``/``, ``\\`` or control characters, at most 100 characters."""
+    """Name of the recipe and of its runs (``runs/NAME-1``): at most 100 characters, without ``/``, ``\\`` and control
+    characters."""
     description: str = ""
-    """What it is for, where it comes from and what to expect; printed by ``recipes show``."""
+    """Purpose, source and expected result; printed by ``recipes show``. It does not affect the training."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of all random numbers: initial weights, split, order, augmentation, mixing, dropout. From 0 to 2**63 - 1."""
     epochs: Duration = Duration(10.0, "epochs")
     """Length of the run where stages give shares of it or there is one stage alone."""
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=1000)] = (Stage(),)
     data: Data = Data()
+    """How DATA is read and split."""
     model: Model = Model()
+    """Which network is trained, and its initial weights."""
     optimizer: Optimizer = Optimizer()
+    """The optimizer and its constants, except the learning rate."""
     lr: LR = LR()
+    """The learning-rate schedule; a number, or ``auto``, sets its peak."""
     image_size: Size = 224
+    """Side of the training images in pixels, for stages that do not set it."""
     batch_size: Batch = 64
+    """Number of images of one update, for stages that do not set it."""
     micro_batch_size: Batch | Literal["auto"] = "auto"
-    """Pictures that go through the network at a time, and so those that batch-norm statistics are taken over; ``auto``: the
-    whole batch, or on CUDA as much of it as fits. The update is that of the whole batch either way."""
+    """Number of images that go through the network at once (gradient accumulation); batch-norm statistics are computed over
+    them. ``auto``: the whole batch, or on CUDA as many as fit into memory. Every update still uses the gradient of the whole
+    batch."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the training images that is used, for stages that do not set it; at least one image of each class."""
     train: str | tuple[str, ...] = "all"
+    """Which parameters are trained, for stages that do not set it: ``all``, ``head``, ``last:N`` or a list of patterns, as in a
+    stage."""
     augment: Augment = Augment()
+    """Augmentation of single training images."""
     mix: Mix = Mix()
+    """Mixup and cutmix of training batches; by default off."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     loss: Literal["cross_entropy", "bce"] | FunctionName = "cross_entropy"
     """``bce``: every class a yes or no of its own, averaged over classes (arXiv:2110.00476, section 2.1);
     ``python:module:function``: one's own, from logits and soft targets to a loss per image (docs/extend.md)."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
-    """Weight of each class in the loss, scaled to a mean of 1 over the training pictures: ``balanced`` gives every class the
-    same sum, a mapping names some (the others count 1)."""
+    """Weight of each class in the loss, scaled to a mean of 1 over the training images. ``balanced``: every class has the same
+    total weight. A mapping gives the weights of the classes that it names; the others have weight 1."""
     sampling: Literal["natural", "square_root", "balanced"] = "natural"
-    """How often classes are seen: as often as they have pictures, as the square root of that, or all alike. An epoch stays as
-    long; pictures of rare classes come several times in it, each time augmented anew."""
+    """How often each class is sampled: in proportion to its number of images, to the square root of that number, or equally
+    often. The length of an epoch does not change; images of rare classes occur several times in it, each time with a new
+    augmentation."""
     average: Average = Average()
+    """Averaged weights (EMA or SWA); by default off."""
     interpolation: Interpolation = "bilinear"
+    """How images are resized, in training and evaluation; always antialiased."""
     decode: Literal["fast", "exact"] = "fast"
-    """``fast``: training JPEGs are decoded at a half, a quarter or an eighth of their size where the crop needs no more
-    (docs/data.md says what that changes); ``exact``: at full size. Evaluation always is exact."""
+    """``fast``: training JPEGs are decoded at a half, a quarter or an eighth of their size if the crop needs no more pixels
+    (docs/data.md describes the difference). ``exact``: at full size. Evaluation is always exact."""
     mean: tuple[float, float, float] | None = None
+    """Mean of each channel (R, G, B) that is subtracted from images in [0, 1]; none: that of the pretrained weights, else
+    ImageNet's."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Normalisation of pictures in [0, 1]; None: what the pretrained weights want, else ImageNet's."""
+    """Standard deviation of each channel by which images in [0, 1] are divided; none: that of the pretrained weights, else
+    ImageNet's."""
     eval: Evaluation = Evaluation()
+    """How often and how the model is evaluated."""
     checkpoints: Checkpoints = Checkpoints()
+    """How often checkpoints are saved, and how many stay."""
     stop: Stop = Stop()
+    """Early stopping; by default off."""
     guard: Guard = Guard()
+    """What is done if training diverges; ``none`` or ``off`` stops at the first problem."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of forward and backward passes (mixed precision; weights stay fp32). ``auto``: bf16 on CUDA devices with
+    bf16 hardware, fp16 on older ones, fp32 on a CPU."""
     channels_last: bool = True
+    """Whether images and weights are stored with the channel as the innermost dimension (NHWC), which is usually faster."""
     compile: bool | Literal["cudagraphs"] = False
-    """``torch.compile``, one graph for each shape; ``cudagraphs`` replays them whole (CUDA alone; small models gain most)."""
+    """Whether the network is compiled by ``torch.compile``, once for each image and batch size. ``cudagraphs``: in addition it
+    is replayed as a CUDA graph (only on CUDA; small models gain most)."""
     deterministic: bool = False
-    """On CUDA: deterministic kernels, at a price in speed, so that resuming gives the same bits. On CPU they always are."""
+    """Whether CUDA uses deterministic kernels, so that a resumed run gives the same bits; this is slower. Training on a CPU is
+    always deterministic."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _check_train(self.train)
         if self.epochs.unit == "run":
             raise ValueError(
-                f"epochs: {self.epochs} is a share of the run, which is what epochs gives; write e.g. 30ep"
+                f"epochs: {self.epochs} is a share of the run, but epochs must give the run's length; write e.g. 30ep"
             )
         for at, stage in enumerate(self.stages):
             shared = stage.epochs is None or stage.epochs.unit == "run"
@@ -169,8 +216,8 @@ class Recipe(Part):
         return self
 
     def resolved_stages(self) -> tuple[Stage, ...]:
-        """The stages with everything inherited: no field is None but ``lr_scale``, ``clip_norm`` and, where the run's
-        schedule rules, ``lr``."""
+        """Returns the stages with all inherited values filled in. Only ``lr_scale`` and ``clip_norm`` may still be None, and
+        ``lr`` if the stage uses the run's schedule."""
         return tuple(self._resolve(at, stage) for at, stage in enumerate(self.stages))
 
     def _resolve(self, at: int, stage: Stage) -> Stage:
@@ -191,12 +238,12 @@ class Recipe(Part):
                 "weight_decay": _first(stage.weight_decay, self.optimizer.weight_decay),
                 "momentum": _first(stage.momentum, self.optimizer.momentum),
                 "clip_norm": _first(stage.clip_norm, self.optimizer.clip_norm),
-                "at_seam": stage.on_enter or self.optimizer.on_enter,
+                "on_enter": stage.on_enter or self.optimizer.on_enter,
             }
         )
 
     def functions(self) -> dict[str, str]:
-        """The functions of one's own that the recipe names, by field; ``stages[1].augment.custom`` is a field too."""
+        """Returns the users' functions that the recipe names, by field, such as ``stages[1].augment.custom``."""
         named = {"model.name": self.model.name, "loss": self.loss, "optimizer.name": self.optimizer.name}
         found = {field: name for field, name in named.items() if is_named(name)}
         if self.augment.custom is not None:
@@ -207,31 +254,35 @@ class Recipe(Part):
         return found
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data with every default written out, stages as they were given; ``Recipe.model_validate`` reads it."""
+        """Returns plain data for JSON or YAML, including defaults; stages contain only the fields that were given.
+        ``Recipe.model_validate`` reads it."""
         content = self.model_dump(mode="json")
         content["stages"] = [stage.model_dump(mode="json", exclude_unset=True) for stage in self.stages]
         return content
 
     def with_stage(self, at: int, **changes: object) -> Recipe:
-        """This recipe with fields of stage ``at`` replaced, validated anew."""
+        """Returns this recipe with fields of stage ``at`` replaced, validated again (pydantic.ValidationError)."""
         stages: list[dict[str, Any]] = [stage.model_dump(exclude_unset=True) for stage in self.stages]
         stages[at] = {**stages[at], **changes}
         return self.changed(stages=tuple(stages))
 
     def changed(self, **changes: object) -> Recipe:
-        """This recipe with top-level fields replaced, validated anew (pydantic.ValidationError)."""
+        """Returns this recipe with top-level fields replaced, validated again (pydantic.ValidationError)."""
         return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
 
     def with_epochs(self, epochs: Duration) -> Recipe:
-        """This recipe stretched or shrunk to ``epochs`` in total, each stage by the same factor.
+        """Returns this recipe with a total length of ``epochs``; every stage is lengthened or shortened by the same factor.
 
-        Stages that are shares of the run follow ``epochs``; lengths of their own must all be in its unit (ValueError).
+        Stages whose lengths are shares of the run need no change. Otherwise the lengths of all stages must have the unit of
+        ``epochs``, else ValueError.
         """
         lengths = [stage.epochs or Duration(1.0, "run") for stage in self.stages]
         if all(length.unit == "run" for length in lengths):
             return self.changed(epochs=epochs)
         if any(length.unit != epochs.unit for length in lengths):
-            raise ValueError(f"epochs: cannot stretch stages of {[str(length) for length in lengths]} to {epochs}")
+            raise ValueError(
+                f"epochs: cannot scale stages of {[str(length) for length in lengths]} to {epochs}, a length of another unit"
+            )
         factor = epochs.value / sum(length.value for length in lengths)
         stages = [stage.model_dump(exclude_unset=True) for stage in self.stages]
         for stage, length in zip(stages, lengths, strict=True):
@@ -243,11 +294,12 @@ P = TypeVar("P", bound=Part)
 
 
 def merged(base: P, override: P | None) -> P:
-    """``base`` with the fields that ``override`` was explicitly given; ``base`` itself where there is none."""
+    """Returns ``base`` with the fields that were set explicitly in ``override``, or ``base`` itself if that is None."""
     if override is None:
         return base
     return base.model_copy(update={name: getattr(override, name) for name in override.model_fields_set})
 
 
 def _first(*values: Any) -> Any:
+    """Returns the first value that is not None."""
     return next((value for value in values if value is not None), None)

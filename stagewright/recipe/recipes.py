@@ -1,7 +1,7 @@
-"""The shipped recipes (YAML in shipped/), and reading, overriding and writing recipes.
+"""Reads, overrides and writes recipes: the shipped ones (YAML in shipped/) and those in files.
 
-Every error of a recipe becomes a RecipeError that gives the field's path (``stages[2].batch_size``), the value and
-what is allowed there; unknown keys come with the nearest known one.
+Every invalid recipe raises a RecipeError with the field's path (``stages[2].batch_size``), its value and what is allowed;
+for unknown keys it also names the most similar known key.
 """
 
 from __future__ import annotations
@@ -28,58 +28,62 @@ RENAMED = {
     "ease": "lr_factor",
     "ease_windows": "lr_factor_windows",
 }
-"""Keys of recipes of earlier versions, and what took their place. They are refused, with the new name."""
+"""Recipe keys of earlier versions, with their new names. They are refused; the error gives the new name."""
 AUTO = "auto"
-"""The name of the recipe that is none yet: :mod:`stagewright.recipe.auto` chooses one when data and machine are known."""
+"""The name that requests a recipe chosen by :mod:`stagewright.recipe.auto` when data and machine are known."""
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with stagewright, sorted."""
+    """Returns the sorted names of the recipes that are part of stagewright."""
     files = _SHIPPED.iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def text(name_or_file: str) -> str:
-    """The YAML of a shipped recipe or of a file, with its comments; RecipeError where there is neither."""
+    """Returns the YAML of a shipped recipe or of a file, including comments; RecipeError if neither exists."""
     if name_or_file in shipped():
         return (_SHIPPED / f"{name_or_file}.yaml").read_text("utf-8")
     if name_or_file == AUTO:
         raise RecipeError(
-            "the recipe auto is chosen for given pictures, so there is none to read without them",
+            "the recipe auto is chosen for a data set, so it cannot be read without one",
             f"{', '.join(shipped())} or a YAML file",
-            "stagewright plan DATA shows what it chooses and why; the run's recipe.yaml then is an ordinary one",
+            "stagewright plan DATA shows what auto chooses and why; the run's recipe.yaml is then an ordinary recipe",
         )
     path = user_path(name_or_file)
     if os.path.isfile(path):
         try:
             return decode_text(read_own(path))
         except YamlError as error:
-            raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save it as UTF-8") from None
+            raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save the file as UTF-8") from None
     looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
     raise RecipeError(
-        f"--recipe {name_or_file!r} is " + ("no file" if looks_like_file else "no shipped recipe and no file"),
+        f"--recipe {name_or_file!r}: "
+        + ("no such file" if looks_like_file else "no shipped recipe and no file has this name"),
         f"{', '.join([AUTO, *shipped()])} or a YAML file" + nearest(name_or_file, [AUTO, *shipped()]),
-        "stagewright recipes lists them; stagewright recipes show NAME prints one to start from",
+        "stagewright recipes lists the shipped ones; stagewright recipes show NAME prints one as a starting point",
     )
 
 
 def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The shipped recipe or recipe file, with ``a.b=c`` overrides applied; RecipeError for everything wrong in it."""
+    """Returns a shipped recipe or one from a file, with ``a.b=c`` overrides applied; RecipeError lists all invalid fields."""
     try:
         raw = load_yaml(text(name_or_file))
     except YamlError as error:
-        patterns = "; patterns that begin with ! stand in quotes" if "tag" in str(error) else ""
-        given = f"{name_or_file} is not YAML that is read here: {error}"
-        raise RecipeError(given, "a mapping of recipe fields, each key once", f"mend that line{patterns}") from None
+        patterns = "; patterns that begin with ! must be quoted" if "tag" in str(error) else ""
+        given = f"{name_or_file} is not valid YAML: {error}"
+        raise RecipeError(given, "a mapping of recipe fields, each key once", f"correct that line{patterns}") from None
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
-        raise RecipeError(f"{name_or_file} holds a {type(raw).__name__}", "a mapping of recipe fields", "mend the file")
+        raise RecipeError(
+            f"{name_or_file} contains a {type(raw).__name__}", "a mapping of recipe fields", "correct the file"
+        )
     return override(from_dict(raw), overrides)
 
 
 def from_dict(raw: Mapping[str, Any]) -> Recipe:
-    """The recipe of plain data; RecipeError lists every wrong field with its path."""
+    """Returns the recipe of plain data (dicts, lists, numbers, texts); RecipeError lists all invalid fields with their
+    paths."""
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
@@ -87,12 +91,13 @@ def from_dict(raw: Mapping[str, Any]) -> Recipe:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """YAML that reads back as an equal recipe, every default written out; texts of several lines stay as such."""
+    """Returns YAML that reads back as an equal recipe, including all defaults; texts of several lines are written as blocks."""
     return write_yaml(recipe.to_dict())
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """``recipe`` with overrides such as ``optimizer.weight_decay=0.05`` or ``stages.0.epochs=3ep``; values are YAML."""
+    """Returns ``recipe`` with overrides such as ``optimizer.weight_decay=0.05`` or ``stages.0.epochs=3ep`` applied; values are
+    YAML. RecipeError for an invalid one."""
     if not overrides:
         return recipe
     content = recipe.model_dump(mode="json", exclude_unset=True)
@@ -106,7 +111,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _value(path: Sequence[str], text: str, override_: str) -> Any:
-    """The value that ``text`` gives the field at ``path``; a field of text takes it as typed (``0``, ``on``, ``Class: kind``)."""
+    """Returns the value of ``text`` for the field at ``path``; a field of text takes it as typed (``0``, ``on``, ``Class: kind``)."""
     try:
         value = load_yaml(text)
     except YamlError as error:
@@ -127,17 +132,18 @@ def _is_text(path: Sequence[str]) -> bool:
 
 
 def stretch(recipe: Recipe, epochs: str) -> Recipe:
-    """``recipe`` with a total length of ``epochs`` (``30`` and ``30ep`` are epochs), its stages keeping their shares."""
+    """Returns ``recipe`` with a total length of ``epochs`` (``30`` and ``30ep`` are epochs); stages keep their proportions.
+    RecipeError if the length is invalid or has another unit than the stages."""
     try:
         return recipe.with_epochs(Duration.parse(f"{epochs}ep" if epochs.replace(".", "", 1).isdigit() else epochs))
     except ValidationError as error:
         raise _explained(error) from None
     except ValueError as error:
-        raise RecipeError(f"--epochs {epochs}: {error}", FORMS, "set the stages' own epochs with --set") from None
+        raise RecipeError(f"--epochs {epochs}: {error}", FORMS, "set the epochs of each stage with --set") from None
 
 
 def _assign(content: Any, path: list[str], value: Any, text_: str) -> None:
-    """Sets ``content[path]``; a stage is named by its number or its name."""
+    """Sets ``content[path]`` to ``value``; a stage is given by its number or its name."""
     *way, leaf = path
     for at, part in enumerate(way):
         if isinstance(content, list):
@@ -156,8 +162,8 @@ def _assign(content: Any, path: list[str], value: Any, text_: str) -> None:
 
 def _as_mapping(part: str, value: Any, path: list[str]) -> dict[str, Any]:
     raise RecipeError(
-        f"--set: {'.'.join(path)} is {value!r}, which has no fields of its own",
-        "a field that has",
+        f"--set: {'.'.join(path)} is {value!r}, which has no fields",
+        "a part of the recipe that has fields, such as optimizer or lr",
         f"set {part} itself",
     )
 
@@ -168,22 +174,24 @@ def _stage_number(stages: list[Any], part: str, text_: str) -> int:
         return names.index(part)
     if not part.isdigit() or int(part) >= len(stages):
         allowed = f"a stage's number 0 .. {len(stages) - 1}" + "".join(f", {name}" for name in names if name)
-        raise RecipeError(f"--set {text_!r}: no stage {part!r}", allowed, "name a stage there is")
+        raise RecipeError(f"--set {text_!r}: there is no stage {part!r}", allowed, "name an existing stage")
     return int(part)
 
 
 def _explained(error: ValidationError) -> RecipeError:
     problems = [_problem(detail) for detail in error.errors()]
-    given = "\n".join(dict.fromkeys(f"recipe: {given}" for given, _ in problems))  # each form of a field has its own
+    given = "\n".join(dict.fromkeys(f"recipe: {given}" for given, _ in problems))  # one error for each type of a union
     allowed = "; ".join(dict.fromkeys(allowed for _, allowed in problems if allowed))
-    return RecipeError(given, allowed, "mend the field; stagewright recipes show standard prints every form in use")
+    return RecipeError(
+        given, allowed, "correct the field; stagewright recipes show standard prints a recipe with all fields"
+    )
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
-    """(field path, value and what is wrong; what is allowed) of one pydantic error."""
+    """Returns (field path, value and what is wrong; what is allowed) for one pydantic error."""
     where = [part for part in detail["loc"] if isinstance(part, int) or not _is_form(part)]
     if detail["type"] == "extra_forbidden" and where[-1:] != [detail["loc"][-1]]:
-        where.append(detail["loc"][-1])  # a stranger's key may look like a form
+        where.append(detail["loc"][-1])  # an unknown key may look like a form
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
         known = _fields_at(where[:-1])
@@ -197,12 +205,13 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
 
 
 def _is_form(part: str) -> bool:
-    """Whether pydantic means one of the forms that a field has, and no field: ``float``, ``constrained-float``, ``list[str]``."""
+    """Whether ``part`` of an error's location is not a field but one type of a union: ``float``, ``constrained-float``,
+    ``list[str]``."""
     return part in ("str", "float", "int", "bool") or "[" in part or "-" in part
 
 
 def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the recipe part that stands at ``path``."""
+    """Returns the names of the fields of the recipe part at ``path``."""
     model: type[BaseModel] = Recipe
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
@@ -211,7 +220,7 @@ def _fields_at(path: Sequence[str | int]) -> list[str]:
 
 
 def _part_in(annotation: Any) -> type[BaseModel] | None:
-    """The recipe part inside ``Part``, ``Part | None`` or ``tuple[Part, ...]``."""
+    """Returns the class of a recipe part in ``Part``, ``Part | None`` or ``tuple[Part, ...]``, or None if there is none."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((part for part in map(_part_in, typing.get_args(annotation)) if part is not None), None)

@@ -1,7 +1,7 @@
-"""The one door for a recipe: what a person asks for, by name, file or object, with flags and overrides.
+"""A requested recipe, by name, file or object, with flags and overrides; all commands get their recipe through this module.
 
-A request for ``auto`` becomes a recipe once data and machine are known; any other one is a recipe at once. What was given
-counts twice with ``auto``: it chooses around it, and what was given has the last word.
+A request for ``auto`` becomes a recipe when data and machine are known; any other request is a recipe at once. With ``auto``
+the user's values are used twice: auto chooses the other values to fit them, and they are applied to the result again.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from typing import Any
 
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
-from stagewright.recipe.auto import NAME, Reason, choose, differing, expectation
+from stagewright.recipe.auto import NAME, Reason, changed_fields, choose, expectation
 from stagewright.recipe.facts import Facts, UserChoices
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.named_functions import name_of
 
 _CHOSEN_AROUND = ("model", "image_size", "batch_size", "epochs", "data", "seed")
-"""Fields whose values auto wants to know before it chooses, or that data are read by."""
+"""Fields that auto needs before it chooses, or that are needed to read the data."""
 
 
 @dataclass(frozen=True)
 class RecipeRequest:
-    """A recipe as it is asked for. ``RecipeError`` where that is impossible, at its first use."""
+    """A recipe as the user requests it. An invalid request raises RecipeError at its first use."""
 
     base: str | Path | Recipe = NAME
-    """A shipped recipe's name, a YAML file, ``auto``, or a recipe."""
+    """The name of a shipped recipe, a YAML file, ``auto``, or a recipe."""
     flags: Mapping[str, Any] = field(default_factory=dict)
-    """Values by field (``model.name``), as the command line's common flags give them. A model or
-    optimizer of another name than the recipe's has none of its options; a size that stages give themselves is refused."""
+    """Values by field (``model.name``), from flags of the command line. If the model or optimizer differs from the recipe's, the
+    recipe's options of it are dropped. A size that stages set themselves is refused."""
     epochs: str | None = None
-    """The length of all stages together; they keep their shares."""
+    """The total length of all stages; they keep their proportions."""
     overrides: tuple[str, ...] = ()
-    """``a.b=c``, applied last."""
+    """Overrides of the form ``a.b=c``, applied last."""
 
     @property
     def is_auto(self) -> bool:
-        """Whether the recipe has to be chosen."""
+        """Whether auto has to choose the recipe."""
         return not isinstance(self.base, Recipe) and str(self.base) == NAME
 
     @cached_property
-    def early(self) -> Recipe:
-        """The recipe as far as it is known before the data; all of it, unless it is chosen. Its data and seed hold in any
-        case."""
+    def preliminary(self) -> Recipe:
+        """The recipe as far as it is known before the data are read: complete, or for ``auto`` only the user's values. Its
+        ``data`` and ``seed`` are final in both cases."""
         if not self.is_auto:
             return self.reapply(self.base if isinstance(self.base, Recipe) else recipes.load(str(self.base)))
         given = [f"{path}={json.dumps(value)}" for path, value in self.flags.items()]
@@ -60,8 +60,8 @@ class RecipeRequest:
 
     @property
     def choices(self) -> UserChoices:
-        """What auto has to choose around."""
-        known, model = self.early, self.early.model
+        """The user's values, to which auto fits the others."""
+        known, model = self.preliminary, self.preliminary.model
         named = model.model_fields_set
         return UserChoices(
             model=model.name if "name" in named else None,
@@ -73,11 +73,11 @@ class RecipeRequest:
         )
 
     def resolve(self, facts: Facts) -> tuple[Recipe, tuple[Reason, ...]]:
-        """The recipe that auto chooses for ``facts``, with what was given applied, and the reasons that still hold, one of them
-        for what was given. The recipe's description holds them too."""
+        """Returns the recipe that auto chooses for ``facts``, with the user's values applied, and the reasons that still hold,
+        including one for the user's values. The recipe's description contains the reasons too."""
         chosen, reasons = choose(facts)
         final = self.reapply(chosen)
-        given = tuple(path for path in differing(final, chosen) if path not in ("name", "description"))
+        given = tuple(path for path in changed_fields(final, chosen) if path not in ("name", "description"))
         held = [
             reason for reason in reasons if not any(_covers(path, field) for path in given for field in reason.fields)
         ]
@@ -88,7 +88,7 @@ class RecipeRequest:
         return final.changed(description="\n".join(lines)), tuple(held)
 
     def reapply(self, recipe: Recipe) -> Recipe:
-        """``recipe`` with flags, length and overrides applied, in this order: what was chosen earlier is not chosen again."""
+        """Returns ``recipe`` with flags, length and overrides applied, in this order. It does not choose anything again."""
         flags = dict(self.flags)
         model = flags.get("model.name")
         if model is not None and model != recipe.model.name:
@@ -113,9 +113,9 @@ class RecipeRequest:
             raise RecipeError(
                 f"--{'img-size' if name == 'image_size' else 'batch-size'} on recipe "
                 f"{recipe.name if isinstance(self.base, Recipe) else str(self.base)!r}, "
-                f"whose stages {', '.join(own)} give their own",
-                f"--set stages.{own[0]}.{name}={self.flags[name]} for each of them",
-                "set the stages, or take a recipe of one size",
+                f"whose stages {', '.join(own)} set this themselves",
+                f"--set stages.{own[0]}.{name}={self.flags[name]} for each of these stages",
+                "set the stages, or take a recipe with a single size",
             )
 
 
@@ -124,10 +124,11 @@ def as_request(
     overrides: Sequence[str] = (),
     own: Mapping[str, str | Callable[..., Any] | None] | None = None,
 ) -> RecipeRequest:
-    """A request for ``recipe`` with ``overrides`` after those that it has. ``RecipeError`` where a recipe is impossible; of
-    ``auto`` as far as that is known.
+    """Returns a request for ``recipe`` with ``overrides`` added to its own. RecipeError if the recipe is invalid; for ``auto``
+    only the user's values are checked.
 
-    ``own`` are names by field, or functions that a module has at its top, in place of the recipe's; None leaves the recipe's.
+    ``own`` maps fields to names, or to functions at the top level of a module, that replace the recipe's; None keeps the
+    recipe's.
     """
     request = recipe if isinstance(recipe, RecipeRequest) else RecipeRequest(recipe)
     given = {
@@ -136,16 +137,17 @@ def as_request(
         if one is not None
     }
     request = replace(request, flags={**request.flags, **given}, overrides=(*request.overrides, *overrides))
-    _ = request.early
+    _ = request.preliminary
     return request
 
 
 def _whole(known: Recipe) -> int | None:
-    """The number of epochs that was asked for, where it was given in epochs."""
+    """Returns the requested number of epochs, at least 1, or None if no length was given in epochs."""
     if "epochs" not in known.model_fields_set or known.epochs.unit != "epochs":
         return None
     return max(1, round(known.epochs.value))
 
 
 def _covers(path: str, field: str) -> bool:
+    """Whether one of two field paths is equal to the other or contains it."""
     return path == field or field.startswith(f"{path}.") or path.startswith(f"{field}.")

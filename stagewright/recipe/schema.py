@@ -1,7 +1,7 @@
-"""What all parts of recipes and plans share: they are frozen, and hold no number that is not finite.
+"""The base class of all parts of recipes and plans: frozen, without the numbers infinity and NaN.
 
-A leaf. A field with a type of its own that is no part (a ``dict`` of anything) takes :data:`Options`, so that infinity and NaN
-cannot come in there either; ``tests/test_finite.py`` walks through the fields and finds those that let one through.
+Pydantic does not check numbers inside a ``dict`` of arbitrary values, so such fields have the type :data:`Options`, which
+does. ``tests/test_finite.py`` checks all fields.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 
 class Frozen(BaseModel):
-    """A frozen piece of plain data whose numbers are finite."""
+    """A frozen pydantic model whose numbers are finite."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -27,7 +27,7 @@ def _finite(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """The floats nested in ``value``, each with its place."""
+    """Yields the path and value of every float nested in ``value``."""
     if isinstance(value, float):
         yield path, value
     elif isinstance(value, dict):
@@ -39,11 +39,11 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 Options = Annotated[dict[str, Any], AfterValidator(_finite)]
-"""Arguments of somebody else's constructor: anything but numbers that are not finite."""
+"""Arguments of another library's constructor: any values, except infinity and NaN."""
 
 
 def problems(error: ValidationError) -> str:
-    """Each wrong field of ``error`` with its place, value and what is wrong with it."""
+    """Returns every invalid field of ``error`` with its path, its value and what is wrong with it, separated by ``; ``."""
     found = (
         f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
         for detail in error.errors()

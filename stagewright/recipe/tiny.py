@@ -1,7 +1,8 @@
-"""The tiny version of a recipe: every stage, in a few steps on small pictures, so that a whole run passes in a minute.
+"""The tiny version of a recipe: all stages, with a few steps on small images, so that a whole run takes about a minute.
 
-It rehearses what a run does (stages, seams, schedules, mixing, freezing, averages, evaluation, saving, the finished
-model), not what it achieves. Whatever the stages differ in they still differ in; no torch, no data set.
+It tests that everything in a run works (stages and the transitions between them, schedules, mixing, freezing, averages,
+evaluation, checkpoints, the finished model), not what accuracy it reaches. Stages that differ in a setting still differ in
+it. This module uses neither torch nor a data set.
 """
 
 from __future__ import annotations
@@ -13,34 +14,35 @@ from stagewright.recipe.duration import Duration
 from stagewright.recipe.recipe import LR, Average, Recipe, Stage, merged
 
 STEPS = 4
-"""Updates of a stage."""
+"""Number of updates of each stage."""
 LARGEST_PX, SMALLEST_PX, GRID_PX = 64, 32, 16
-"""Pictures are brought to these sizes: networks halve them five times, and many want whole patches of 16."""
+"""Limits of the image sizes, and their common divisor: networks halve the size five times, and many need a multiple of 16."""
 LARGEST_BATCH, SMALLEST_BATCH, GRID_BATCH = 16, 4, 2
-PICTURES = {"train": 64, "val": 32, "test": 32}
-"""Pictures of each split that a tiny run uses, about."""
+NUM_IMAGES = {"train": 64, "val": 32, "test": 32}
+"""Approximate number of images of each split that a tiny run uses."""
 _RECALIBRATE = 32
 _LR = 1e-3
 
 Length = tuple[Duration, ...]
-"""How long each stage of a span was, in the recipe as it was."""
+"""The original length of each stage that a schedule covers."""
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """``recipe`` with :data:`STEPS` updates a stage, small pictures and batches, one evaluation and one save a stage.
+    """Returns ``recipe`` with :data:`STEPS` updates, one evaluation and one checkpoint for each stage, and with small images
+    and batches.
 
-    Picture sizes and batches keep their order and, as far as the grid goes, their ratios; sizes and batches that are small
-    already stay. Learning rates that are meant for the recipe's batch go down with it (arXiv:1706.02677), or training would
-    diverge; warm-ups, milestones and averages shrink with the stages they lie in; shares of the run stay shares. The
-    library's pretrained weights, a range test, early stopping and compiling are left out, and the precision is what suits the
-    machine: a CPU takes a minute for what fp16 makes of a few steps. Model, optimizer, mixing, augmentation, trainable
-    sets and data fractions are the recipe's.
+    Image and batch sizes keep their order and, up to rounding, their ratios; sizes that are small already do not change.
+    Learning rates for the recipe's batch size are reduced in proportion to it (arXiv:1706.02677), otherwise training would
+    diverge. Warm-ups, milestones and averages are shortened like the stages that contain them; shares of the run do not
+    change. The library's pretrained weights, the range test, early stopping and compiling are left out. The precision is
+    ``auto``, since a CPU would need a minute for a few fp16 steps. Model, optimizer, mixing, augmentation, trained
+    parameters and data fractions do not change.
     """
     stages = recipe.resolved_stages()
     sizes = [*(stage.image_size or 0 for stage in stages), recipe.eval.image_size or 0]
     px = shrunk(sizes, LARGEST_PX, SMALLEST_PX, GRID_PX)
     batches = shrunk([stage.batch_size or 0 for stage in stages], LARGEST_BATCH, SMALLEST_BATCH, GRID_BATCH)
-    lengths = tuple(_asked(recipe, stage) for stage in stages)
+    lengths = tuple(_original_length(recipe, stage) for stage in stages)
     small = [
         _stage(given, whole, recipe, px, batches, lengths[at : at + 1])
         for at, (given, whole) in enumerate(zip(recipe.stages, stages, strict=True))
@@ -51,7 +53,7 @@ def tiny(recipe: Recipe) -> Recipe:
     own_weights = None if recipe.model.weights == "default" else recipe.model.weights
     return recipe.changed(
         name=f"{recipe.name[:60]}-tiny",
-        description=f"a rehearsal of {recipe.name}: what comes out means nothing",
+        description=f"a quick test of {recipe.name}; its accuracy has no meaning",
         stages=tuple(small),
         model={**recipe.model.model_dump(exclude_unset=True), "weights": own_weights},
         lr=_lr(recipe.lr, recipe.lr, lengths, _peak_factor(recipe.lr, batches)),
@@ -66,17 +68,19 @@ def tiny(recipe: Recipe) -> Recipe:
 
 
 def describe(recipe: Recipe) -> str:
-    """What a person should know of the tiny version of ``recipe`` before it runs, in a sentence or two."""
-    text = f"Tiny: {STEPS} steps a stage on small pictures, to see that everything works; what comes out means nothing."
-    return text + (" The pretrained weights are left out." if recipe.model.weights == "default" else "")
+    """Returns one or two sentences that describe the tiny version of ``recipe`` to the user before it runs."""
+    text = (
+        f"Tiny: {STEPS} steps a stage on small pictures, to check that everything works; the accuracy has no meaning."
+    )
+    return text + (" The pretrained weights are not used." if recipe.model.weights == "default" else "")
 
 
 def shrunk(values: Iterable[int], largest: int, smallest: int, grid: int) -> dict[int, int]:
-    """What each of ``values`` (zeros are none) becomes if the largest is to be at most ``largest``.
+    """Returns a mapping from each of ``values`` (zeros are ignored) to a reduced value of at most ``largest``.
 
-    All by one factor, rounded to ``grid`` (a finer one for many values), not below ``smallest``, and different where they were
-    different, for which a value may leave its ratio. Nothing grows: what is below ``smallest`` stays, and so does
-    everything if all fit already.
+    All values are scaled by one factor and rounded to multiples of ``grid`` (a smaller grid if there are many values), at
+    least ``smallest``. Different values stay different, even if their ratios change. No value becomes larger: values below
+    ``smallest`` do not change, and none changes if all are at most ``largest``.
     """
     ascending = sorted(set(values) - {0})
     if not ascending or ascending[-1] <= largest:
@@ -97,7 +101,8 @@ def shrunk(values: Iterable[int], largest: int, smallest: int, grid: int) -> dic
 def _stage(
     given: Stage, whole: Stage, recipe: Recipe, px: dict[int, int], batches: dict[int, int], span: Length
 ) -> dict[str, Any]:
-    """The fields of the tiny stage: what ``given`` says, and what has to shrink of what it inherits (``whole``)."""
+    """Returns the fields of the tiny stage: those of ``given``, and the reduced values of those that it inherits (``whole`` is
+    the stage with all inherited fields)."""
     assert whole.image_size and whole.batch_size and whole.average
     fields = given.model_dump(exclude_unset=True)
     fields |= {"epochs": f"{STEPS}st", "image_size": px[whole.image_size], "batch_size": batches[whole.batch_size]}
@@ -111,7 +116,8 @@ def _stage(
 
 
 def _lr(given: LR, whole: LR, span: Length, peak_factor: float) -> dict[str, Any]:
-    """The fields of ``given`` with lengths in steps and the peak times ``peak_factor``; ``whole`` is all that holds."""
+    """Returns the fields of ``given`` with lengths in steps and the peak times ``peak_factor``; ``whole`` includes inherited
+    fields."""
     fields = given.model_dump(exclude_unset=True)
     if "peak" in given.model_fields_set:
         fields["peak"] = _LR if given.peak == "auto" else given.peak * peak_factor
@@ -124,7 +130,7 @@ def _lr(given: LR, whole: LR, span: Length, peak_factor: float) -> dict[str, Any
 
 
 def _peak_factor(lr: LR, batches: dict[int, int]) -> float:
-    """What a learning rate is multiplied by for the smaller batches, where the plan does not do so by itself."""
+    """Returns the factor on the learning rate for the smaller batches; 1 if the plan scales it itself (``lr.batch``)."""
     largest = max(batches)
     return 1.0 if lr.batch is not None else batches[largest] / largest
 
@@ -137,8 +143,8 @@ def _average(given: Average | None, whole: Average, span: Length) -> dict[str, A
     return fields
 
 
-def _asked(recipe: Recipe, stage: Stage) -> Duration:
-    """How long the recipe wants the stage, not as a share."""
+def _original_length(recipe: Recipe, stage: Stage) -> Duration:
+    """Returns the length of ``stage`` in the original recipe, never as a share of the run."""
     assert stage.epochs is not None
     if stage.epochs.unit == "run":
         return Duration(recipe.epochs.value * stage.epochs.value, recipe.epochs.unit)
@@ -146,10 +152,11 @@ def _asked(recipe: Recipe, stage: Stage) -> Duration:
 
 
 def _shrunk_length(length: Duration, span: Sequence[Duration]) -> Duration:
-    """``length`` from the beginning of ``span``, in steps of the tiny stages: half of a stage stays half of it.
+    """Converts ``length``, from the beginning of ``span``, to steps of the tiny stages: half of a stage stays half of it.
 
-    Shares stay. At least one step where there was any length. Steps of stages that are measured in epochs, say, are in no
-    known ratio to them without a data set: one step.
+    Shares of the run and lengths of 0 do not change; any other length becomes at least one step. If ``length`` has another
+    unit than a stage (steps in a stage measured in epochs), their ratio is unknown without a data set, and the stage adds
+    no steps.
     """
     if length.unit == "run" or not length.value:
         return length

@@ -1,1 +1,1 @@
-"""What happened in a run, read from its files alone: plots and one self-contained page. Imports neither torch nor run."""
+"""Report of a run, created only from its files: plots and one self-contained page. Imports neither torch nor training code."""

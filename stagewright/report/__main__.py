@@ -1,4 +1,4 @@
-"""``python -m stagewright.report RUN...``: writes plots and report.html anew, from the run's files alone."""
+"""``python -m stagewright.report RUN...``: writes plots and report.html again, only from the run's files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stagewright.report.write import write
 
 
 def main() -> int:
-    """Writes the report of every run named; 2 where one is none."""
+    """Writes the report of every run named on the command line; returns exit code 2 if one is not a run, else 0."""
     try:
         for run in sys.argv[1:]:
             print(write(run))

@@ -1,7 +1,7 @@
-"""report.html: one self-contained page on one run, for a phone or a desk, in light or dark.
+"""report.html: one self-contained page about a run, for small and large screens, in light and dark mode.
 
-No script, no network: figures are SVG within the page and take its colours. While the run lives the page asks the
-browser to load it anew. Everything a user gave (names, paths, commands) is escaped where it is put in.
+It needs no scripts and no network: figures are SVG inside the page and use its colours. During the run the browser reloads the
+page periodically. All text from the user (names, paths, commands) is escaped when it is inserted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
 
 def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
-    """The whole page as text. ``drawings`` are those of :func:`stagewright.report.plots.draw`."""
+    """Returns the HTML of the page. ``drawings`` come from :func:`stagewright.report.plots.draw`."""
     by_name = {drawing.name: drawing for drawing in drawings}
     refresh = f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">' if record.status == "running" else ""
     body = "".join(
@@ -53,7 +53,7 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
 
 
 def _text(value: object) -> str:
-    """Anything a user gave, safe within the page."""
+    """Returns text from the user, escaped for HTML."""
     return escape(printable(value))
 
 
@@ -62,7 +62,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """A table of ready HTML cells; the first ``left`` columns are texts, the others numbers."""
+    """Returns a table of cells that are already HTML; the first ``left`` columns are texts, the others numbers."""
     kinds = ["" if at < left else ' class="n"' for at in range(len(head))]
     top = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, head, strict=True))
     lines = "".join(
@@ -81,7 +81,7 @@ def _head(record: RunRecord) -> str:
     summary = record.summary
     status = record.status
     silent = status == "running" and record.silent_seconds > _SILENT_SECONDS
-    said = f"running, but silent for {seconds_text(record.silent_seconds)}" if silent else status
+    said = f"running, but without output for {seconds_text(record.silent_seconds)}" if silent else status
     plan = record.plan.get("recipe", {})
     facts = [
         f"recipe {_text(summary.get('recipe') or plan.get('name', ABSENT))}",
@@ -109,7 +109,9 @@ def _result(record: RunRecord) -> str:
         score = results.score(record, split)
         if score is None:
             continue
-        note = "chose nothing" if split == "test" else "chose the weights, so a little flattering"
+        note = (
+            "not used to choose the weights" if split == "test" else "used to choose the weights, so slightly too high"
+        )
         cards.append(
             f'<div class="card"><div class="big">{score.percent:.2f}<small> %</small></div>'
             f"<div><b>top-1 on {SPLIT_NAMES[split]}</b><br>{score.correct:,} of {score.total:,} pictures<br>"
@@ -120,8 +122,8 @@ def _result(record: RunRecord) -> str:
     warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))
     return (
         f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{warnings}'
-        f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) speak of the sampling of the pictures alone, not of other "
-        f"seeds, splits or places.</i></p>"
+        f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of pictures, not the variation "
+        f"between seeds, splits or places.</i></p>"
     )
 
 
@@ -150,7 +152,7 @@ def _stages(record: RunRecord) -> str:
                 best,
             )
         )
-    head = ("stage", "trains", "steps done / planned", "epochs asked / given", "pictures", "px", "batch")
+    head = ("stage", "trains", "steps done / planned", "epochs requested / planned", "pictures", "px", "batch")
     return _table(
         (*head, "LR first &rsaquo; peak &rsaquo; last", "training", "img/s", "GB", "best val top-1"), rows, left=2
     )
@@ -185,7 +187,7 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
                 _interval(row.score) if row.score.total else ABSENT,
             )
         )
-    head = ("class", "most often taken for", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
+    head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
     table = _table(head, rows, left=2)
     folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
     return f'<div class="figures">{figures}</div>{folded}'
@@ -194,7 +196,7 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
 def _groups(record: RunRecord) -> str:
     predictions = results.shown_split(record)
     rows = results.group_rows(predictions) if predictions is not None else []
-    sentence = f"<p>{_text(results.group_sentence(record))}</p>" if record.pictures is not None else ""
+    sentence = f"<p>{_text(results.group_sentence(record))}</p>" if record.data is not None else ""
     if not rows:
         return sentence
     cells = [(_text(name), f"{s.total:,}", f"{s.percent:.1f}", _interval(s)) for name, s in rows]
@@ -205,12 +207,14 @@ def _groups(record: RunRecord) -> str:
 def _data(record: RunRecord) -> str:
     parts = [f"<li>{_text(note)}</li>" for note in record.env.get("data_notes", [])]
     content = f"<ul>{''.join(parts)}</ul>" if parts else ""
-    excluded = record.pictures.excluded if record.pictures is not None else ()
+    excluded = record.data.excluded if record.data is not None else ()
     if excluded:
-        content += _files(f"{count_text(len(excluded), 'file')} left out at the scan", excluded)
+        content += _files(f"{count_text(len(excluded), 'file')} excluded when the data set was scanned", excluded)
     unread = [(path, "could not be read when it was needed") for path in results.unread_files(record.events)]
     if unread:
-        content += _files(f"{count_text(len(unread), 'picture')} broke during the run and counted for nothing", unread)
+        content += _files(
+            f"{count_text(len(unread), 'picture')} became unreadable during the run and were ignored", unread
+        )
     return content
 
 
@@ -225,14 +229,16 @@ def _files(title: str, files: Sequence[tuple[str, str]]) -> str:
 def _events(record: RunRecord) -> str:
     lines: list[str] = []
     for event in (one.event for one in record.log):
-        own_place = isinstance(event, Notice) and event.already_shown  # the data's notes
+        own_place = (
+            isinstance(event, Notice) and event.already_shown
+        )  # notes about the data, which the section Data shows
         if isinstance(event, Resumed | RunStopped | Skipped | Notice) and not own_place and (text := sentence(event)):
             lines.append(text)
     lines += record.problems
     lost = len({event.step for event in record.superseded})
     if lost:
         lines.append(
-            f"{count_text(lost, 'step')} with events were done again after a kill; the curves show what counts"
+            f"{count_text(lost, 'step')} with events were repeated after a kill; the curves show the valid ones"
         )
     shown = "".join(f"<li>{_text(line)}</li>" for line in lines[:_LISTED])
     more = f"<li>and {len(lines) - _LISTED:,} more in events.jsonl</li>" if len(lines) > _LISTED else ""

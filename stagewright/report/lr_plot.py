@@ -1,4 +1,4 @@
-"""The picture of a learning-rate range test: raw and smoothed loss against the learning rate, suggestions marked."""
+"""The plot of a learning-rate range test: raw and smoothed loss against the learning rate, with the suggestions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stagewright.report import theme
 
 _HEIGHT, _TOP, _BOTTOM, _LEFT, _RIGHT = 3.5, 0.84, 0.46, 0.62, 0.14
 _ROW = 0.15
-"""Inches between the labels of two suggestions, which stand above each other so that they never meet."""
+"""Distance in inches between the labels of two suggestions; each is on its own line, so that they never overlap."""
 
 
 def draw_range_test(test: RangeTest, found: Suggestions | None, note: str = "") -> theme.Drawing:
-    """The figure ``lr-find``. Without ``found`` it shows the curve alone; ``note`` stands behind the title."""
+    """Draws the figure ``lr-find``. Without ``found`` it shows only the curve; ``note`` is printed next to the title."""
     with theme.themed():
         figure = theme.new_figure(_HEIGHT)
         theme.title(figure, "Learning-rate range test", note)
@@ -26,7 +26,7 @@ def draw_range_test(test: RangeTest, found: Suggestions | None, note: str = "") 
         axes.plot(test.lrs, test.losses, color=theme.TRAIN, alpha=0.3, linewidth=0.8, zorder=2, label="each batch")
         axes.plot(test.lrs, test.smoothed, color=theme.TRAIN, linewidth=1.7, zorder=3, label="smoothed")
         until = test.lrs[min(test.first, len(test.lrs) - 1)]
-        axes.axvspan(test.lrs[0], until, color=theme.INK, alpha=0.06, linewidth=0, label="not counted")
+        axes.axvspan(test.lrs[0], until, color=theme.INK, alpha=0.06, linewidth=0, label="ignored")
         _limit(axes, test)
         if found is not None:
             _mark(axes, test, found)
@@ -45,7 +45,7 @@ def draw_range_test(test: RangeTest, found: Suggestions | None, note: str = "") 
 
 
 def _limit(axes: Axes, test: RangeTest) -> None:
-    """Shows the whole fall and the beginning of the rise; what blows up beyond that is cut off."""
+    """Sets the loss axis so that it shows the whole fall and the beginning of the rise, but not the divergence after it."""
     losses, smoothed = (values[np.isfinite(values)] for values in (test.losses, test.smoothed))
     if not len(losses):
         return
@@ -53,13 +53,13 @@ def _limit(axes: Axes, test: RangeTest) -> None:
     high = max(float(losses[:head].max()), float(np.median(smoothed[:head])))
     low = min(float(losses.min()), float(smoothed.min()))
     margin = 0.08 * (high - low) or 0.1
-    # The rise is a part of the picture: as much of it as a quarter of the fall.
+    # Show the beginning of the rise, up to a quarter of the fall.
     top = high + max(margin, min(0.25 * (high - low), float(smoothed.max()) - high + margin))
     axes.set_ylim(low - margin, top)
 
 
 def _mark(axes: Axes, test: RangeTest, found: Suggestions) -> None:
-    """A line for each suggestion, from the curve up to its label; the chosen one emphasised."""
+    """Draws a line for each suggestion, from the curve up to its label; the chosen one is emphasised."""
     known = np.isfinite(test.smoothed)
     low, high = axes.get_ylim()
     for name, y in _label(axes, found):
@@ -88,9 +88,9 @@ def _mark(axes: Axes, test: RangeTest, found: Suggestions) -> None:
 
 
 def _label(axes: Axes, found: Suggestions) -> list[tuple[Method, float]]:
-    """Writes the labels, each in a row of its own above the axes; (method, height of its row as a share of the axes).
+    """Writes the labels, each in its own row above the axes; returns (method, height of its row as a share of the axes).
 
-    They stand on the side of their lines, and in the length, in which all of them fit.
+    It uses the side of the lines, left or right, and the long or short text with which all labels fit.
     """
     height = axes.get_position().height * _HEIGHT
     order: list[Method] = sorted(found.lrs, key=lambda name: found.lrs[name])
@@ -100,7 +100,7 @@ def _label(axes: Axes, found: Suggestions) -> list[tuple[Method, float]]:
             text.remove()
         texts, rows = [], []
         for at, name in enumerate(order):
-            # The line that stands beside no other label is the highest.
+            # The rows are ordered so that no line crosses another label.
             y = 1 + (0.06 + _ROW * (at if left else len(order) - 1 - at)) / height
             texts.append(_words(axes, found, name, y, long=long, left=left))
             rows.append((name, y + 0.6 * _ROW / height))
@@ -133,5 +133,5 @@ def _fits(axes: Axes, text: Text) -> bool:
 
 
 def _plain(value: float, _: object = None) -> str:
-    """A power of ten as people write it: 1e-5, 0.001, 1, 10."""
+    """Formats a power of ten: 1e-5, 0.001, 1, 10."""
     return f"{value:g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")

@@ -1,4 +1,4 @@
-"""Figures of what the finished model confuses: the confusion matrix, or its worst pairs, and accuracy by class."""
+"""Figures of the finished model's mistakes: the confusion matrix, or the most confused pairs, and accuracy by class."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from stagewright.report.results import SPLIT_NAMES, ClassRow, Score, class_rows,
 from stagewright.text import printable, shortened
 
 MATRIX_CLASSES = 40
-"""With more classes than this a matrix cannot be read, and the pairs most often confused are shown instead."""
+"""Largest number of classes for which the matrix is readable; with more, the most confused pairs are shown instead."""
 COUNT_CLASSES = 12
 ALL_CLASSES = 36
 WORST, BEST, PAIRS = 20, 10, 20
 _CHAR = 0.068
-"""Inches that a character of 8.5 pt text is wide, on average."""
+"""Average width in inches of a character of 8.5 pt text."""
 
 
 def draw(record: RunRecord) -> Iterator[theme.Drawing]:
-    """``confusion`` and ``classes``, if there are predictions; within :func:`stagewright.report.theme.themed`."""
+    """Draws the figures ``confusion`` and ``classes`` if there are predictions. Call it inside
+    :func:`stagewright.report.theme.themed`."""
     predictions = shown_split(record)
     if predictions is None or not len(predictions) or not record.classes:
         return
@@ -65,7 +66,7 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     size = 8.5 if cell > 0.2 else 6.0
     axes.set_xticks(np.arange(count) + 0.5, labels, rotation=90, size=size, color=theme.INK)
     axes.set_yticks(np.arange(count) + 0.5, labels, size=size, color=theme.INK)
-    axes.set_xlabel("taken for")
+    axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if count <= COUNT_CLASSES:
         for t, p in zip(true, predicted, strict=True):
@@ -76,14 +77,14 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
 
 
 def _rows_figure(labels: list[str], *, right: float, gaps: int = 0) -> tuple[Figure, float]:
-    """A figure as high as its rows need, and its left margin in inches."""
+    """Returns a figure with a height for the rows ``labels``, and its left margin in inches."""
     left = 0.2 + _CHAR * max(map(len, labels), default=0)
     return theme.new_figure(0.62 + 0.5 + 0.19 * (len(labels) + gaps), max(theme.WIDTH, left + 2.2 + right)), left
 
 
 def _pairs(labels: list[str], counts: list[int], percents: list[float], split: str) -> Figure:
     figure, left = _rows_figure(labels, right=1.0)
-    theme.title(figure, "Most confused pairs", f"{split} pictures, true class → taken for")
+    theme.title(figure, "Most confused pairs", f"{split} pictures, true class → predicted class")
     axes = theme.place(figure, left=left, right=1.0, top=0.4, bottom=0.46)
     at = np.arange(len(labels))
     axes.barh(at, counts, color=theme.WRONG, height=0.62, zorder=3)

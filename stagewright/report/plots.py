@@ -31,22 +31,22 @@ _RAW_BINS, _SMOOTH_POINTS = 400, 600
 
 @dataclass(frozen=True)
 class Along:
-    """The horizontal axis: ``step``, or ``minute`` (training time, in the unit that suits the run's length)."""
+    """The horizontal axis: ``step``, or ``minute`` for training time, whose unit depends on the run's length."""
 
     name: str
     label: str
     seconds: float = 1.0
-    """Seconds in the unit of the time axis."""
+    """Number of seconds in one unit of the time axis."""
 
     def at(self, record: RunRecord, steps: ArrayLike) -> Series:
-        """Positions of moments given in finished updates; NaN where the time is not known."""
+        """Returns the positions on the axis after ``steps`` finished updates; NaN if the time is unknown."""
         if self.name == "step":
             return np.asarray(steps, dtype=np.float64)
         return record.seconds_at(steps) / self.seconds
 
 
 def axes_of(record: RunRecord) -> list[Along]:
-    """The horizontal axes that the run has data for."""
+    """Returns the horizontal axes for which the run has data."""
     axes = [Along("step", "step")]
     longest = float(record.clocks["train_seconds"][-1])
     if longest > 0:
@@ -56,8 +56,8 @@ def axes_of(record: RunRecord) -> list[Along]:
 
 
 def draw(record: RunRecord) -> Iterator[theme.Drawing]:
-    """Every figure that the record has data for: ``loss_step``, ``loss_minute``, ``accuracy_*``, ``lr_*``,
-    ``lr-find``, ``confusion``, ``classes``."""
+    """Draws all figures for which the record has data: ``loss_step``, ``loss_minute``, ``accuracy_*``, ``lr_*``, ``lr-find``,
+    ``confusion``, ``classes``."""
     with theme.themed():
         if record.step > 0:
             for along in axes_of(record):
@@ -71,7 +71,7 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
 
 
 def write_plots(record: RunRecord, folder: Path) -> list[theme.Drawing]:
-    """Draws every figure, writes each to ``folder`` as NAME.png (whole or not at all) and returns them."""
+    """Draws all figures, writes each to ``folder`` as NAME.png (completely or not at all) and returns them."""
     make_folder(folder)
     drawings = []
     for drawing in draw(record):
@@ -93,7 +93,7 @@ def _drawing(record: RunRecord, along: Along, name: str, figure: Figure) -> them
 
 
 def running_mean(values: Series, window: int) -> Series:
-    """Centred mean over ``window`` entries (fewer at the ends), NaN entries left out; same length as ``values``."""
+    """Returns the centred mean over ``window`` entries (fewer at the ends) without NaN; same length as ``values``."""
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -104,7 +104,7 @@ def running_mean(values: Series, window: int) -> Series:
 
 
 def envelope(x: Series, y: Series, bins: int) -> tuple[Series, Series]:
-    """At most ``2 * bins`` points of a line that looks the same: lowest and highest of each bin, in order of x."""
+    """Reduces a line to at most ``2 * bins`` points that look the same: the lowest and highest of each bin, in order of x."""
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
     if len(x) <= 2 * bins:
@@ -118,7 +118,8 @@ def envelope(x: Series, y: Series, bins: int) -> tuple[Series, Series]:
 
 
 def smoothed(record: RunRecord, column: str) -> tuple[Series, Series]:
-    """(steps, means) of a column of steps.csv, thinned; a NaN stands between stages, so that lines break there."""
+    """Returns (steps, running means) of a column of steps.csv, reduced to fewer points; a NaN between stages interrupts the
+    line."""
     steps, values = record.steps["step"], record.steps[column]
     window = max(1, min(len(steps) // 50, 500))
     seams = np.flatnonzero(np.diff(record.steps["stage"]) != 0) + 1
@@ -133,7 +134,7 @@ def smoothed(record: RunRecord, column: str) -> tuple[Series, Series]:
 
 
 def evaluated(record: RunRecord, weights: str, key: str) -> tuple[Series, Series]:
-    """(steps, values) of one validation result of ``raw``, ``ema`` or ``swa`` weights."""
+    """Returns (steps, values) of the validation result ``key`` of ``raw``, ``ema`` or ``swa`` weights."""
     found = [
         (float(event.step), float(getattr(event.results[weights], key)))
         for event in record.evaluations
@@ -165,7 +166,7 @@ def _accuracy(record: RunRecord, along: Along) -> Figure:
 
 
 def _curves(record: RunRecord, along: Along, axes: Axes, key: str) -> Series:
-    """Draws training and validation curves; returns the finite values that the axis ought to show."""
+    """Draws training and validation curves; returns the finite values that the axis should show."""
     shown: list[Series] = []
     if len(record.steps["step"]):
         x, y = envelope(along.at(record, record.steps["step"]), record.steps[key], _RAW_BINS)
@@ -186,7 +187,7 @@ def _curves(record: RunRecord, along: Along, axes: Axes, key: str) -> Series:
 
 
 def _limit_loss(axes: Axes, shown: Series) -> None:
-    """Shows all the curves but for outliers above thrice what nine tenths stay below; says so where it cuts."""
+    """Sets the loss axis to show the curves, without values above three times their 90 % quantile; a note states the cut."""
     if not len(shown):
         return
     low, high = float(shown.min()), float(shown.max())
@@ -219,7 +220,8 @@ def _lr(record: RunRecord, along: Along) -> Figure:
 
 
 def _frame(record: RunRecord, along: Along, name: str, *, panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure with ``panels`` axes above each other, stages shaded and named, restarts marked."""
+    """Returns a figure with ``panels`` axes, one above the other, in which stages are shaded and named and restarts are
+    marked."""
     height = 3.5 if panels == 1 else 3.9
     figure = theme.new_figure(height)
     theme.title(figure, name, "by step" if along.name == "step" else "by training time")
@@ -251,7 +253,7 @@ def _known_end(record: RunRecord, along: Along) -> float:
 
 
 def _bands(record: RunRecord, along: Along, end: float) -> list[tuple[float, float, dict[str, Any]]]:
-    """(first, last, stage) on the axis for each stage that has begun."""
+    """Returns (first, last, stage) for each stage that has begun; first and last are positions on the axis."""
     bands = []
     for stage in record.stages:
         first = float(along.at(record, stage["first_step"]))
@@ -262,7 +264,7 @@ def _bands(record: RunRecord, along: Along, end: float) -> list[tuple[float, flo
 
 
 def _finish(record: RunRecord, along: Along, figure: Figure, axes: list[Axes], best_key: str | None) -> None:
-    """Tick labels, stage names, the chosen point and the legend, which stands above the data."""
+    """Adds tick labels, stage names, the point of the chosen weights, and the legend above the data."""
     best = chosen(record)
     if best is not None and best_key is not None and best.result is not None:
         _mark_chosen(record, along, axes[0], best, float(getattr(best.result, best_key)))
@@ -332,7 +334,7 @@ def _step_and_epoch(record: RunRecord) -> FuncFormatter:
 
 
 def _name_stages(record: RunRecord, along: Along, figure: Figure, axes: Axes) -> None:
-    """Writes each stage's name and image size above its band: less of it where there is less room, or nothing."""
+    """Writes each stage's name and image size above its band; a shorter text or nothing if there is too little space."""
     end = axes.get_xlim()[1]
     per_unit = axes.get_window_extent().width / end
     for first, last, stage in _bands(record, along, end):

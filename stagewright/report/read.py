@@ -1,9 +1,8 @@
-"""Reads a run directory into one RunRecord: of a finished run, of one that is being written, of one that died.
+"""Reads a run directory into a RunRecord, whether the run is finished, active or was killed.
 
-Owns the rule of what counts: an event that a lost process wrote past the checkpoint from which the run went on is
-superseded. Whatever is missing, torn or damaged is left out and said in ``problems``; only a path that is no run at all, and
-a file that is there and cannot be read now, is an error. Nothing is computed here that a file does not say; that is
-:mod:`stagewright.report.results`' room.
+Some events are superseded: those that a killed process wrote after the checkpoint from which the run was resumed. Missing,
+incomplete or damaged files are skipped and listed in ``problems``. Errors are raised only if the path is not a run, or if a
+file exists but cannot be read now. This module only reads; :mod:`stagewright.report.results` computes results.
 """
 
 from __future__ import annotations
@@ -41,17 +40,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the chosen weights said of the readable pictures of one split, in the manifest's order."""
+    """The predictions of the chosen weights for the N readable images of one split, in the manifest's order."""
 
     split: str
     labels: NDArray[np.int32]
-    """(N,) true class of each picture."""
+    """(N,) true class of each image."""
     predicted: NDArray[np.int32]
-    """(N,) class that was given to it."""
+    """(N,) predicted class of each image."""
     groups: NDArray[np.object_] | None
-    """(N,) names, None where a picture has none; None if the data set has no groups."""
+    """(N,) group names, with None for an image without a group; None if the data set has no groups."""
     unreadable: int
-    """Pictures of the split that could not be read and are not among the N."""
+    """Number of images of the split that could not be read; they are not among the N."""
 
     @property
     def correct(self) -> int:
@@ -62,42 +61,43 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """What the manifest says of the data set."""
+class DataSummary:
+    """Facts about the data set, from the manifest."""
 
     source: str
     counts: NDArray[np.int64]
-    """(3, classes): pictures by split and class."""
+    """(3, classes): number of images of each split and class."""
     groups: tuple[frozenset[str], frozenset[str], frozenset[str]] | None
     """Names of the groups in each split; None if the data set has no groups."""
     excluded: tuple[tuple[str, str], ...]
-    """(path, reason) of files that the scan left out, from excluded.csv."""
+    """(path, reason) of files that were excluded when the data set was scanned, from excluded.csv."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunRecord:
-    """All that a run directory's files say. Missing files leave empty values."""
+    """The content of a run directory's files. Missing files give empty values."""
 
     path: Path
     summary: dict[str, Any]
     plan: dict[str, Any]
     env: dict[str, Any]
     log: tuple[LoggedEvent, ...]
-    """All of events.jsonl, in the order written: what the processes went through."""
+    """All events of events.jsonl, in the order written."""
     steps: Columns
-    """STEP_COLUMNS, each (S,) float64, one entry per finished update, step rising."""
+    """STEP_COLUMNS, each (S,) float64, one entry per finished update, with increasing steps."""
     timing: Columns
-    """TIMING_COLUMNS, each (T,) float64, step rising."""
+    """TIMING_COLUMNS, each (T,) float64, with increasing steps."""
     predictions: dict[str, Predictions]
-    pictures: Pictures | None
+    """Predictions by split, ``val`` and ``test``."""
+    data: DataSummary | None
     range_test: tuple[RangeTest, Suggestions, str] | None = None
-    """The curve behind ``lr: auto``, what it suggests, and what it consists of in words."""
+    """The curve of ``lr: auto``, its suggestions, and a description of the sweep."""
     problems: tuple[str, ...] = ()
-    """Sentences on files that are damaged."""
+    """Sentences about damaged files."""
     silent_seconds: float = 0.0
-    """Seconds since the run last wrote to its event or step files, as seen at reading."""
+    """Seconds between the run's last write to its event or step files and the reading."""
     held: bool | None = None
-    """Whether a process had the run at reading; None where that cannot be found out."""
+    """Whether a process held the run's lock at the time of reading; None if that is unknown."""
 
     @property
     def name(self) -> str:
@@ -105,14 +105,14 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """``running``, ``interrupted`` (no process has it, and the last one had no time to say how it ended), ``stopped``,
+        """``running``, ``interrupted`` (no process holds it, and the last one did not record how it ended), ``stopped``,
         ``finished`` or ``failed``; a run without a summary is running or interrupted."""
         said = str(self.summary.get("status", "running"))
         return "interrupted" if said == "running" and self.held is False else said
 
     @property
     def classes(self) -> list[str]:
-        """Class names in order of the labels; ``class 3`` and so on where the plan is missing."""
+        """Class names in the order of the labels; ``class 3`` etc. if the plan is missing."""
         known = [str(name) for name in self.plan.get("dataset", {}).get("classes", ())]
         largest = max((int(p.labels.max(initial=-1)) for p in self.predictions.values()), default=-1)
         largest = max([largest, *(int(p.predicted.max(initial=-1)) for p in self.predictions.values())])
@@ -120,12 +120,12 @@ class RunRecord:
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """The plan's stages in order, as plan.json has them."""
+        """The plan's stages in order, as in plan.json."""
         return [stage for stage in self.plan.get("stages", ()) if {"first_step", "num_steps"} <= stage.keys()]
 
     @property
     def step(self) -> int:
-        """Finished updates, as far as any file tells."""
+        """The largest number of finished updates that any file reports."""
         written = int(self.steps["step"][-1]) if len(self.steps["step"]) else 0
         return max([written, int(self.summary.get("step") or 0), *(event.step for event in self.evaluations[-1:])])
 
@@ -135,45 +135,45 @@ class RunRecord:
 
     @property
     def events(self) -> list[Event]:
-        """The events that stand, in the order written."""
+        """The valid events, in the order written."""
         return [one.event for one in self.log if not one.superseded]
 
     @property
     def superseded(self) -> list[Event]:
-        """Those that a lost process wrote past the checkpoint from which the run went on, in the order written."""
+        """Events that a killed process wrote after the checkpoint from which the run was resumed, in the order written."""
         return [one.event for one in self.log if one.superseded]
 
     @cached_property
     def evaluations(self) -> list[Evaluated]:
-        """The standing evaluations by rising step, one each: the last where one was repeated."""
+        """The valid evaluations by increasing step; if one was repeated, only the last."""
         by_step = {event.step: event for event in self.events if isinstance(event, Evaluated)}
         return [by_step[step] for step in sorted(by_step)]
 
     @property
     def finish(self) -> Finished | None:
-        """The event of a finished run; None for another."""
+        """The event of a finished run, or None."""
         return next((event for event in self.events if isinstance(event, Finished)), None)
 
     @property
     def resumes(self) -> list[Resumed]:
-        """Every time that the run was taken up again, in the order of happening."""
+        """The event of every resume, in the order written."""
         return [one.event for one in self.log if isinstance(one.event, Resumed)]
 
     @cached_property
     def clocks(self) -> Columns:
-        """Known moments: ``step`` and ``train_seconds``, both rising from 0."""
+        """Known training times: ``step`` and ``train_seconds``, both increasing from 0."""
         return _clocks(self.timing, self.evaluations)
 
     def seconds_at(self, steps: ArrayLike) -> NDArray[np.float64]:
-        """Training seconds at which ``steps`` (any shape) updates were finished, between known moments in proportion;
-        NaN past the last moment known."""
-        wanted = np.asarray(steps, dtype=np.float64)
+        """Returns the training seconds after ``steps`` (any shape) updates, linearly interpolated between known times; NaN after
+        the last known time."""
+        updates = np.asarray(steps, dtype=np.float64)
         known, seconds = self.clocks["step"], self.clocks["train_seconds"]
-        return np.where(wanted > known[-1], np.nan, np.interp(wanted, known, seconds))
+        return np.where(updates > known[-1], np.nan, np.interp(updates, known, seconds))
 
 
 def read_run(path: str | Path) -> RunRecord:
-    """The record of the run directory at ``path``; CheckpointError if there is none."""
+    """Reads the run directory at ``path``; CheckpointError if it is not one."""
     folder = user_path(path)
     if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):
         raise _not_a_run(folder)
@@ -187,7 +187,7 @@ def read_run(path: str | Path) -> RunRecord:
         steps=_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
         timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(_all_predictions(folder / "evaluations", problems)),
-        pictures=_pictures(folder / "manifest.parquet", problems),
+        data=_data_summary(folder / "manifest.parquet", problems),
         range_test=_range_test(folder / lr_curve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
@@ -228,7 +228,7 @@ def _log(path: Path, problems: list[str]) -> tuple[LoggedEvent, ...]:
 
 
 def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:
-    """The named columns of a CSV file as float64; a torn last line is left out, a missing column is NaN."""
+    """Reads ``columns`` of a CSV file as float64; an incomplete last line is skipped, a missing column is NaN."""
     empty = {name: np.empty(0) for name in columns}
     try:
         content = read_own(path)
@@ -243,11 +243,11 @@ def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Colum
         table = _parse(content, dict.fromkeys(present, pa.float64()))
         found = {name: _array(table.column(name)) for name in present}
     except pa.ArrowInvalid:
-        problems.append(f"{path.name} has damaged lines; they are left out")
+        problems.append(f"{path.name} has damaged lines; they are skipped")
         table = _parse(content, dict.fromkeys(present, pa.string()))
         found = {name: np.array([_number(text) for text in table.column(name).to_pylist()]) for name in present}
     missing = np.full(len(found["step"]), np.nan)
-    # Steps that do not rise are what a torn write left behind; the file is truncated at each resume.
+    # Lines whose step is not larger than an earlier one remain from an incomplete write; a resume removes them from the file.
     highest = np.maximum.accumulate(np.concatenate([[-np.inf], np.nan_to_num(found["step"], nan=-np.inf)]))
     rising = found["step"] > highest[:-1]
     return {name: found.get(name, missing)[rising] for name in columns}
@@ -293,7 +293,7 @@ def _parquet(path: Path, columns: tuple[str, ...], problems: list[str]) -> pa.Ta
         return read_parsed(path, lambda data: _columns(data, columns))
     except FileNotFoundError:
         return None
-    except (pa.ArrowException, OSError) as error:  # OSError: pyarrow's word for some damage; the bytes are in memory
+    except (pa.ArrowException, OSError) as error:  # pyarrow raises OSError for some damage; the bytes are in memory
         problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
         return None
 
@@ -319,7 +319,7 @@ def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestio
         return None
 
 
-def _pictures(path: Path, problems: list[str]) -> Pictures | None:
+def _data_summary(path: Path, problems: list[str]) -> DataSummary | None:
     table = _parquet(path, ("label", "split", "group"), problems)
     if table is None or not {"label", "split"} <= set(table.column_names):
         return None
@@ -339,11 +339,11 @@ def _pictures(path: Path, problems: list[str]) -> Pictures | None:
         named = (column.filter(pa.array(split_at == at)).drop_null().unique().to_pylist() for at in range(3))
         first, second, third = (frozenset(str(name) for name in names) for names in named)
         groups = (first, second, third)
-    return Pictures(source, counts, groups, _excluded(path.with_name("excluded.csv")))
+    return DataSummary(source, counts, groups, _excluded(path.with_name("excluded.csv")))
 
 
 def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
-    """(path, reason) of the files that the scan left out."""
+    """Returns (path, reason) of the files that were excluded when the data set was scanned."""
     try:
         text = read_own(path).decode("utf-8", "replace")
     except FileNotFoundError:
@@ -354,7 +354,7 @@ def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def _clocks(timing: Columns, evaluations: Iterable[Evaluated]) -> Columns:
-    """Known (step, train_seconds), both rising from (0, 0): of timing.csv and of the evaluations' clocks."""
+    """Returns known (step, train_seconds), both increasing from (0, 0), from timing.csv and the evaluations' clocks."""
     moments = [
         (float(event.step), float(event.train_seconds)) for event in evaluations if event.train_seconds is not None
     ]

@@ -1,6 +1,6 @@
-"""What a run's files amount to: scores with intervals, stages planned and done, confusions, groups, and plain sentences.
+"""Computes the results of a run: scores with intervals, stages, confusions, groups, and sentences about them.
 
-Pure functions of a RunRecord; the figures and the page draw from the same ones. Shares are percentages, 0 to 100.
+These are pure functions of a RunRecord, used by both the figures and the page. Shares are percentages, 0 to 100.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHT_NAMES = {"raw": "raw", "ema": "EMA", "swa": "SWA"}
 
 @dataclass(frozen=True)
 class Score:
-    """``correct`` of ``total`` pictures, in percent with its 95 % Wilson interval."""
+    """Top-1 accuracy, ``correct`` of ``total`` images, with its 95 % Wilson interval, both in percent."""
 
     correct: int
     total: int
@@ -41,7 +41,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights that count: ``raw``, ``ema`` or ``swa`` after ``step`` updates, and the evaluation that showed them."""
+    """The chosen weights: ``raw``, ``ema`` or ``swa`` after ``step`` updates, and their evaluation."""
 
     step: int
     weights: str
@@ -49,12 +49,13 @@ class Chosen:
 
     @property
     def result(self) -> Result | None:
-        """Their validation result; None where no evaluation stands."""
+        """Their validation result; None if there is no valid evaluation."""
         return None if self.evaluation is None else self.evaluation.results.get(self.weights)
 
 
 def chosen(record: RunRecord) -> Chosen | None:
-    """The chosen weights of a finished run, the best so far of another; None before the first evaluation."""
+    """Returns the chosen weights of a finished run, or the best so far of an unfinished one; None before the first
+    evaluation."""
     by_step = {event.step: event for event in record.evaluations}
     said, finish = record.summary.get("chosen"), record.finish
     if record.status == "finished" and isinstance(said, dict) and said.get("step") is not None:
@@ -69,7 +70,8 @@ def chosen(record: RunRecord) -> Chosen | None:
 
 
 def score(record: RunRecord, split: str) -> Score | None:
-    """Top-1 of the chosen weights: counted from the predictions, else, for ``val``, from the best evaluation."""
+    """Returns the top-1 of the chosen weights from the predictions or, for ``val`` without predictions, from the best
+    evaluation; None if there is neither."""
     if split in record.predictions:
         predictions = record.predictions[split]
         return Score(predictions.correct, len(predictions))
@@ -82,12 +84,13 @@ def score(record: RunRecord, split: str) -> Score | None:
 
 
 def shown_split(record: RunRecord) -> Predictions | None:
-    """The predictions that confusions and classes are shown for: test, which chose nothing, before validation."""
+    """Returns the predictions for which mistakes are shown: those on the test split, which was not used to choose weights, else
+    those on the validation split."""
     return record.predictions.get("test") or record.predictions.get("val")
 
 
 def choice_sentence(record: RunRecord) -> str:
-    """Which weights were chosen out of which candidates, and why, in plain words; escaped by whoever prints it."""
+    """Returns sentences about which weights were chosen, and why. They are not escaped for HTML."""
     best = chosen(record)
     if best is None:
         return "Nothing has been evaluated yet."
@@ -106,18 +109,18 @@ def choice_sentence(record: RunRecord) -> str:
             words.append(f", against {percent_text(other.top1)} with the {WEIGHT_NAMES.get(others[0], others[0])} ")
             words.append("weights of the same step")
             if other.top1 == result.top1:
-                words.append(" (at a tie the averaged ones are taken)")
+                words.append(" (if they are equal, the averaged weights are chosen)")
     words.append(". ")
     evaluations = record.evaluations
     candidates = sum(len(event.results) for event in evaluations)
     select = record.plan.get("recipe", {}).get("eval", {}).get("select", "best")
     if select == "last" and done:
-        words.append("The recipe takes the last step, and there the weights that do better on the validation pictures.")
+        words.append("The recipe selects the last step, and of its weights those with the higher validation accuracy.")
     else:
         words.append(
             f"Candidates were {count_text(candidates, 'set')} of weights in {count_text(len(evaluations), 'evaluation')}"
         )
-        words.append("; the highest validation top-1 decides.")
+        words.append("; those with the highest validation top-1 are chosen.")
     return "".join(words)
 
 
@@ -127,29 +130,29 @@ def _in_stage(record: RunRecord, step: int) -> str:
 
 
 def stage_name_at(record: RunRecord, step: int) -> str:
-    """Name of the stage of the last of ``step`` finished updates; empty where the plan is missing."""
+    """Returns the name of the stage of the last of ``step`` finished updates; empty if the plan is missing."""
     names = [str(s.get("name", s.get("index", ""))) for s in record.stages if s["first_step"] < max(step, 1)]
     return names[-1] if names else ""
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage as planned and as it went."""
+    """A stage as planned, and its results."""
 
     plan: dict[str, Any]
     steps_done: int
     seconds: float | None
-    """Training seconds of the updates that stand; None before the first."""
+    """Training seconds of the valid updates; None before the first."""
     images_per_second: float | None
     best_top1: float | None
-    """Highest validation top-1 of the stage's evaluations, of the weights chosen there."""
+    """Highest validation top-1 of the stage's evaluations, each with the better of its weights."""
     best_weights: str
     memory_gb: float | None
-    """Highest use of memory, of the device or, on a CPU, of the process; None where that was not written down."""
+    """Highest memory use, of the device or, on a CPU, of the process; None if it was not recorded."""
 
 
 def stage_rows(record: RunRecord) -> list[StageRow]:
-    """One row for each stage of the plan, in order."""
+    """Returns one row for each stage of the plan, in order."""
     last_known = float(record.clocks["step"][-1])
     rows = []
     memory = record.summary.get("memory_gb") or {}
@@ -174,14 +177,14 @@ def _best_of(event: Evaluated) -> tuple[float, str]:
 
 
 def confusion(predictions: Predictions, num_classes: int) -> NDArray[np.int64]:
-    """(classes, classes) counts: row is the true class, column what it was taken for."""
+    """Returns the confusion matrix, int64 (classes, classes): rows are true classes, columns are predicted classes."""
     flat = predictions.labels.astype(np.int64) * num_classes + predictions.predicted
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``count`` pictures of class ``true`` were taken for ``predicted``: ``percent`` of that class."""
+    """``count`` images of class ``true`` were predicted as ``predicted``; they are ``percent`` of class ``true``."""
 
     true: int
     predicted: int
@@ -190,7 +193,7 @@ class Pair:
 
 
 def confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[Pair]:
-    """The most frequent mistakes, at most ``limit``, by count, then by share of the class."""
+    """Returns the most frequent mistakes, at most ``limit``, sorted by count, then by share of the class."""
     wrong = matrix - np.diag(np.diag(matrix))
     totals = matrix.sum(axis=1)
     true, predicted = np.nonzero(wrong)
@@ -203,7 +206,7 @@ def confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """How one class fared."""
+    """The results of one class."""
 
     label: int
     name: str
@@ -214,10 +217,10 @@ class ClassRow:
 
 
 def class_rows(record: RunRecord, predictions: Predictions) -> list[ClassRow]:
-    """One row for each class, in order of the labels."""
+    """Returns one row for each class, in the order of the labels."""
     names = record.classes
     matrix = confusion(predictions, len(names))
-    train = record.pictures.counts[0] if record.pictures is not None else None
+    train = record.data.counts[0] if record.data is not None else None
     rows = []
     for label, name in enumerate(names):
         row = matrix[label]
@@ -231,7 +234,7 @@ def class_rows(record: RunRecord, predictions: Predictions) -> list[ClassRow]:
 
 
 def group_rows(predictions: Predictions) -> list[tuple[str, Score]]:
-    """(group, score) by rising share, then name; pictures without a group are left out."""
+    """Returns (group, score), sorted by accuracy from the lowest, then by name; images without a group are ignored."""
     if predictions.groups is None:
         return []
     correct: dict[str, list[int]] = {}
@@ -245,13 +248,13 @@ def group_rows(predictions: Predictions) -> list[tuple[str, Score]]:
 
 
 def group_sentence(record: RunRecord) -> str:
-    """Whether groups stand in train and in what is scored, and what that means for the figure."""
-    if record.pictures is None or record.pictures.groups is None:
+    """Returns sentences about whether training and evaluation share groups, and what that means for the accuracy."""
+    if record.data is None or record.data.groups is None:
         return (
             "The data set names no groups. If several pictures show the same site, animal, patient or scene, "
-            "near-copies may stand on both sides of the split, and the accuracy on new ones will be lower."
+            "nearly equal pictures may be in both training and evaluation, and the accuracy on new ones will be lower."
         )
-    train, val, test = record.pictures.groups
+    train, val, test = record.data.groups
     sentences = []
     for split, scored in (("val", val), ("test", test)):
         shared = train & scored
@@ -259,48 +262,48 @@ def group_sentence(record: RunRecord) -> str:
             continue
         if shared:
             sentences.append(
-                f"{len(shared):,} of the {count_text(len(scored), 'group')} in {SPLIT_NAMES[split]} also stand in "
+                f"{len(shared):,} of the {count_text(len(scored), 'group')} in {SPLIT_NAMES[split]} are also in "
                 f"training: this accuracy says little about new groups."
             )
         else:
             sentences.append(
                 f"Training and {SPLIT_NAMES[split]} share no group: the accuracy on the "
-                f"{count_text(len(scored), f'{SPLIT_NAMES[split]} group')} is one on groups never trained on."
+                f"{count_text(len(scored), f'{SPLIT_NAMES[split]} group')} is for groups that were not trained on."
             )
     return " ".join(sentences) or "Only training pictures have groups."
 
 
 def disagreements(record: RunRecord) -> list[str]:
-    """Sentences on numbers that two files state differently by more than rounding (0.05 points)."""
+    """Returns sentences about accuracies that differ between two files by more than rounding (0.05 percentage points)."""
     said = record.summary.get("top1") or {}
     found = []
     for split, predictions in record.predictions.items():
         counted = Score(predictions.correct, len(predictions)).percent
         if record.status == "finished" and said.get(split) is not None and abs(said[split] - counted) > 0.05:
             found.append(
-                f"summary.json says {percent_text(said[split], 2)} top-1 for {SPLIT_NAMES[split]}, "
-                f"the predictions count {percent_text(counted, 2)}."
+                f"summary.json reports {percent_text(said[split], 2)} top-1 for {SPLIT_NAMES[split]}, "
+                f"but the predictions give {percent_text(counted, 2)}."
             )
     return found
 
 
 def time_split(record: RunRecord) -> list[tuple[str, float]]:
-    """(what, seconds) for training, evaluation, checkpoints and set-up, as far as the summary tells."""
+    """Returns (activity, seconds) for training, evaluation, checkpoints and set-up, if the summary contains them."""
     parts = (("training", "train"), ("evaluation", "eval"), ("checkpoints", "checkpoint"), ("set-up", "setup"))
     seconds = ((name, record.summary.get(f"{key}_seconds")) for name, key in parts)
     return [(name, float(value)) for name, value in seconds if value is not None]
 
 
 def budget_sentence(record: RunRecord) -> str | None:
-    """What the run's time was bounded by, and what was expected of it; None where it had no budget."""
+    """Returns a sentence about the run's time budget and predicted time, or None if it had no budget."""
     budget = record.summary.get("budget") or record.env.get("budget")
     if not budget:
         return None
-    text = f"The budget was {budget['asked']}, its length chosen to end after {budget['predicted_seconds']:,.1f} s"
+    text = f"The budget was {budget['asked']}; the run was planned to end after {budget['predicted_seconds']:,.1f} s"
     taken = budget.get("actual_seconds")
     return f"{text}; it took {taken:,.1f} s." if taken is not None else f"{text}."
 
 
 def unread_files(events: Iterable[Event]) -> list[str]:
-    """Paths of pictures that broke during training or evaluation, once each, in order of appearance."""
+    """Returns the paths of images that became unreadable during training or evaluation, each once, in the order of events."""
     return list(dict.fromkeys(path for event in events if isinstance(event, BadImages) for path in event.paths))

@@ -1,8 +1,8 @@
-"""How every figure looks: colours, type, sizes, and how it becomes a PNG and an SVG for the page.
+"""The style of all figures (colours, fonts, sizes), and their conversion to PNG and to SVG for the page.
 
-Uses matplotlib's objects directly, never pyplot, whose figures are global state. Colours are Okabe and Ito's ("Color
-Universal Design", 2008), which people with colour-vision deficiency tell apart; in the SVG the colours of paper and ink are
-CSS variables, so that the page's light and dark modes reach into it.
+It uses matplotlib's objects directly and not pyplot, whose figures are global state. The colours are those of Okabe and Ito
+("Color Universal Design", 2008), which people with colour-vision deficiency can distinguish. In the SVG the colours of
+background and text are CSS variables, so that they follow the page's light or dark mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ RIGHT, WRONG = TRAIN, RAW
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
 
 WIDTH = 5.2
-"""Inches: 10 pt text stays readable when a figure fills a phone's width, and two fit side by side on a desk."""
+"""Width of a figure in inches: 10 pt text is readable when a figure fills the width of a phone, and two figures fit next to each
+other on a large screen."""
 _DPI = 200
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Arial Unicode MS")
 
@@ -64,22 +65,22 @@ def _rc() -> dict[str, Any]:
 
 @contextmanager
 def themed() -> Iterator[None]:
-    """Everything drawn and rendered within looks like stagewright; matplotlib's settings are put back after."""
+    """Context manager in which figures are drawn and rendered in stagewright's style; restores matplotlib's settings."""
     with matplotlib.rc_context(cast(Any, _rc())), warnings.catch_warnings():
-        # Class names may use scripts that no installed font has; the browser, which draws the SVG's text, may have them.
+        # No installed font may have the characters of class names; the browser draws the SVG's text and may have them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure of so many inches, on an Agg canvas."""
+    """Returns an empty figure with an Agg canvas; ``height`` and ``width`` are in inches."""
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
 
 def place(figure: Figure, *, left: float, right: float, top: float, bottom: float, **share: Any) -> Axes:
-    """Axes within margins given in inches."""
+    """Adds axes to ``figure`` with margins in inches and returns them."""
     width, height = figure.get_size_inches()
     box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     axes = figure.add_axes(box, facecolor="none", **share)
@@ -90,7 +91,7 @@ def place(figure: Figure, *, left: float, right: float, top: float, bottom: floa
 
 
 def title(figure: Figure, text: str, note: str = "") -> None:
-    """A bold title at the upper left, and a quiet note behind it."""
+    """Writes a bold title at the upper left, and next to it a smaller ``note`` in grey."""
     width, height = figure.get_size_inches()
     y = 1 - 0.08 / height
     bold = figure.text(0.1 / width, y, text, weight="bold", size=10.5, va="top")
@@ -101,17 +102,17 @@ def title(figure: Figure, text: str, note: str = "") -> None:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure. ``alt`` says in words what it shows."""
+    """A finished figure. ``alt`` describes it in words."""
 
     name: str
     alt: str
     png: bytes
     svg: str
-    """An ``<svg>`` element that takes its ink and paper from CSS variables --ink, --muted, --grid, --paper."""
+    """An ``<svg>`` element whose colours are the CSS variables --ink, --muted, --grid, --paper."""
 
 
 def render(name: str, alt: str, figure: Figure) -> Drawing:
-    """``figure`` as PNG bytes and as SVG; both are the same bytes whenever the data are the same."""
+    """Renders ``figure`` as PNG and SVG; equal data give equal bytes."""
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -124,7 +125,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*" width="[^"]*"', r"\1\2", svg, count=1
     )
-    # Identifiers are the document's, and one page holds many figures.
+    # Identifiers must be unique in a document, and one page contains many figures.
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\1{name}-", svg)
     for colour, variable in _VARIABLES.items():

@@ -11,7 +11,7 @@ from stagewright.storage.files import user_path, write_whole
 
 
 def write(run: str | Path) -> Path:
-    """Writes ``plots/*.png`` and ``report.html`` of ``run``; returns the page's path. CheckpointError if it is no run."""
+    """Writes ``plots/*.png`` and ``report.html`` of ``run`` and returns the page's path; CheckpointError if it is not a run."""
     run = user_path(run)
     record = read_run(run)
     drawings = write_plots(record, run / "plots")

@@ -273,11 +273,11 @@ def test_a_function_of_ones_own_gets_pictures_and_keys(own_module: types.ModuleT
     ("name", "given", "allowed", "remedy"),
     [
         ("no_such_module_here:f", "No module named 'no_such_module_here'", "module:function", "PYTHONPATH"),
-        ("own_pictures:nois", "has no 'nois'; did you mean 'noise'", "uint8", "mend the name"),
+        ("own_pictures:nois", "has no 'nois'; did you mean 'noise'", "uint8", "correct the name"),
         ("own_pictures:number", "is a int", "uint8", "name a function"),
-        ("own_pictures:floats", r"gave \(24, 3, 40, 40\) torch.float32 cpu", "torch.uint8", "dtype"),
-        ("own_pictures:half", r"gave \(2, 3, 40, 40\) torch.uint8 cpu", r"(24, 3, 40, 40)", "same number"),
-        ("own_pictures:text", "gave str", r"(24, 3, 40, 40)", "same number"),
+        ("own_pictures:floats", r"returned \(24, 3, 40, 40\) torch.float32 cpu", "torch.uint8", "dtype"),
+        ("own_pictures:half", r"returned \(2, 3, 40, 40\) torch.uint8 cpu", r"(24, 3, 40, 40)", "the number"),
+        ("own_pictures:text", "returned str", r"(24, 3, 40, 40)", "the number"),
     ],
 )
 def test_a_function_that_cannot_be_used_is_explained(

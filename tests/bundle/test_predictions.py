@@ -58,7 +58,7 @@ def test_globs(tree: Path) -> None:
     [
         ("photos/nothing.jpg", "'photos/nothing.jpg': there is no such file or folder"),
         ("photos/*.gif", "the glob 'photos/*.gif' matches nothing"),
-        ("empty", "the folder 'empty' holds no pictures"),
+        ("empty", "the folder 'empty' contains no pictures"),
     ],
 )
 def test_inputs_that_mean_nothing(tree: Path, given: str, message: str) -> None:

@@ -163,7 +163,7 @@ def test_too_little_is_refused_with_the_least_that_would_do() -> None:
     measured = costs(stage_cost(step_seconds=2.0))
     with pytest.raises(RecipeError) as caught:
         fit(plan, measured, Budget.parse("30s"))
-    assert "--budget 30s does not suffice for one epoch in all (20 steps)" in caught.value.given
+    assert "--budget 30s is not enough for one epoch in total (20 steps)" in caught.value.given
     named = caught.value.allowed.split()[1]
     assert fit(plan, measured, Budget.parse(named)).plan.total_steps >= 20
     with pytest.raises(RecipeError):
@@ -187,7 +187,7 @@ def test_evaluations_become_rare_where_they_would_eat_the_budget() -> None:
     assert 5 <= len(fitted.plan.eval_steps) <= 8
     assert fitted.plan.save_steps == fitted.plan.eval_steps
     assert fitted.predicted_seconds > 95  # what they gave up is trained
-    assert "and not one every 1ep" in fitted.sentence()
+    assert "instead of one every 1ep" in fitted.sentence()
 
 
 def test_very_long_runs_do_not_evaluate_thousands_of_times() -> None:
@@ -284,7 +284,7 @@ def test_a_run_within_a_budget(picture_folder: Path, tmp_path: Path, made_up: li
 def test_nothing_is_written_where_the_budget_is_too_small(
     picture_folder: Path, tmp_path: Path, made_up: list[Plan]
 ) -> None:
-    with pytest.raises(RecipeError, match="does not suffice for one epoch"):
+    with pytest.raises(RecipeError, match="is not enough for one epoch"):
         sw.train(
             picture_folder, "quick", overrides=SMALL, out=tmp_path / "run", execution=QUIET, say=lambda text: None,
             budget=Budget.parse("2s"),

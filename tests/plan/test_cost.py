@@ -109,9 +109,9 @@ def test_no_validation_pictures_no_evaluations() -> None:
             0.20,
             0.45,
             "loading",
-            "loading pictures is the bottleneck, at 200 images/s; computing alone could take 500",
+            "loading pictures is the bottleneck, at 200 images/s; computing alone would reach 500",
         ),
-        (0.50, None, None, "unknown", "too long to see its parts"),
+        (0.50, None, None, "unknown", "too long to measure loading"),
     ],
 )
 def test_what_sets_the_pace(step: float, compute: float | None, load: float | None, expected: str, words: str) -> None:

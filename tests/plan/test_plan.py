@@ -147,7 +147,7 @@ def test_digest_follows_what_decides_the_result_and_nothing_else() -> None:
 def test_altered_plan_is_refused() -> None:
     content: dict[str, Any] = resolve(recipe(epochs="10st"), INFO).to_json()
     content["stages"][0]["peak_lr"] = 9.0
-    with pytest.raises(RecipeError, match=r"digest.*\n.*as it was written.*\n.*restore plan.json"):
+    with pytest.raises(RecipeError, match=r"digest.*\n.*an unchanged plan.json.*\n.*restore plan.json"):
         Plan.from_json(content)
     with pytest.raises(RecipeError, match="format 99"):
         Plan.from_json({**content, "format": 99})
@@ -220,3 +220,9 @@ def test_a_plan_that_nobody_can_carry_out_or_write_down_is_refused_at_once(field
 def test_evaluations_more_often_than_every_step_come_after_every_step() -> None:
     short = resolve(recipes.from_dict({"epochs": "20st", "eval": {"every": "0.001ep"}}), INFO)
     assert short.eval_steps == tuple(range(1, 21))
+
+
+def test_a_stage_inherits_what_the_optimizer_does_on_entry() -> None:
+    stages = [{"epochs": "1ep"}, {"epochs": "1ep", "on_enter": "keep_optimizer"}]
+    plan = resolve(recipe(stages=stages, optimizer={"on_enter": "reset_optimizer"}), INFO)
+    assert [stage.on_enter for stage in plan.stages] == ["reset_optimizer", "keep_optimizer"]

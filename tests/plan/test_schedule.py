@@ -182,7 +182,7 @@ def test_what_cannot_be_meant_raises() -> None:
         swa(-1, 3)
     with pytest.raises(ValueError, match="pct_start is a share from 0 to 1"):
         one_cycle(0, 5, 1.5)
-    with pytest.raises(ValueError, match="one_cycle alone, not with cosine"):
+    with pytest.raises(ValueError, match="only with one_cycle, not with cosine"):
         Curve("cosine", 5).momentum(0, 0.8, 0.9)
 
 

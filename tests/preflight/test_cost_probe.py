@@ -97,15 +97,15 @@ def test_weights_that_diverge_while_they_are_measured(
     picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps are timed on one batch again and again, which says nothing of the run: what comes of it must not end the probe."""
-    alone = _Bench.alone
+    separate_times = _Bench.separate_times
 
     def spoilt(bench: _Bench, *given: Any) -> Any:
-        seconds = alone(bench, *given)
+        seconds = separate_times(bench, *given)
         with torch.no_grad():
             next(bench.session.state.model.parameters()).fill_(torch.nan)
         return seconds
 
-    monkeypatch.setattr(_Bench, "alone", spoilt)
+    monkeypatch.setattr(_Bench, "separate_times", spoilt)
     costs, _ = probed(picture_folder, tmp_path, average="ema")
     assert costs.stages[0].eval_image_seconds > 0 and costs.finish_seconds > 0
 

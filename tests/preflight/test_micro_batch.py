@@ -97,7 +97,7 @@ def test_the_largest_stage_is_tried_and_the_largest_that_trains_all() -> None:
 
 
 def test_a_notice_names_batch_norm_where_there_is_some() -> None:
-    assert "64 at a time, and the update is still that of all 256" in notice(64, 256, batch_norm=False)
+    assert "64 at a time, and each update still uses the gradient of all 256" in notice(64, 256, batch_norm=False)
     assert "statistics over 64" in notice(64, 256, batch_norm=True)
 
 

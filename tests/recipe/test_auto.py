@@ -30,7 +30,7 @@ from stagewright.plan.resolve import resolve
 from stagewright.preflight import survey
 from stagewright.preflight.survey import choose_recipe, find_weights
 from stagewright.recipe import auto, recipes
-from stagewright.recipe.auto import choose, differing, expected_seconds, preferred_models, wants_pretrained
+from stagewright.recipe.auto import changed_fields, choose, expected_seconds, preferred_models, wants_pretrained
 from stagewright.recipe.facts import Facts, UserChoices, Weights, why_not_flip
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request
@@ -86,10 +86,10 @@ CASES: dict[str, Facts] = {
     "one core and little memory": facts(cores=1, memory_gb=2.0, weights=GIVEN),
     "sites": facts(groups=40, weights=GIVEN),
     "a transformer with weights": facts(weights=replace(GIVEN, model="vit_b_16")),
-    "a transformer without": facts(asked=UserChoices(model="vit", options={"patch": 4}), **SMALL),
-    "a model asked for": facts(asked=UserChoices(model="resnet34")),
+    "a transformer without": facts(choices=UserChoices(model="vit", options={"patch": 4}), **SMALL),
+    "a model asked for": facts(choices=UserChoices(model="resnet34")),
     "everything asked for": facts(
-        asked=UserChoices("resnet18", "w.pth", {}, 100, 10), weights=replace(GIVEN, model="resnet18")
+        choices=UserChoices("resnet18", "w.pth", {}, 100, 10), weights=replace(GIVEN, model="resnet18")
     ),
 }
 
@@ -110,7 +110,7 @@ def test_every_choice_is_a_recipe_with_a_plan(case: str) -> None:
 def test_reasons_name_every_field_that_is_not_a_default(case: str) -> None:
     recipe, reasons = choose(CASES[case])
     named = {path for reason in reasons for path in reason.fields}
-    unexplained = [path for path in differing(recipe) if not named & {path, path.partition(".")[0]}]
+    unexplained = [path for path in changed_fields(recipe) if not named & {path, path.partition(".")[0]}]
     inside_stages = any(path.startswith("stages") for path in named)
     assert [path for path in unexplained if not (path == "stages" and inside_stages)] == []
     for path in ("model.name", "image_size", "batch_size", "epochs", "augment.flip"):
@@ -122,8 +122,8 @@ def test_reasons_name_every_field_that_is_not_a_default(case: str) -> None:
 
 def test_an_unexplained_field_would_be_seen() -> None:
     changed = choose(facts())[0].changed(sampling="balanced", model={"name": "vit"})
-    assert {"sampling", "model.name", "image_size"} <= set(differing(changed))
-    assert differing(Recipe()) == ()
+    assert {"sampling", "model.name", "image_size"} <= set(changed_fields(changed))
+    assert changed_fields(Recipe()) == ()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_mixing_is_for_long_runs_from_scratch_alone() -> None:
 
     assert mixed(facts(num_train=30_000, device="cuda")) and not mixed(CASES["cifar"])
     assert not mixed(CASES["photos with weights on cuda"]) and not mixed(CASES["photos"])
-    assert not mixed(facts(num_train=30_000, device="cuda", asked=UserChoices(epochs=5)))
+    assert not mixed(facts(num_train=30_000, device="cuda", choices=UserChoices(epochs=5)))
     digits = replace(CASES["digits"], num_train=30_000, device="cuda", weights=Weights(None, None, "none"))
     assert not mixed(digits)
 
@@ -218,9 +218,9 @@ def test_flips_where_a_mirrored_picture_means_the_same(source: str, classes: tup
 def test_whether_weights_are_wanted_at_all() -> None:
     assert wants_pretrained(facts()) and wants_pretrained(CASES["cifar"])
     assert not wants_pretrained(CASES["digits"])
-    assert wants_pretrained(replace(CASES["digits"], asked=UserChoices(model="resnet18")))
-    assert not wants_pretrained(facts(asked=UserChoices(weights="none")))
-    assert not wants_pretrained(facts(asked=UserChoices(options={"width": 4})))
+    assert wants_pretrained(replace(CASES["digits"], choices=UserChoices(model="resnet18")))
+    assert not wants_pretrained(facts(choices=UserChoices(weights="none")))
+    assert not wants_pretrained(facts(choices=UserChoices(options={"width": 4})))
 
 
 def test_expected_time_grows_with_work_and_is_not_made_up() -> None:
@@ -288,7 +288,7 @@ def test_weights_at_hand_come_before_the_network(hub: Path, monkeypatch: pytest.
     monkeypatch.setattr(survey, "answers", lambda address, seconds: True)
     assert find_weights(facts()).model == "mobilenet_v2"
     assert find_weights(facts(device="cuda")).model == preferred_models(facts(device="cuda"))[0]
-    assert find_weights(facts(asked=UserChoices(model="resnet34"))).model == "resnet34"
+    assert find_weights(facts(choices=UserChoices(model="resnet34"))).model == "resnet34"
 
 
 def test_nobody_is_asked_where_the_answer_does_not_matter(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +297,9 @@ def test_nobody_is_asked_where_the_answer_does_not_matter(hub: Path, monkeypatch
 
     monkeypatch.setattr(survey, "answers", never)
     assert find_weights(CASES["digits"]).value is None
-    assert find_weights(facts(asked=UserChoices(weights="none"))).value is None
-    assert find_weights(facts(asked=UserChoices(model="cifar_resnet18"))).value is None
-    given = find_weights(facts(asked=UserChoices(model="resnet18", weights="default")))
+    assert find_weights(facts(choices=UserChoices(weights="none"))).value is None
+    assert find_weights(facts(choices=UserChoices(model="cifar_resnet18"))).value is None
+    given = find_weights(facts(choices=UserChoices(model="resnet18", weights="default")))
     assert (given.value, given.model) == ("default", "resnet18")
 
 
@@ -324,16 +324,16 @@ def test_a_look_up_without_an_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     """The look-up of a name knows no time limit: it may hang where no time limit of a connection counts yet."""
     for name in ("STAGEWRIGHT_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    asked, enough = threading.Event(), threading.Event()
+    choices, enough = threading.Event(), threading.Event()
 
     def hang(request: object, timeout: float) -> None:
-        asked.set()
+        choices.set()
         enough.wait(10.0)
         raise OSError("no answer")
 
     monkeypatch.setattr(availability, "urlopen", hang)
     began = time.perf_counter()
-    assert not availability.answers("https://download.pytorch.org/weights.pth", 0.2) and asked.is_set()
+    assert not availability.answers("https://download.pytorch.org/weights.pth", 0.2) and choices.is_set()
     assert time.perf_counter() - began < 2.0
     enough.set()
 
@@ -370,7 +370,7 @@ def test_the_network_of_a_weights_file_is_told_from_its_tensors(tmp_path: Path) 
     torch.save(foreign, tmp_path / "resnet18.pth")  # the name may hint, the tensors decide
     assert availability.architecture_of(tmp_path / "resnet18.pth") is None
     assert availability.architecture_of(tmp_path / "absent.pth") is None
-    unknown = find_weights(facts(asked=UserChoices(weights=str(tmp_path / "resnet18.pth"))))
+    unknown = find_weights(facts(choices=UserChoices(weights=str(tmp_path / "resnet18.pth"))))
     assert unknown.model is None and "could not be told" in unknown.why
     assert choose(facts(weights=unknown))[0].model.name == "mobilenet_v2"
 
@@ -381,13 +381,18 @@ def test_the_network_of_a_weights_file_is_told_from_its_tensors(tmp_path: Path) 
 def test_what_is_given_is_chosen_around_and_has_the_last_word() -> None:
     given = ["model.name=resnet18", "optimizer.weight_decay=0.3", "image_size=96", "data.val=0.3", "seed=5"]
     waiting = RecipeRequest(overrides=tuple(given))
-    assert (waiting.choices.model, waiting.choices.image_size, waiting.early.data.val, waiting.early.seed) == (
+    assert (
+        waiting.choices.model,
+        waiting.choices.image_size,
+        waiting.preliminary.data.val,
+        waiting.preliminary.seed,
+    ) == (
         "resnet18",
         96,
         0.3,
         5,
     )
-    recipe, reasons = waiting.resolve(facts(asked=waiting.choices))
+    recipe, reasons = waiting.resolve(facts(choices=waiting.choices))
     assert (recipe.model.name, recipe.optimizer.weight_decay, recipe.image_size, recipe.seed) == (
         "resnet18",
         0.3,
@@ -398,7 +403,7 @@ def test_what_is_given_is_chosen_around_and_has_the_last_word() -> None:
     assert any("weight_decay" in text and text.startswith("As given") for text in texts)
     assert not any("Nesterov" in text for text in texts), "a reason for what was overridden would mislead"
     assert all(text in recipe.description for text in texts[1:])
-    assert as_request("auto", ["lr.peak=1"]) != as_request("auto") and as_request("quick").early == recipes.load(
+    assert as_request("auto", ["lr.peak=1"]) != as_request("auto") and as_request("quick").preliminary == recipes.load(
         "quick"
     )
     with pytest.raises(RecipeError, match=r"data.vall: unknown field"):
@@ -431,7 +436,7 @@ def test_plan_tells_the_reasons_and_recipes_explains(
     assert code == 0 and "- 16 px" in json.loads(out)["recipe"]["description"]
     assert typed(capsys, monkeypatch, "recipes", "show", "auto")[1] == auto.EXPLANATION
     assert any(line.startswith("auto ") for line in typed(capsys, monkeypatch, "recipes")[1].splitlines())
-    with pytest.raises(RecipeError, match=r"auto is chosen for given pictures[\s\S]*stagewright plan DATA"):
+    with pytest.raises(RecipeError, match=r"auto is chosen for a data set[\s\S]*stagewright plan DATA"):
         recipes.load("auto")
     assert "auto" not in recipes.shipped()
 

@@ -62,14 +62,14 @@ def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
         ("stages.0.augment.flop=1", r"stages\[0\].augment.flop: unknown field; did you mean 'flip'?", "crop, scale"),
         ("stages.9.epochs=3ep", "no stage '9'", "0 .. 1, head, all"),
         ("lr.peak=-1", "lr.peak: -1 is not allowed", "greater than 0"),
-        ("augment.scale=[1, 0.2]", r"scale must rise from low to high, not \[1.0, 0.2\]", ""),
+        ("augment.scale=[1, 0.2]", r"scale must be \[low, high\] .*, not \[1.0, 0.2\]", ""),
         ("image_size=big", "image_size: 'big' is not allowed", "valid integer"),
-        ("stages.0.epochs=30", r"30 is neither epochs nor steps; write 30ep or 30st", ""),
+        ("stages.0.epochs=30", r"30 has no unit; write 30ep for epochs or 30st for steps", ""),
         ("stages.0.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
         ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, last:N or a list of patterns", ""),
-        ("train=['fc', '!']", "'fc', '!'. holds an empty pattern", ""),
+        ("train=['fc', '!']", "'fc', '!'. contains an empty pattern", ""),
         ("lr.schedule=cosin", "lr.schedule: 'cosin' is not allowed", "'cosine'"),
-        ("model.weights.x=3", "model.weights is 'default', which has no fields of its own", ""),
+        ("model.weights.x=3", "model.weights is 'default', which has no fields", ""),
         ("seed", "--set 'seed'", "FIELD=VALUE"),
         ("epochs=0.5", "is a share of the run", ""),
     ],
@@ -92,10 +92,10 @@ def test_overrides_reach_stages_by_name_and_make_parts() -> None:
 def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'finetun'[\s\S]*did you mean 'finetune'"):
         recipes.load("finetun")
-    with pytest.raises(RecipeError, match="is no file"):
+    with pytest.raises(RecipeError, match="no such file"):
         recipes.load(str(tmp_path / "mine.yaml"))
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(RecipeError, match="holds a list"):
+    with pytest.raises(RecipeError, match="contains a list"):
         recipes.load(str(tmp_path / "list.yaml"))
     (tmp_path / "torn.yaml").write_text("a: [1\n")
     with pytest.raises(RecipeError, match="is not YAML"):

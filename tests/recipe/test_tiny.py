@@ -127,7 +127,7 @@ def test_what_would_keep_a_tiny_run_from_its_end_is_left_out() -> None:
     )
     small = tiny(whole)
     assert (small.model.weights, small.stop.patience, small.compile, small.precision) == (None, None, False, "auto")
-    assert "pretrained weights are left out" in describe(whole)
+    assert "pretrained weights are not used" in describe(whole)
     kept = recipe_with(model={"name": "resnet18", "weights": "mine.pth"})
     assert tiny(kept).model.weights == "mine.pth" and "weights" not in describe(kept)
 

@@ -98,7 +98,7 @@ def test_the_sentence_names_the_chosen_weights_and_the_candidates(run: Path) -> 
     chosen = json.loads((run / "summary.json").read_text())["chosen"]
     sentence = results.choice_sentence(read_run(run))
     assert f"after step {chosen['step']:,}" in sentence and results.WEIGHT_NAMES[chosen["weights"]] in sentence
-    assert "20 evaluations" in sentence and "validation top-1 decides" in sentence
+    assert "20 evaluations" in sentence and "highest validation top-1 are chosen" in sentence
 
 
 def test_restarts_and_groups_are_told(run: Path) -> None:
@@ -109,7 +109,7 @@ def test_restarts_and_groups_are_told(run: Path) -> None:
 
 def test_groups_on_both_sides_are_called_what_they_are(make_run: RunWriter, tmp_path: Path) -> None:
     text = Words(write(make_run(tmp_path / "leaky", shared_groups=True)).read_text()).text
-    assert "also stand in training: this accuracy says little about new groups" in text
+    assert "are also in training: this accuracy says little about new groups" in text
 
 
 def test_what_a_user_gave_is_escaped(run: Path) -> None:
@@ -171,7 +171,7 @@ def test_excluded_files_are_listed(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, with_excluded)
     (with_excluded / "excluded.csv").write_text("path,reason\ncat/a.jpg,truncated\n")
     text = Words(write(with_excluded).read_text()).text
-    assert "1 file left out at the scan" in text and "cat/a.jpg" in text and "truncated" in text
+    assert "1 file excluded when the data set was scanned" in text and "cat/a.jpg" in text and "truncated" in text
 
 
 def test_many_classes_are_shown_as_pairs(make_run: RunWriter, tmp_path: Path) -> None:
