@@ -1,4 +1,4 @@
-"""Losses of a batch, one number a sample: cross-entropy or a yes or no for each class, mixed labels, weights of classes.
+"""Losses per sample: cross-entropy or binary cross-entropy, with mixed labels and class weights.
 
 Labels stay class numbers and are never made soft: the loss of a mixed label is the mixture of both labels' losses, which is
 that of the mixed target. The loss of an update is ``sum(losses * weight) / number of valid samples``; class weights are 1 on

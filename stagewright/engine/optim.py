@@ -161,5 +161,5 @@ def set_hyper(optimizer: Optimizer, *, lr: float, momentum: float, weight_decay:
 
 
 def reset_state(optimizer: Optimizer) -> None:
-    """Forgets momentum and other running state, as at the first step."""
+    """Deletes momentum and all other per-parameter state, as before the first step."""
     optimizer.state.clear()
