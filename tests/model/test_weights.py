@@ -1,4 +1,4 @@
-"""Weights from files and runs: what is loaded, what is not, and that the report says exactly that."""
+"""Weights from files and runs: what is loaded, what is not, and that the report states exactly that."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_positions_are_resampled_for_another_image_size(tmp_path: Path) -> None:
     report = load_weights(large, tmp_path / "w.pth", 5)
     assert "pos_embed: positions resampled from 17 to 37 tokens (bicubic)" in report.notes
     ours, theirs = (model.get_parameter("pos_embed").detach() for model in (large, small))
-    assert torch.equal(ours[:, :1], theirs[:, :1]), "the class token's position is no place"
+    assert torch.equal(ours[:, :1], theirs[:, :1]), "the class token's position embedding is not resampled"
     assert float(ours[:, 1:].mean()) == pytest.approx(float(theirs[:, 1:].mean()), abs=2e-3)
     assert report.loaded_parameters == report.parameters
 
@@ -192,7 +192,9 @@ def test_order_is_not_trusted_where_shapes_differ(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="0 % of the model's tensors"):
         load_weights(network(), tmp_path / "w.pth", 5)
     save_file({f"x{at}": t.clone() for at, t in enumerate(network().state_dict().values())}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="0 % of the model's tensors"):  # safetensors sorts, so order means nothing
+    with pytest.raises(
+        ModelError, match="0 % of the model's tensors"
+    ):  # safetensors sorts by name, so the order has no meaning
         load_weights(network(), tmp_path / "w.safetensors", 5)
 
 
@@ -234,9 +236,9 @@ def damaged(path: Path, kind: str) -> Path:
     ("kind", "why"),
     [
         ("object", r"it holds Python objects \(torch.nn.modules.linear.Linear\)"),
-        ("no tensors", "no tensors by name in it, but entries epoch"),
-        ("truncated", "torch.save wrote no such file"),
-        ("foreign", "torch.save wrote no such file"),
+        ("no tensors", "it has no tensors by name, but entries epoch"),
+        ("truncated", "it is not a file of torch.save"),
+        ("foreign", "it is not a file of torch.save"),
     ],
 )
 def test_files_that_are_no_weights(kind: str, why: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models by name: every source of them, what their names mean, their options, and what is said where something is wrong."""
+"""Models by name: their libraries, how names are resolved, their options, and error messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_vit_takes_its_numbers_and_other_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"patch": 5}, "patches of 5 pixels do not tile"), ({"heads": 5, "width": 32}, "width of 32 cannot be shared")],
+    [({"patch": 5}, "patches of 5 pixels do not tile"), ({"heads": 5, "width": 32}, "width of 32 cannot be divided")],
 )
 def test_vit_numbers_that_do_not_fit_together(options: dict[str, int], message: str) -> None:
     with pytest.raises(ModelError, match=message):
@@ -112,7 +112,7 @@ def test_the_probe_leaves_batch_norm_alone() -> None:
 
 def test_names_and_libraries() -> None:
     assert str(find_model("resnet18")) == "torchvision:resnet18"
-    assert "timm:resnet18 takes the other" in find_model("resnet18").note
+    assert "timm:resnet18 selects the other" in find_model("resnet18").note
     assert find_model("timm:resnet18").library == "timm"
     assert find_model("convnext_atto").library == "timm"
     assert find_model("swin_t").library == "torchvision"
@@ -240,7 +240,7 @@ def test_no_pretrained_weights_at_all() -> None:
 
 
 def test_pretrained_of_torchvision_replaces_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The download is replaced by a network with random weights; all else is the real way."""
+    """The download is replaced by a network with random weights; everything else is real."""
     torch.manual_seed(1)
     theirs = create_model("torchvision:mobilenet_v3_small", 1000, image_size=64)
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_a, **_k: theirs.state_dict())
