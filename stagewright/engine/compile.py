@@ -39,14 +39,14 @@ class Compiled:
     """Callable that runs the compiled ``model``: images (B, 3, S, S) to logits (B, K)."""
 
     def __init__(self, model: nn.Module, plan: Plan, device: torch.device) -> None:
-        """Wraps ``model``; torch compiles each graph at its first call. RecipeError for CUDA graphs on a CPU."""
+        """Wraps ``model``; torch compiles each graph at its first call. RecipeError for CUDA graphs without a CUDA device."""
         self.model = model
         self.cuda_graphs = plan.recipe.compile == "cudagraphs"
         if self.cuda_graphs and device.type != "cuda":
             raise RecipeError(
                 f"compile: cudagraphs on {device}",
                 "cudagraphs on a CUDA device; true or false on any",
-                "--set compile=true, or --device cuda where there is one",
+                "use --set compile=true, or --device cuda if there is one",
             )
         raise_recompile_limit(len(known_graphs(plan)))
         mode = "reduce-overhead" if self.cuda_graphs else None

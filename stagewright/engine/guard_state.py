@@ -33,7 +33,7 @@ class GuardState:
     bad_image_search: tuple[int, int, int] | None = None
     """(update, at, culprit) of a pending search: once ``at`` updates are finished, the images of ``update`` are checked one by
     one. If each of them gives a finite loss, ``update`` is left out, and so is ``culprit``, the update before it that may have
-    spoilt the weights."""
+    corrupted the weights."""
     micro_batch_size: int | None = None
     """Micro-batch size after running out of memory; None: as planned."""
     pending: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Writes summary.json."""
+"""Writes summary.json, the result of a run for programs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ def write_summary(
     results: dict[str, Evaluation] | None = None,
     error: str | None = None,
 ) -> None:
-    """``summary.json``: what a program wants to know of the run, at its start and at every end."""
+    """Writes ``summary.json``; called at the start of each process of a run and at its end.
+
+    ``score`` and ``results`` (by split) are those of the final weights, once the run has finished; ``error`` is the error that
+    ended it.
+    """
     plan, state, run = session.plan, session.state, session.run
     results = results or {}
     session.clock.read("setup")  # charges the time up to now
     seconds = {f"{phase}_seconds": round(value, 3) for phase, value in state.seconds.items()}
     events = read_events(run.events)
-    # Those of steps that a lost process carried out and this run carried out again count no more.
+    # Without those of steps that were repeated after an interruption, which would count twice.
     named = [event for event in events if event["kind"] == "bad_image" and not event["superseded"]]
     bad = {row for event in named for row in event.get("rows", ())}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
@@ -79,7 +83,7 @@ def write_summary(
 
 
 def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Best validation top-1 that each kind of weights reached, over all evaluations that count."""
+    """Returns the best validation top-1 of each kind of weights, over all evaluations that are not superseded."""
     best: dict[str, float] = {}
     for event in events:
         if event["kind"] == "evaluated" and not event["superseded"]:
@@ -89,7 +93,7 @@ def _candidates(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _stage_peaks(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Highest use of memory in GiB by stage, over all processes of the run."""
+    """Returns the peak memory in GiB by stage, over all processes of the run."""
     peaks: dict[str, float] = {}
     for event in events:
         clock = event.get("clock", {})
