@@ -48,7 +48,7 @@ class EvaluationReport:
     result: Evaluation
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as plain data for JSON. Intervals are Wilson's at 95 %."""
+        """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""
         numbers = self.result.numbers()
         correct = self._correct()
         return {
@@ -98,9 +98,9 @@ class EvaluationReport:
 def evaluate_bundle(
     run: Path, data: str | None = None, *, split: str = "test", device: str = "auto", workers: int | None = None
 ) -> EvaluationReport:
-    """Scores the model of ``run`` (its directory or bundle) on ``split`` of its own pictures, or on all of ``data``.
+    """Evaluates the model of ``run`` (its directory or Bundle) on ``split`` of its own images, or on all of ``data``.
 
-    Classes go by name, in whatever order ``data`` has them; DataError for one the model does not know.
+    Classes of ``data`` are matched by name, in any order; DataError for a class that the model does not have.
     """
     bundle = load_bundle(run, device=str(choose_device(device)))
     manifest, images, rows, source = _pictures(user_path(run), data, split)
@@ -180,7 +180,7 @@ def _interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def _table(title: str, rows: list[tuple[str, int, float, tuple[float, float]]]) -> Table:
-    """At most 30 rows; of more, the worst."""
+    """Returns a table of at most 30 rows: if there are more, those with the lowest accuracy."""
     if len(rows) > _LISTED:
         rows, title = sorted(rows, key=lambda row: row[2])[:_LISTED], f"{title} (the {_LISTED} worst of {len(rows)})"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
