@@ -99,7 +99,7 @@ def _tags(library: Library, plain: str) -> list[str]:
 
 def _unknown(name: str, plain: str, tag: str, allowed: list[Library]) -> ModelError:
     counts = {library: len(model_names(library)) for library in allowed}
-    having = [library for library in allowed if plain in model_names(library)]
+    having: list[Library] = [library for library in allowed if plain in model_names(library)]
     tags = [f"{plain}.{known}" for library in having for known in _tags(library, plain)]
     if tag and having:
         return ModelError(

@@ -19,10 +19,10 @@ _PLAIN_SECONDS = 30.0
 
 
 class Console:
-    """Shows a run on the terminal; where output goes to a file, lasting lines and a progress line every half minute.
+    """Shows a run on the terminal; if the output is a file, without the live line but with a progress line every half minute.
 
-    ``stages`` are (name, first step, number of steps). Events whose clock says ``told`` were said already. ``quiet``
-    shows nothing. ``close`` leaves the terminal usable.
+    ``stages`` are (name, first step, number of steps). Events with ``told`` in their clock were shown before and are skipped.
+    ``quiet`` shows nothing. ``close`` restores the terminal.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ Event = dict[str, Any]
 
 
 def sentence(event: Event) -> str | None:
-    """What a person is told of ``event``; None where it goes without saying (progress, saves)."""
+    """Returns the sentence for ``event``, or None for kinds without one (progress, saves)."""
     say = _SENTENCES.get(event["kind"])
     return say(event) if say else None
 
@@ -70,7 +70,7 @@ def _finished(event: Event) -> str:
 
 
 def _memory(event: Event) -> str:
-    """What was in use at each of some moments: allocated on a device, resident of a process."""
+    """Memory in use at several points: allocated memory of a device, or resident memory of a process."""
     parts = [f"{read.get('allocated_gb', read.get('resident_gb', 0.0)):.2f} GB {when}" for when, read in _points(event)]
     peak = max(read["peak_gb"] for _, read in _points(event))
     return f"memory: {', '.join(parts)}; at most {peak:.2f} GB"

@@ -34,14 +34,14 @@ _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Someone who is told of events after the fact and can change nothing."""
+    """Receives the events of a run after they were written; cannot affect the run."""
 
     def see(self, event: Event) -> None:
-        """Takes one event, a copy of the observer's own. What it raises is logged once, and switches it off."""
+        """Receives one event, as a separate copy. If it raises, the error is logged and the observer is removed."""
         ...
 
     def close(self) -> None:
-        """The run is over, or this process is."""
+        """Called when the run or this process ends."""
         ...
 
 
@@ -109,7 +109,7 @@ class EventLog:
         self._already_written = self._live()
 
     def skip_repeats(self) -> None:
-        """From here on, what the log holds is not written twice: the run repeats steps of before a rollback's."""
+        """From now on, events that the log already contains are not written again: the run repeats steps after a rollback."""
         self._already_written = self._live()
 
     def _live(self) -> set[str]:
@@ -148,8 +148,8 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
     """Every event of the log in order, with its ``line`` (from 1) and whether it is ``superseded``: a later resume began
     before its step.
 
-    An unfinished last line, which the run may be writing just now, is left out; a damaged line is too, and ``damaged``
-    is told of it in a sentence. FileNotFoundError if there is no log.
+    Skips an unfinished last line, which the run may be writing at the moment, and damaged lines; for each of these, ``damaged``
+    is called with a sentence. FileNotFoundError if there is no log.
     """
     events: list[Event] = []
     *lines, _unfinished = read_own(path).split(b"\n")
@@ -169,7 +169,7 @@ def read_events(path: Path, damaged: Callable[[str], None] = _log.warning) -> li
 
 
 def _first_writing(event: Event, before: Sequence[Event]) -> int:
-    """Place of the same rollback's event, written by a process that was killed before it had saved; else behind all."""
+    """Returns the index of an earlier event of the same rollback, which a killed process wrote, or the number of events."""
     if event["kind"] != "rolled_back" or "number" not in event:
         return len(before)
     own = (event["number"], event["step"])
@@ -184,11 +184,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("rows", "paths", "reasons", "rejected"), (list,)),
     **dict.fromkeys(("clock", "results"), (dict,)),
 }
-"""Types of fields that whoever reads the log relies on."""
+"""Types of the fields that readers of the log depend on."""
 
 
 def _checked(event: Any) -> Event:
-    """``event`` with a kind, a step and a clock; ValueError or KeyError where one is amiss, or a field has another type."""
+    """Returns ``event`` with a clock; ValueError or KeyError if kind or step is missing or a field has a wrong type."""
     event = {"clock": {}, **event}
     if not isinstance(event["kind"], str) or type(event["step"]) is not int:
         raise ValueError("kind or step is amiss")
@@ -201,7 +201,7 @@ def _checked(event: Any) -> Event:
 
 
 def live_events(path: Path) -> list[Event]:
-    """The events that count, in order: those of :func:`read_events` that no resume superseded, as they were written."""
+    """Returns the valid events in order: those of :func:`read_events` that are not superseded, as they were written."""
     return [
         {key: value for key, value in event.items() if key not in ("line", "superseded")}
         for event in read_events(path)
@@ -210,9 +210,9 @@ def live_events(path: Path) -> list[Event]:
 
 
 def comparable(events: Iterable[Event]) -> list[Event]:
-    """What two runs of one plan have in common: ``events`` without the session kinds, and without ``clock``.
+    """Returns ``events`` without session kinds and without ``clock``: what two runs of the same plan have in common.
 
-    ``bad_image`` is among it: a picture that breaks does so at a step, and again in a resumed run.
+    ``bad_image`` is included: an image that cannot be read fails at the same step again in a resumed run.
     """
     return [_bare(event) for event in events if event["kind"] not in SESSION_KINDS]
 

@@ -133,7 +133,7 @@ def test_patterns_that_take_away(models: dict[str, nn.Module], train: tuple[str,
     ("train", "given", "allowed"),
     [
         (("!layre2.*",), "'!layre2.*' matches no parameter; did you mean '!layer2.*'?", "from conv1.weight to fc.bias"),
-        (("fc", "!fc.weight", "!fc.bias"), "['fc', '!fc.weight', '!fc.bias'] leave no parameter", "takes away"),
+        (("fc", "!fc.weight", "!fc.bias"), "['fc', '!fc.weight', '!fc.bias'] leave no parameter", "excludes"),
         (("layre4.*",), "'layre4.*' matches no parameter; did you mean 'layer4.*'?", "from conv1.weight to fc.bias"),
         ("last:6", "more blocks than the model has", "last:1 to last:5; its blocks are conv1, layer1"),
         ("last:0", "'last:0' means nothing", "last:N"),

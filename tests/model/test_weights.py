@@ -120,7 +120,7 @@ def test_head_rows_go_by_class_name(tmp_path: Path) -> None:
         assert torch.equal(ours[1], random[1])
         assert torch.equal(ours[2], theirs[0])
     lines = report.lines()
-    assert "head rows were taken over by class name for 2 of 3 classes" in lines
+    assert "head rows were copied by class name for 2 of 3 classes" in lines
     assert "classes new to the source, whose head rows start random: emu" in lines
     assert "classes of the source that are not used: bee, cat" in lines
     assert report.parameters - report.loaded_parameters == 8 + 1, "one row of the weight and one bias are random"
@@ -137,7 +137,7 @@ def test_a_bundle_a_run_and_its_weights_file_are_the_same_source(tmp_path: Path)
     run = as_run(tmp_path / "run", network(3, seed=1), ["ant", "bee", "cat"])
     for source in (run, run / "model", run / "model" / "weights.safetensors"):
         report = load_weights(network(3), source, 3, classes=("ant", "bee", "cat"))
-        assert "the head was loaded whole: the source has the same classes in the same order" in report.notes
+        assert "the head was loaded completely: the source has the same classes in the same order" in report.notes
 
 
 def test_no_class_in_common(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_models_of_a_fixed_size_are_built_for_it_and_say_so() -> None:
     check_image_sizes(model.train(), [64], 3)
     assert model.training, "the probe restores the mode"
     with pytest.raises(
-        ModelError, match=r"VisionTransformer does not take pictures of 96 x 96 pixels: Wrong image height"
+        ModelError, match=r"VisionTransformer does not accept pictures of 96 x 96 pixels: Wrong image height"
     ):
         check_image_sizes(model, [64, 96], 3)
     with pytest.raises(ModelError, match=r"yields \(1, 3\) instead of \(1, 4\)"):
