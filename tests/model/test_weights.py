@@ -151,7 +151,7 @@ def test_no_class_in_common(tmp_path: Path) -> None:
 def test_a_head_without_names_is_loaded_with_a_warning(tmp_path: Path) -> None:
     torch.save(network(3, seed=1).state_dict(), tmp_path / "w.pth")
     report = load_weights(network(3), tmp_path / "w.pth", 3, classes=("ant", "bee", "cat"))
-    assert any("without names to compare" in note for note in report.notes)
+    assert any("without class names to compare" in note for note in report.notes)
 
 
 def test_positions_are_resampled_for_another_image_size(tmp_path: Path) -> None:

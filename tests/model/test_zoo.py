@@ -178,7 +178,7 @@ def test_drop_path_where_there_is_none(name: str) -> None:
         ("resnet18", {"num_classes": 4}, "num_classes cannot be set", "the network itself"),
         ("googlenet", {"aux_logits": True}, "aux_logits cannot be set", "the network itself"),
         ("swin_t", {"drop_path_mode": "square"}, "drop_path_mode is 'square'", "linear, constant"),
-        ("timm:convnext_atto", {"drop_path_mode": "constant"}, "linearly only", "torchvision"),
+        ("timm:convnext_atto", {"drop_path_mode": "constant"}, "only scales drop-path linearly", "torchvision"),
     ],
 )
 def test_bad_options_list_what_the_constructor_takes(
