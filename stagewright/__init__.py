@@ -5,8 +5,8 @@ run = sw.train("photos/", recipe="finetune")
 run.model.predict("x.jpg")
 """
 
-# No import here that is not there already when Python starts: under ``python -m stagewright`` the current folder still
-# stands first on the path, and files in it must not be run.
+# This module must only import modules that Python has already loaded: under ``python -m stagewright`` the current folder is
+# still first on sys.path, and files in it must not be imported.
 from importlib import import_module
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Public names, imported on first use: the command line must answer ``--help`` without torch."""
+    """Imports public names on first use, because the command line must show ``--help`` without importing torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'stagewright' has no attribute {name!r}")
     return getattr(import_module(f"stagewright.{_HOMES[name]}"), name)

@@ -1,7 +1,8 @@
-"""``python -m stagewright``: the command line, with the current folder off the path before anything else is imported.
+"""``python -m stagewright``: removes the current folder from ``sys.path``, then runs the command line.
 
-``-m`` puts that folder first, where a ``json.py`` beside someone's pictures would be run in place of the real one. What
-stands above this line, here and in the package's ``__init__``, imports nothing that could lie there.
+``-m`` puts the current folder first, so a file ``json.py`` next to someone's images would be imported instead of the standard
+library's. Until the folder is removed, this module and the package's ``__init__`` only import modules that Python has already
+loaded.
 """
 
 import os
@@ -9,7 +10,7 @@ import sys
 
 
 def leave_current_folder() -> None:
-    """Takes off the path what ``-m`` has put first on it."""
+    """Removes the entry that ``-m`` has put first on ``sys.path``."""
     if sys.flags.safe_path or not sys.path:
         return
     try:

@@ -121,12 +121,11 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
 ) -> EvaluationReport:
-    """Scores a trained model on images with known classes: on all of ``data``, or on ``split`` of its run's own images.
+    """Evaluates a trained model on images with known classes: on all of ``data``, or on ``split`` of its run's own images.
 
-    ``model`` is a run, the directory of one or of a bundle, or a bundle that is loaded already, which stays on its device.
-    ``data`` is any DATA form; without it ``model`` must be a run. Classes go by name, in whatever order ``data`` has them.
-    DataError for a class that the model does not know and for a split without images, CheckpointError where there is neither
-    a run nor ``data``.
+    ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device. ``data`` is any form of
+    DATA; without it ``model`` must be a run. Classes of ``data`` are matched by name, in any order. DataError for a class that
+    the model does not have and for a split without images, CheckpointError if there is neither a run nor ``data``.
     """
     if isinstance(model, Bundle):
         bundle, place = model, model.folder

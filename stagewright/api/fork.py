@@ -1,4 +1,4 @@
-"""A run that begins with the weights of another, and what a run that has begun cannot change."""
+"""Forks: new runs that start with the weights of another run; and recipe fields that a started run cannot change."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import write_whole
 
 _FREE = frozenset({"checkpoints.every", "checkpoints.keep", "data.max_unreadable"})
-"""What may change in a run that has begun, without effect on what comes out."""
+"""Fields that may change in a started run, because they have no effect on its result."""
 
 
 def write_excluded(run: RunDir, dataset: Dataset) -> None:
-    """Lists the files that the scan left out, with reasons, in ``excluded.csv`` (only where there are any)."""
+    """Writes the files that are excluded from the data set, with reasons, to ``excluded.csv``, if there are any."""
     if not dataset.excluded:
         return
     text = io.StringIO(newline="")
@@ -37,7 +37,7 @@ def write_excluded(run: RunDir, dataset: Dataset) -> None:
 
 @contextlib.contextmanager
 def new_directory(plan: Plan, out: Path | None, old: RunDir | None, say: Say) -> Iterator[RunDir]:
-    """A new run's directory, held: ``out``, or a numbered one; next to ``old`` where the plan forks from that run."""
+    """Creates and locks a new run directory: ``out``, or a numbered one, next to ``old`` if the plan forks from that run."""
     if out is None:
         claim = claimed_next(Path("runs"), plan.recipe.name)
     elif old is None:
@@ -47,12 +47,12 @@ def new_directory(plan: Plan, out: Path | None, old: RunDir | None, say: Say) ->
     with claim as run:
         if old is not None:
             what = ", ".join(changed_fields(old.read_plan(), plan))
-            say(f"The plan of {out} is another ({what}): this one forks to {run.root}.")
+            say(f"The plan of {out} is different ({what}): this run forks to {run.root}.")
         yield run
 
 
 def refuse_without_effect(old: Recipe, new: Recipe) -> None:
-    """RecipeError for overrides that a resume would take and not follow: the split, the name and texts are settled."""
+    """Raises RecipeError for overrides that cannot take effect in a started run: data, name and description."""
     fixed = [
         path
         for path in _differing(old.to_dict(), new.to_dict(), "")
@@ -61,14 +61,14 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
     fixed = [path for path in fixed if path not in _FREE]
     if fixed:
         raise RecipeError(
-            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their parts and its name are settled",
-            f"fields that take effect, which fork the run; and {', '.join(sorted(_FREE))}, which change nothing that comes out",
-            "stagewright train DATA begins a new run with them (--weights RUN starts from this run's model)",
+            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their split and its name are fixed",
+            f"fields that take effect, which fork the run; and {', '.join(sorted(_FREE))}, which do not change the result",
+            "stagewright train DATA starts a new run with them (--weights RUN starts from this run's model)",
         )
 
 
 def changed_fields(old: Plan, new: Plan) -> list[str]:
-    """Paths of the recipe fields in which two plans differ, or what else does (data set, precision)."""
+    """Returns in what two plans differ: paths of recipe fields, data set, precision, or the version that resolved them."""
     differing = list(_differing(old.recipe.to_dict(), new.recipe.to_dict(), ""))
     if old.dataset.digest != new.dataset.digest:
         differing.append("the data set")
@@ -78,6 +78,7 @@ def changed_fields(old: Plan, new: Plan) -> list[str]:
 
 
 def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
+    """Returns the paths, below ``path``, at which two nested structures differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         found: list[str] = []
         for key in {**old, **new}:
@@ -89,14 +90,14 @@ def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
 
 
 def forked_plan(old: RunDir, plan: Plan, changed: Plan) -> Plan:
-    """The changed plan, which begins with the old run's newest weights unless it names others."""
+    """Returns the changed plan, starting from the old run's newest weights unless the recipe now names others."""
     recipe = changed.recipe
     if recipe.model.weights == plan.recipe.model.weights:
         newest, _ = checkpoint.newest(old.checkpoints, plan.digest)
         if newest is None:
             raise CheckpointError(
                 f"{old.root} has no valid checkpoint to fork from",
-                "a run that saved one",
+                "a run with a valid checkpoint",
                 "train again with the changed recipe, or give --set model.weights=FILE",
             )
         source = old.checkpoints / checkpoint.name_of(newest.step) / checkpoint.STATE

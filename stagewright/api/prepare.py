@@ -1,4 +1,4 @@
-"""From data and a request for a recipe to a data set and a plan."""
+"""Prepares a run: reads the data set, chooses the recipe and resolves the plan."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def prepare(
     earlier: Plan | None = None,
     artifacts: RunArtifacts | None = None,
 ) -> tuple[Dataset, Plan]:
-    """Reads the data set, measures what the recipe leaves to that, and resolves the plan; nothing is written.
+    """Reads the data set, measures the recipe's ``auto`` fields, and resolves the plan; writes nothing.
 
-    ``tiny`` as for :func:`train`; what the plan ``earlier`` has chosen and measured is not asked again; ``artifacts`` as for
-    :func:`stagewright.preflight.auto_fields.measure`.
+    ``tiny`` as for :func:`stagewright.api.train.train`; ``artifacts`` as for
+    :func:`stagewright.preflight.auto_fields.measure`. Choices and measurements of the plan ``earlier`` are reused.
     """
     dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier)
     measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
@@ -66,7 +66,7 @@ def make_plan(
 
 
 def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Costs:
-    """What ``plan`` takes on this machine (:func:`stagewright.preflight.cost_probe.probe`), before a run of it is begun."""
+    """Measures the costs of ``plan`` on this machine (:func:`stagewright.preflight.cost_probe.probe`)."""
     say(f"Measuring this machine for about {execution.probe_seconds:g} s.")
     startup_seconds = time.monotonic() - process_start_time()
     return probe(
@@ -83,8 +83,10 @@ def gather(
     tiny: bool = False,
     earlier: Plan | None = None,
 ) -> tuple[Dataset, Recipe]:
-    """Reads the data set, chooses the recipe where that is asked for, and says what was found. Arguments as for
-    :func:`prepare`."""
+    """Reads the data set, chooses the recipe if it is ``auto``, and tells the user what was found.
+
+    Arguments as for :func:`prepare`.
+    """
     with ScanProgress(quiet=execution.quiet) as progress:
         dataset = load_dataset(
             str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress

@@ -1,7 +1,8 @@
-"""The fire drill: a shortened run of the user's own recipe and data, killed for real and resumed, compared bit for bit.
+"""The resume check: a shortened run of the user's recipe and data is killed and resumed, and compared with an uninterrupted
+run bit for bit.
 
-Each process is killed by SIGKILL, the signal no program can answer: after a given update, in the middle of an
-evaluation, or right after entering a stage. What is compared are the final state, the events and the written numbers.
+Each process is killed by SIGKILL, which a program cannot handle: after a given update, in the middle of an evaluation, or right
+after the first update of a stage. Compared are the final states, the events, steps.csv, metrics.csv and the final models.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ from stagewright.training.session import Session
 
 Say = Callable[[str], None]
 
-_TRAIN_PICTURES, _VAL_PICTURES = 512, 128
+_TRAIN_IMAGES, _VAL_IMAGES = 512, 128
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process is killed."""
+    """The moment at which a process is killed."""
 
     step: int
-    """After this many finished updates."""
+    """Number of finished updates."""
     evaluating: bool = False
-    """In the evaluation after that step, once some pictures are done, instead of right after the update."""
+    """Whether it is killed in the evaluation after that step, after its first batch, instead of right after the update."""
 
     def __str__(self) -> str:
         return f"in the evaluation after step {self.step}" if self.evaluating else f"after step {self.step}"
 
     def arm(self, session: Session) -> AfterUpdate:
-        """What kills the process of ``session`` right after the update."""
+        """Returns a function for the training loop that kills the process right after the update."""
 
         def die(stage: StagePlan, batch: Batch) -> None:
             if session.state.step == self.step:
@@ -68,7 +69,7 @@ class Kill:
 
 
 class _KillAtStep:
-    """Kills its own process at the first progress of the evaluation after ``step``."""
+    """Observer that kills its own process at the first progress event of the evaluation after ``step``."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -90,22 +91,26 @@ def check(
     workers: int | None = None,
     say: Say = print,
 ) -> bool:
-    """Rehearses ``recipe`` on ``data`` in about ``steps`` updates with ``kills`` random kills and, beside them, one in an
-    evaluation and one at each stage's first step; says what was done and found. True where every bit came out equal.
+    """Runs ``recipe`` on a part of ``data`` in about ``steps`` updates, with kills; returns whether every bit is equal.
+
+    It is killed ``kills`` times at random steps, after the first update of each stage, and once in an evaluation. ``say`` is
+    called with the progress and the differences found.
     """
     execution = Execution(device=device, workers=workers, pages=False, quiet=True, save_minutes=1e9)
     dataset, asked = prepare(data, as_request(recipe), execution, say)
     if isinstance(dataset.images, ArrayImages) and not dataset.manifest.source.startswith("torchvision:"):
-        raise DataError("pictures in memory alone", "a DATA form that a new process can open", "write them to a folder")
+        raise DataError(
+            "the pictures are only in memory", "DATA that another process can open", "write them to a folder"
+        )
     with tempfile.TemporaryDirectory(prefix="stagewright-check-") as folder:
-        manifest = sample_manifest(dataset.manifest, train=_TRAIN_PICTURES, val=_VAL_PICTURES, test=_VAL_PICTURES)
+        manifest = sample_manifest(dataset.manifest, train=_TRAIN_IMAGES, val=_VAL_IMAGES, test=_VAL_IMAGES)
         short = shortened(asked.recipe, steps)
         plan = resolve(short, manifest.info(), precision=asked.precision, measured=asked.measured)
         unbroken, broken = (_start(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
         say(f"Rehearsal: {plan.total_steps} steps in {len(plan.stages)} stages on {len(manifest)} of the pictures.")
-        say("Unbroken run ...")
+        say("Uninterrupted run ...")
         run_in_process(unbroken.root, execution, None)
-        for moment in moments(plan, kills):
+        for moment in kill_moments(plan, kills):
             run_in_process(broken.root, execution, moment)
             say(f"Killed {moment}, resumed.")
         run_in_process(broken.root, execution, None)
@@ -113,14 +118,14 @@ def check(
     for line in found:
         say(f"DIFFERENT: {line}")
     if not found:
-        say("Equal to the bit: weights, optimizer, averages, events, steps.csv, metrics.csv and the finished model.")
+        say("Equal bit for bit: weights, optimizer, averages, events, steps.csv, metrics.csv and the final model.")
     return not found
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with ``steps`` updates in all, shared evenly by its stages, evaluating and saving twice a stage or so.
+    """Returns the recipe with ``steps`` updates in total, divided evenly among its stages, with short intervals.
 
-    Saves fall on other steps than evaluations, and a kill mostly on neither.
+    Each stage evaluates about twice and saves about three times, mostly at other steps than the evaluations and kills.
     """
     each = max(2, steps // len(recipe.stages))
     stages = [{**stage.model_dump(exclude_unset=True), "epochs": f"{each}st"} for stage in recipe.stages]
@@ -129,8 +134,8 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
     return recipe.changed(stages=tuple(stages), eval=evaluation, checkpoints=saves)
 
 
-def moments(plan: Plan, kills: int) -> list[Kill]:
-    """Moments in rising order: random steps, every stage's first step, and one evaluation in the middle."""
+def kill_moments(plan: Plan, kills: int) -> list[Kill]:
+    """Returns the moments to kill at, ascending: ``kills`` random steps, each stage's first step, and a middle evaluation."""
     draws = uniform(key(plan.recipe.seed, Stream.FAULT), kills)
     steps = {1 + int(draw * plan.total_steps) for draw in draws} | {stage.first_step + 1 for stage in plan.stages}
     chosen = [Kill(step) for step in sorted(steps)]
@@ -140,7 +145,7 @@ def moments(plan: Plan, kills: int) -> list[Kill]:
 
 
 def differences(one: RunDir, other: RunDir) -> list[str]:
-    """In what two runs of one plan differ, apart from times; empty where every bit is equal."""
+    """Returns in what two runs of the same plan differ, apart from times, one sentence each; [] if every bit is equal."""
     found = _unequal(_final(one), _final(other), "state")
     for name in ("steps", "metrics"):
         if getattr(one, name).read_bytes() != getattr(other, name).read_bytes():
@@ -149,14 +154,14 @@ def differences(one: RunDir, other: RunDir) -> list[str]:
         found.append("events.jsonl differs beyond times and restarts")
     weights = [(run.bundle / "weights.safetensors").read_bytes() for run in (one, other)]
     if weights[0] != weights[1]:
-        found.append("the finished model's weights differ")
+        found.append("the final model's weights differ")
     return found
 
 
 def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None:
-    """Carries out or goes on with ``run`` in a process of its own, killed at ``moment``.
+    """Resumes ``run`` in a new process, which is killed at ``moment``, or runs to its end if that is None.
 
-    RuntimeError where the process ended in another way than it should.
+    RuntimeError if the process ended in another way.
     """
     process = start_process(run, execution, moment)
     process.join()
@@ -166,19 +171,19 @@ def run_in_process(run: Path, execution: Execution, moment: Kill | None) -> None
 
 
 def start_process(run: Path, execution: Execution, moment: Kill | None) -> ForkServerProcess:
-    """Starts a process that goes on with ``run`` and is killed at ``moment``, if there is one."""
+    """Starts a process that resumes ``run`` and is killed at ``moment``, unless that is None."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # the next process has torch imported already
-    process = context.Process(target=_go_on, args=(run, execution, moment))
+    context.set_forkserver_preload([__name__])  # so that later processes start with torch imported
+    process = context.Process(target=_resume, args=(run, execution, moment))
     with safe_path_for_children():
         process.start()
     return process
 
 
-def _go_on(run: Path, execution: Execution, moment: Kill | None) -> None:
-    watching = [_KillAtStep(moment.step)] if moment and moment.evaluating else []
+def _resume(run: Path, execution: Execution, moment: Kill | None) -> None:
+    observers = [_KillAtStep(moment.step)] if moment and moment.evaluating else []
     arm = moment.arm if moment and not moment.evaluating else None
-    resume(run, execution=execution, observers=watching, say=lambda text: None, arm=arm)
+    resume(run, execution=execution, observers=observers, say=lambda text: None, arm=arm)
 
 
 def _die() -> None:
@@ -197,7 +202,7 @@ def _final(run: RunDir) -> dict[str, Any]:
 
 
 def _unequal(one: Any, other: Any, path: str) -> list[str]:
-    """Paths at which two nested states differ, bit for bit."""
+    """Returns the paths at which two nested states are not equal bit for bit."""
     if isinstance(one, torch.Tensor):
         same = isinstance(other, torch.Tensor) and one.dtype == other.dtype and one.shape == other.shape
         return [] if same and _bytes(one) == _bytes(other) else [f"{path} differs"]

@@ -1,4 +1,4 @@
-"""A run in its directory, as train and resume hand it back."""
+"""The result of train and resume: a handle to a run directory."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its directory, as it was left."""
+    """A finished or stopped run, read from its directory ``path``."""
 
     path: Path
 
     @property
     def summary(self) -> Summary:
-        """``summary.json``: status, accuracies in percent, seconds, which weights were chosen. Empty before the run begins."""
+        """Content of ``summary.json``: status, accuracies in percent, seconds, selected weights. Empty before the run begins."""
         return read_summary(RunDir(self.path))
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end, and there is a model."""
+        """Whether the run has finished, so that it has a trained model."""
         return self.summary.get("status") == "finished"
 
     @cached_property
     def model(self) -> Bundle:
-        """The trained model, ready to predict; BundleError while the run has not finished."""
+        """The trained model, ready to predict; BundleError if the run has not finished."""
         return load_bundle(self.path)

@@ -1,4 +1,4 @@
-"""Training from the outside: set-up, the loop, the finish. What the command line and ``import stagewright`` call."""
+"""The public functions ``train`` and ``resume``, for Python and the command line: set-up, training loop, finish."""
 
 from __future__ import annotations
 
@@ -68,13 +68,16 @@ def train(
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
-    ``data`` is any DATA form, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The run goes to ``out``,
-    or to ``runs/RECIPE-N``. An ``out`` that holds a run is an error, unless ``resume``: then the same plan goes on there, and a
-    changed plan forks into a new directory beside it. ``tiny`` rehearses: every stage in a few steps, on a few pictures
-    (:mod:`stagewright.recipe.tiny`). ``observers`` are notified in addition to the console, the log and the pages. ``budget``
-    chooses the length (:mod:`stagewright.plan.budget`). ``model``, ``loss`` and ``optimizer`` are names in place of the
-    recipe's, or functions at the top of a module, whose ``python:module:function`` the recipe then holds (docs/extend.md).
-    Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
+    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
+    run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
+    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
+    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget`` chooses the length
+    (:mod:`stagewright.plan.budget`). ``observers`` are notified in addition to the console, the log and the report pages. ``say``
+    is called with messages for the user, ``command`` is recorded in env.json. ``model``, ``loss`` and ``optimizer`` replace the
+    recipe's: a name, or a function at the top level of a module, which the recipe then names as ``python:module:function``
+    (docs/extend.md).
+
+    Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
@@ -98,7 +101,7 @@ def train(
         if old is not None and earlier is not None and earlier.digest == plan.digest:
             run = old
             if _is_finished(run, say):
-                say(f"{run.root} is finished; nothing is left to do.")
+                say(f"{run.root} is finished; there is nothing left to do.")
                 return Run(run.root)
         else:
             run = holding.enter_context(new_directory(plan, out, old, say))
@@ -132,14 +135,16 @@ def resume(
     command: Sequence[str] | None = None,
     arm: Callable[[Session], AfterUpdate | None] | None = None,
 ) -> Run:
-    """Goes on with a run from its newest valid checkpoint; a finished run is left as it is.
+    """Resumes a run from its newest valid checkpoint; a finished run is not changed.
 
-    ``overrides`` that change the plan fork: a new run in the same folder begins with this one's newest weights, and names it
-    as its parent; RecipeError for those that a run which has begun cannot follow. ``from_start`` keeps all that the run has
-    recorded under another name and begins at step 0. ``data`` says where the pictures are now, if they moved. Pictures whose
-    files changed are hashed again, with ``verify`` all of them, and a run whose pictures are others is refused.
-    ``arm`` is given the session before the loop begins, and may return what the loop calls after each update; the
-    resume check kills there. Raises StagewrightError for all that a caller can mend, Stopped during the set-up.
+    ``overrides`` that change the plan fork the run: a new run in the same folder starts from this run's newest weights, and
+    names it as its parent. Fields that a started run cannot change raise RecipeError. ``from_start`` moves the old record to a
+    subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have changed
+    are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm`` is called
+    with the session before the loop, and may return a function that the loop calls after each update (the resume check uses it
+    to kill the process). ``say`` is called with messages for the user, ``command`` is recorded in the env.json of a fork.
+
+    Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
@@ -147,26 +152,26 @@ def resume(
         plan = old.read_plan()
         manifest = _own_manifest(old, plan)
         execution = execution or Execution()
-        changed = plan  # as it was written: this version of stagewright might resolve the recipe in another way
+        changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:
             recipe = recipes.override(plan.recipe, overrides)
             refuse_without_effect(plan.recipe, recipe)
             changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
         if changed.digest == plan.digest:
-            plan = changed  # at most how often is saved, which changes nothing that comes out
+            plan = changed  # only fields that do not change the result, such as the interval of checkpoints
         else:
             plan = forked_plan(old, plan, changed)
             target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             env["functions"] = code_digests(plan.recipe)
             target.write_start(plan, manifest, env)
-            say(f"A changed plan does not resume: forked {old.root} to {target.root}, from its newest weights.")
+            say(f"A changed plan cannot resume: forked {old.root} to {target.root}, from its newest weights.")
             if asks_for_lr(plan.recipe):
                 say(inherited_lr_notice(plan.measured, old.root))
         if from_start and (kept := set_record_aside(target)) is not None:
-            say(f"What {target.root} had recorded is kept in {kept}; it begins at step 0.")
+            say(f"The old record of {target.root} is now in {kept}; the run starts at step 0.")
         if _is_finished(target, say):
-            say(f"{target.root} is finished; nothing is left to do.")
+            say(f"{target.root} is finished; there is nothing left to do.")
             return Run(target.root)
         notes = changed_code(plan.recipe, target.read_env())
         if data is not None:
@@ -182,11 +187,11 @@ def resume(
 
 
 def _own_manifest(run: RunDir, plan: Plan) -> Manifest:
-    """The manifest of ``run``; CheckpointError where it is another run's."""
+    """Returns the manifest of ``run``; CheckpointError if it does not belong to the plan."""
     manifest = Manifest.read(run.manifest)
     if manifest.digest != plan.dataset.digest:
         raise CheckpointError(
-            f"{run.manifest} is not the one that the plan was made for (digest {manifest.digest[:12]}, planned "
+            f"{run.manifest} is not the manifest of the run's plan (its digest is {manifest.digest[:12]}, the plan's "
             f"{plan.dataset.digest[:12]})",
             "the manifest.parquet that the run wrote",
             "restore it from a copy",
@@ -195,7 +200,7 @@ def _own_manifest(run: RunDir, plan: Plan) -> Manifest:
 
 
 def _is_finished(run: RunDir, say: Say) -> bool:
-    """Whether nothing is left to do; a summary that is damaged says nothing, and is written again."""
+    """Returns whether the run has finished; if its summary is damaged, False, so that it is written again."""
     try:
         return read_summary(run).get("status") == "finished"
     except CheckpointError:
@@ -204,7 +209,7 @@ def _is_finished(run: RunDir, say: Say) -> bool:
 
 
 def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] | None = None) -> Run:
-    """Set-up, loop and finish in one directory, which is held; every way out leaves its mark in summary.json."""
+    """Carries out set-up, loop and finish in a locked run directory; summary.json states how it ended."""
     own = default_observers(inputs.run, inputs.plan, inputs.execution)
     inputs = replace(inputs, observers=[*own, *inputs.observers])
     with contextlib.ExitStack() as closing:
@@ -224,7 +229,7 @@ def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] |
             error = f"{type(problem).__name__}: {problem}"
             raise
         finally:
-            # On a full disk neither can be written, and the error under way says more than theirs would.
+            # On a full disk neither can be written; their errors must not hide the first one.
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
                     session.recorder.log.emit(

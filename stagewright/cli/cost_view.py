@@ -1,4 +1,4 @@
-"""What a plan will take on a machine, as a person reads it: a table of stages and a few sentences."""
+"""Formats the costs of a plan on a machine for the terminal: a table of stages and a few sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stagewright.text import ABSENT, count_text, number_text, percent_text, span
 
 
 def cost_view(plan: Plan, costs: Costs, price: float | None = None) -> RenderableType:
-    """A rich table with one row a stage, and below it what a table cannot say. Fits 80 columns."""
+    """Returns a rich table with one row per stage, and sentences below it; fits into 80 columns."""
     expected = forecast(plan, costs)
     table = Table(
         title=f"On this machine: {span_text(expected.total_seconds)}",
@@ -44,7 +44,7 @@ def cost_view(plan: Plan, costs: Costs, price: float | None = None) -> Renderabl
 
 
 def sentences(plan: Plan, costs: Costs, expected: Forecast, price: float | None) -> list[str]:
-    """Time by its parts, money where there is a price an hour, what sets the pace, memory and disk."""
+    """Returns sentences on time by activity, cost (with ``price`` per hour), the bottleneck, memory and disk space."""
     total = expected.total_seconds
     parts = (
         ("training", expected.train_seconds),
@@ -57,7 +57,7 @@ def sentences(plan: Plan, costs: Costs, expected: Forecast, price: float | None)
     lines = [f"On {costs.device} this takes {span_text(total)}: {split}."]
     if price is not None:
         lines.append(f"At ${price:g} an hour that is {money_text(total / 3600 * price)}.")
-    kept = plan.recipe.checkpoints.keep + 2  # the best, and the new one beside them while it is verified
+    kept = plan.recipe.checkpoints.keep + 2  # in addition, the best one and the new one while it is verified
     lines += _paces(plan, costs)
     lines.append(_memory(costs))
     lines.append(
@@ -70,7 +70,7 @@ def sentences(plan: Plan, costs: Costs, expected: Forecast, price: float | None)
 
 
 def in_json(plan: Plan, costs: Costs, price: float | None) -> dict[str, Any]:
-    """``{"costs", "forecast", "money", "pace"}`` for ``plan --json``."""
+    """Returns ``{"costs", "forecast", "money", "pace"}`` for ``plan --json``."""
     expected = forecast(plan, costs)
     money = None if price is None else expected.total_seconds / 3600 * price
     return {
@@ -82,7 +82,7 @@ def in_json(plan: Plan, costs: Costs, price: float | None) -> dict[str, Any]:
 
 
 def _paces(plan: Plan, costs: Costs) -> list[str]:
-    """A sentence for each group of stages with the same pace, the first of them speaking for it."""
+    """Returns a sentence for each group of stages with the same bottleneck, with the numbers of its longest stage."""
     groups: dict[Pace, list[tuple[StagePlan, StageCost]]] = {}
     for stage, whole in zip(plan.stages, costs.stages, strict=True):
         groups.setdefault(pace(whole.of(stage)), []).append((stage, whole.of(stage)))
@@ -115,7 +115,7 @@ def _short(seconds: float | None) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """``812 kB``, ``43 MB``, ``1.2 GB``, in powers of 1000 as disks are sold."""
+    """``812 kB``, ``43 MB``, ``1.2 GB``, in powers of 1000 as on disk labels."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"

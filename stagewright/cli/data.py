@@ -1,4 +1,4 @@
-"""The command line's ``data`` group: look at a data set, split it, pack it, measure how fast it can be read."""
+"""The command group ``data``: inspect a data set, split it, pack it, measure how fast it can be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from stagewright.storage.files import STDOUT, user_path
 
 data_app = typer.Typer(
-    help="Look at a data set, split it, pack it, measure how fast it can be read.",
+    help="Inspect a data set, split it, pack it, measure how fast it can be read.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -22,23 +22,23 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override how DATA is read, e.g. data.label=species or data.group=none; repeatable."),
 ]
-Threads = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; absent: by cores.")]
+Threads = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Number of threads; default: all cores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 
 @data_app.command()
 def inspect(
     data: Source,
     html: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for the standard output.")
+        str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for standard output.")
     ] = None,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, where one is made.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the split, if DATA has none.")] = 0,
     workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find what is wrong with a data set: damage, duplicates, leaks, conflicting labels. Exit code 1: something serious."""
+    """Find problems of a data set: damage, duplicates, leaks, conflicting labels. Exit code 1 if one of them is serious."""
     from rich.console import Console
 
     from stagewright.data.inspect.inspect import inspect as look
@@ -48,7 +48,7 @@ def inspect(
 
     on_stdout = html == STDOUT
     if on_stdout and as_json:
-        raise DataError("--html - with --json", "one of them on the standard output", "leave one out, or name a file")
+        raise DataError("--html - with --json", "one of them on standard output", "leave one out, or name a file")
     with ScanProgress(quiet=as_json or on_stdout) as progress:
         found = look(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
     if html is not None:
@@ -66,28 +66,30 @@ def inspect(
 @data_app.command()
 def split(
     data: Source,
-    val: Annotated[float | None, typer.Option(help="Share that validates.")] = None,
-    test: Annotated[float | None, typer.Option(help="Share that tests.")] = None,
-    group_by: Annotated[str | None, typer.Option(help="Column whose values never straddle a split; none.")] = None,
-    folds: Annotated[int | None, typer.Option(help="K tables, in each of which another part validates.")] = None,
+    val: Annotated[float | None, typer.Option(help="Share of the validation split, in [0, 1).")] = None,
+    test: Annotated[float | None, typer.Option(help="Share of the test split, in [0, 1).")] = None,
+    group_by: Annotated[str | None, typer.Option(help="Column whose groups stay in one split; or none.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Number K of folds: K tables, each with another validation part.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=user_path, metavar="PATH", help="Table to write, .csv or .parquet; NAME-split.csv if absent."
+            parser=user_path, metavar="PATH", help="Table to write, .csv or .parquet; default: NAME-split.csv."
         ),
     ] = None,
     links: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Also lay the split out as folders of links.")
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Also write the split as folders of links.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="What --links makes: symlink, hardlink or copy.")] = "symlink",
-    anew: Annotated[bool, typer.Option("--anew", help="Set aside the split that DATA brings.")] = False,
+    mode: Annotated[str, typer.Option(help="What --links writes: symlink, hardlink or copy.")] = "symlink",
+    anew: Annotated[bool, typer.Option("--anew", help="Make a new split even if DATA already has one.")] = False,
     overwrite: Overwrite = False,
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write down a stratified, grouped split, or K folds, as a table that train reads."""
+    """Write a stratified, grouped split, or K folds, as a table that train can read."""
     from rich.console import Console
 
     from stagewright.data.splits.write import split as divide
@@ -118,18 +120,22 @@ def split(
 @data_app.command()
 def pack(
     data: Source,
-    size: Annotated[int, typer.Option(help="Short side of the stored pictures in pixels; none is enlarged.")] = 256,
-    encoding: Annotated[str, typer.Option("--format", help="jpeg, or raw pixels: faster, 8 times the room.")] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of the JPEGs.")] = 90,
+    size: Annotated[
+        int, typer.Option(help="Short side of the stored pictures in pixels; smaller ones keep their size.")
+    ] = 256,
+    encoding: Annotated[
+        str, typer.Option("--format", help="jpeg, or raw: pixels, faster, 8 times the space.")
+    ] = "jpeg",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 90,
     out: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to make; NAME.pack if absent.")
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to write; default: NAME.pack.")
     ] = None,
     overwrite: Overwrite = False,
     overrides: Settings = None,
     workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shrink every picture once into a few large files that train reads several times as fast as the originals."""
+    """Store smaller copies of all pictures in a few large files, which train reads several times as fast."""
     from stagewright.data.pack.build import pack as make
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
@@ -138,7 +144,7 @@ def pack(
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
     folder = out or Path(f"{_name_of(data)}.pack")
-    with ScanProgress("looking at the pictures", "packing", quiet=as_json) as progress:
+    with ScanProgress("scanning the pictures", "packing", quiet=as_json) as progress:
         made = make(
             data,
             folder,
@@ -163,21 +169,23 @@ def pack(
 @data_app.command()
 def bench(
     data: Source,
-    image_size: Annotated[list[int] | None, typer.Option("--img-size", help="Sides to try; repeatable.")] = None,
+    image_size: Annotated[
+        list[int] | None, typer.Option("--img-size", help="Image sizes to measure, in pixels; repeatable.")
+    ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", "-j", help="Thread counts to try; repeatable.")
+        list[int] | None, typer.Option("--threads", "-j", help="Numbers of threads to measure; repeatable.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Also measure how fast this model trains on this machine.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 2.0,
-    sample: Annotated[int, typer.Option(min=8, help="Pictures to measure on, and to pack for a try.")] = 500,
-    packs: Annotated[bool, typer.Option(help="Also try packed copies of the sample.")] = True,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement in seconds.")] = 2.0,
+    sample: Annotated[int, typer.Option(min=8, help="Number of pictures for the measurements.")] = 500,
+    packs: Annotated[bool, typer.Option(help="Also measure packed copies of these pictures.")] = True,
     peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,
     device: Annotated[str, typer.Option(help="Where the model trains: auto, cpu, cuda.")] = "auto",
     overrides: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast pictures can be read, where the time goes, and what would help; ends in words."""
+    """Measure how fast pictures can be read and what takes the time; ends with advice."""
     from rich.console import Console
 
     from stagewright.cli.machine_view import benchmark_view
@@ -197,20 +205,22 @@ def bench(
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:
-    """How DATA is read: what was asked for is set in it, and nothing else."""
+    """Returns the ``data`` section of a recipe with the given ``--set data.*`` and flags; all else has its default."""
     from stagewright.errors import RecipeError
     from stagewright.recipe import recipes
     from stagewright.recipe.recipe import Recipe
 
     for text in overrides or ():
         if not text.strip().startswith("data."):
-            raise RecipeError(f"--set {text!r}", "fields of data here, e.g. data.label=species", "begin it with data.")
+            raise RecipeError(
+                f"--set {text!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
+            )
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
     return recipes.override(Recipe(), [*given, *(overrides or ())]).data
 
 
 def _name_of(data: str) -> str:
-    """What DATA is called, for the name of a file made from it."""
+    """Returns the name of DATA, for names of files made from it."""
     path = user_path(data.rstrip("/") or data)
     return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
 

@@ -1,4 +1,4 @@
-"""The first minute with stagewright: train a small network, evaluate it, predict a few pictures, show the report."""
+"""The command ``demo``: trains a small network, evaluates it, predicts a few images and names the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stagewright.recipe import recipes
 from stagewright.rundir.claim import next_free
 from stagewright.rundir.directory import RunDir
 
-# Digits must not be mirrored, and 16 px are twice what they have.
+# Digits must not be flipped; 16 px is twice their original size.
 _DIGITS = ["image_size=16", "augment.flip=0", "augment.scale=[0.7, 1.0]"]
 
 
 def run_demo(data: str, out: Path | None) -> Run:
-    """Trains ``quick`` on ``data`` and walks through what comes out of it; each step says the command that does it."""
+    """Trains the recipe ``quick`` on ``data``, evaluates and predicts; prints the equivalent command before each step."""
     overrides = _DIGITS if data == "digits" else []
     target = out or next_free(Path("runs"), "demo")
     flags = "".join(f" --set {shlex.quote(one.replace(' ', ''))}" for one in overrides)
@@ -44,7 +44,7 @@ def run_demo(data: str, out: Path | None) -> Run:
 
 
 def _samples(run: Run) -> list[Path]:
-    """A few of the test pictures, or of the validation's, copied to the run under plain names."""
+    """Copies a few test (else validation) images to the run, named CLASS-FILE; returns their paths."""
     manifest = Manifest.read(RunDir(run.path).manifest)
     rows = manifest.rows("test") if len(manifest.rows("test")) else manifest.rows("val")
     folder = run.path / "samples"

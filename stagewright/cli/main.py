@@ -1,7 +1,8 @@
-"""The command line: parse, call, exit code. Imports of torch stand below the functions, so that ``--help`` is instant.
+"""The command line: parses arguments, calls the library, sets the exit code.
 
-Exit codes: 0 done; 1 an error of stagewright itself; 2 something to mend (the message says what); 75 stopped on request
-with the state saved (``stagewright resume`` goes on).
+Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
+stagewright, or a check that found problems; 2 an error that the user can fix (the message states how); 75 stopped on request
+with the state saved (``stagewright resume`` continues); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            parser=user_path, metavar="PATH", help="Run directory; runs/RECIPE-N if absent. Never an existing run's."
+            parser=user_path, metavar="PATH", help="New run directory; default: runs/RECIPE-N. Never an existing run."
         ),
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto: go on if --out holds this very run.")] = "never",
+    resume: Annotated[str, typer.Option(help="auto: continue the run in --out, if there is one; never.")] = "never",
     tiny: Tiny = False,
     budget: BudgetText = None,
     price: Price = None,
@@ -96,9 +97,9 @@ def train(
     from stagewright.plan.execution import Execution
 
     if resume not in ("auto", "never"):
-        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN goes on with a given run")
+        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
     if resume == "auto" and out is None:
-        raise RecipeError("--resume auto without --out", "--out DIR, the run to go on with", "name the directory")
+        raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     execution = Execution(
         device=device,
@@ -127,13 +128,13 @@ def resume(
     run: RunPath,
     overrides: Overrides = None,
     data: Annotated[
-        str | None, typer.Option(help="Where the run's pictures are now, if they moved; their hashes are compared.")
+        str | None, typer.Option(help="New location of the run's pictures, if they moved; their hashes are compared.")
     ] = None,
     verify: Annotated[
-        str, typer.Option(help="data: compare every picture's hash; changed: only those of files that changed.")
+        str, typer.Option(help="data: compare the hashes of all pictures; changed: only of files that have changed.")
     ] = "changed",
     from_start: Annotated[
-        bool, typer.Option("--from-start", help="Keep all that the run recorded under another name; begin at step 0.")
+        bool, typer.Option("--from-start", help="Move the run's old record to a subfolder, and start at step 0.")
     ] = False,
     device: Device = "auto",
     workers: Workers = None,
@@ -142,7 +143,7 @@ def resume(
     quiet: Quiet = False,
     no_pages: NoPages = False,
 ) -> None:
-    """Go on with a stopped or killed run; with --set, fork it."""
+    """Resume a stopped or killed run; with --set, fork it."""
     from stagewright.api import train as training
     from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
@@ -166,13 +167,15 @@ def resume(
 @app.command()
 def evaluate(
     run: RunPath,
-    data: Annotated[str | None, typer.Argument(help="Other pictures, as DATA of train; absent: the run's own.")] = None,
-    split: Annotated[str, typer.Option(help="val or test of the run's own pictures; all of DATA.")] = "test",
+    data: Annotated[str | None, typer.Argument(help="Other pictures, as for train; default: the run's own.")] = None,
+    split: Annotated[
+        str, typer.Option(help="val or test of the run's own pictures; DATA is evaluated as a whole.")
+    ] = "test",
     device: Device = "auto",
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained model on its own validation or test pictures, or on other ones."""
+    """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
     from rich.console import Console
 
     from stagewright.api.evaluate import evaluate as score
@@ -186,15 +189,13 @@ def evaluate(
 def predict(
     run: RunPath,
     images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
-    top: Annotated[int, typer.Option("--top", "-k", help="Classes per picture.")] = 5,
-    csv: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for the standard output.")
-    ] = None,
+    top: Annotated[int, typer.Option("--top", "-k", help="Number of classes per picture.")] = 5,
+    csv: Annotated[str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for standard output.")] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Name what is in pictures."""
+    """Predict the classes of pictures."""
     from rich.console import Console
 
     from stagewright.bundle.bundle import load_bundle
@@ -205,7 +206,7 @@ def predict(
     from stagewright.system.device import choose_device
 
     if as_json and csv == STDOUT:
-        raise StorageError("--csv - with --json", "one of them on the standard output", "leave one out, or name a file")
+        raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
     paths = expand_inputs(images)
     bundle = load_bundle(run, device=str(choose_device(device)))
     predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
@@ -219,7 +220,7 @@ def predict(
 
 @app.command()
 def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
-    """Write plots and report.html anew from a run's files."""
+    """Write plots and report.html again from a run's files."""
     from stagewright.report.write import write
 
     for run in runs:
@@ -241,26 +242,26 @@ def recipes_list(context: typer.Context) -> None:
         from stagewright.recipe import recipes
 
         described = {name: recipes.load(name).description for name in recipes.shipped()}
-        described[recipes.AUTO] = "the default: looks at pictures and machine, chooses a recipe and says why"
+        described[recipes.AUTO] = "the default: examines data and machine, chooses a recipe and states the reasons"
         for name in sorted(described):
             print(f"{name:<{max(map(len, described))}}  {described[name]}")
 
 
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
-    """Print a recipe's YAML with its source and expectations."""
+    """Print a recipe's YAML, with its source and expected results."""
     from stagewright.recipe import auto, recipes
 
     if name == recipes.AUTO:
         print(auto.EXPLANATION, end="")
         return
-    recipes.load(name)  # what is shown is valid
+    recipes.load(name)  # raises for an invalid recipe
     print(recipes.text(name), end="")
 
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
-    """List the models there are."""
+    """List the available models."""
     from stagewright.model.zoo import list_models
 
     for name, library in list_models(pattern):
@@ -269,7 +270,7 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine offers, whether the native decoder is active, and what it costs where it is not."""
+    """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
     from rich.console import Console
 
     from stagewright.cli.machine_view import checks_view
@@ -281,9 +282,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    data: Annotated[str, typer.Argument(help="DATA of train; digits are built in.")] = "digits",
+    data: Annotated[str, typer.Argument(help="Pictures as for train; digits is built in.")] = "digits",
     out: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; runs/demo-N if absent.")
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; default: runs/demo-N.")
     ] = None,
 ) -> None:
     """Train a small network in a minute, evaluate it, and predict a few pictures."""
@@ -293,7 +294,7 @@ def demo(
 
 
 def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
-    """The budget that counts from the start of this process; None where none was given."""
+    """Returns the budget, which counts from the start of this process, or None if none was given."""
     from stagewright.errors import RecipeError
     from stagewright.plan.budget import Budget, check_price
     from stagewright.system.machine import process_start_time
@@ -303,22 +304,22 @@ def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
         return None
     if epochs is not None:
         raise RecipeError(
-            f"--budget {text} with --epochs {epochs}", "one of them: a budget chooses the length", "leave one out"
+            f"--budget {text} with --epochs {epochs}", "only one of them, because both set the length", "leave one out"
         )
     return Budget.parse(text, price, began=process_start_time())
 
 
-def _metric_lines(wanted: bool) -> Any:
-    """The observers that were asked for on the command line."""
+def _metric_lines(enabled: bool) -> Any:
+    """Returns the observers for ``--metric-lines``."""
     from stagewright.observers.metric_lines import MetricLines
 
-    return [MetricLines()] if wanted else []
+    return [MetricLines()] if enabled else []
 
 
 def _close(run: Any, quiet: bool) -> None:
-    """The last lines of a run: what came out and what to type next; exit code 75 for one that was stopped."""
+    """Prints the result of a run and the next commands; exits with code 75 if it was stopped."""
     if not run.finished:
-        print(f"Stopped and saved. Go on with:  stagewright resume {run.path}", file=sys.stderr)
+        print(f"Stopped and saved. Continue with:  stagewright resume {run.path}", file=sys.stderr)
         raise typer.Exit(EXIT_STOPPED)
     if quiet:
         return
@@ -331,14 +332,16 @@ def _close(run: Any, quiet: bool) -> None:
 
 
 _OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
-"""Commands whose work goes on where nobody reads their output any more; of the others, the output is all there is."""
+"""Commands that continue if nobody reads their output any more, because they write files; all others end."""
 
 
 def main() -> None:
-    """Entry point; turns stagewright's errors, and those of its surroundings, into messages and exit codes."""
+    """Entry point: runs the command; turns errors of stagewright and of the system into messages and exit codes."""
     from stagewright.storage.cache import give_libraries_a_cache
 
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # the compiler's workers too run nothing from the current folder
+    os.environ.setdefault(
+        "PYTHONSAFEPATH", "1"
+    )  # torch's compile workers must not import from the current folder either
     give_libraries_a_cache()
     with guarded():
         if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
@@ -357,9 +360,9 @@ def _run() -> int:
         return _say(f"error: {error}", 2)
     except Stopped as stopped:
         return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
-    except KeyboardInterrupt:  # outside of a training, where there is nothing to save
+    except KeyboardInterrupt:  # outside of training, so there is nothing to save
         return _say("interrupted", 130)
-    except BrokenPipeError:  # nobody reads what is printed
+    except BrokenPipeError:  # nobody reads the output any more
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
         if (message := as_storage_error(error)) is None:
@@ -370,13 +373,13 @@ def _run() -> int:
 def _exit_code() -> int:
     try:
         app()
-    except SystemExit as end:  # which is how typer ends
+    except SystemExit as end:  # typer ends with it
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 
 
 def _say(text: str, code: int) -> int:
-    """Prints ``text`` where errors go; returns ``code``."""
+    """Prints ``text`` to standard error; returns ``code``."""
     print(text, file=sys.stderr)
     return code
 

@@ -1,4 +1,4 @@
-"""What several commands share on the command line: their common options, and the recipe that these add up to."""
+"""Options shared by several commands, and the recipe request that they make."""
 
 from __future__ import annotations
 
@@ -27,42 +27,50 @@ Model = Annotated[
     str | None, typer.Option(help="Any torchvision or timm model, cifar_resnet18, cifar_preact_resnet18, vit.")
 ]
 Weights = Annotated[str | None, typer.Option(help="default (the library's), a weights file, a run directory, or none.")]
-Epochs = Annotated[str | None, typer.Option(help="Length of the run: 30 or 30ep, 500st; stages keep their shares.")]
+Epochs = Annotated[
+    str | None,
+    typer.Option(help="Length of the run: 30 or 30ep (epochs), 500st (steps); each stage keeps its share."),
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", "-b", help="Pictures per update, over all devices.")]
 LearningRate = Annotated[
-    str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Peak learning rate; auto: what a range test finds.")
+    str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Peak learning rate; auto: found by a range test.")
 ]
-ImgSize = Annotated[int | None, typer.Option("--img-size", help="Side of the pictures in pixels.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+ImgSize = Annotated[int | None, typer.Option("--img-size", help="Image size in pixels (squares).")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", "-j", min=0, help="Threads that read pictures; 0: between the steps; absent: by cores and size."
+        "--workers", "-j", min=0, help="Threads that read pictures; 0: read in the main thread; default: automatic."
     ),
 ]
 Tiny = Annotated[
-    bool, typer.Option("--tiny", help="A rehearsal: every stage in a few steps on small pictures, in under a minute.")
+    bool, typer.Option("--tiny", help="Test run: every stage in a few steps on small pictures, in under a minute.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
-NoPages = Annotated[bool, typer.Option("--no-pages", help="No plots and report while the run lives.")]
-SaveMinutes = Annotated[float, typer.Option(help="Save at least this often, beside the plan's checkpoints.")]
+NoPages = Annotated[bool, typer.Option("--no-pages", help="Do not write plots and the report during the run.")]
+SaveMinutes = Annotated[
+    float, typer.Option(help="Save at least every so many minutes, in addition to the plan's checkpoints.")
+]
 BudgetText = Annotated[
     str | None,
     typer.Option(
         "--budget",
-        help="Time that all of it may take, e.g. 90s, 45m, 1h30m, or $5 with --price: measures this machine and chooses the "
-        "length of the run. Counts from the start of this command.",
+        help="Total time of the run, e.g. 90s, 45m, 1h30m, or its cost with --price, e.g. $5: measures this machine and "
+        "chooses the length of the run. The time counts from the start of this command.",
     ),
 ]
 Price = Annotated[
-    float | None, typer.Option(help="What an hour of this machine costs; for money in --budget and plan.")
+    float | None, typer.Option(help="Price of one hour of this machine in dollars; for --budget $ and plan --probe.")
 ]
-ProbeSeconds = Annotated[float, typer.Option(help="About how long the machine is measured, shared by the stages.")]
+ProbeSeconds = Annotated[
+    float, typer.Option(help="Length of the speed measurement in seconds, for all stages together.")
+]
 MetricLines = Annotated[
-    bool, typer.Option("--metric-lines", help="At each evaluation, one line [METRICS] epoch=... for a cloud's parser.")
+    bool,
+    typer.Option("--metric-lines", help="Print a line [METRICS] epoch=... at each evaluation, for cloud services."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def recipe_request(
@@ -76,7 +84,7 @@ def recipe_request(
     img_size: int | None = None,
     seed: int | None = None,
 ) -> Any:
-    """What the common flags and ``--set``, which has the last word, ask for."""
+    """Returns the request made by the common flags and ``--set``, which overrides them."""
     from stagewright.recipe.request import RecipeRequest
 
     flags: dict[str, Any] = {
@@ -103,5 +111,5 @@ def _peak(text: str) -> float | str:
 
 
 def speaker(quiet: bool) -> Any:
-    """Prints what the set-up has to say, unless ``quiet``."""
+    """Returns ``print`` for the messages of the set-up, or a function that does nothing if ``quiet``."""
     return (lambda text: None) if quiet else print

@@ -1,4 +1,4 @@
-"""Commands for before a run: what it would do, and whether it would survive."""
+"""The commands ``plan``, ``resume-check`` and ``lr-find``, which are used before a run."""
 
 from __future__ import annotations
 
@@ -54,14 +54,18 @@ def plan(
     workers: Workers = None,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="Measure on this machine what it takes: time, memory, disk; with --price money."),
+        typer.Option(
+            "--probe", help="Measure time, memory and disk space on this machine; with --price also the cost."
+        ),
     ] = False,
     price: Price = None,
     probe_seconds: ProbeSeconds = 10.0,
     as_json: AsJson = False,
-    steps: Annotated[bool, typer.Option("--steps", help="With --json: every step's hyper-parameters too.")] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="With --json: also the hyper-parameters of each step.")
+    ] = False,
 ) -> None:
-    """Print what would happen, and exit."""
+    """Print the plan of a run, without training."""
     from rich.console import Console
 
     from stagewright.api.prepare import prepare, probed
@@ -73,7 +77,9 @@ def plan(
 
     check_price(price)
     if price is not None and not probe:
-        raise RecipeError(f"--price {price:g} without --probe", "--price with --probe", "time must be measured to cost")
+        raise RecipeError(
+            f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"
+        )
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     execution = Execution(device=device, workers=workers, quiet=as_json, probe_seconds=probe_seconds)
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
@@ -92,13 +98,13 @@ def resume_check(
     recipe: RecipeName = "auto",
     overrides: Overrides = None,
     model: Model = None,
-    steps: Annotated[int, typer.Option(help="Length of the rehearsal, shared by the recipe's stages.")] = 24,
-    kills: Annotated[int, typer.Option(help="Random steps at which it is killed.")] = 3,
+    steps: Annotated[int, typer.Option(help="Total number of updates, divided among the recipe's stages.")] = 24,
+    kills: Annotated[int, typer.Option(help="Number of random steps at which the run is killed.")] = 3,
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
 ) -> None:
-    """Fire drill: kill a real run at random steps, in evaluation and at a stage change, and compare bits."""
+    """Test resuming: kill a short run at random steps, in an evaluation and at stage changes, and compare the results."""
     from stagewright.api.resume_check import check
 
     chosen = recipe_request(recipe, overrides, model, seed=seed)
@@ -117,17 +123,17 @@ def lr_find(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
-    steps: Annotated[int, typer.Option(help="Updates of the whole sweep.")] = 100,
+    steps: Annotated[int, typer.Option(help="Number of updates in the range test.")] = 100,
     lr_min: Annotated[float, typer.Option(help="Learning rate of the first update.")] = 1e-7,
     lr_max: Annotated[float, typer.Option(help="Learning rate of the last update.")] = 10.0,
-    suggest: Annotated[str, typer.Option(help="Which suggestion to take: valley, steepest, minimum.")] = "valley",
+    suggest: Annotated[str, typer.Option(help="Suggestion to use: valley, steepest, minimum.")] = "valley",
     out: Annotated[
         Path,
         typer.Option(parser=user_path, metavar="PATH", help="Folder for lr-find.csv, lr-find.json and lr-find.png."),
     ] = Path("lr-find"),
     as_json: AsJson = False,
 ) -> None:
-    """Find a learning rate: a short training in which it rises until the loss blows up. Nothing is kept of it."""
+    """Find a learning rate with a range test: a short training in which it rises until the loss diverges."""
     from rich.console import Console
 
     from stagewright.api.prepare import gather
@@ -138,9 +144,9 @@ def lr_find(
 
     chosen = recipe_request(recipe, overrides, model, weights, batch_size=batch_size, img_size=img_size, seed=seed)
     execution = Execution(device=device, workers=workers, quiet=as_json)
-    dataset, settled = gather(data, chosen, execution, speaker(as_json))
+    dataset, resolved = gather(data, chosen, execution, speaker(as_json))
     sweep = Sweep(lr_min, lr_max, steps)
-    test, found = find_lr(settled, dataset, execution, sweep=sweep, choose=suggest, out=out)
+    test, found = find_lr(resolved, dataset, execution, sweep=sweep, choose=suggest, out=out)
     if as_json:
         counts = {"steps": len(test.lrs), "planned": test.planned, "skipped": test.skipped}
         files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}

@@ -1,4 +1,4 @@
-"""The plan as a person reads it: a table of stages and a few sentences."""
+"""Formats a plan or a range test for the terminal: a table and a few sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stagewright.plan.plan import Plan, StagePlan, stage_ends
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """A rich table with one row a stage, and below it what a table cannot say. Fits 80 columns."""
+    """Returns a rich table with one row per stage, and sentences below it; fits into 80 columns."""
     title = f"Plan {plan.digest[:12]}: recipe {plan.recipe.name}, model {plan.recipe.model.name}"
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
@@ -28,7 +28,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 
 def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType:
-    """What a range test suggests, as a small table, and below it what to do with it."""
+    """Returns a table of the learning rates that a range test suggests, and sentences on how to use them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("suggestion", no_wrap=True)
     table.add_column("LR", justify="right", no_wrap=True)
@@ -38,12 +38,12 @@ def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType
         table.add_row(
             f"> {name}" if chosen else f"  {name}", lr_text(lr), MEANING[name], style="bold" if chosen else None
         )
-    end = "the loss blew up" if test.ended_early else "the sweep was done"
+    end = "the loss diverged" if test.ended_early else "the test ended"
     lines = [
         f"{len(test.lrs)} of {test.planned} updates, to LR {lr_text(float(test.lrs[-1]))}, where {end}.",
         *(note[:1].upper() + note[1:] + "." for note in found.notes),
         f"The curve is {folder / 'lr-find.png'} (numbers: {folder / 'lr-find.csv'}).",
-        f"Use it with --lr {lr_text(found.lr)}; --lr auto finds it anew before each run.",
+        f"Use it with --lr {lr_text(found.lr)}; --lr auto repeats the test before each run.",
     ]
     return Group(table, *(Text(line) for line in lines))
 

@@ -1,1 +1,1 @@
-"""One update and one evaluation: no files, no clock."""
+"""Carries out one update or one evaluation; reads no clock and writes no files."""

@@ -1,4 +1,4 @@
-"""From a plan to a state ready for its first step: device, model, weights, optimizer."""
+"""Builds the training state of a plan: model on the device, initial weights, optimizer."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from stagewright.system.named_functions import is_named
 
 
 def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
-    """The recipe's network on the CPU, its initial weights a function of the seed, and what to say of it.
+    """Builds the recipe's network on the CPU and returns it with notices for the log.
 
-    ModelError for sizes that it cannot take, before anything is trained.
+    The initial weights are a function of the recipe's seed. Raises ModelError if the network does not accept one of the
+    plan's image sizes, so that this is known before training.
     """
     spec = plan.recipe.model
     torch.manual_seed(torch_seed(plan.recipe.seed, Stream.INIT))
@@ -70,8 +71,11 @@ def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
 def build_state(
     plan: Plan, device: torch.device, content: dict[str, Any] | None = None
 ) -> tuple[TrainState, list[str]]:
-    """The state before the plan's first step, or the one with ``content`` (:meth:`TrainState.content`, from a checkpoint);
-    and what there is to say of the weights."""
+    """Returns the training state on ``device``, and notices for the log about its weights.
+
+    The state is that before the plan's first step, or, with ``content`` (:meth:`TrainState.content`, from a checkpoint), the
+    restored one.
+    """
     weights = plan.recipe.model.weights
     fresh = content is None
     model, lines = build_model(plan, pretrained=fresh and weights == "default")
@@ -81,7 +85,7 @@ def build_state(
         classes = plan.dataset.classes
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
     for stage in plan.stages:
-        trainable_names(model, stage.train)  # what a later stage cannot mean is told of now
+        trainable_names(model, stage.train)  # raises now for any stage whose ``train`` does not fit the model
     model = model.to(device)
     model = model.to(memory_format=memory_format(plan, model))  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
@@ -109,10 +113,13 @@ def memory_format(plan: Plan, model: nn.Module) -> torch.memory_format:
 
 
 def checkpoint_bytes(state: TrainState, plan: Plan) -> int:
-    """Bytes that a run's checkpoints will take on disk at most: parameters, optimizer state and average, each kept."""
+    """Returns an upper bound of the bytes that a run's checkpoints take on disk.
+
+    Each checkpoint holds the model's tensors, the optimizer's state and, if a stage averages weights, the average.
+    """
     own = num_bytes(state.model.state_dict())
     slots = 2 if "betas" in state.optimizer.defaults else 1
     averaged = any(stage.average.kind != "none" for stage in plan.stages)
     one = own * (1 + slots + averaged)
-    # the kept ones, the best, and the new one that stands beside them while it is verified
+    # The number that the recipe keeps, the best one, and a new one, which is verified before an old one is deleted.
     return one * (plan.recipe.checkpoints.keep + 2)

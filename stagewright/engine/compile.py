@@ -1,10 +1,11 @@
-"""The compiled network: one graph for each shape that the plan knows, and none by surprise.
+"""Compiles the network with ``torch.compile``: one graph for each combination of shapes and modes in the plan.
 
-A graph belongs to a batch size, an image size, to training or evaluation, and in training to a trainable set. All of them
-are known before the run (:func:`known_graphs`), and as many are allowed: torch gives up compiling a function at the ninth by
-default and runs it uncompiled from then on, which a run of three stages reaches. A last batch of an evaluation that is short
-is filled up with blank pictures, which in evaluation change nothing for the others; a last micro-batch of an update is not,
-since batch norm would count them, and has a graph of its own.
+A graph is specific to a batch size, an image size, to training or evaluation, and in training to a set of trainable
+parameters. All graphs are known before the run (:func:`known_graphs`), and torch's recompile limit is raised by their number:
+by default, torch compiles a function at most eight times and then runs it uncompiled, and a run of three stages needs more. If
+the last batch of an evaluation is short, it is padded with blank images, which do not affect the others in evaluation mode. The
+last micro-batch of an update is not padded, because batch norm would include the blank images in its statistics; it has a graph
+of its own.
 """
 
 from __future__ import annotations
@@ -27,36 +28,36 @@ _COMPILERS = ("torch._dynamo", "torch._inductor")
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What a compiled graph is for."""
+    """The shapes and the mode that a compiled graph is specific to."""
 
     batch_size: int
     image_size: int
     train: str | tuple[str, ...] | None
-    """In training, the trainable set: which parameters need gradients, and which modules are frozen, is built into a graph.
-    None in evaluation, which is alike for all."""
+    """In training, the stage's ``train`` setting, because the graph depends on which parameters need gradients and which
+    modules are frozen. None in evaluation, where one graph serves all stages."""
 
 
 class Compiled:
-    """``model`` in its compiled form, to be called with images (B, 3, S, S)."""
+    """Callable that runs the compiled ``model``: images (B, 3, S, S) to logits (B, K)."""
 
     def __init__(self, model: nn.Module, plan: Plan, device: torch.device) -> None:
-        """RecipeError for CUDA graphs on a device that has none."""
+        """Wraps ``model``; torch compiles each graph at its first call. RecipeError for CUDA graphs without a CUDA device."""
         self.model = model
         self.cuda_graphs = plan.recipe.compile == "cudagraphs"
         if self.cuda_graphs and device.type != "cuda":
             raise RecipeError(
                 f"compile: cudagraphs on {device}",
                 "cudagraphs on a CUDA device; true or false on any",
-                "--set compile=true, or --device cuda where there is one",
+                "use --set compile=true, or --device cuda if there is one",
             )
-        allow(len(known_graphs(plan)))
+        raise_recompile_limit(len(known_graphs(plan)))
         mode = "reduce-overhead" if self.cuda_graphs else None
         # Sizes are constant within a stage, so dynamic shapes would only cost speed.
         self.forward: Any = torch.compile(model, dynamic=False, mode=mode)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.cuda_graphs:
-            # What the graphs of the call before gave may be overwritten now: all of it was used.
+            # Outputs of the previous call are no longer used, so CUDA graphs may overwrite them.
             torch.compiler.cudagraph_mark_step_begin()
         try:
             if torch.is_grad_enabled():
@@ -65,13 +66,15 @@ class Compiled:
                 return self.forward(images)
         except RuntimeError as error:
             if not type(error).__module__.startswith(_COMPILERS):
-                raise  # the network's own
+                raise  # an error of the network itself, not of the compiler
             raise _explained(error) from error
 
     def keep_gradients(self) -> None:
-        """To be called between two backward passes of one update: gradients of the first, which a CUDA graph has in memory
-        that its next replay overwrites (github.com/pytorch/pytorch, issue 169545), move to memory of their own, and
-        those of the others are added to them there."""
+        """Copies all gradients out of the memory of the CUDA graph; call it after the first backward pass of several.
+
+        The next replay of the graph would overwrite them (github.com/pytorch/pytorch, issue 169545). Later backward passes add
+        their gradients to the copies. Does nothing without CUDA graphs.
+        """
         if self.cuda_graphs:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
@@ -79,22 +82,25 @@ class Compiled:
 
 
 def _explained(error: RuntimeError) -> Exception:
-    """What to tell a person where compiling has failed; memory that ran out meanwhile is the guard's affair."""
+    """Returns a ModelError that explains a failed compilation, or the OutOfMemoryError behind it, which the guard handles."""
     inner = getattr(error, "inner_exception", error)
     if out_of_memory(inner):
         return inner
     reason = str(error).strip().split("\n")[0]
     return ModelError(
         f"compile: true, and torch could not compile the network: {reason}",
-        "a network that torch.compile takes, and a C++ compiler (on CUDA Triton too)",
-        "--set compile=false runs it as it is; Debian's package g++ is a compiler",
+        "a network that torch.compile supports, and an installed C++ compiler (on CUDA also Triton)",
+        "use --set compile=false to run it uncompiled, or install a compiler (on Debian: the package g++)",
     )
 
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Nothing needs gradients inside: torch builds that into a graph even where none are computed, and would compile the
-    evaluation anew for each trainable set."""
+    """Turns ``requires_grad`` off for all parameters inside the context.
+
+    torch specialises a graph on ``requires_grad`` even under ``no_grad``, and would otherwise compile the evaluation again for
+    each set of trainable parameters.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
@@ -106,7 +112,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def known_graphs(plan: Plan) -> set[Graph]:
-    """The graphs that a run of ``plan`` needs at most: fewer where a head trains on features kept in memory."""
+    """Returns all graphs that a run of ``plan`` can need; it needs fewer if a head trains on cached features."""
     graphs: set[Graph] = set()
     for stage in plan.stages:
         graphs |= {Graph(size, stage.image_size, stage.train) for size in _parts(stage)}
@@ -116,28 +122,30 @@ def known_graphs(plan: Plan) -> set[Graph]:
 
 
 def _parts(stage: StagePlan) -> set[int]:
-    """Batch sizes that go through the network in training."""
+    """Returns the micro-batch sizes of the stage: the regular one, and a smaller last one if there is a remainder."""
     return set(micro_batch_sizes(stage.batch_size, stage.micro_batch_size))
 
 
-def allow(graphs: int) -> None:
-    """Lets torch compile so many graphs more of a function before it gives up: each network brings the room that it needs,
-    beside what other networks of its kind in this process have taken."""
-    from torch._dynamo import config  # takes a second, which runs that do not compile need not spend
+def raise_recompile_limit(graphs: int) -> None:
+    """Raises torch's limits of compiled graphs per function by ``graphs``.
+
+    The limit is shared by all networks of a class in this process, so each one adds the number that it needs.
+    """
+    from torch._dynamo import config  # this import takes a second, so only runs that compile do it
 
     config.recompile_limit = config.recompile_limit + graphs
     config.accumulated_recompile_limit = config.accumulated_recompile_limit + graphs
 
 
-def filled_up(images: Tensor, size: int) -> Tensor:
-    """``images`` (B, 3, S, S) with blank ones behind them to make ``size``; as they are where there are as many already."""
+def pad_batch(images: Tensor, size: int) -> Tensor:
+    """Returns ``images`` (B, 3, S, S) with zero images appended, of shape (size, 3, S, S); unchanged if B >= size."""
     missing = size - len(images)
     if missing <= 0:
         return images
     blank = torch.zeros_like(images[:1]).expand(missing, -1, -1, -1)
-    return torch.cat([images, blank]).contiguous(memory_format=_format(images))
+    return torch.cat([images, blank]).contiguous(memory_format=_memory_format(images))
 
 
-def _format(images: Tensor) -> torch.memory_format:
+def _memory_format(images: Tensor) -> torch.memory_format:
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""Evaluation: every picture of a split exactly once, counted on the device, nothing trained."""
+"""Evaluates a model on every image of a split exactly once; losses and predictions are collected on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from stagewright.augment.normalise import normalise
 from stagewright.data.batches.batch import Batch
-from stagewright.engine.compile import Compiled, filled_up
+from stagewright.engine.compile import Compiled, pad_batch
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import Interrupted, NotFinite
 from stagewright.model.groups import modes_kept
@@ -21,30 +21,34 @@ from stagewright.model.groups import modes_kept
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What was answered for each picture, in the order of the split. Unreadable pictures have ``predicted`` -1."""
+    """The predictions for each image, in the order of the split; every array has shape (N,)."""
 
     predicted: NDArray[np.int64]
+    """Index of the class with the highest probability; -1 for an image that could not be read."""
     probability: NDArray[np.float32]
-    """Of the predicted class."""
+    """Probability of the predicted class, in [0, 1]."""
     true_probability: NDArray[np.float32]
-    """Of the right class."""
+    """Probability of the labelled class, in [0, 1]."""
     readable: NDArray[np.bool_]
+    """Whether the image could be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Loss is mean cross-entropy without smoothing; accuracies are percent over the readable pictures."""
+    """Result of an evaluation: mean cross-entropy without label smoothing, and accuracies in percent, over readable images."""
 
     loss: float
     top1: float
     top5: float | None
-    """None for five classes and fewer, where it says nothing."""
+    """None for five classes or fewer, where it would always be 100."""
     images: int
+    """Number of readable images."""
     unreadable: int
+    """Number of images that could not be read."""
     predictions: Predictions = field(repr=False)
 
     def numbers(self) -> dict[str, float | int | None]:
-        """The scalars as plain data, for events and files."""
+        """Returns the scalars as a dict, for events and files."""
         return {name: getattr(self, name) for name in ("loss", "top1", "top5", "images", "unreadable")}
 
 
@@ -58,46 +62,48 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
-    """How the model answers ``batches``, in eval mode; its training modes are restored.
+    """Evaluates ``model`` in eval mode on ``batches``; afterwards its training modes are as before.
 
-    :class:`NotFinite` where an answer to a readable picture is not finite, with the manifest rows (places in
-    the order given, where a batch has none): it would be no class.
-    ``inputs`` gives what ``forward`` takes of a batch; None: its pictures, normalised. ``stop`` is asked before every batch
-    and makes it raise :class:`Interrupted`; ``progress`` is told the images done.
+    ``forward`` maps the input of a batch to logits (B, K). ``inputs`` makes that input from a batch; by default it is the
+    normalised images. ``stop`` is called before every batch; if it returns True, :class:`Interrupted` is raised. ``progress`` is
+    called after every batch with the number of images evaluated so far. Raises :class:`NotFinite` if logits of a readable image
+    are not finite; it names the manifest rows, or the positions in the given order if the batches have no rows.
     """
     device = next(model.parameters()).device
     columns: list[Tensor] = []
     rows: list[NDArray[np.int64]] = []
-    classes = done = most = 0
+    classes = done = largest = 0
     with modes_kept(model):
         model.eval()
         for batch in batches:
             if stop():
                 raise Interrupted
             with torch.no_grad(), numerics.autocast(device):
-                given = inputs(batch) if inputs else _pictures(batch, numerics, device)
-                most = max(most, len(given))
+                given = inputs(batch) if inputs else _normalised_images(batch, numerics, device)
+                largest = max(largest, len(given))
                 if isinstance(forward, Compiled):
-                    given = filled_up(given, most)
+                    given = pad_batch(given, largest)
                 logits = forward(given)[: len(batch.labels)].float()
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
-            columns.append(_answers(logits, labels, batch.valid.to(device, non_blocking=True)))
+            columns.append(_image_results(logits, labels, batch.valid.to(device, non_blocking=True)))
             rows.append(batch.rows if len(batch.rows) else np.arange(done, done + len(labels)))
             done += len(labels)
             progress(done)
-    return _summed(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
+    return _summarise(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
 
 
-def _pictures(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
+def _normalised_images(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
     images = batch.images.to(device, non_blocking=True)
     return normalise(images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
 
 
-def _answers(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Rows (loss, predicted, its probability, the right one's, label, rank of the label, readable, finite), float64 (8, B).
+def _image_results(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    """Returns float64 (8, B), one column per image.
 
-    Among equal probabilities the lower class index ranks first, so that a constant answer scores as chance does.
+    The rows: loss, predicted class, probability of the predicted class, probability of the label, label, rank of the label
+    (from 0), readable, finite. Among equal probabilities the lower class index ranks first, so that constant logits score as
+    chance does.
     """
     probabilities = softmax(logits.double(), dim=1)
     top = probabilities.max(dim=1)
@@ -109,13 +115,14 @@ def _answers(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([column.double() for column in columns])
 
 
-def _summed(answers: NDArray[np.float64], classes: int, rows: NDArray[np.int64]) -> Evaluation:
-    loss, predicted, probability, true_probability, labels, rank, readable, finite = answers
+def _summarise(results: NDArray[np.float64], classes: int, rows: NDArray[np.int64]) -> Evaluation:
+    """Makes an Evaluation from the results of :func:`_image_results` (8, N); ``rows`` (N,) name images in errors."""
+    loss, predicted, probability, true_probability, labels, rank, readable, finite = results
     ok = readable.astype(bool)
     count = int(ok.sum())
-    spoilt = ok & (finite == 0)
-    if spoilt.any():
-        raise NotFinite(rows[spoilt].tolist(), count)
+    not_finite = ok & (finite == 0)
+    if not_finite.any():
+        raise NotFinite(rows[not_finite].tolist(), count)
     correct = predicted == labels
     return Evaluation(
         loss=float(loss[ok].mean()) if count else float("nan"),

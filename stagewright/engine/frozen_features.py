@@ -1,9 +1,9 @@
-"""Frozen features: where the body of a network is frozen and pictures are always seen alike, what it makes of them is
-computed once, and the head trains from memory.
+"""Frozen features: if the body of a network is frozen and images are not augmented, its output for each image is computed
+once, and the head trains on these cached features.
 
-The network is cut in front of the outermost module that holds everything trainable and by which alone the logits come
-out. Whether it can be cut is tried, not guessed: what stands before the cut must give the same bits twice, in training
-mode as in evaluation, and change no buffer.
+The network is cut in front of the outermost module that contains all trainable parameters and whose output is the logits.
+:func:`find_cut` tests by running the network whether it can be cut: the part before the cut must give bit-identical features
+twice in training mode and once in evaluation mode, and must not change a buffer.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from stagewright.errors import Interrupted
 from stagewright.model.groups import modes_kept
 
 MOST_BYTES = 2 * 2**30
-"""Features of a split that would take more are not kept. A constant, so that every machine decides alike."""
+"""Limit of the features of one split in bytes; larger ones are not cached. Constant, so that every machine decides the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a network is cut."""
+    """The place where a network is cut."""
 
     name: str
-    """Of the module behind the cut, which takes the features and gives the logits."""
+    """Name of the module after the cut, which maps features to logits."""
     bytes_each: int
-    """Size of a picture's features."""
+    """Size in bytes of the features of one image."""
 
 
-class _Reached(Exception):
-    """The forward pass has come to the cut."""
+class _CutReached(Exception):
+    """Ends a forward pass at the cut."""
 
 
 @torch.no_grad()
 def find_cut(model: nn.Module, images: Tensor) -> Cut | None:
-    """Where ``model``, in the mode it trains in, can be cut; None where it cannot. ``images`` (B, 3, S, S) are any, B >= 1.
+    """Returns where ``model``, in its present training mode, can be cut, or None if it cannot.
 
-    Restores training modes and buffers; seeds torch's generator, which every update does too.
+    ``images`` (B, 3, S, S) with B >= 1 are for the test run; their content does not matter. Restores training modes and buffers.
+    Seeds torch's global generator, as every update does too.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable or len(trainable) == len(list(model.parameters())):
         return None
     owners = [name.split(".")[:-1] for name in trainable]
-    shared = _common(owners)
+    shared = _common_prefix(owners)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         with modes_kept(model) as modes:
             for depth in range(1, len(shared) + 1):
-                cut = _plan_at_factor(model, ".".join(shared[:depth]), images, modes, buffers)
+                cut = _cut_at(model, ".".join(shared[:depth]), images, modes, buffers)
                 if cut is not None:
                     return cut
     finally:
@@ -62,7 +63,7 @@ def find_cut(model: nn.Module, images: Tensor) -> Cut | None:
     return None
 
 
-def _common(paths: list[list[str]]) -> list[str]:
+def _common_prefix(paths: list[list[str]]) -> list[str]:
     shared = paths[0]
     for path in paths[1:]:
         length = next((at for at, (a, b) in enumerate(zip(shared, path, strict=False)) if a != b), None)
@@ -70,9 +71,10 @@ def _common(paths: list[list[str]]) -> list[str]:
     return shared
 
 
-def _plan_at_factor(
+def _cut_at(
     model: nn.Module, name: str, images: Tensor, modes: dict[nn.Module, bool], buffers: dict[str, Tensor]
 ) -> Cut | None:
+    """Returns the cut before the module ``name``, or None if the network cannot be cut there."""
     module = model.get_submodule(name)
     found: list[Tensor] = []
     for seed, training in ((1, True), (2, True), (3, False)):
@@ -95,26 +97,28 @@ def _plan_at_factor(
     finally:
         handle.remove()
     same = all(torch.equal(found[0], other) for other in found[1:])
-    still = all(torch.equal(buffer, buffers[key]) for key, buffer in model.named_buffers())
-    if not (same and still and calls == 1 and isinstance(whole, Tensor) and torch.equal(whole, module(found[0]))):
+    unchanged = all(torch.equal(buffer, buffers[key]) for key, buffer in model.named_buffers())
+    if not (same and unchanged and calls == 1 and isinstance(whole, Tensor) and torch.equal(whole, module(found[0]))):
         return None
     return Cut(name, found[0][0].numel() * found[0].element_size())
 
 
 def features_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
-    """What ``module`` of ``model`` is first given when the model sees ``images``; None unless that is one tensor with a row
-    for each picture. Nothing behind it is computed."""
+    """Returns the input of ``module`` at its first call in a forward pass of ``model`` on ``images`` (B, 3, S, S).
+
+    None unless that input is a single tensor of shape (B, ...). Nothing after the cut is computed.
+    """
     taken: list[Tensor] = []
 
     def take(_: nn.Module, given: tuple[object, ...], named: dict[str, object]) -> None:
         if len(given) == 1 and isinstance(given[0], Tensor) and not named and len(given[0]) == len(images):
             taken.append(given[0])
-        raise _Reached
+        raise _CutReached
 
     handle = module.register_forward_pre_hook(take, with_kwargs=True)
     try:
         model(images)
-    except _Reached:
+    except _CutReached:
         pass
     finally:
         handle.remove()
@@ -123,15 +127,15 @@ def features_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor |
 
 @dataclass(eq=False)
 class CachedFeatures:
-    """The features of some pictures: ``values`` (N, ...) on the device, of the ascending manifest ``rows`` (N,)."""
+    """Features of N images: ``values`` (N, ...) on the device, and their manifest ``rows`` (N,), ascending."""
 
     rows: NDArray[np.int64]
     values: Tensor
     bad: dict[int, str]
-    """Manifest row and reason of what could not be read."""
+    """Images that could not be read: the reason by manifest row."""
 
     def replace_images(self, batch: Batch) -> Batch:
-        """``batch`` with features in the place of its pictures, and its unreadable ones named."""
+        """Returns ``batch`` with features (B, ...) instead of images; ``valid`` and ``bad_rows`` mark the unreadable ones."""
         places = np.searchsorted(self.rows, batch.rows)
         images = self.values.index_select(0, torch.from_numpy(places).to(self.values.device))
         if not self.bad:
@@ -144,7 +148,7 @@ class CachedFeatures:
 
 @dataclass(eq=False)
 class Features:
-    """A stage's cut network, and the features of the splits it was asked for."""
+    """The network of a stage with its cut, and the cached features by split."""
 
     model: nn.Module
     cut: Cut
@@ -152,11 +156,11 @@ class Features:
 
     @property
     def head(self) -> Callable[[Tensor], Tensor]:
-        """What is behind the cut: features (B, ...) to logits (B, classes)."""
+        """The module after the cut, which maps features (B, ...) to logits (B, K)."""
         return self.model.get_submodule(self.cut.name)
 
     def inside(self, name: str) -> bool:
-        """Whether the tensor ``name`` of the model lies behind the cut, so that features do not hang on it."""
+        """Returns whether the tensor ``name`` of the model is after the cut, so that features do not depend on it."""
         return name.startswith(f"{self.cut.name}.")
 
     @torch.no_grad()
@@ -167,10 +171,10 @@ class Features:
         stop: Callable[[], bool],
         progress: Callable[[int], None],
     ) -> CachedFeatures:
-        """The features of the pictures of ``batches``, whose rows ascend, with the network in evaluation mode.
+        """Computes the features of all images of ``batches``, whose rows must ascend, with the network in evaluation mode.
 
-        ``stop`` is asked before every batch and makes it raise :class:`stagewright.engine.evaluate.Interrupted`; ``progress`` is
-        told the pictures done.
+        ``network_input`` makes the network's input from a batch. ``stop`` is called before every batch; if it returns True,
+        :class:`stagewright.errors.Interrupted` is raised. ``progress`` is called with the number of images done so far.
         """
         module = self.model.get_submodule(self.cut.name)
         values: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What the guard has done: part of a state, so that a resumed run knows it."""
+"""The state of the divergence guard. It is saved in checkpoints, so that a resumed run continues with it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,46 @@ class LrReduction:
 
 @dataclass
 class GuardState:
-    """What the guard remembers. ``remedies`` outlive a rollback, the rest is part of the state that is gone back to."""
+    """What the guard has observed and done.
+
+    The fields from ``checked`` on are observations, which a rollback resets to those of the earlier state. All others are
+    remedies, which a rollback keeps.
+    """
 
     rollbacks: int = 0
     left_out: list[int] = field(default_factory=list)
-    """Updates that are left out."""
+    """Indices (from 0) of updates that are not carried out."""
     masked: list[int] = field(default_factory=list)
-    """Manifest rows of pictures that are left out wherever they come."""
+    """Manifest rows of images that are excluded from all batches."""
     lr_reductions: list[LrReduction] = field(default_factory=list)
     bad_image_search: tuple[int, int, int] | None = None
-    """(update, at, culprit): once ``at`` updates are finished, the pictures of ``update`` are looked at one by one; where none
-    of them is to blame, ``culprit`` is left out too, the update whose weights those pictures met."""
+    """(update, at, culprit) of a pending search: once ``at`` updates are finished, the images of ``update`` are checked one by
+    one. If each of them gives a finite loss, ``update`` is left out, and so is ``culprit``, the update before it that may have
+    corrupted the weights."""
     micro_batch_size: int | None = None
-    """Pictures at a time, since more of them did not fit into memory; None: as planned."""
+    """Micro-batch size after running out of memory; None: as planned."""
     pending: list[dict[str, Any]] = field(default_factory=list)
-    """Rollbacks under way, as their events will say it once the step that they go back to is reached."""
+    """Rollbacks in progress: the fields of their events, which are written when the run reaches the step they go back to."""
     restores: int = 0
-    """Rollbacks of any kind so far; numbers their events."""
+    """Number of rollbacks of any kind so far; it numbers their events."""
 
     checked: int = 0
-    """Finished updates that were looked at."""
+    """Number of finished updates whose losses were checked."""
     stage: int = -1
     lowest: float | None = None
-    """Lowest median loss of a window of the stage."""
+    """Lowest median loss of any window of the stage so far."""
     high_since: int | None = None
-    """First update of the windows that are high now."""
+    """First update of the current series of windows with high losses; None if the last window was not high."""
     overflows: int = 0
+    """Number of fp16 overflows in a row."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers for a checkpoint."""
+        """Returns the state as plain containers, for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> GuardState:
-        """The record that :meth:`to_dict` gave."""
+        """Makes a state from the result of :meth:`to_dict`."""
         search = content["bad_image_search"]
         return cls(
             **{
@@ -64,7 +70,7 @@ class GuardState:
         )
 
     def rewound(self, before: GuardState) -> GuardState:
-        """The record after going back to a state that held ``before``: its observations, and the remedies of now."""
+        """Returns the state after a rollback: the observations of ``before``, and the present remedies."""
         return replace(
             self,
             checked=before.checked,
@@ -75,7 +81,5 @@ class GuardState:
         )
 
     def lr_factor(self, update: int) -> float:
-        """What the plan's learning rate of ``update`` is multiplied by."""
-        return math.prod(
-            reduce_lr.factor for reduce_lr in self.lr_reductions if reduce_lr.first <= update < reduce_lr.end
-        )
+        """Returns the factor, in (0, 1], for the plan's learning rate of ``update``."""
+        return math.prod(one.factor for one in self.lr_reductions if one.first <= update < one.end)

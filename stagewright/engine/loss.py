@@ -1,10 +1,10 @@
-"""Losses of a batch, one number a sample: cross-entropy or a yes or no for each class, mixed labels, weights of classes.
+"""Losses per sample: cross-entropy or binary cross-entropy, with mixed labels and class weights.
 
-Labels stay class numbers and are made soft for a loss of one's own alone (:mod:`stagewright.engine.own_loss`): the loss of a
-mixed label is the mixture of both labels' losses, which is that of the mixed target. The loss of an update is ``sum(losses *
-weight) / number of valid samples``; class weights are 1 on average over the pictures as they are seen, so that it, and with it
-the learning rate, keeps its size. Only training is weighted and only training knows ``bce``: an evaluation's loss is plain
-cross-entropy, whatever the recipe says.
+Labels stay class numbers; only a user's own loss gets soft targets (:mod:`stagewright.engine.own_loss`). The loss of a mixed
+label is the mixture of both labels' losses, which is that of the mixed target. The loss of an update is ``sum(losses *
+weight) / number of valid samples``; class weights are 1 on average over the images as often as they are drawn, so that the loss,
+and with it the best learning rate, keeps its scale. Only training uses class weights and ``bce``: an evaluation's loss is always
+plain cross-entropy.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float)
 
 
 def class_weights(recipe: Recipe, manifest: Manifest) -> Tensor | None:
-    """The recipe's weight of each class, float32 (K,) on the CPU, or None where none are asked for.
+    """Returns the recipe's class weights, float32 (K,) on the CPU, or None if ``recipe.class_weights`` is ``none``.
 
-    Scaled to a mean of 1 over the training pictures as often as ``recipe.sampling`` shows them. ``balanced`` makes the weights
-    of each class add up to the same, whatever sampling already does for that. :func:`stagewright.plan.resolve.resolve` has
-    refused names that are no classes.
+    They are scaled to a mean of 1 over the training images as often as ``recipe.sampling`` draws them. With ``balanced``, the
+    sum of the weights of all images drawn is the same for each class. Unknown class names were already refused by
+    :func:`stagewright.plan.resolve.resolve`.
     """
     if recipe.class_weights == "none":
         return None

@@ -1,4 +1,4 @@
-"""Precision, memory format and normalisation: what numbers an update is computed in."""
+"""Chooses and applies precision, memory format and normalisation."""
 
 from __future__ import annotations
 
@@ -19,52 +19,57 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.system.machine import disable_malloc_trim
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_REGISTER = 16
-"""Floats in the widest vector register of a CPU."""
-
+_VECTOR_FLOATS = 16
+"""Number of float32 values in the widest vector register of a CPU (512 bits)."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """How a batch becomes numbers: normalisation of pictures in [0, 1], precision of the forward pass, memory format, loss."""
+    """Settings of the computation: normalisation, precision of the forward pass, memory format, training loss."""
 
     mean: tuple[float, float, float]
+    """By channel, for images in [0, 1]."""
     std: tuple[float, float, float]
+    """By channel, for images in [0, 1]."""
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     loss: LossName = "cross_entropy"
-    """What training minimises; evaluation is plain cross-entropy in any case."""
+    """The training loss; evaluation always uses plain cross-entropy."""
     class_weights: Tensor | None = field(default=None, compare=False)
-    """float32 (K,) on the model's device: weight of each class in the training loss."""
+    """float32 (K,) on the model's device: weight of each class in the training loss; None: no weights."""
 
     def network_input(self, batch: Batch) -> Tensor:
-        """The pictures of ``batch`` with all that was drawn for them done to them, and normalised: float32 (B, 3, S, S).
+        """Returns the augmented and normalised images of ``batch``, float32 (B, 3, S, S).
 
-        Features that stand in the place of pictures (:mod:`stagewright.engine.frozen_features`) are handed on.
+        If the batch holds features instead of images (:mod:`stagewright.engine.frozen_features`), they are returned unchanged.
         """
-        pictures = batch.images
-        if pictures.is_floating_point():
-            return pictures
+        images = batch.images
+        if images.is_floating_point():
+            return images
         if batch.draws is not None:
-            pictures = augment_some(pictures, batch.draws, batch.drawn_for, fill=[255 * level for level in self.mean])
-        return normalise(pictures, self.mean, self.std, channels_last=self.channels_last)
+            images = augment_some(images, batch.draws, batch.drawn_for, fill=[255 * level for level in self.mean])
+        return normalise(images, self.mean, self.std, channels_last=self.channels_last)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """Mixed precision where it was asked for; otherwise a context that does nothing."""
+        """Returns the autocast context of the precision; for fp32 it does nothing."""
         return torch.autocast(device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
 
 def auto_precision(device: torch.device) -> Precision:
-    """What ``precision: auto`` means: bf16 on CUDA that has it in hardware, fp16 on older, fp32 on a CPU."""
+    """Returns the precision for ``precision: auto``: bf16 on a GPU that supports it, fp16 on older GPUs, fp32 on a CPU."""
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def prepare_torch(recipe: Recipe, device: torch.device) -> None:
-    """Switches of the process: TF32 and kernel search where speed is wanted, deterministic kernels where bits are."""
+    """Sets torch's process-wide switches for the device.
+
+    On CUDA: TF32 for matrix products, and either deterministic kernels (``recipe.deterministic``) or cuDNN's search for the
+    fastest kernels. On a CPU: freed memory is not returned to the system at once.
+    """
     if device.type != "cuda":
         disable_malloc_trim()
         return
@@ -76,10 +81,9 @@ def prepare_torch(recipe: Recipe, device: torch.device) -> None:
 
 
 def numerics_of(plan: Plan, model: nn.Module, manifest: Manifest | None = None) -> Numerics:
-    """Normalisation, precision, memory format and loss of a plan whose ``model`` is on its device.
+    """Returns the numerics of a plan; ``model`` must already be on its device.
 
-    Class weights hang on how many pictures each class has: without ``manifest`` there are none, as where speed or memory alone
-    is asked for.
+    Class weights depend on the number of images of each class: without ``manifest`` (to measure speed or memory) there are none.
     """
     recipe = plan.recipe
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -93,11 +97,11 @@ def numerics_of(plan: Plan, model: nn.Module, manifest: Manifest | None = None) 
 
 
 def takes_channels_last(model: nn.Module) -> bool:
-    """Whether ``model`` may lie in memory with the channels last on its device.
+    """Returns whether the channels-last memory format is safe for ``model`` on its device.
 
-    On a CPU not where a strided 1x1 convolution has fewer channels than a vector register: in that layout oneDNN's gradient
-    of its weights writes past its workspace, which ends the process or, worse, only spoils the gradient
-    (github.com/uxlfoundation/oneDNN, issue 6035; seen here with 4 and 8 channels, torch 2.15).
+    It is unsafe on a CPU if a strided 1x1 convolution has fewer input channels than a vector register has floats: there oneDNN
+    writes past its workspace when it computes the gradient of the weights. That ends the process or corrupts the gradient
+    silently (github.com/uxlfoundation/oneDNN, issue 6035; observed with 4 and 8 channels, torch 2.15).
     """
     if next(model.parameters()).device.type != "cpu":
         return True
@@ -105,6 +109,6 @@ def takes_channels_last(model: nn.Module) -> bool:
         isinstance(part, nn.Conv2d)
         and part.kernel_size == (1, 1)
         and max(part.stride) > 1
-        and part.in_channels // part.groups < _REGISTER
+        and part.in_channels // part.groups < _VECTOR_FLOATS
         for part in model.modules()
     )

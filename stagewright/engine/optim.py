@@ -81,7 +81,7 @@ def make_optimizer(
 
 
 def _can_fuse(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> bool:
-    """Whether torch's fused kernels take the parameters of ``groups``, and nothing in ``options`` asks for another way."""
+    """Returns whether torch's fused kernels support the parameters of ``groups`` and the ``options``."""
     if any(options.get(other) for other in ("foreach", "differentiable", "dampening")):
         return False
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -89,10 +89,10 @@ def _can_fuse(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> bool:
 
 
 def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
-    """Momentum that does not exist yet begins at zero, which without dampening gives what torch's first step does.
+    """Initialises missing momentum with zeros, which without dampening gives the same first step as torch's own.
 
-    Left to itself, torch's fused SGD (2.15) fails where some parameters of a group have momentum and others, just
-    unfrozen, have none; and where an fp16 overflow leaves out the first step, it takes up uninitialised memory as momentum.
+    By itself, torch's fused SGD (2.15) fails if some parameters of a group have momentum and others, just unfrozen, have none.
+    If an fp16 overflow skips the first step, it uses uninitialised memory as momentum.
     """
     for group in optimizer.param_groups:
         if group["momentum"]:
@@ -111,7 +111,7 @@ def _lay_out_gradients(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _lay_out_state(optimizer: Optimizer) -> None:
-    """The same for loaded momentum: a checkpoint may be of a machine on which the network was not channels last."""
+    """Does the same for loaded momentum, because the network may have had another memory format in the checkpoint."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
@@ -125,10 +125,10 @@ def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def _keep_kernel(optimizer: Optimizer, content: dict[str, Any]) -> dict[str, Any]:
-    """Which kernel runs is the machine's affair: a loaded state, perhaps of another device, does not decide it."""
+    """Keeps this optimizer's choice of kernels when a state is loaded, which may be from another device."""
     kernels = ("fused", "foreach")
     if len(content["param_groups"]) != len(optimizer.param_groups):
-        return content  # torch says what is wrong
+        return content  # torch raises an error that states the difference
     loaded = [
         {**group, **{name: own[name] for name in kernels if name in own}}
         for group, own in zip(content["param_groups"], optimizer.param_groups, strict=True)
@@ -166,5 +166,5 @@ def set_hyper(optimizer: Optimizer, *, lr: float, momentum: float, weight_decay:
 
 
 def reset_state(optimizer: Optimizer) -> None:
-    """Forgets momentum and other running state, as at the first step."""
+    """Deletes momentum and all other per-parameter state, as before the first step."""
     optimizer.state.clear()

@@ -1,6 +1,7 @@
-"""TrainState: the whole list of what a run must remember. All else is a function of (recipe, seed, step).
+"""TrainState: everything that a checkpoint must store. All else is a function of (recipe, seed, step).
 
-:data:`REMEMBERED` names it and a test pins it. To add to it, say why the new thing is no function of the step.
+:data:`REMEMBERED` lists the keys, and a test compares it with the content. Whoever adds a key must explain why its value is not
+a function of the step.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PHASES = ("setup", "train", "eval", "checkpoint")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good a set of weights was: ``top1`` of validation in percent after ``step`` updates."""
+    """Validation accuracy ``top1``, in percent, of the weights after ``step`` updates."""
 
     step: int
     weights: str
@@ -46,31 +47,33 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class EarlyStopping:
-    """What early stopping has seen: the ``best`` value of its metric, and for how many evaluations in a row it stood."""
+    """State of early stopping."""
 
     best: float | None = None
+    """Best value of the metric so far; None before the first evaluation."""
     stale: int = 0
+    """Number of evaluations in a row that have not improved on it."""
 
 
 @dataclass
 class TrainState:
-    """Everything that decides how a run goes on, and the seconds it took so far."""
+    """Everything that determines the further course of a run, and the seconds spent so far."""
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
-    """The model, or its compiled form."""
+    """The model, or :class:`stagewright.engine.compile.Compiled` around it."""
     optimizer: Optimizer
     scaler: GradScaler
     """Scales fp16 losses; disabled in other precisions."""
     average: WeightAverage = field(default_factory=WeightAverage)
     step: int = 0
-    """Finished updates."""
+    """Number of finished updates."""
     evaluated_step: int = 0
-    """Step of the last finished evaluation. A run that was stopped while evaluating owes one when it comes back."""
+    """Step of the last finished evaluation. If a run was stopped while evaluating, this evaluation is pending when it resumes."""
     best: Score | None = None
-    """Best of all evaluations."""
+    """The best score of all evaluations."""
     latest: Score | None = None
-    """Better of raw and averaged weights at the last evaluation."""
+    """The score of the last evaluation, of the raw or the averaged weights, whichever is better."""
     early_stopping: EarlyStopping = EarlyStopping()
     guard: GuardState = field(default_factory=GuardState)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -81,7 +84,7 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint stores: nested plain containers of tensors, numbers and text."""
+        """Returns what a checkpoint stores: nested dicts and lists of tensors, numbers and strings, not copied."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -97,7 +100,7 @@ class TrainState:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Takes up what :meth:`content` gave, exactly."""
+        """Restores the state exactly from the result of :meth:`content`."""
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.average.load(content["average"], self.device)
@@ -111,18 +114,21 @@ class TrainState:
         self.seconds = dict(content["seconds"])
 
     def snapshot(self, device: torch.device) -> dict[str, Any]:
-        """What :meth:`content` gives, copied to ``device``: a state to go back to while this one goes on."""
+        """Returns a copy of :meth:`content` on ``device``, for :meth:`rewind`."""
         return _copied(self.content(), device)
 
     def rewind(self, content: dict[str, Any]) -> None:
-        """Goes back to a snapshot, which stays as it is; the seconds spent and the guard's remedies stay too."""
+        """Restores a snapshot, which is not changed. The seconds spent and the guard's remedies stay the present ones."""
         seconds, guard = self.seconds, self.guard
         self.restore(_copied(content, self.device))
         self.seconds, self.guard = seconds, guard.rewound(self.guard)
 
 
 def _copied(value: Any, device: torch.device) -> Any:
-    """Nested containers with every tensor copied to ``device``; scalars of an optimizer on the CPU stay there."""
+    """Returns nested containers with every tensor copied to ``device``; 0-d tensors are copied on their own device.
+
+    Optimizers store step counters as 0-d tensors on the CPU, where they must stay.
+    """
     if isinstance(value, Tensor):
         return value.detach().clone() if value.ndim == 0 else value.detach().to(device, copy=True)
     if isinstance(value, dict):

@@ -103,14 +103,14 @@ def train_step(
 
 
 def _mixed_correct(logits: Tensor, part: MixedBatch) -> Tensor:
-    """Sum over the samples of the share of the target that the top class holds."""
+    """Returns the sum over the samples of the share that the predicted class has in the mixed target."""
     top = logits.argmax(dim=1)
     share = part.lam * (top == part.labels_a) + (1.0 - part.lam) * (top == part.labels_b)
     return (share * part.weight).sum()
 
 
 def _clip(state: TrainState, clip_norm: float | None) -> Tensor:
-    """The gradients' global norm, after unscaling and before clipping to ``clip_norm``."""
+    """Unscales the gradients, clips them to ``clip_norm`` and returns their global norm before clipping."""
     state.scaler.unscale_(state.optimizer)
     gradients = [p.grad for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -1,4 +1,4 @@
-"""Models: building them by name, loading weights, choosing what trains, and the Bundle that carries a trained one away.
+"""Models: builds networks by name, loads weights, selects trainable parameters and averages weights.
 
-The room's convention: plain arguments in, ``nn.Module`` out. Nothing here knows a Recipe, a Plan or a Run.
+Functions here take plain arguments and ``nn.Module``; none of them depends on a Recipe, a Plan or a Run.
 """

@@ -1,6 +1,6 @@
-"""Whether pretrained weights can be had, found out without fetching them: in a cache, from a host that answers, in a file.
+"""Finds out whether pretrained weights are available, without downloading them: in a cache, on a reachable host, or in a file.
 
-Nothing here waits longer than it is told to, and nothing is written.
+All network requests have a time limit, and nothing is written.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _COMMON = (
     *("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("efficientnet_b0", "convnext_tiny", "swin_t", "vit_b_16", "densenet121"),
 )
-"""What a weights file without a telling name is held against; building one of them without memory takes milliseconds."""
-_SAME = 0.95
-"""A file with this share of a network's tensors by name and shape, the head's aside, is of that network."""
+"""Networks that a weights file is compared with; building one of them on torch's meta device takes milliseconds."""
+_MIN_SHARE = 0.95
+"""A file belongs to a network if it has at least this share of its tensors by name and shape, the head excluded."""
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
 _OFFLINE = ("STAGEWRIGHT_OFFLINE", "HF_HUB_OFFLINE")
 
@@ -39,26 +39,26 @@ class Source:
     """Where a library's pretrained weights for a model are."""
 
     address: str
-    """That they are fetched from."""
+    """URL from which they are downloaded."""
     file: Path | None
-    """That they lie in already; None: they would be fetched."""
+    """File in the local cache; None if they would have to be downloaded."""
 
     @property
     def host(self) -> str:
-        """The name of the machine in the address."""
+        """The host name in the address."""
         return urlsplit(self.address).hostname or self.address
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A network as a recipe names it."""
+    """A network as a recipe specifies it: name and constructor options."""
 
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def library_source(found: ModelName) -> Source | None:
-    """Where ``model.weights: default`` would take the weights of ``found`` from; None where there are none."""
+    """Returns where ``model.weights: default`` gets the weights of ``found``, or None if the library has none."""
     checkpoints = Path(torch.hub.get_dir(), "checkpoints")
     if found.library == "torchvision":
         from stagewright.model.pretrained import torchvision_weights
@@ -79,10 +79,10 @@ def library_source(found: ModelName) -> Source | None:
 
 
 def answers(address: str, seconds: float) -> bool:
-    """Whether the host of ``address`` answers for it within ``seconds``, by the proxies that downloads would use.
+    """Returns whether an HTTP request for ``address`` succeeds within ``seconds``; it uses the same proxies as downloads.
 
-    False at once where STAGEWRIGHT_OFFLINE or HF_HUB_OFFLINE is set. The wait is bounded whatever hangs, also the
-    look-up of the name, which knows no time limit of its own.
+    Returns False without a request if STAGEWRIGHT_OFFLINE or HF_HUB_OFFLINE is set. The request runs in a thread, so that the
+    time limit also covers the DNS lookup, which has no timeout of its own.
     """
     if any(os.environ.get(name, "").lower() not in ("", "0", "false", "no") for name in _OFFLINE):
         return False
@@ -92,7 +92,7 @@ def answers(address: str, seconds: float) -> bool:
         try:
             with urlopen(Request(address, method="HEAD"), timeout=seconds) as reply:
                 found.append(reply.status < 400)
-        except (OSError, ValueError):  # URLError and HTTPError are OSErrors; ValueError: no address at all
+        except (OSError, ValueError):  # URLError and HTTPError are OSErrors; ValueError: not a URL
             found.append(False)
 
     asking = threading.Thread(target=ask, name="stagewright-reach", daemon=True)
@@ -102,17 +102,18 @@ def answers(address: str, seconds: float) -> bool:
 
 
 def architecture_of(source: Path) -> Architecture | None:
-    """Which network the weights in ``source`` belong to: a run or Bundle says so, a file is held against common networks.
+    """Returns the network that the weights in ``source`` belong to, or None if it is unknown.
 
-    The file's name may hint at any network of torchvision; its tensors decide. None where none fits, or what is there
-    is damaged: loading it will say so. Unreadable where it cannot be read now.
+    A run or Bundle states its network. The tensors of any other file are compared with torchvision networks whose name occurs
+    in the file's name, and then with common networks. Also returns None for a damaged file, because loading it reports the
+    error. Raises Unreadable if the file cannot be read now.
     """
     try:
         path, _ = locate(source)
         card = path.with_name("model.json")
         if path.name == "weights.safetensors" and card.is_file():
-            told = read_parsed(card, json.loads)["model"]
-            return Architecture(str(told["name"]), dict(told["options"]))
+            spec = read_parsed(card, json.loads)["model"]
+            return Architecture(str(spec["name"]), dict(spec["options"]))
         state, _ = read_tensors(path)
     except Unreadable:
         raise
@@ -121,20 +122,23 @@ def architecture_of(source: Path) -> Architecture | None:
     shapes = {_WRAPPED.sub("", name): tensor.shape for name, tensor in state.items()}
     hinted = [name for name in model_names("torchvision") if name in path.stem.lower()]
     for name in dict.fromkeys([*sorted(hinted, key=len, reverse=True), *_COMMON]):
-        if _share(name, shapes) >= _SAME:
+        if _share(name, shapes) >= _MIN_SHARE:
             return Architecture(name)
     return None
 
 
 def _share(name: str, shapes: Mapping[str, torch.Size]) -> float:
-    """Share of the network's tensors that ``shapes`` has; of the tensors with a row for each class, the names count."""
+    """Returns the share, in [0, 1], of the network's tensors that ``shapes`` has with the same name and shape.
+
+    For tensors with one row per class, the number of rows may differ.
+    """
     from stagewright.model.zoo import create_model
 
-    classes = 1009  # no network has a layer of that width, so that the head's tensors are known by it
+    classes = 1009  # no network has a layer of this width, so it identifies the head's tensors
     try:
         with torch.device("meta"):
             ours: State = create_model(name, classes, image_size=224).state_dict()
-    except ModelError:  # RegNets compute their widths with tensors, and need memory to be built
+    except ModelError:  # RegNets compute their widths with tensors, which fails on the meta device
         ours = create_model(name, classes, image_size=224).state_dict()
     counted = {key: tensor.shape for key, tensor in ours.items() if not key.endswith("num_batches_tracked")}
     same = sum(
@@ -149,7 +153,7 @@ def _existing(file: Path) -> Path | None:
 
 
 def _in_hub_cache(repository: str) -> Path | None:
-    """The weights of ``repository`` in huggingface_hub's cache, in any of the names that timm looks for."""
+    """Returns the weights file of ``repository`` in huggingface_hub's cache, under any file name that timm uses, or None."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE, "models--" + repository.replace("/", "--"), "snapshots")

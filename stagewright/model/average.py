@@ -1,9 +1,9 @@
-"""A second set of weights, averaged over steps: EMA and SWA are one running mean with different weights.
+"""Averages model weights over steps: EMA and SWA are the same running mean with different step weights.
 
-The weight of each step comes from the plan (``hyper.average_weight``), so the average has no state but its tensors.
-Parameters and floating-point buffers (batch-norm statistics) are averaged alike; integer buffers are copied. Averaging
-statistics together with the weights they belong to is right as long as no start value is mixed in, which the bias
-correction in the plan sees to; :func:`recalibrate` measures them anew where that is wanted (SWA, arXiv:1803.05407, 3.2).
+The weight of each step comes from the plan (``hyper.average_weight``), so the average has no state except its tensors.
+Floating-point buffers (batch-norm statistics) are averaged in the same way as parameters; integer buffers are copied. Averaged
+statistics are unbiased if no initial value is mixed in; the plan's weights ensure this by bias correction.
+:func:`recalibrate` estimates the statistics again for the averaged weights if requested (SWA, arXiv:1803.05407, section 3.2).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from stagewright.model.groups import modes_kept
 
 
 class WeightAverage:
-    """Running mean of a model's parameters and buffers, kept in float32 (float64 stays) on the model's device.
+    """Running mean of a model's parameters and buffers, on the model's device.
 
-    Empty until the first :meth:`update` with a positive weight.
+    float16 and bfloat16 tensors are averaged in float32, all others in their own dtype. Empty until the first :meth:`update`
+    with a positive weight.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class WeightAverage:
             return
         floats = [name for name, tensor in current.items() if tensor.is_floating_point()]
         others = [name for name in current if name not in set(floats)]
-        # One call for all tensors of a kind: a call for each would cost a launch each on a GPU.
+        # One call for all tensors of a kind: a call for each tensor would launch a GPU kernel each.
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [self.tensors[name] for name in floats], [_for_average(current[name]) for name in floats], weight
         )
@@ -49,7 +50,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The model answers with the averaged tensors inside, and has its own back, bit for bit, on leaving."""
+        """Context in which the model has the averaged tensors; on exit its own are restored bit for bit."""
         current = _named_tensors(model)
         own = {name: tensor.detach().clone() for name, tensor in current.items()}
         try:
@@ -59,29 +60,30 @@ class WeightAverage:
             _copy(own, current)
 
     def copy_to(self, model: nn.Module) -> None:
-        """Writes the averaged tensors into the model for good."""
+        """Copies the averaged tensors into the model permanently."""
         _copy(self.tensors, _named_tensors(model))
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: the mean tensors, none before the first update."""
+        """Returns the averaged tensors by name, for a checkpoint; empty before the first update."""
         return self.tensors
 
     def load(self, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Takes up what :meth:`state` gave, on ``device``."""
+        """Restores the result of :meth:`state` on ``device``."""
         self.tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the model keeps batch statistics that averaged weights may need anew."""
+    """Returns whether the model has batch-norm layers with running statistics, which averaged weights may need re-estimated."""
     return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Re-estimates batch-norm statistics as the plain mean over ``batches`` of normalised images (B, 3, H, W).
+    """Re-estimates batch-norm statistics as the mean over ``batches`` of normalised images (B, 3, H, W); returns the number of
+    images.
 
-    Layers in training mode only: those frozen in eval mode keep theirs. All other modules run as in evaluation
-    (no dropout). Returns the number of images seen; as ``torch.optim.swa_utils.update_bn`` otherwise.
+    Affects only layers in training mode: layers frozen in eval mode keep their statistics. All other modules run in eval mode
+    (no dropout). Otherwise equal to ``torch.optim.swa_utils.update_bn``.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     momenta = {norm: norm.momentum for norm in norms}
@@ -107,7 +109,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _for_average(tensor: Tensor) -> Tensor:
-    """Half-precision tensors are averaged in float32: small weights would vanish in their rounding."""
+    """Returns half-precision tensors as float32, because small step weights would be lost to rounding."""
     low = tensor.dtype in (torch.float16, torch.bfloat16)
     return tensor.detach().float() if low else tensor.detach()
 

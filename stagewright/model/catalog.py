@@ -1,9 +1,8 @@
-"""Which models there are: names of torchvision, timm and stagewright itself, and which of them a name means.
+"""The catalog of model names: torchvision's, timm's and stagewright's own, and how a name is resolved.
 
-``python:module:function`` is none of theirs: a function of one's own, which :mod:`stagewright.model.own` calls.
-
-Conventions: ``timm:NAME`` and ``torchvision:NAME`` say the library; without, a name that both have means torchvision's.
-``NAME.TAG`` says which pretrained weights (``resnet50.a1_in1k``, ``resnet50.IMAGENET1K_V1``).
+A prefix selects the library (``timm:NAME``, ``torchvision:NAME``); without it, torchvision's model is used if both libraries
+have the name. A tag selects the pretrained weights (``resnet50.a1_in1k``, ``resnet50.IMAGENET1K_V1``).
+``python:module:function`` is a user's function, which :mod:`stagewright.model.own` calls.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ _LIBRARIES: tuple[Library, ...] = ("stagewright", "torchvision", "timm")
 
 @dataclass(frozen=True, slots=True)
 class ModelName:
-    """A name, found in a library."""
+    """A model name resolved to a library."""
 
     library: Library
     name: str
     tag: str = ""
-    """Which pretrained weights; "" for the library's choice."""
+    """Name of the pretrained weights; "" for the library's default."""
     note: str = ""
-    """What a reader should know of the choice, e.g. that another library has the name too."""
+    """Notice for the user about the choice, e.g. that another library has the name too; "" if there is none."""
 
     @property
     def full_name(self) -> str:
-        """With the tag, where there is one, as timm writes it."""
+        """``NAME.TAG`` as in timm, or ``NAME`` without a tag."""
         return f"{self.name}.{self.tag}" if self.tag else self.name
 
     def __str__(self) -> str:
@@ -45,7 +44,7 @@ class ModelName:
 
 @cache
 def model_names(library: Library) -> tuple[str, ...]:
-    """Every classifier that the library makes; none of ``python``, which makes what it is told to."""
+    """Returns the names of all classifiers of the library; none for ``python``."""
     if library == "stagewright":
         return OWN
     if library == "python":
@@ -60,27 +59,30 @@ def model_names(library: Library) -> tuple[str, ...]:
 
 
 def list_models(filter: str = "") -> list[tuple[str, Library]]:
-    """(name, library) of every model whose name contains ``filter`` or matches its wildcards; our own first."""
+    """Returns (name, library) of every model whose name contains ``filter`` or matches its wildcards (``*``, ``?``, ``[]``).
+
+    The order is stagewright's own, torchvision's, timm's.
+    """
     pattern = filter if any(sign in filter for sign in "*?[") else f"*{filter}*"
     return [(name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)]
 
 
 def find_model(name: str) -> ModelName:
-    """Where ``name`` is; ModelError with the nearest names where it is nowhere."""
+    """Resolves ``name`` to a library's model; an unknown name raises a ModelError that suggests similar names."""
     if is_named(name):  # whether it is there, the import will tell
         return ModelName("python", name.removeprefix(PREFIX))
     prefix, colon, rest = name.partition(":")
-    asked: list[Library] = [library for library in _LIBRARIES if not colon or library == prefix]
+    allowed: list[Library] = [library for library in _LIBRARIES if not colon or library == prefix]
     plain, _, tag = (rest if colon else name).partition(".")
-    if plain in OWN and not tag and "stagewright" in asked:  # without importing the libraries, which takes seconds
+    if plain in OWN and not tag and "stagewright" in allowed:  # without importing the libraries, which takes seconds
         return ModelName("stagewright", plain)
     found: list[Library] = [
-        library for library in asked if plain in model_names(library) and _has_tag(library, plain, tag)
+        library for library in allowed if plain in model_names(library) and _has_tag(library, plain, tag)
     ]
     if not found:
-        raise _unknown(name, plain, tag, asked)
+        raise _unknown(name, plain, tag, allowed)
     others = [library for library in found[1:] if library == "timm"]
-    note = f"{plain} is in torchvision and in timm; torchvision's was taken (timm:{plain} takes the other)"
+    note = f"{plain} exists in torchvision and in timm; torchvision's is used (timm:{plain} selects the other)"
     return ModelName(found[0], plain, tag, note if others and found[0] == "torchvision" else "")
 
 
@@ -89,7 +91,7 @@ def _has_tag(library: Library, plain: str, tag: str) -> bool:
 
 
 def _tags(library: Library, plain: str) -> list[str]:
-    """Names of the pretrained weights that the library has for its model ``to_dict``."""
+    """Returns the names of the pretrained weights that the library has for its model ``plain``."""
     if library == "torchvision":
         import torchvision
 
@@ -101,16 +103,17 @@ def _tags(library: Library, plain: str) -> list[str]:
     return [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
 
 
-def _unknown(name: str, plain: str, tag: str, asked: list[Library]) -> ModelError:
-    counts = {library: len(model_names(library)) for library in asked}
-    tags = [f"{plain}.{known}" for library in asked if plain in model_names(library) for known in _tags(library, plain)]
-    if tag and any(plain in model_names(library) for library in asked):
+def _unknown(name: str, plain: str, tag: str, allowed: list[Library]) -> ModelError:
+    counts = {library: len(model_names(library)) for library in allowed}
+    having: list[Library] = [library for library in allowed if plain in model_names(library)]
+    tags = [f"{plain}.{known}" for library in having for known in _tags(library, plain)]
+    if tag and having:
         return ModelError(
             f"model {name!r}: {plain} has no pretrained weights {tag!r}{nearest(f'{plain}.{tag}', tags)}",
             ", ".join(tags[:12]) or f"{plain} has no pretrained weights at all",
-            "take one of these, or the name alone for the library's choice",
+            "use one of these, or the name alone for the library's default",
         )
-    known = [known for library in asked for known in model_names(library)]
+    known = [known for library in allowed for known in model_names(library)]
     return ModelError(
         f"model {name!r} is unknown{nearest(plain, known)}",
         ", ".join(f"{count} of {library}" for library, count in counts.items())

@@ -1,7 +1,7 @@
-"""ResNets for small pictures: a 3x3 stem of stride 1 and no max-pool, so that 32 x 32 pixels keep their resolution.
+"""ResNets for small images: a 3x3 stem with stride 1 and no max-pooling, so that the first stage sees full resolution.
 
-The layout of He et al. for CIFAR (arXiv:1512.03385, section 4.2; pre-activation: arXiv:1603.05027) with the widths and
-depths of the ImageNet ResNet-18, as everybody compares it: 11.17 M parameters for 10 classes, 11.22 M for 100.
+The layout is that of He et al. for CIFAR (arXiv:1512.03385, section 4.2; pre-activation: arXiv:1603.05027) with the widths and
+depths of the ImageNet ResNet-18, as is usual in comparisons: 11.17 M parameters for 10 classes, 11.22 M for 100.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _stochastic_depth(rate: float | None) -> nn.Module:
-    """torchvision's layer, or none at all for None: its import takes seconds, which most small networks need not wait for."""
-    if rate is None:
+    """Returns torchvision's StochasticDepth, or Identity if ``rate`` is None."""
+    if rate is None:  # without importing torchvision, which takes seconds
         return nn.Identity()
     from torchvision.ops import StochasticDepth
 
@@ -28,7 +28,7 @@ def _stochastic_depth(rate: float | None) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """conv-norm-relu, conv-norm, added to the shortcut, relu (arXiv:1512.03385, figure 5 left)."""
+    """Residual block conv-norm-relu-conv-norm; ReLU follows the addition of the shortcut (arXiv:1512.03385, figure 5 left)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float | None) -> None:
         super().__init__()
@@ -49,7 +49,10 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """norm-relu-conv twice, plus the shortcut (arXiv:1603.05027, figure 1b); a projection sees the activated input."""
+    """Pre-activation block: norm-relu-conv twice, plus the shortcut (arXiv:1603.05027, figure 1b).
+
+    A projection shortcut is applied to the input after its first norm and ReLU.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float | None) -> None:
         super().__init__()
@@ -71,10 +74,10 @@ class PreActBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet for pictures of about 24 to 64 pixels: stages ``layer1``, ``layer2``, ... of widths w, 2w, 4w, ...
+    """A ResNet for images of about 24 to 64 pixels: stages ``layer1``, ``layer2``, ... of widths w, 2w, 4w, ...
 
-    ``preact`` takes pre-activation blocks, with one more norm after the last. ``drop_path`` rises linearly from 0 in
-    the first block to its value in the last. Works at every picture size; each stage after the first halves it.
+    ``preact`` selects pre-activation blocks, with one more norm after the last block. ``drop_path`` rises linearly from 0 in
+    the first block to its value in the last. Accepts any image size; each stage after the first halves the resolution.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pictures -> (B, num_classes) logits."""
+        """(B, 3, H, W) normalised images -> (B, num_classes) logits."""
         x = self.stem(images)
         for stage in self.stages:
             x = self.get_submodule(stage)(x)
@@ -115,18 +118,18 @@ def _check(width: Any, blocks: Any) -> None:
     if not listed or not all(isinstance(count, int) and count > 0 for count in blocks):
         raise ModelError(f"model.options.blocks is {blocks!r}", "blocks per stage, each at least 1, e.g. [2, 2, 2, 2]")
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise ModelError(f"model.options.width is {width!r}", "channels of the first stage, a whole number from 1 on")
+        raise ModelError(f"model.options.width is {width!r}", "channels of the first stage, an integer of at least 1")
 
 
 def cifar_resnet18(
     num_classes: int, *, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2), drop_path: float = 0.0
 ) -> CifarResNet:
-    """ResNet-18 with a CIFAR stem, 11,173,962 parameters for 10 classes; ModelError for impossible width or blocks."""
+    """Builds ResNet-18 with a CIFAR stem (11,173,962 parameters for 10 classes); ModelError for invalid width or blocks."""
     return CifarResNet(num_classes, width, blocks, drop_path)
 
 
 def cifar_preact_resnet18(
     num_classes: int, *, width: int = 64, blocks: Sequence[int] = (2, 2, 2, 2), drop_path: float = 0.0
 ) -> CifarResNet:
-    """Pre-activation ResNet-18 with a CIFAR stem; ModelError for impossible width or blocks."""
+    """Builds a pre-activation ResNet-18 with a CIFAR stem; ModelError for invalid width or blocks."""
     return CifarResNet(num_classes, width, blocks, drop_path, preact=True)

@@ -1,19 +1,19 @@
-"""Which parameters train, which keep still, and which decay: the trainable set and the optimizer's groups.
+"""Selects trainable parameters, and makes the optimizer's parameter groups with and without weight decay.
 
-The convention this room owns, the same for every architecture and worked out from the module tree alone:
+The definitions are the same for every architecture and derived from the module tree alone:
 
-- The **head** is the one module that yields the logits: timm's ``get_classifier()``, else the last linear layer or 1x1
+- The **head** is the module that outputs the logits: timm's ``get_classifier()``, else the last linear layer or 1x1
   convolution, of the part called ``classifier``, ``head`` or ``fc`` where the model has one. Everything else is the body.
 - **Blocks** are the body's parts in order: the model's children, where a part that holds 90 % of the body's parameters
   and a lone ``Sequential`` or ``ModuleList`` among the parts (``features``, ``blocks``, ``stages``) are replaced by
   their own children. So a ResNet has its stem and ``layer1`` to ``layer4``; a ViT its patch embedding and each
   transformer block; MobileNetV2 each inverted residual; Swin each stage and each patch merging.
-- A norm that stands alone belongs to the block before it, and so does all that lies between the last block and the
-  head (the final norm, hidden layers of the classifier): it trains under ``last:1``, but not under ``head``.
-- ``last:N`` is the head and the last N blocks. Parameters that hang on no block (class token, positions) train only
+- A norm that is a part by itself belongs to the block before it, and so do all modules between the last block and the
+  head (the final norm, hidden layers of the classifier): they train under ``last:1``, but not under ``head``.
+- ``last:N`` is the head and the last N blocks. Parameters outside of all blocks (class token, positions) train only
   under ``all`` or by a pattern.
-- A parameter's **depth** is 0 in the head, 1 in the last block and so on; the first block, and what hangs on no block, is
-  the deepest. Layer-wise decay makes the learning rate ``layer_decay ** depth`` of the head's.
+- A parameter's **depth** is 0 in the head, 1 in the last block and so on; the first block and the parameters outside of all
+  blocks have the greatest depth. Layer-wise decay multiplies the head's learning rate by ``layer_decay ** depth``.
 
 Freezing is ``requires_grad`` off and eval mode, never a learning rate of 0.
 """
@@ -39,7 +39,7 @@ _NEVER_DECAY = ("class_token", "pos_embedding", "relative_position_bias_table")
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules that yield the logits; several for a distilled transformer, [] where none is found."""
+    """Returns the names of the modules that output the logits; several for a distilled transformer, [] if there is none."""
     classifier = getattr(model, "get_classifier", None)
     if callable(classifier):
         found = classifier()
@@ -58,7 +58,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def _blocks(model: nn.Module) -> list[list[str]]:
-    """The blocks in order: of each its module's name, and the names of what belongs to it besides."""
+    """Returns the blocks in order, each as a list: the name of its module, then names of other modules that belong to it."""
     heads = head_modules(model)
     total = sum(p.numel() for name, p in model.named_parameters() if not _within(name, heads))
     found: list[list[str]] = []
@@ -118,12 +118,12 @@ def _within(name: str, outer: Iterable[str]) -> bool:
 
 
 def trainable_names(model: nn.Module, train: str | tuple[str, ...]) -> set[str]:
-    """Names of the parameters that ``train`` means: ``all``, ``head``, ``last:N``, or a tuple of patterns.
+    """Returns the names of the parameters selected by ``train``: ``all``, ``head``, ``last:N``, or a tuple of patterns.
 
-    A pattern is a parameter's name with shell wildcards (``layer4.*``, ``*.bias``) or a module's name, which takes all
-    of its parameters. One with ``!`` in front takes away from what those before it gave, or from all where it comes first.
-    ModelError for a pattern without a match, for patterns that leave nothing, for N beyond the number of blocks and for
-    other words.
+    A pattern is a parameter's name with shell wildcards (``layer4.*``, ``*.bias``) or a module's name, which selects all
+    of its parameters. A pattern with ``!`` in front excludes parameters from those selected before it, or from all parameters
+    if it comes first. ModelError for a pattern without a match, for patterns that select nothing, for N above the number of
+    blocks, and for any other text.
     """
     names = [name for name, _ in model.named_parameters()]
     if train == "all":
@@ -160,8 +160,8 @@ def _chosen(names: list[str], patterns: tuple[str, ...]) -> set[str]:
     if not chosen:
         raise ModelError(
             f"train: the patterns {list(patterns)} leave no parameter to train",
-            "patterns that name parameters; !PATTERN takes away from those before it, or from all where it comes first",
-            "take away less, or begin with what is to train",
+            "patterns that match parameters; !PATTERN excludes from those before it, or from all if it comes first",
+            "exclude less, or begin with a pattern of parameters to train",
         )
     return chosen
 
@@ -175,13 +175,13 @@ def _matching(names: list[str], pattern: str, sign: str = "") -> set[str]:
         raise ModelError(
             f"train: the pattern {sign + pattern!r} matches no parameter{hint}",
             f"its parameters, from {names[0]} to {names[-1]}, with wildcards such as {names[-1].split('.')[0]}.*",
-            "mend the pattern; train: all, head and last:N work with every model",
+            "correct the pattern; train: all, head and last:N work with every model",
         )
     return found
 
 
 def apply_trainable(model: nn.Module, train: str | tuple[str, ...]) -> tuple[int, int]:
-    """Sets ``requires_grad`` of every parameter by :func:`trainable_names`; how many numbers (train, are frozen)."""
+    """Sets ``requires_grad`` of every parameter by :func:`trainable_names`; returns the sizes (trainable, frozen)."""
     names = trainable_names(model, train)
     trainable = frozen = 0
     for name, parameter in model.named_parameters():
@@ -190,13 +190,16 @@ def apply_trainable(model: nn.Module, train: str | tuple[str, ...]) -> tuple[int
             trainable += parameter.numel()
         else:
             frozen += parameter.numel()
-            parameter.grad = None  # an old gradient would let the optimizer move what is frozen
+            parameter.grad = None  # with an old gradient the optimizer would still update a frozen parameter
     return trainable, frozen
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Training mode, except for modules whose parameters (at least one) are all frozen: these and all within them are
-    in eval mode, so that the statistics of frozen batch norms stay put and dropout of frozen blocks is off."""
+    """Sets training mode, except for modules that have parameters and whose parameters are all frozen.
+
+    These modules and all modules inside them are in eval mode, so that frozen batch norms keep their statistics and frozen
+    blocks have no dropout.
+    """
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -206,7 +209,7 @@ def set_train_mode(model: nn.Module) -> None:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[dict[nn.Module, bool]]:
-    """Every module of ``model`` is in the mode it was in (training or evaluation) again on leaving; gives what they were."""
+    """Context that restores the mode (training or evaluation) of every module on exit; yields {module: training} at entry."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield modes
@@ -218,16 +221,16 @@ def modes_kept(model: nn.Module) -> Iterator[dict[nn.Module, bool]]:
 def parameter_groups(
     model: nn.Module, weight_decay: float, decay_norm_and_bias: bool, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """All parameters, frozen ones too, each once, in groups for an optimizer: with weight decay and without.
+    """Returns optimizer groups that contain all parameters, also frozen ones, once, with and without weight decay.
 
-    Without are names that the model exempts (``no_weight_decay()`` of timm's models; class token, positions and
-    relative position biases of torchvision's) and, unless ``decay_norm_and_bias``, whatever has one dimension or none:
-    biases, norms, layer scales. A group has ``params``, ``names`` (in the model's order), ``weight_decay`` (0.0 where
-    ``decays`` is False), ``decays`` and ``lr_scale``; a group that would be empty is left out.
+    Without weight decay are parameters that the model exempts (``no_weight_decay()`` of timm's models; class token, positions
+    and relative position biases of torchvision's) and, unless ``decay_norm_and_bias``, those with at most one dimension:
+    biases, norms, layer scales. A group has ``params``, ``names`` (in the model's order), ``weight_decay`` (0.0 if ``decays``
+    is False), ``decays`` and ``lr_scale``; empty groups are omitted.
 
-    With ``layer_decay`` 1.0 these are two, of ``lr_scale`` 1.0; below it two for each depth, from the stem to the head, of
-    ``lr_scale = layer_decay ** depth``: 1.0 for the head, ``layer_decay`` for the last block, and the same for the first
-    block as for class token and positions, which hang on no block (so BEiT's reference code does, arXiv:2106.08254).
+    With ``layer_decay`` 1.0 there are two groups with ``lr_scale`` 1.0. Below 1.0 there are two groups for each depth, from the
+    stem to the head, with ``lr_scale = layer_decay ** depth``: 1.0 for the head, ``layer_decay`` for the last block. Class token
+    and positions have the depth of the first block, as in BEiT's reference code (arXiv:2106.08254).
     """
     exempt: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
     never = set(exempt()) if exempt is not None else set()
@@ -249,7 +252,7 @@ def parameter_groups(
 
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:
-    """How many blocks lie between each parameter and the logits, as the module docstring defines it, by parameter name."""
+    """Returns {parameter name: depth}, the number of blocks up to the logits, as defined in the module docstring."""
     heads, found = head_modules(model), _blocks(model)
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():

@@ -1,6 +1,6 @@
-"""A Vision Transformer given by patch, depth, heads and width (arXiv:2010.11929), for training from scratch.
+"""A Vision Transformer specified by patch, depth, heads and width (arXiv:2010.11929), for training from scratch.
 
-timm's ``VisionTransformer`` does the work; this module owns the defaults and the words in which it is asked for.
+The implementation is timm's ``VisionTransformer``; this module defines the argument names and their defaults.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ def vit(
     dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
-    """A ViT with class token and learned positions, made for ``image_size`` pixels: (B, 3, H, W) -> (B, num_classes).
+    """Builds a ViT with class token and learned positions for ``image_size`` pixels: (B, 3, H, W) -> (B, num_classes).
 
-    ``patch`` defaults to 4 up to 64 pixels and to 16 above. ``dropout`` acts where the paper has it (appendix B.1): on
-    the embedded patches and after every dense layer but the attention's projections of q, k and v. ``drop_path`` rises
-    linearly to its value in the last block. Positions are resampled for pictures of other sizes, so stages may differ
-    in size as long as each is a multiple of ``patch``. ModelError where the numbers do not fit together.
+    ``patch`` defaults to 4 for up to 64 pixels and to 16 above. ``dropout`` is applied as in the paper (appendix B.1): to the
+    embedded patches and after every dense layer except the q, k and v projections. ``drop_path`` rises linearly from 0 to its
+    value in the last block. Positions are resampled for images of other sizes, so image sizes may differ between stages if
+    each is a multiple of ``patch``. Raises ModelError if the arguments are invalid or do not fit together.
     """
-    from timm.models.vision_transformer import VisionTransformer  # takes seconds: only for whom it concerns
+    from timm.models.vision_transformer import VisionTransformer  # here, because this import takes seconds
 
     patch = patch or (4 if image_size <= 64 else 16)
     numbers = {"patch": patch, "depth": depth, "heads": heads, "width": width}
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(f"model.options.{name} is {value!r}", "a whole number from 1 on")
+            raise ModelError(f"model.options.{name} is {value!r}", "an integer of at least 1")
     if image_size % patch:
         divisors = ", ".join(str(n) for n in range(2, image_size // 2 + 1) if image_size % n == 0)
         raise ModelError(
@@ -48,9 +48,9 @@ def vit(
         )
     if width % heads:
         raise ModelError(
-            f"vit: a width of {width} cannot be shared out among {heads} heads",
-            "a width that is a multiple of heads (64 each is usual)",
-            f"take e.g. width {heads * max(1, round(width / heads))}",
+            f"vit: a width of {width} cannot be divided among {heads} heads",
+            "a width that is a multiple of heads (64 per head is usual)",
+            f"use e.g. width {heads * max(1, round(width / heads))}",
         )
     return VisionTransformer(
         img_size=image_size,

@@ -1,6 +1,6 @@
-"""Reads weights files: tensors by name, whatever wrapping a training left around them.
+"""Reads weights files: state dicts, also those nested in training checkpoints.
 
-Files are read as tensors alone (``weights_only``): no code that came with them is run.
+Files are read with ``weights_only=True``, so code in them is never run.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from stagewright.storage.files import read_parsed, unreadable, user_path
 State = dict[str, Tensor]
 
 _WRAPPERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),  # before the raw ones, as timm prefers them
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),  # before the raw weights, as in timm
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module", "params"),
 )
-# timm stores its arguments, others their scores as NumPy scalars.
-_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, np.float64(0).__reduce__()[0]]
-_HARMLESS += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
+# Checkpoints of timm contain its arguments, others contain scores as NumPy scalars.
+_SAFE_TYPES: list[Any] = [argparse.Namespace, np.dtype, np.float64(0).__reduce__()[0]]
+_SAFE_TYPES += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
 
 
 def locate(source: Path) -> tuple[Path, list[str] | None]:
-    """The file with the tensors, and the class names where a Bundle's ``model.json`` stands beside it.
+    """Returns the file with the tensors, and the class names, or None if there is no ``model.json`` of a Bundle next to it.
 
-    ``source`` is that file, a Bundle, or a run's directory. ModelError where there is none, or model.json is damaged.
+    ``source`` is that file, a Bundle, or a run's directory. Raises ModelError if there is no such file or model.json is damaged.
     """
     source = user_path(source)
     if os.path.isdir(source):
@@ -48,7 +48,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
             raise ModelError(
                 f"{source} holds no trained model (no model/weights.safetensors)",
                 "a weights file, or the directory of a run that has finished",
-                f"take a checkpoint: {states[-1]}" if states else "check the path",
+                f"use a checkpoint: {states[-1]}" if states else "check the path",
             )
     elif os.path.isfile(source):
         path = source
@@ -56,7 +56,7 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
         raise ModelError(
             f"weights {str(source)!r}: there is no such file or directory",
             "default (the library's pretrained weights), a .pth, .pt, .bin or .safetensors file, or a run's directory",
-            "check the path; relative paths start at the current directory",
+            "check the path; relative paths are resolved against the current directory",
         )
     card = path.with_name("model.json")
     if path.name != "weights.safetensors" or not card.is_file():
@@ -67,15 +67,15 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
         raise ModelError(
             f"{card} is damaged: {error}",
             "the model.json that was written with the weights",
-            "restore it from a copy, or load a copy of the weights file that lies elsewhere (class names are lost)",
+            "restore it from a copy, or copy the weights file to another folder and load it from there (without class names)",
         ) from None
 
 
 def read_tensors(path: Path) -> tuple[State, str]:
-    """Tensors by name, on the CPU, and a note on which entry of the file they are, "" where they are all of it.
+    """Returns the tensors by name, on the CPU, and a note that names the entry of the file with the tensors.
 
-    ModelError for a damaged file, one with Python objects other than numbers and names in it, and one without tensors.
-    Unreadable for one that cannot be read now.
+    The note is "" if the tensors are at the top level. Raises ModelError for a file that is damaged, contains Python objects
+    other than numbers and strings, or has no tensors; Unreadable if the file cannot be read now.
     """
     try:
         if path.suffix == ".safetensors":
@@ -85,19 +85,21 @@ def read_tensors(path: Path) -> tuple[State, str]:
         raise error if isinstance(error, Unreadable) else unreadable(path, error) from error
     except SafetensorError as error:
         raise _unreadable(path, str(error)) from None
-    except Exception as error:  # whatever torch.load's unpickler, zip or legacy reader stumbles over in these bytes
+    except (
+        Exception
+    ) as error:  # torch.load's unpickler, zip reader and legacy reader raise many types for invalid files
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         detail = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
-        why = f"it holds Python objects ({foreign[1]})" if foreign else f"torch.save wrote no such file ({detail})"
+        why = f"it holds Python objects ({foreign[1]})" if foreign else f"it is not a file of torch.save ({detail})"
         raise _unreadable(path, why) from None
     state, keys = _unwrap(content)
     if not state:
-        raise _unreadable(path, f"no tensors by name in it, but {_contents(content)}")
+        raise _unreadable(path, f"it has no tensors by name, but {_contents(content)}")
     return state, f"taken from its entry {'.'.join(keys)!r}" if keys else ""
 
 
 def _unpickled(data: bytes) -> object:
-    with torch.serialization.safe_globals(_HARMLESS):
+    with torch.serialization.safe_globals(_SAFE_TYPES):
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -121,7 +123,7 @@ def _contents(content: object) -> str:
 def _unreadable(path: Path, why: str) -> ModelError:
     return ModelError(
         f"{path} cannot be read as weights: {why}",
-        "tensors by name, as torch.save(model.state_dict(), ...) or safetensors write them, also within a checkpoint "
+        "a state dict as written by torch.save(model.state_dict(), ...) or safetensors, also inside a checkpoint "
         f"under one of {', '.join(_WRAPPERS[:7])}, ...",
-        "convert it where it was made: torch.save(model.state_dict(), 'weights.pth')",
+        "convert it with the program that wrote it: torch.save(model.state_dict(), 'weights.pth')",
     )

@@ -1,7 +1,6 @@
-"""Weights from elsewhere: what fits of a file or of an earlier run goes into a model, and a report says what that was.
+"""Loads weights of a file or an earlier run into a model as far as they fit, and reports what was loaded and what was not.
 
-Conventions: nothing is loaded silently and nothing is left out silently. Tensors travel by name; class names travel
-with the head, so its rows go to the classes of the same name.
+Tensors are matched by name. If the source has class names, the rows of its head are matched by class name.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ _NEW = "it starts random"
 
 @dataclass(frozen=True, slots=True)
 class WeightsReport:
-    """What became of every tensor. Of ``parameters`` numbers, buffers aside, ``loaded_parameters`` are the source's."""
+    """Report on every tensor. Of ``parameters`` numbers in the model, without buffers, ``loaded_parameters`` were loaded."""
 
     source: str
     loaded: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-    """Tensors of the model whose namesake does not fit, and why."""
+    """(name, reason) of tensors that exist in both but do not fit."""
     missing: tuple[str, ...] = ()
-    """Tensors of the model that the source lacks; they keep their random values."""
+    """Tensors of the model that are not in the source; they keep their random values."""
     unexpected: tuple[str, ...] = ()
-    """Tensors of the source that the model lacks."""
+    """Tensors of the source that are not in the model."""
     notes: tuple[str, ...] = ()
-    """What was done beyond copying: loaded by order, head rows by class name, positions resampled."""
+    """Sentences on conversions: loaded by order, head rows matched by class name, positions resampled."""
     loaded_parameters: int = 0
     parameters: int = 0
 
@@ -69,7 +68,7 @@ class _Tally:
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     random_rows: dict[str, int] = field(default_factory=dict)
-    """Rows of a head that no class of the source fills."""
+    """Number of head rows for classes that are not in the source, by tensor name."""
 
 
 def load_weights(
@@ -108,10 +107,10 @@ def transfer(
     ordered: bool = False,
     notes: Sequence[str] = (),
 ) -> WeightsReport:
-    """Copies what fits of ``state`` into ``model``; :func:`load_weights` says how.
+    """Copies the tensors of ``state`` that fit into ``model``, as described at :func:`load_weights`.
 
-    ``ordered`` says that the order of ``state`` is that of the model it came from (safetensors sorts its names): where
-    names do not fit, tensors then go by order, provided their number and all shapes but the head's are the same.
+    ``ordered`` states that the order of ``state`` is that of the model it came from (safetensors sorts names). Then, if the
+    names do not fit, tensors are matched by order, provided that their number and all shapes except the head's are equal.
     """
     ours = model.state_dict()
     head = head_tensors(model, num_classes)
@@ -160,7 +159,7 @@ def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
 
 
 def _resampled(name: str, own: Tensor, theirs: Tensor) -> Tensor | None:
-    """Position embeddings (1, tokens, width) of another square picture, brought to this one's; None for all else."""
+    """Returns position embeddings (1, tokens, width) resampled to the size of ``own``; None for any other tensor."""
     if name.rsplit(".", 1)[-1] not in ("pos_embed", "pos_embedding") or own.ndim != 3 or theirs.ndim != 3:
         return None
     if own.shape[::2] != theirs.shape[::2]:
@@ -203,8 +202,8 @@ def _fill_head(
     elif theirs.shape == own.shape:
         tally.loaded[name] = theirs
         tally.notes.append(
-            f"the head was loaded as it is: {len(theirs)} classes on both sides, but without names to compare, so that "
-            "their order is taken to be the same"
+            f"the head was loaded unchanged: both have {len(theirs)} classes, but without class names to compare, so their "
+            "order is assumed to be the same"
         )
     else:
         tally.skipped.append((name, f"the head has {len(theirs)} classes in the source, {len(own)} here; {_NEW}"))
@@ -212,11 +211,11 @@ def _fill_head(
 
 def _head_notes(classes: Sequence[str], source_classes: Sequence[str]) -> list[str]:
     if tuple(classes) == tuple(source_classes):
-        return ["the head was loaded whole: the source has the same classes in the same order"]
+        return ["the head was loaded completely: the source has the same classes in the same order"]
     shared = [name for name in classes if name in set(source_classes)]
     new = [name for name in classes if name not in set(source_classes)]
     unused = [name for name in source_classes if name not in set(classes)]
-    lines = [f"head rows were taken over by class name for {len(shared)} of {len(classes)} classes"]
+    lines = [f"head rows were copied by class name for {len(shared)} of {len(classes)} classes"]
     if new:
         lines.append(f"classes new to the source, whose head rows start random: {_some(new)}")
     if unused:
@@ -225,7 +224,7 @@ def _head_notes(classes: Sequence[str], source_classes: Sequence[str]) -> list[s
 
 
 def _renamed(model: nn.Module, ours: State, state: State, head: set[str], ordered: bool) -> tuple[State, list[str]]:
-    """``state`` under the model's names, by the first reading that fits best, and what was done to it."""
+    """Returns ``state`` with the model's names, by the conversion that fits best (the first of equals), and notes on it."""
     plain = {_PREFIXES.sub("", name): tensor for name, tensor in state.items() if name != "n_averaged"}
     readings: list[tuple[State, list[str]]] = [(plain, [])]
     first = {name.partition(".")[0] for name in plain}
@@ -240,7 +239,7 @@ def _renamed(model: nn.Module, ours: State, state: State, head: set[str], ordere
 
 
 def _converted_by_timm(model: nn.Module, state: State) -> list[tuple[State, list[str]]]:
-    """Original checkpoints of timm's architectures under timm's names, where their module knows how."""
+    """Returns ``state`` converted by the ``checkpoint_filter_fn`` of timm's module, for original checkpoints, or []."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return []
@@ -248,7 +247,7 @@ def _converted_by_timm(model: nn.Module, state: State) -> list[tuple[State, list
         converted = convert(dict(state), model)
     except MemoryError:
         raise
-    except Exception:  # written for one family's checkpoints, it fails in any way on others: then it does not apply
+    except Exception:  # it is written for the checkpoints of one family, and may raise anything for others
         return []
     return [(dict(converted), [f"names converted by {type(model).__module__}.checkpoint_filter_fn"])]
 
@@ -270,7 +269,7 @@ def _by_order(ours: State, state: State, head: set[str]) -> tuple[State, list[st
 
 
 def _fit(ours: State, state: State, head: set[str]) -> float:
-    """Share of the model's tensors, the head's and BatchNorm's counters aside, that ``state`` has by name and shape."""
+    """Returns the share of the model's tensors, without head and BatchNorm counters, that ``state`` has by name and shape."""
     body = [name for name in ours if name not in head and not name.endswith(_COUNTER)]
     fits = sum(name in state and _fits(name, ours[name], state[name]) for name in body)
     return fits / len(body) if body else 1.0
@@ -299,7 +298,7 @@ def _require_finite(state: State, source: str) -> None:
             raise ModelError(
                 f"{source}: {name} has numbers that are not finite (NaN or infinity)",
                 "weights of a training that did not diverge",
-                "take an earlier checkpoint of that training",
+                "use an earlier checkpoint of that training",
             )
 
 

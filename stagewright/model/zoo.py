@@ -1,8 +1,8 @@
 """Builds models by name: torchvision's, timm's, stagewright's and a person's own, for a number of classes and a picture size.
 
 Convention: every model maps normalised pictures (B, 3, H, W) to logits (B, num_classes), in training mode too:
-auxiliary heads are left out. :mod:`stagewright.model.catalog` says what names mean. torchvision and timm, whose imports
-take seconds, are imported where a model of theirs is asked for.
+auxiliary heads are omitted. :mod:`stagewright.model.catalog` resolves names. torchvision and timm are imported only when a
+model of theirs is built, because their imports take seconds.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "vit": vit,
 }
 _INCEPTIONS = ("googlenet", "inception_v3")
-"""torchvision's networks with auxiliary heads. Its weights for them want mean and std 0.5, which it brings about within
-the network (transform_input); here that is left to the normalisation: a network is the same whatever it loads."""
+"""torchvision's networks with auxiliary heads. Their weights need mean and std 0.5, which torchvision applies inside the
+network (transform_input); here the normalisation does this, so that the network does not depend on its weights."""
 _SET_HERE = frozenset(("num_classes", "weights", "progress", "pretrained", "aux_logits", "transform_input", "in_chans"))
 _OUTSIDE_CLASS = {"MobileNetV3": ("width_mult", "reduced_tail", "dilated")}
-"""What torchvision's builders take and hand on to something else than the network's class."""
+"""Arguments of torchvision's builders that they do not pass to the network's class."""
 
 
 def create_model(
@@ -56,14 +56,13 @@ def create_model(
 ) -> nn.Module:
     """The model ``name`` with ``num_classes`` outputs, on the CPU, initialised from torch's global generator.
 
-    ``image_size`` matters to networks that are made for one size (ViTs, Swin, mixers): give the size it counts for, that of the
-    last stage. Some can then take others too (:func:`check_image_sizes` tells). ``options`` are further arguments of the
-    network's constructor. ``drop_path`` is stochastic depth as the library scales it: the deepest block's rate, falling
-    linearly to the first (timm: drop_path_rate); with the option ``drop_path_mode: constant`` every block has it (networks of
-    torchvision and cifar_*). ``pretrained`` loads the library's weights; a head for another number of classes than theirs is a
-    new one (:mod:`stagewright.model.heads`). ``python:module:function`` calls a function of one's own
-    (:mod:`stagewright.model.own`). ModelError for unknown names, options or sizes that do not fit, and weights that cannot be
-    had.
+    ``image_size`` is used by networks that are built for one size (ViTs, Swin, mixers); give the size of the last stage. Some
+    of them also accept other sizes (tested by :func:`check_image_sizes`). ``options`` are further arguments of the network's
+    constructor. ``drop_path`` is the stochastic-depth rate of the last block, which decreases linearly to the first (timm:
+    drop_path_rate); with the option ``drop_path_mode: constant`` all blocks have this rate (networks of torchvision and
+    cifar_*). ``pretrained`` loads the library's weights; if their number of classes is different, the head is a new one
+    (:mod:`stagewright.model.heads`). ``python:module:function`` calls a user's function (:mod:`stagewright.model.own`).
+    ModelError for unknown names, for options or sizes that do not fit, and for weights that are not available.
     """
     model, report = create_with_report(
         name, num_classes, image_size=image_size, drop_path=drop_path, options=options, pretrained=pretrained
@@ -82,7 +81,7 @@ def create_with_report(
     options: Mapping[str, Any] | None = None,
     pretrained: bool = False,
 ) -> tuple[nn.Module, WeightsReport | None]:
-    """:func:`create_model`, with the report on what was loaded of the pretrained weights (None without)."""
+    """Like :func:`create_model`; also returns the report on the pretrained weights, or None if none were loaded."""
     found = find_model(name)
     if found.note:
         log.info(found.note)
@@ -155,7 +154,7 @@ def _build_timm(
 
 
 def _timm_network(found: ModelName) -> type | None:
-    """The class of timm's model, where its entry point says so; of 1371 models, 1295 do (timm 1.0.31)."""
+    """Returns the class of timm's model if its entry point is annotated with it (1295 of 1371 models, timm 1.0.31), or None."""
     from timm.models import model_entrypoint
 
     network = inspect.signature(model_entrypoint(found.name)).return_annotation
@@ -170,7 +169,7 @@ def _timm_sizes(found: ModelName, image_size: int) -> dict[str, Any]:
 
 
 def _built(found: ModelName, given: dict[str, Any], known: list[str], build: Callable[[], nn.Module]) -> nn.Module:
-    """What ``build`` returns; a constructor's complaint about its arguments becomes a ModelError."""
+    """Returns ``build()``; an error of the constructor about its arguments becomes a ModelError."""
     try:
         return build()
     except (TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
@@ -187,16 +186,16 @@ def _built(found: ModelName, given: dict[str, Any], known: list[str], build: Cal
 
 
 def _arguments(network: Callable[..., Any]) -> list[str]:
-    """Names of what the constructor takes and a recipe may give."""
+    """Returns the names of the constructor's arguments that a recipe may set."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(network).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind in named and parameter.name not in _SET_HERE]
 
 
 def _check_options(found: ModelName, given: dict[str, Any], allowed: list[str] | None) -> None:
-    """Refuses what stagewright sets itself and, unless ``allowed`` is None, what is not allowed.
+    """Raises ModelError for options that stagewright sets itself and, unless ``allowed`` is None, for options not in it.
 
-    Left to torchvision, some unknown names vanish: its ConvNeXt and MobileNetV3 take any keyword and ignore it.
+    torchvision does not report all unknown names: its ConvNeXt and MobileNetV3 accept any keyword and ignore it.
     """
     for name in given:
         if name in _SET_HERE:
@@ -218,18 +217,18 @@ def _check_drop_path(found: ModelName, drop_path: float | None, mode: object) ->
         raise ModelError(f"model.options.drop_path_mode is {mode!r}", "linear, constant", "correct or remove it")
     if mode == "constant" and (found.library == "timm" or found.name == "vit"):
         raise ModelError(
-            f"model.options.drop_path_mode: constant: timm, which makes {found.name}, scales drop-path linearly only",
+            f"model.options.drop_path_mode: constant: {found.name} is a network of timm, which only scales drop-path linearly",
             "linear; constant for torchvision's networks, cifar_resnet18 and cifar_preact_resnet18",
-            "remove drop_path_mode, or take torchvision's network of the kind",
+            "remove drop_path_mode, or use torchvision's network of this kind",
         )
     if drop_path is not None and not 0.0 <= drop_path < 1.0:
         raise ModelError(f"model.drop_path is {drop_path}", "a probability from 0 to below 1, e.g. 0.1")
 
 
 def _set_drop_path(model: nn.Module, found: ModelName, rate: float, constant: bool) -> None:
-    """Sets every StochasticDepth: to ``rate``, or in proportion to what it has so that the largest is ``rate``.
+    """Sets every StochasticDepth to ``rate``, or scales their rates so that the largest is ``rate``.
 
-    After the fact, since many of torchvision's builders (swin_t, maxvit_t) fix the constructor's argument.
+    This is done after building, because many of torchvision's builders (swin_t, maxvit_t) fix the constructor's argument.
     """
     from torchvision.ops import StochasticDepth
 
@@ -249,14 +248,14 @@ def _no_drop_path(found: ModelName) -> ModelError:
         f"model.drop_path: {found} has no stochastic depth",
         "torchvision's swin, convnext, efficientnet and maxvit; most of timm's (those with drop_path_rate); "
         f"cifar_resnet18, cifar_preact_resnet18, vit{twin}",
-        "leave model.drop_path out, or take such a model",
+        "leave model.drop_path out, or use such a model",
     )
 
 
 def model_normalisation(name: str) -> tuple[Numbers, Numbers]:
-    """(mean, std) by channel, for pictures in [0, 1], that the pretrained weights of ``name`` want.
+    """Returns (mean, std) by channel, for images in [0, 1], that the pretrained weights of ``name`` need.
 
-    ImageNet's for models without any. ModelError where the name is unknown.
+    Returns ImageNet's for models without pretrained weights. ModelError for an unknown name.
     """
     found = find_model(name)
     if found.library == "timm":
@@ -280,9 +279,9 @@ def _three(values: Iterable[float]) -> Numbers:
 
 
 def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) -> None:
-    """Runs a picture of each of ``sizes`` (pixels) through the model, whose modes and statistics stay as they are.
+    """Runs an image of each of ``sizes`` (pixels) through the model in eval mode, and restores its modes.
 
-    ModelError for the first size that the network cannot take, or at which it does not yield (1, num_classes).
+    ModelError for the first size that the network does not accept, or for which its output is not (1, num_classes).
     """
     parameter = next(model.parameters())
     with modes_kept(model):
@@ -302,7 +301,7 @@ def check_image_sizes(model: nn.Module, sizes: Iterable[int], num_classes: int) 
 
 def _wrong_size(model: nn.Module, size: int, why: str) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} does not take pictures of {size} x {size} pixels: {why}",
+        f"{type(model).__name__} does not accept pictures of {size} x {size} pixels: {why}",
         "sizes that suit the network: enough for its downsampling, and for transformers a multiple of the patch",
-        "change image_size in the recipe and its stages, or take a network that is free in size (ResNets, timm's ViTs)",
+        "change image_size in the recipe and its stages, or use a network that accepts any size (ResNets, timm's ViTs)",
     )

@@ -1,1 +1,1 @@
-"""Those who look on while a run goes: they read events after the fact and change nothing."""
+"""Observers of a run: they receive its events and show them, and do not affect it."""

@@ -22,10 +22,10 @@ _STYLES = {"stage": "bold", "finished": "bold green", "stopped": "yellow", "bad_
 
 
 class Console:
-    """Shows a run on the terminal; where output goes to a file, lasting lines and a progress line every half minute.
+    """Shows a run on the terminal; if the output is a file, without the live line but with a progress line every half minute.
 
-    ``stages`` are (name, first step, number of steps). What :func:`is_shown` leaves out is for log.txt alone.
-    ``quiet`` shows nothing. ``close`` leaves the terminal usable.
+    ``stages`` are (name, first step, number of steps). Events that :func:`is_shown` rejects are written to
+    log.txt only. ``quiet`` shows nothing. ``close`` restores the terminal.
     """
 
     def __init__(

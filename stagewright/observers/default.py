@@ -12,7 +12,7 @@ from stagewright.rundir.events import Observer
 
 
 def default_observers(run: RunDir, plan: Plan, execution: Execution) -> list[Observer]:
-    """Console and log file, and pages unless they are switched off."""
+    """Returns the console, the log file and, unless they are switched off, the report pages."""
     stages = [(stage.name, stage.first_step, stage.num_steps) for stage in plan.stages]
     own: list[Observer] = [Console(plan.total_steps, stages, quiet=execution.quiet), TextLog(run.log)]
     return [*own, Pages(run.root)] if execution.pages else own

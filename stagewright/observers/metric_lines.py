@@ -13,11 +13,11 @@ from typing import TextIO
 from stagewright.rundir.event_kinds import Evaluated, Event
 
 _NEARLY = 0.25
-"""Epochs end on whole steps: an evaluation that lacks less than this of an epoch's end counts as at its end."""
+"""Epochs end on whole steps: an evaluation less than this share of an epoch before its end counts as at its end."""
 
 
 class MetricLines:
-    """Prints the lines to ``file``, standard output where that is None."""
+    """Prints the lines to ``file``; None: to standard output."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Keeps plots and report.html fresh while a run lives, in a process of its own, so that training never waits for ink."""
+"""Updates plots and report.html during a run, in a separate process, so that training does not wait for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEARLY_OVER_SECONDS = 5.0
 class Pages:
     """Starts ``stagewright.report RUN`` at evaluations, one at a time and at most every ``min_seconds``.
 
-    A page that fails is said once, on the terminal and in log.txt; the next one is tried all the same.
+    The first failure is reported on the terminal and in log.txt; later pages are still tried.
     """
 
     def __init__(self, run: Path, min_seconds: float = PAGE_GAP_SECONDS) -> None:
@@ -47,9 +47,9 @@ class Pages:
             self._process = self._start()
 
     def close(self) -> None:
-        """Writes the last page, of the run as it was left, and waits for it."""
+        """Writes the last page, of the final state of the run, and waits for it."""
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # the last page has all of it; files are whole or not there
+            self._process.send_signal(signal.SIGINT)  # the last page replaces it, and files are never half written
             self._await(self._process)
         if self.run.is_dir() and (code := self._await(self._start())):
             self._tell(f"ended with {code}" if code != -signal.SIGKILL else "did not end in time, or was killed")
@@ -57,10 +57,10 @@ class Pages:
     def _start(self) -> subprocess.Popen[bytes]:
         command = module_command("stagewright.report", [str(self.run)])
         if nice := shutil.which("nice"):
-            command = [nice, "-n", "15", *command]  # the processors belong to the training
+            command = [nice, "-n", "15", *command]  # training has priority
         nowhere = subprocess.DEVNULL
-        # A process group of its own: Ctrl-C is meant for the training, which tells its observers when to end. Not a session
-        # of its own: between sessions Linux may share the processors out evenly (autogroup), whatever nice says.
+        # A separate process group, because Ctrl-C is meant for the training, which closes its observers itself. Not a separate
+        # session, because Linux may divide the processors evenly among sessions (autogroup) and ignore nice.
         return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, process_group=0)
 
     def _await(self, process: subprocess.Popen[bytes]) -> int:
@@ -74,7 +74,7 @@ class Pages:
         if self._told:
             return
         self._told = True
-        text = f"the process that writes plots and report.html {how}; stagewright report {self.run} says why"
+        text = f"the process that writes plots and report.html {how}; stagewright report {self.run} shows the error"
         _log.warning("%s", text)
         if self.run.is_dir():
             log = TextLog(self.run / "log.txt")
@@ -83,5 +83,5 @@ class Pages:
 
 
 def _nearly_over(event: Evaluated) -> bool:
-    """Whether the run ends so soon that the last page, which comes anyway, would have to wait for one begun now."""
+    """Returns whether the run ends so soon that a page started now would only delay the last one."""
     return event.eta_seconds is not None and event.eta_seconds < _NEARLY_OVER_SECONDS

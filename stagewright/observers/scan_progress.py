@@ -1,4 +1,4 @@
-"""A line that moves while images are looked at."""
+"""A progress bar for scans of a data set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SCAN_SECONDS = 0.5
 
 
 class ScanProgress:
-    """Shows how many files were looked at, while that takes a while and someone watches a terminal.
+    """Shows the number of files done, on a terminal, if it takes longer than half a second.
 
-    ``what`` is done to each of them; where the count falls back, the next thing of ``what`` has begun.
+    ``what`` names the activities in order: when the count starts again at a lower number, the next one has begun.
     """
 
     def __init__(self, *what: str, quiet: bool = False) -> None:

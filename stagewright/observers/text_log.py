@@ -1,4 +1,4 @@
-"""log.txt: the sentences of the terminal with the time of day, appended, for whoever looks later."""
+"""Writes log.txt: the sentences of the terminal, each with date and time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MOST_WAITING = 1000
 
 
 class TextLog:
-    """Appends one line for each event that has something to say, at once; restarts go on in the same file.
+    """Appends the sentence of each event that has one; a resumed run continues the same file.
 
-    Lines that the disk has no room for wait until it has; of many, the last 1,000 do.
+    If the disk is full, up to 1,000 of the latest lines are held in memory until they can be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,8 +36,8 @@ class TextLog:
         try:
             self._file = self._file or AppendFile(self._path)
             self._file.append("".join(self._waiting).encode("utf-8", "backslashreplace"))
-        except (StorageError, OSError):  # it says what events.jsonl has too: not worth the end of a run
-            self._release()  # opened again, the file loses the part of a line that may stand at its end
+        except (StorageError, OSError):  # must not end the run, because events.jsonl has the same information
+            self._release()  # opening it again removes an incomplete last line
         else:
             self._waiting.clear()
 

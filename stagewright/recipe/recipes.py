@@ -111,7 +111,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _value(path: Sequence[str], text: str, override_: str) -> Any:
-    """Returns the value of ``text`` for the field at ``path``; a text field takes it as typed (``0``, ``on``, ``Class: kind``)."""
+    """Returns the value of ``text`` for the field at ``path``; a text field takes it as typed, also ``0`` and ``Class: kind``."""
     try:
         value = load_yaml(text)
     except YamlError as error:

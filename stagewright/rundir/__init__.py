@@ -1,1 +1,1 @@
-"""A run's directory: files, events, checkpoints, summary."""
+"""The run directory and its files: events, logs, checkpoints, summary."""

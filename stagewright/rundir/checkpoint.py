@@ -1,13 +1,16 @@
-"""Checkpoints: nested tensor states in ``RUN/checkpoints``, written so that a kill or a full disk loses none.
+"""Checkpoints: training states in ``RUN/checkpoints``, written so that a kill or a full disk never loses a valid one.
 
-The convention: ``step_000500/{state.pt, meta.json}``; meta.json, written last, holds the SHA-256 and size of state.pt
-and a checksum of itself. A directory gets its name only after it was read back and found whole; what breaks later is
-found out and passed over. One process writes at a time (:mod:`stagewright.storage.lock`). Steps are numbers of finished updates.
+A checkpoint is a directory ``step_000500/{state.pt, meta.json}``; the number is that of finished updates. meta.json is written
+last and holds the SHA-256 and size of state.pt and a checksum of itself. A directory gets its name only after it was read back
+and verified; one that is damaged later is detected and skipped. Only one process writes at a time
+(:mod:`stagewright.storage.lock`).
 
-Damaged is what has the wrong size, hash, seal or format, read twice, or lacks a file. What cannot be read now (a disk error, a
-right that is missing, too little memory) is not damaged: it raises Unreadable, and not one file changes.
+A checkpoint is damaged if a file is missing or, after reading it twice, has the wrong size, hash, checksum or format. A
+checkpoint that cannot be read at the moment (disk error, missing permission, too little memory) is not damaged: this raises
+Unreadable, and no file is changed.
 
-``best.json`` and ``last.json`` name a checkpoint for people and tools. Links would become folders in copies by zip and stores.
+``best.json`` and ``last.json`` name a checkpoint for users and tools. They are not symbolic links because zip files and object
+stores would copy a link as a folder.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ _verified: set[tuple[int, ...]] = set()
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A state read back: ``tensors`` as they were saved, on the CPU, and the JSON ``meta`` saved beside them."""
+    """A loaded checkpoint: ``tensors`` as they were saved, on the CPU, and the JSON ``meta`` saved with them."""
 
     step: int
     tensors: dict[str, Any]
@@ -52,17 +55,17 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A checkpoint that cannot be used: its directory's name, and why."""
+    """A damaged checkpoint: the name of its directory, and the reason."""
 
     name: str
     reason: str
 
 
 class _Damaged(OSError):
-    """Why a directory is no valid checkpoint. An OSError since, right after writing, it is the disk that failed."""
+    """The reason why a directory is not a valid checkpoint. An OSError, because right after writing it means a disk error."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(errno.EINVAL, reason)  # EINVAL: another attempt at the same bytes changes nothing
+        super().__init__(errno.EINVAL, reason)  # EINVAL, because reading the same bytes again would not help
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -71,14 +74,15 @@ class _Damaged(OSError):
 def save(
     folder: Path, step: int, tensors: dict[str, Any], meta: dict[str, Any], *, keep: int, protect: Collection[int] = ()
 ) -> Path:
-    """Saves ``tensors`` as the checkpoint of ``step`` in ``folder``; returns its directory, verified and on the disk.
+    """Saves ``tensors`` as the checkpoint of ``step`` in ``folder``; returns its directory, verified and flushed to disk.
 
-    ``tensors`` nests dicts, lists and tuples of tensors, numbers, strings and None, else TypeError with the offender's
-    place; ``meta`` is JSON with a ``plan_digest``. Afterwards the ``keep`` newest valid checkpoints remain, the targets
-    of best and last, and the steps that any of those kept was saved to ``protect``: what a state refers to lives as
-    long as the state. Checkpoints of later steps belong to a future that did not happen, as when the newest was damaged
-    and an older one resumed: they go to ``rejected/``, as damaged ones do. A write that fails is tried once more, on a full
-    disk after what may go has gone; a second failure raises StorageError, and the last valid checkpoint stands.
+    ``tensors`` nests dicts, lists and tuples of tensors, numbers, strings and None; any other object raises TypeError with its
+    path. ``meta`` is JSON with a ``plan_digest``. ``protect`` lists steps whose checkpoints are kept as long as this one.
+
+    Afterwards these checkpoints remain: the ``keep`` newest valid ones, those they protect, and the targets of best and last.
+    Checkpoints of later steps are moved to ``rejected/``, like damaged ones: they exist if the newest was damaged and the run
+    resumed from an older one. A failed write is tried once more, on a full disk after deleting checkpoints that are no longer
+    needed. A second failure raises StorageError; the last valid checkpoint is then still there.
     """
     if keep < 1 or "plan_digest" not in meta or any(key in meta for key in _RESERVED):
         raise ValueError(f"keep is 1 or more, not {keep}; meta has plan_digest and none of {_RESERVED}: {sorted(meta)}")
@@ -92,39 +96,38 @@ def save(
         except OSError as error:
             if error.errno in _FULL:
                 _remove(folder / "rejected")
-                # One that has its name but is not known to be on the disk counts in addition to the last that is.
+                # If this step has a checkpoint that may not be on the disk yet, keep one more in addition to it.
                 _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
         for later in [path for other, path in _steps(folder).items() if other > step]:
-            _set_aside(later)  # not before: they may be the only ones there are
+            _set_aside(later)  # only after the write, because they may be the only valid ones
         _prune(folder, keep, protect)
     except OSError as error:
         if not folder.parent.is_dir():
             raise unwritable(folder, error) from error
-        standing = next((path.name for path in _steps(folder).values() if _stands(path)), None)
+        valid = next((path.name for path in _steps(folder).values() if _is_valid(path)), None)
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {folder}: {error.strerror or error}",
-            f"{num_bytes(plain) / 1e9:.3g} GB free on a disk that takes writes",
+            f"a writable disk with {num_bytes(plain) / 1e9:.3g} GB free",
             "make room and run stagewright resume; "
-            + (f"the last valid checkpoint {standing} stands" if standing else "no checkpoint was there before"),
+            + (f"the last valid checkpoint is {valid}" if valid else "there is no earlier checkpoint"),
         ) from error
     return path
 
 
 def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Rejected]]:
-    """The newest checkpoint in ``folder`` that is whole, and those newer ones that are damaged, with the reasons.
+    """Returns the newest valid checkpoint in ``folder``, or None, and the newer damaged ones with reasons.
 
-    (None, rejected) where none is left. A checkpoint of another plan raises CheckpointError, one that cannot be read now
-    Unreadable. Changes no file.
+    Raises CheckpointError for a checkpoint of another plan, and Unreadable for one that cannot be read now. Changes no file.
     """
     rejected: list[Rejected] = []
     for path in _steps(folder).values():
         try:
-            if (found := _twice(_read_meta, path)["plan_digest"]) != plan_digest:
+            if (found := _retry_once(_read_meta, path)["plan_digest"]) != plan_digest:
                 raise CheckpointError(
                     f"{path} belongs to the plan {found}, not to {plan_digest}",
-                    "to resume a run with the plan it was started with",
-                    "undo the change, or fork: start a new run directory from this run's weights (model.weights)",
+                    "a checkpoint of the plan that the run was started with",
+                    "undo the change, or fork: start a new run from this run's weights (model.weights)",
                 )
             return _read(path), rejected
         except _Damaged as damage:
@@ -135,42 +138,40 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in ``folder``, rising, without looking into them."""
+    """Returns the steps of all checkpoints in ``folder``, ascending, without reading or verifying them."""
     return sorted(_steps(folder))
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in the directory ``path``; CheckpointError says what is damaged, Unreadable what cannot be read now."""
+    """Loads and verifies the checkpoint in ``path``; CheckpointError if it is damaged, Unreadable if it cannot be read now."""
     try:
         return _read(path)
     except _Damaged as damage:
         raise CheckpointError(
             f"{path}: {damage}",
             f"a directory with the {STATE} and {META} that were saved together",
-            "take another checkpoint of the run, or stagewright resume, which finds the newest valid one",
+            "use another checkpoint of the run, or stagewright resume, which finds the newest valid one",
         ) from damage
     except OSError as error:
         raise unreadable(path, error) from error
 
 
 def point(folder: Path, name: Literal["best", "last"], step: int) -> None:
-    """Writes into ``folder / NAME.json`` that the checkpoint of ``step`` is the best or the last.
+    """Records in ``folder / NAME.json`` that the checkpoint of ``step`` is the best or the last one.
 
-    CheckpointError if there is no such checkpoint, StorageError if the file cannot be written. It follows from the states,
-    so it need not survive a power cut.
+    CheckpointError if there is no such checkpoint, StorageError if the file cannot be written. The file is not flushed to disk,
+    because it can be written again from the checkpoints.
     """
     if not (folder / name_of(step)).is_dir():
         known = ", ".join(path.name for path in _steps(folder).values()) or "none is saved"
-        raise CheckpointError(
-            f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save it before pointing to it"
-        )
+        raise CheckpointError(f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save this checkpoint first")
     write_json(folder / f"{name}.json", {"step": step, "checkpoint": name_of(step)}, durable=False)
-    if (former := folder / name).is_symlink():  # of a version that had links
+    if (former := folder / name).is_symlink():  # written by older versions
         _remove(former)
 
 
 def pointed(folder: Path, name: Literal["best", "last"]) -> Path | None:
-    """The directory of the best or the last checkpoint as ``NAME.json`` says; None where it says nothing."""
+    """Returns the directory that ``NAME.json`` names, or None if the file is missing or damaged or names no directory."""
     try:
         step = json.loads((folder / f"{name}.json").read_bytes())["step"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -179,12 +180,12 @@ def pointed(folder: Path, name: Literal["best", "last"]) -> Path | None:
 
 
 def name_of(step: int) -> str:
-    """The name of the checkpoint's directory: ``step_000500``."""
+    """Returns the directory name of a checkpoint, such as ``step_000500``."""
     return f"step_{step:06d}"
 
 
 def _steps(folder: Path) -> dict[int, Path]:
-    """Step -> directory, valid or not, the newest first. One that a kill found half replaced counts as it was."""
+    """Returns {step: directory}, valid or not, the newest first; includes ``.old-`` ones left by a killed replacement."""
     found: dict[int, Path] = {}
     names = os.listdir(folder) if folder.is_dir() else []
     for prefix in ("", ".old-"):
@@ -196,7 +197,7 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 
 def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -> Path:
-    """Writes, verifies and names one checkpoint; on any failure nothing of it is left."""
+    """Writes and verifies one checkpoint, then gives it its final name; any failure removes it."""
     final, temporary, old = (folder / f"{prefix}{name_of(step)}" for prefix in ("", ".tmp-", ".old-"))
     try:
         temporary.mkdir(exist_ok=True)
@@ -211,7 +212,7 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
         sync_directory(temporary)
         _verify(temporary)
         if final.exists():
-            os.replace(final, old)  # where it counts on, see _steps, until the new one has the name
+            os.replace(final, old)  # there _steps still finds it until the new one has the final name
         os.replace(temporary, final)
         sync_directory(folder)
     except BaseException:
@@ -222,7 +223,7 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
 
 
 def _tidy(folder: Path, step: int) -> None:
-    """Removes what killed processes left half done, and sets aside a damaged ``step``."""
+    """Cleans up after killed processes, and moves a damaged checkpoint of ``step`` to ``rejected/``."""
     for name in os.listdir(folder):
         if name.startswith((".tmp-", ".best.json.", ".last.json.")):
             _remove(folder / name)
@@ -236,35 +237,35 @@ def _tidy(folder: Path, step: int) -> None:
 
 
 def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
-    """Removes all but the ``keep`` newest valid checkpoints and what those, ``protect``, best and last refer to.
-    One that cannot be read now stays, and does not count."""
-    wanted = {path.name for name in ("best", "last") if (path := pointed(folder, name)) is not None}
-    wanted |= {name_of(step) for step in protect}
+    """Removes all but the ``keep`` newest valid checkpoints, the steps that these protect, ``protect``, best and last.
+    A checkpoint that cannot be read now remains and is not counted."""
+    needed = {path.name for name in ("best", "last") if (path := pointed(folder, name)) is not None}
+    needed |= {name_of(step) for step in protect}
     kept = 0
     for path in _steps(folder).values():
         if kept == keep:
             break
         try:
             intact = _intact(path)
-            referred = _read_meta(path)["protect"] if intact else []
+            protected = _read_meta(path)["protect"] if intact else []
         except OSError:
-            wanted.add(path.name)
+            needed.add(path.name)
             continue
         if intact:
             kept += 1
-            wanted |= {path.name, *map(name_of, referred)}
+            needed |= {path.name, *map(name_of, protected)}
         else:
             _set_aside(path)
     for path in _steps(folder).values():
-        if path.name not in wanted:
-            # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+        if path.name not in needed:
+            # Renamed first, so that a kill in the middle does not leave half of a checkpoint under its name.
             doomed = folder / f".tmp-{path.name}"
             os.replace(path, doomed)
             _remove(doomed)
 
 
 def _set_aside(path: Path) -> None:
-    """Moves a checkpoint that must not count to ``rejected/``, where the newest few are kept for a look."""
+    """Moves a checkpoint that must not be used to ``rejected/``, where the newest few are kept for inspection."""
     rejected = path.parent / "rejected"
     rejected.mkdir(exist_ok=True)
     _remove(rejected / path.name)
@@ -274,8 +275,8 @@ def _set_aside(path: Path) -> None:
         _remove(old)
 
 
-def _twice(read: Callable[[Path], T], path: Path) -> T:
-    """What ``read`` gives; what looks damaged is read a second time before it counts as damaged."""
+def _retry_once(read: Callable[[Path], T], path: Path) -> T:
+    """Returns ``read(path)``; if the checkpoint seems damaged, reads it a second time before raising _Damaged."""
     try:
         return read(path)
     except _Damaged:
@@ -283,26 +284,25 @@ def _twice(read: Callable[[Path], T], path: Path) -> T:
 
 
 def _read(path: Path) -> Checkpoint:
-    """The checkpoint in ``path``, verified from the first byte to the last; _Damaged says why not, OSError why it cannot
-    be read now."""
-    meta = _twice(_verify, path)
+    """Loads and fully verifies the checkpoint in ``path``; raises _Damaged, or OSError if it cannot be read now."""
+    meta = _retry_once(_verify, path)
     return Checkpoint(meta["step"], _load(path, "cpu"), {key: meta[key] for key in meta if key not in _RESERVED})
 
 
 def _load(path: Path, device: str) -> dict[str, Any]:
-    """The tensors of a state whose SHA-256 is right. So what is raised here (torch makes RuntimeErrors of read errors) is no
-    damage, unless there is something else than tensors in it."""
+    """Loads the tensors of a state whose SHA-256 is correct, so that an error (torch raises RuntimeError for read errors) does
+    not mean damage and becomes an OSError, unless the state contains objects other than tensors."""
 
     def load(file: str) -> dict[str, Any]:
         try:
             return torch.load(file, map_location=device, weights_only=True)
         except (OSError, MemoryError):
             raise
-        except pickle.UnpicklingError as error:  # another format: objects that are no tensors
+        except pickle.UnpicklingError as error:  # another format, with objects other than tensors
             raise _Damaged(f"{STATE} does not load: {str(error).splitlines()[0]}") from error
-        except Exception as error:  # torch's own kinds for a read that failed, memory that did not suffice
+        except Exception as error:  # torch raises various types for failed reads and too little memory
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise OSError(errno.EIO, f"its SHA-256 is right, but it does not load: {reason}", file) from error
+            raise OSError(errno.EIO, f"its SHA-256 is correct, but it does not load: {reason}", file) from error
 
     return retry_io(path / STATE, load)
 
@@ -318,13 +318,12 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if meta.get("format") != FORMAT:
         raise _Damaged(f"format {meta.get('format')} is not the format {FORMAT} that this version reads")
     if seal != _seal(meta):
-        raise _Damaged(f"{META} is damaged: its own checksum does not fit")
+        raise _Damaged(f"{META} is damaged: its checksum is wrong")
     return meta
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The meta of ``path``, after a look at size, SHA-256 and loading of its state; _Damaged says what is wrong, OSError
-    what cannot be read now."""
+    """Verifies size, SHA-256 and loading of the state in ``path``; returns its meta. Raises _Damaged, or OSError as _read."""
     meta = _read_meta(path)
     try:
         identity, size = _identity(path), os.stat(path / STATE).st_size
@@ -334,16 +333,15 @@ def _verify(path: Path) -> dict[str, Any]:
         raise _Damaged(f"{STATE} has {size} bytes instead of {meta['bytes']}")
     if retry_io(path / STATE, lambda file: _sha256(Path(file))) != meta["sha256"]:
         raise _Damaged(f"{STATE} is damaged: its SHA-256 is not the one recorded")
-    _load(path, "meta")  # which keeps one tensor in memory at a time
+    _load(path, "meta")  # torch's meta device, which has only one tensor in memory at a time
     _verified.add(identity)
     return meta
 
 
 def _intact(path: Path) -> bool:
-    """Whether ``path`` verifies; files that this process verified and nobody wrote to since are not read again. OSError
-    where it cannot be read now."""
+    """Returns whether ``path`` is valid, without reading verified, unchanged files again; OSError if it cannot be read now."""
     try:
-        return _identity(path) in _verified or bool(_twice(_verify, path))
+        return _identity(path) in _verified or bool(_retry_once(_verify, path))
     except _Damaged:
         return False
     except OSError as error:
@@ -352,14 +350,15 @@ def _intact(path: Path) -> bool:
         raise
 
 
-def _stands(path: Path) -> bool:
+def _is_valid(path: Path) -> bool:
+    """Like :func:`_intact`, but returns False if the checkpoint cannot be read now."""
     with contextlib.suppress(OSError):
         return _intact(path)
     return False
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What changes when somebody writes to the checkpoint in ``path``, and stays when it is renamed."""
+    """Returns device, inode, size and time of both files: changes on every write to the checkpoint, but not on a rename."""
     stats = [(path / name).stat() for name in (STATE, META)]
     return tuple(number for one in stats for number in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
 
@@ -371,13 +370,13 @@ def _seal(meta: dict[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
-            # Forget the pages in memory, which are right even where the disk is not.
+            # Drop the file's cached pages: they may be correct although the disk is not.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any, where: str) -> Any:
-    """``value`` with tensors on the CPU and nothing else in their storages; TypeError says where a foreign part is."""
+    """Returns ``value`` with tensors on the CPU, without unused storage; TypeError with the path of any other object."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > num_bytes(tensor) else tensor
@@ -392,7 +391,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _remove(path: Path) -> None:
-    """Removes ``path`` as far as that works: network file systems keep open files, and the next save tries again."""
+    """Removes ``path`` and ignores errors: some network file systems do not delete open files, and the next save tries again."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,7 +1,7 @@
-"""Taking a run directory: a new one is made under its lock and becomes a run by one rename; an existing one is held.
+"""Locks a run directory for this process: an existing one, or a new one, which it creates and fills.
 
-Only what this process made is ever removed. A folder that holds anything, hidden files included, is refused, but for what a
-process left that was killed while it made a run there; ``.lock`` says so (:mod:`stagewright.storage.lock`).
+This module only removes what this process has written, or what a killed process left behind while it created a run (recorded in
+``.lock``, see :mod:`stagewright.storage.lock`). A folder with any other content, hidden files included, is refused for a new run.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from stagewright.storage.files import remove_quietly, unwritable
 from stagewright.storage.lock import Lock, lock
 
 _BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find")
-"""What is written before plan.json, the last: a folder with a plan has all of it."""
+"""Files written before plan.json, which comes last: a folder with a plan.json has all of them."""
 _SET_UP = (*_BEGINNING, "plan.json", "log.txt", "steps.csv", "metrics.csv", "timing.csv", "summary.json")
-"""What may be there when a set-up fails, before the event log begins."""
+"""Files that may exist when a set-up fails before the event log is created."""
 _FOLDERS = ("", "evaluations", "plots", "lr-find", "model")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+\.\d+\.part|\..+\.tmp")
 
 
 @contextlib.contextmanager
 def held(root: Path) -> Iterator[RunDir]:
-    """The run in ``root``, alone in it, without the temporary files of processes that were killed.
+    """Locks the run in ``root`` for this process and removes temporary files of killed processes.
 
-    CheckpointError where there is none, or another process has it.
+    CheckpointError if there is no run, or another process has locked it.
     """
     root = RunDir.existing(root).root
     with lock(root) as own:
@@ -42,11 +42,11 @@ def held(root: Path) -> Iterator[RunDir]:
 
 @contextlib.contextmanager
 def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
-    """A new run directory at ``root``, which is not there or is empty, held by this process.
+    """Creates and locks a new run directory at ``root``, which must not exist or must be empty.
 
-    Where the set-up fails, which is before the event log begins, what was written is removed, and nothing else. ``made``:
-    this process has just made the folder. CheckpointError where it holds something or another process has it, StorageError
-    where it cannot be made.
+    If an error leaves the context before the event log exists, the files of this process are removed again. ``made`` states that
+    this process has just created the folder. CheckpointError if the folder is not empty or another process has locked it,
+    StorageError if it cannot be created.
     """
     made = made or _make(root)
     if not (root / locking.NAME).exists():
@@ -63,13 +63,13 @@ def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
             yield run
         except BaseException:
             if not run.events.exists():
-                _withdraw(run, own, before, made)
+                _undo_setup(run, own, before, made)
             raise
 
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[Lock]:
-    """As :func:`lock`, with the remedy of a new run where the folder cannot be written."""
+    """Like :func:`lock`, but an error for a folder that cannot be written suggests --out, as is right for a new run."""
     with contextlib.ExitStack() as stack:
         try:
             own = stack.enter_context(lock(root))
@@ -80,23 +80,26 @@ def _locked(root: Path) -> Iterator[Lock]:
 
 @contextlib.contextmanager
 def claimed_next(parent: Path, name: str) -> Iterator[RunDir]:
-    """As :func:`claimed`, at ``parent/name-N`` with the lowest free N above all that are there.
+    """Like :func:`claimed`, at ``parent/name-N``, where N is one above the highest existing number.
 
-    Making the folder is the claim: of several processes at once each gets a number of its own.
+    Several processes at the same time get different numbers, because only one of them can create a folder.
     """
     root = next_free(parent, name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        while not _made_alone(root):
+        while not _create(root):
             root = next_free(parent, name, above=root)
     except OSError as error:
-        raise _cannot_be_made(root, error) from error
+        raise _cannot_be_created(root, error) from error
     with claimed(root, made=True) as run:
         yield run
 
 
 def next_free(parent: Path, name: str, above: Path | None = None) -> Path:
-    """``parent/name-N`` with the lowest N above all that are there, so that runs sort in the order they began."""
+    """Returns ``parent/name-N``, where N is one above the highest existing number, so that runs are sorted by their start.
+
+    The number is also above that of ``above``, if given.
+    """
     pattern = re.compile(re.escape(name) + r"-(\d+)")
     there = [path.name for path in parent.iterdir()] if parent.is_dir() else []
     there += [above.name] if above is not None else []
@@ -105,33 +108,38 @@ def next_free(parent: Path, name: str, above: Path | None = None) -> Path:
 
 
 def refuse_used(root: Path) -> None:
-    """CheckpointError where ``root`` cannot become a new run: a look before long work, which changes nothing."""
+    """Raises CheckpointError if ``root`` cannot become a new run directory; an early check before long work, without changes."""
     if root.is_dir() and not (root / locking.NAME).exists():
         _refuse_content(root, None)
     elif os.path.lexists(root) and not root.is_dir():
-        raise _no_folder(root)
+        raise _not_a_folder(root)
     elif (root / "plan.json").exists() and not locking.is_held(root):
-        raise _used(root)
+        raise _not_empty(root)
 
 
 def _make(root: Path) -> bool:
-    """Makes the folder ``root``; False where there is one."""
+    """Creates the folder ``root`` and its parents; returns False if the folder exists already."""
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        return _made_alone(root) or _is_folder(root)
+        if _create(root):
+            return True
+        if not root.is_dir():
+            raise _not_a_folder(root)
     except OSError as error:
-        raise _cannot_be_made(root, error) from error
+        raise _cannot_be_created(root, error) from error
+    return False
 
 
-def _cannot_be_made(root: Path, error: OSError) -> StorageError:
+def _cannot_be_created(root: Path, error: OSError) -> StorageError:
     return StorageError(
-        f"{root} cannot be made or written: {error.strerror or error}",
-        "a folder on a disk with room that this user may write",
-        "give another place with --out",
+        f"{root} cannot be created or written: {error.strerror or error}",
+        "a folder on a disk with free space that this user may write",
+        "give another folder with --out",
     )
 
 
-def _made_alone(root: Path) -> bool:
+def _create(root: Path) -> bool:
+    """Creates the folder ``root``; returns False if anything with this name exists."""
     try:
         root.mkdir()
     except FileExistsError:
@@ -139,19 +147,13 @@ def _made_alone(root: Path) -> bool:
     return True
 
 
-def _is_folder(root: Path) -> bool:
-    if not root.is_dir():
-        raise _no_folder(root)
-    return False
-
-
-def _no_folder(root: Path) -> CheckpointError:
-    what = "a link that leads nowhere" if root.is_symlink() else "a file"
-    return CheckpointError(f"{root} is {what}", "a new or empty folder", "give another place with --out")
+def _not_a_folder(root: Path) -> CheckpointError:
+    what = "a link to a file or folder that does not exist" if root.is_symlink() else "a file"
+    return CheckpointError(f"{root} is {what}", "a new or empty folder", "give another folder with --out")
 
 
 def _refuse_content(root: Path, own: Lock | None) -> None:
-    """CheckpointError where ``root`` holds more than a killed process left that was making a run here."""
+    """Raises CheckpointError if ``root`` holds anything except leftovers of a process killed while it created a run here."""
     try:
         there = set(os.listdir(root))
     except OSError as error:
@@ -161,10 +163,10 @@ def _refuse_content(root: Path, own: Lock | None) -> None:
     if own is not None and own.was_beginning and "plan.json" not in there:
         there = {name for name in there if name not in _BEGINNING and not _TEMPORARY.fullmatch(name)}
     if there:
-        raise _used(root, sorted(there))
+        raise _not_empty(root, sorted(there))
 
 
-def _used(root: Path, there: list[str] | None = None) -> CheckpointError:
+def _not_empty(root: Path, there: list[str] | None = None) -> CheckpointError:
     if (root / "plan.json").exists():
         what = "already holds a run"
     else:
@@ -172,15 +174,18 @@ def _used(root: Path, there: list[str] | None = None) -> CheckpointError:
         what = f"is not empty: it holds {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
     return CheckpointError(
         f"{root} {what}",
-        "a new or empty folder, without hidden files: a run never writes into another's, nor among other files",
-        f"stagewright resume {root} goes on with it; another --out, or none, begins a new one"
+        "a new or empty folder, without hidden files: a run never writes into the folder of another run or among other files",
+        f"stagewright resume {root} continues it; another --out, or none, starts a new one"
         if "run" in what
         else "give another --out, or none",
     )
 
 
-def _withdraw(run: RunDir, own: Lock, before: set[str], made: bool) -> None:
-    """Removes what this process wrote; in this order, so that a kill in the middle leaves a beginning."""
+def _undo_setup(run: RunDir, own: Lock, before: set[str], made: bool) -> None:
+    """Removes the files that this process wrote.
+
+    The lock and plan.json come first: after a kill in the middle, the folder counts as one in which a run was being created.
+    """
     with contextlib.suppress(OSError):
         own.write(beginning=True)
         for name in ("plan.json", *_SET_UP):
@@ -194,7 +199,7 @@ def _withdraw(run: RunDir, own: Lock, before: set[str], made: bool) -> None:
 
 
 def _tidy(root: Path) -> None:
-    """Removes the temporary files that killed processes left; the lock is held, so nobody is writing them."""
+    """Removes temporary files of killed processes; this process has the lock, so no other process is writing them."""
     for folder in _FOLDERS:
         place = root / folder
         if not place.is_dir() or place.is_symlink():

@@ -1,4 +1,4 @@
-"""The run directory: where every file of a run lies, how a new one gets its name, and what it says of its making."""
+"""The run directory: paths of all files of a run, and the files that are written before its first step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stagewright.storage.lock import Lock
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths inside ``root``. Files are written whole (temporary name, then rename), logs are appended to."""
+    """Paths of a run's files in ``root``. Files are replaced as a whole (temporary name, then rename); logs are appended to."""
 
     root: Path
     lock: Lock | None = field(default=None, compare=False, repr=False)
-    """What makes this process the only one that writes here; None for readers and for folders of the process's own."""
+    """The lock that makes this process the only writer; None for readers and for temporary folders of this process."""
 
     @property
     def plan(self) -> Path:
@@ -82,22 +82,22 @@ class RunDir:
 
     @classmethod
     def existing(cls, root: Path) -> RunDir:
-        """The run in ``root``; CheckpointError where there is none."""
+        """Returns the run in ``root``; CheckpointError if there is none."""
         root = user_path(root)
         run = cls(root)
         if not run.plan.is_file():
-            beside = [path.parent.name for path in root.parent.glob("*/plan.json")] if root.parent.is_dir() else []
+            others = [path.parent.name for path in root.parent.glob("*/plan.json")] if root.parent.is_dir() else []
             raise CheckpointError(
                 f"{root} is not a run directory" + ("" if root.exists() else " (there is no such folder)"),
-                "a folder that stagewright train made, with plan.json in it"
-                + (f"; in {root.parent}: {', '.join(sorted(beside)[:8])}" if beside else ""),
+                "a folder written by stagewright train, with plan.json in it"
+                + (f"; in {root.parent}: {', '.join(sorted(others)[:8])}" if others else ""),
                 "give the folder that train printed, e.g. runs/quick-1",
             )
         return run
 
     @classmethod
     def create(cls, root: Path) -> RunDir:
-        """A new run directory in a folder that only this process uses; StorageError where it cannot be made."""
+        """Creates a run directory without a lock, in a folder that only this process uses; StorageError if that fails."""
         try:
             root.mkdir(parents=True)
         except OSError as error:
@@ -105,7 +105,7 @@ class RunDir:
         return cls(root)
 
     def write_start(self, plan: Plan, manifest: Manifest, env: Mapping[str, Any]) -> None:
-        """What stands before the first step. The plan comes last: a folder with a plan has all of it."""
+        """Writes all files that exist before the first step. The plan comes last: a folder with a plan has all of them."""
         manifest.write(self.manifest)
         write_whole(self.recipe, recipes.to_yaml(plan.recipe))
         write_json(self.env, env)
@@ -114,18 +114,21 @@ class RunDir:
             self.lock.write(beginning=False)
 
     def read_plan(self) -> Plan:
-        """The run's plan; CheckpointError where it was altered or is damaged, Unreadable where it cannot be read now."""
+        """Returns the run's plan; CheckpointError if it was changed or is damaged, Unreadable if it cannot be read now."""
         try:
             return Plan.from_json(json.loads(read_own(self.plan)))
         except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{self.plan} is damaged or gone: {error}", "the file as train wrote it", "restore it from a copy"
+                f"{self.plan} is damaged or missing: {error}", "the file as train wrote it", "restore it from a copy"
             ) from None
         except RecipeError as error:
             raise CheckpointError(f"{self.plan}: {error.given}", error.allowed, error.remedy) from None
 
     def read_env(self) -> dict[str, Any]:
-        """``env.json``, which is for people: empty where it is missing or damaged. Unreadable where it cannot be read now."""
+        """Returns the content of ``env.json``, or {} if it is missing or damaged; Unreadable if it cannot be read now.
+
+        A run works without this file, which is information for the user.
+        """
         try:
             content = json.loads(read_own(self.env))
         except (FileNotFoundError, ValueError):
@@ -133,6 +136,6 @@ class RunDir:
         return content if isinstance(content, dict) else {}
 
     def check_held(self) -> None:
-        """StorageError where the directory was moved, deleted or taken over by another process meanwhile."""
+        """Raises StorageError if the directory was moved, deleted or locked by another process in the meantime."""
         if self.lock is not None:
             self.lock.check()

@@ -1,4 +1,4 @@
-"""What a run happened in: versions, machine, command, commit."""
+"""Describes the environment of a run: versions, machine, command, commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow", 
 
 
 def environment(data: str, command: Sequence[str], device: str, device_name: str) -> dict[str, Any]:
-    """Versions, machine, commit and the exact command, for ``env.json``."""
+    """Returns versions, machine, commit and the exact command, for ``env.json``."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -65,7 +65,7 @@ def changed_code(recipe: Recipe, env: Mapping[str, Any]) -> list[str]:
 
 
 def own_command() -> list[str]:
-    """The command line of this process as a person would type it."""
+    """Returns the command line of this process as a user would type it."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
@@ -85,7 +85,7 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that stagewright runs from, with ``+`` where it has uncommitted changes."""
+    """Returns the git commit that stagewright runs from, with ``+`` if there are uncommitted changes; None outside of git."""
     here = Path(__file__).parent.parent
 
     def git(*words: str) -> str | None:

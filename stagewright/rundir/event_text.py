@@ -25,7 +25,7 @@ from stagewright.text import number_text, percent_text, seconds_text
 
 @singledispatch
 def sentence(event: Event) -> str | None:
-    """What a person is told of ``event``; None where it goes without saying (progress, saves)."""
+    """Returns the sentence for ``event``, or None for kinds without one (progress, saves)."""
     return None
 
 
@@ -95,7 +95,7 @@ def _finished(event: Finished) -> str:
 
 @sentence.register
 def _memory_use(event: MemoryUse) -> str:
-    """What was in use at each of some moments: allocated on a device, resident of a process."""
+    """Memory in use at several points: allocated memory of a device, or resident memory of a process."""
     points = event.points
     parts = [f"{read.get('allocated_gb', read.get('resident_gb', 0.0)):.2f} GB {when}" for when, read in points.items()]
     peak = max((read["peak_gb"] for read in points.values()), default=0.0)

@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Someone who is told of events after the fact and can change nothing."""
+    """Receives the events of a run after they were written; cannot affect the run."""
 
     def see(self, event: Event) -> None:
-        """Takes one event, an object of the observer's own. What it raises is logged once, and switches it off."""
+        """Receives one event, as a separate object. If it raises, the error is logged and the observer is removed."""
         ...
 
     def close(self) -> None:
-        """The run is over, or this process is."""
+        """Called when the run or this process ends."""
         ...
 
 
@@ -95,7 +95,7 @@ class EventLog:
         self._already_written = self._live()
 
     def skip_repeats(self) -> None:
-        """From here on, what the log holds is not written twice: the run repeats steps of before a rollback's."""
+        """From now on, events that the log already contains are not written again: the run repeats steps after a rollback."""
         self._already_written = self._live()
 
     def _live(self) -> set[str]:
@@ -143,10 +143,11 @@ class LoggedEvent:
 
 
 def read_events(path: Path, left_out: Callable[[str], None] = _log.warning) -> list[LoggedEvent]:
-    """Every event of the log in order.
+    """Returns all events of the log in order.
 
-    An unfinished last line, which the run may be writing just now, is left out; so is a line that is damaged, or of a kind that
-    this version does not know, and ``left_out`` is told of it in a sentence. FileNotFoundError if there is no log.
+    Skips an unfinished last line, which the run may be writing at the moment, damaged lines, and lines of a kind that this
+    version does not know; for each of the latter two, ``left_out`` is called with a sentence. FileNotFoundError if there is no
+    log.
     """
     events: list[Event] = []
     numbers: list[int] = []
@@ -174,7 +175,7 @@ def read_events(path: Path, left_out: Callable[[str], None] = _log.warning) -> l
 
 
 def _first_writing(event: Event, before: Sequence[Event], superseded: Sequence[bool]) -> int:
-    """Place of the same rollback's event, written by a process that was killed before it had saved; else behind all."""
+    """Returns the index of an earlier event of the same rollback, which a killed process wrote, or the number of events."""
     if not isinstance(event, RolledBack) or event.number is None:
         return len(before)
     same = (
@@ -186,15 +187,15 @@ def _first_writing(event: Event, before: Sequence[Event], superseded: Sequence[b
 
 
 def live_events(path: Path) -> list[Event]:
-    """The events that count, in order: those of :func:`read_events` that are not superseded."""
+    """Returns the valid events in order: those of :func:`read_events` that are not superseded."""
     return [one.event for one in read_events(path) if not one.superseded]
 
 
 def comparable(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """What two runs of one plan have in common, as plain data: ``events`` without their clocks, and without the kinds that
-    depend on how often a run was interrupted.
+    """Returns what two runs of the same plan have in common, as plain data: ``events`` without their clocks, and without the kinds
+    that depend on how often a run was interrupted.
 
-    ``bad_image`` is among it: an image that breaks does so at a step, and again in a resumed run.
+    ``bad_image`` is included: an image that cannot be read fails at the same step again in a resumed run.
     """
     return [without_clock(event) for event in events if not event.by_process]
 

@@ -1,8 +1,8 @@
-"""A run's logs belong to its checkpoints: each says what they held at its step, and carries them, so that it can restore them.
+"""Logs in checkpoints: each checkpoint contains a copy of the run's logs at its step, from which damaged logs are restored.
 
-A checkpoint carries steps.csv, metrics.csv, timing.csv, events.jsonl (packed: about 40 bytes a step) and env.json, since none of
-them follows from the others: the guard decides on rows of steps.csv, metrics.csv sums them up, events say what happened. It
-does not carry summary.json and the report, which are written again, nor plan and manifest, whose digests it is checked by.
+A checkpoint contains steps.csv, metrics.csv, timing.csv, events.jsonl (compressed, about 40 bytes per step) and env.json, because
+none of these files can be computed from the others. It does not contain summary.json and the report, which are written again,
+nor the plan and the manifest, whose digests are checked instead.
 """
 
 from __future__ import annotations
@@ -25,39 +25,42 @@ from stagewright.storage.append_file import Seal
 from stagewright.storage.files import read_own, unwritable, write_whole
 
 _APPENDED = ("events.jsonl",)
-"""What lies behind the checkpoint stays: a ``resumed`` event supersedes it."""
+"""Logs whose content after the checkpoint is not removed; there, a ``resumed`` event supersedes it."""
 _RECORD = (
     *("events.jsonl", "steps.csv", "metrics.csv", "timing.csv", "log.txt", "summary.json", "report.html"),
     *("checkpoints", "evaluations", "plots", "model"),
 )
 
 
-def carried(seals: Mapping[str, Seal], env: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint says of the logs (JSON: length and SHA-256 by name), and what it carries: their packed bytes one after
-    another (uint8: each tensor more would cost torch 0.1 ms), and how many of them are whose."""
-    said = {name: {"bytes": seal.bytes, "sha256": seal.sha256} for name, seal in seals.items()}
+def pack_logs(seals: Mapping[str, Seal], env: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the two parts that a checkpoint stores of the logs and of ``env``, the content of env.json.
+
+    The first part, for its meta.json, has the length and SHA-256 of each log. The second part, for its state, has the compressed
+    logs in one uint8 tensor, and the number of bytes of each (one tensor, because torch needs 0.1 ms per tensor).
+    """
+    recorded = {name: {"bytes": seal.bytes, "sha256": seal.sha256} for name, seal in seals.items()}
     packed = {name: seal.packed for name, seal in seals.items()} | {"env.json": zlib.compress(env, 1)}
     joined = torch.frombuffer(bytearray(b"".join(packed.values())), dtype=torch.uint8)
-    return said, {"packed": joined, "sizes": {name: len(content) for name, content in packed.items()}}
+    return recorded, {"packed": joined, "sizes": {name: len(content) for name, content in packed.items()}}
 
 
 def restore_logs(run: RunDir, saved: Checkpoint | None) -> list[str]:
-    """Brings the logs of ``run`` to where the checkpoint ``saved`` knows them; returns a sentence on each that was damaged.
+    """Brings the logs of ``run`` to their state in the checkpoint ``saved``; returns a notice for each log that was damaged.
 
-    Rows of steps behind it are cut. A log that was changed, cut or removed before it is set aside under another name, and
-    what the checkpoint carries takes its place. Without a checkpoint no row counts. Unreadable where a log cannot be read
-    now, before anything is changed.
+    Rows after the checkpoint are removed. A log whose part before the checkpoint was changed, truncated or deleted is renamed,
+    and restored from the checkpoint. Without a checkpoint, all rows are removed. Raises Unreadable, before anything is changed,
+    if a log cannot be read now.
     """
     if saved is None:
         for path in (run.steps, run.metrics, run.timing):
             _cut(path, 0)
         return []
-    said = {str(name): one for name, one in saved.meta.get("logs", {}).items()}
-    found = {name: _content(run.root / name) for name in said}
+    recorded = {str(name): one for name, one in saved.meta.get("logs", {}).items()}
+    found = {name: _content(run.root / name) for name in recorded}
     notes = []
-    for name, one in said.items():
+    for name, one in recorded.items():
         content, path = found[name], run.root / name
-        if content is not None and _fits(content, one):
+        if content is not None and _matches(content, one):
             if name not in _APPENDED:
                 _cut(path, one["bytes"])
             continue
@@ -68,20 +71,20 @@ def restore_logs(run: RunDir, saved: Checkpoint | None) -> list[str]:
 
 
 def unpacked(saved: Checkpoint, name: str) -> bytes:
-    """The log ``name`` as the checkpoint carries it."""
+    """Returns the content of the log ``name`` in the checkpoint; CheckpointError if it has none."""
     logs = saved.tensors.get("logs", {})
     at = 0
     for other, size in logs.get("sizes", {}).items():
         if other == name:
             return zlib.decompress(logs["packed"][at : at + size].numpy().tobytes())
         at += size
-    raise CheckpointError(f"the checkpoint of step {saved.step} carries no {name}", "one that this version wrote")
+    raise CheckpointError(f"the checkpoint of step {saved.step} contains no {name}", "one that this version wrote")
 
 
 def refuse_lost(run: RunDir, rejected: Sequence[Rejected]) -> None:
-    """CheckpointError where ``run`` has checkpoints on record, or damaged ones, and none that can be used.
+    """Raises CheckpointError if ``run`` has saved checkpoints but none of them is usable; call it if there is no usable one.
 
-    A run that was killed before its first checkpoint has none on record, and begins again by itself.
+    A run that was killed before its first checkpoint has saved none, and simply starts again.
     """
     if rejected:
         what = "; ".join(f"{one.name}: {one.reason}" for one in rejected[:4])
@@ -89,21 +92,24 @@ def refuse_lost(run: RunDir, rejected: Sequence[Rejected]) -> None:
         names = [one.event.checkpoint for one in read_events(run.events) if isinstance(one.event, Saved)]
         if not names:
             return
-        what = f"its events name {names[-1]} as the last one saved"
+        what = f"according to its events, {names[-1]} was the last one saved"
     elif (_content(run.steps) or b"").count(b"\n") > 1:
-        what = "steps.csv has steps on record, events.jsonl and checkpoints/ are missing"
+        what = "steps.csv contains steps, but events.jsonl and checkpoints/ are missing"
     else:
         return
     raise CheckpointError(
-        f"{run.root} has no checkpoint that can be used ({what})",
+        f"{run.root} has no usable checkpoint ({what})",
         f"the folders {run.checkpoints}/step_... as the run wrote them",
-        "bring them back from where the run was made (copies often leave large files out), then resume; "
-        f"or stagewright resume {run.root} --from-start, which keeps the old record under another name and begins at step 0",
+        "copy them from the machine that the run was made on (copies often omit large files), then resume; "
+        f"or stagewright resume {run.root} --from-start, which moves the old record to a subfolder and starts at step 0",
     )
 
 
 def set_record_aside(run: RunDir) -> Path | None:
-    """Moves all that ``run`` has recorded into a folder ``before-N`` in it; returns that, or None where there is nothing."""
+    """Moves all logs, checkpoints and results of ``run`` to its subfolder ``before-N``.
+
+    Returns this subfolder, or None if there is nothing to move.
+    """
     there = [name for name in _RECORD if os.path.lexists(run.root / name)]
     if not there:
         return None
@@ -124,13 +130,13 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _fits(content: bytes, said: Mapping[str, Any]) -> bool:
-    size = said["bytes"]
-    return len(content) >= size and hashlib.sha256(content[:size]).hexdigest() == said["sha256"]
+def _matches(content: bytes, recorded: Mapping[str, Any]) -> bool:
+    size = recorded["bytes"]
+    return len(content) >= size and hashlib.sha256(content[:size]).hexdigest() == recorded["sha256"]
 
 
 def _set_aside(path: Path, content: bytes | None, original: bytes) -> str:
-    """Keeps a damaged log under another name, unless all of it is in ``original``; a sentence on what was wrong with it."""
+    """Renames a damaged log, unless ``original`` contains all of it; returns a sentence that states what was wrong."""
     if content is None:
         return f"{path.name} was missing and is restored from the checkpoint"
     if original.startswith(content):
@@ -140,19 +146,17 @@ def _set_aside(path: Path, content: bytes | None, original: bytes) -> str:
         os.rename(path, kept)
     except OSError as error:
         raise unwritable(kept, error) from error
-    return (
-        f"{path.name} {_difference(content, original)}; it is restored from the checkpoint, and is kept as {kept.name}"
-    )
+    return f"{path.name} {_difference(content, original)}; it is restored from the checkpoint, the old file is now {kept.name}"
 
 
 def _difference(content: bytes, original: bytes) -> str:
     if content.replace(b"\r\n", b"\n").startswith(original):
-        return "has the line ends of Windows (CRLF) now"
-    lines, wanted = content.split(b"\n"), original.split(b"\n")
-    at = next((at for at, (one, other) in enumerate(zip(lines, wanted, strict=False)) if one != other), len(lines))
+        return "now has Windows line ends (CRLF)"
+    lines, expected = content.split(b"\n"), original.split(b"\n")
+    at = next((at for at, (one, other) in enumerate(zip(lines, expected, strict=False)) if one != other), len(lines))
     if original.startswith(content):
-        return f"ends at line {len(lines) - 1:,} of {len(wanted) - 1:,}"
-    return f"was changed in line {at + 1:,} of {len(wanted) - 1:,}"
+        return f"ends at line {len(lines) - 1:,} of {len(expected) - 1:,}"
+    return f"was changed in line {at + 1:,} of {len(expected) - 1:,}"
 
 
 def _restored_env(run: RunDir, saved: Checkpoint) -> list[str]:
@@ -171,7 +175,7 @@ def _cut(path: Path, size: int) -> None:
 
 
 def _free(path: Path) -> Path:
-    """``path-1``, or the first number after it that is free."""
+    """Returns ``path-N`` with the lowest N from 1 that does not exist."""
     number = 1
     while os.path.lexists(path.with_name(f"{path.name}-{number}")):
         number += 1

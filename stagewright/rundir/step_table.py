@@ -1,8 +1,8 @@
-"""Append-only text files that survive a kill, and CSV files keyed by step built on them.
+"""Append-only CSV files whose first column is the step.
 
-The convention: one record is one line, which a ``kill -9`` cannot lose once ``append`` has returned; a torn last line
-is cut when a file is opened again. ``sync``, before a checkpoint is saved, makes lines survive a power cut too. A
-resumed run calls ``truncate_after`` with its step and writes on: the bytes are then those of a run never interrupted.
+One record is one line, and ``kill -9`` cannot lose it after ``append`` has returned; an incomplete last line is removed when
+the file is opened again. After ``sync``, which is called before a checkpoint is saved, lines also survive a power cut. A resumed
+run calls ``truncate_after`` with its step and continues to append: the file then equals that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Cell = str | int | float | bool | None
 
 
 class StepLog:
-    """A CSV file whose first column is the step, which never falls.
+    """A CSV file whose first column is the step, which never decreases.
 
-    Floats stand as ``repr`` writes them and read back to the same bits; None is an empty cell, a bool ``true`` or
-    ``false``, a line break in text a space. Opening creates the file with its header, or goes on with an existing one
-    after cutting a torn end; CheckpointError if that has other columns.
+    Floats are written with ``repr``, so that they are read back bit for bit; None is an empty cell, a bool ``true`` or
+    ``false``, and a line break in text becomes a space. Opening creates the file with its header, or continues an existing file
+    after removing an incomplete last line; CheckpointError if its columns are different.
     """
 
     def __init__(self, path: Path, header: Sequence[str]) -> None:
@@ -43,15 +43,15 @@ class StepLog:
             raise CheckpointError(
                 f"{path} has the columns {found.decode(errors='replace').strip()}",
                 line.decode().strip(),
-                "go on with the version of stagewright that wrote it, or start a new run",
+                "resume with the version of stagewright that wrote the file, or start a new run",
             )
         self._last_step = self._cut(lambda step: False)
 
     def append(self, rows: Sequence[Sequence[Cell]]) -> None:
-        """Writes ``rows``, each a step and the rest of the header's columns, at once.
+        """Appends ``rows`` in one write; each row has one cell per column, the step first.
 
-        ValueError for a row of another length or a step below the last one, TypeError for a step that is no integer;
-        StorageError, and no row written, where the disk is full.
+        ValueError for a row of another length or a step below the last one, TypeError for a step that is not an integer.
+        StorageError if the disk is full; then no row is written.
         """
         last = self._last_step
         for row in rows:
@@ -65,15 +65,15 @@ class StepLog:
         self._last_step = last
 
     def seal(self) -> Seal:
-        """What the file holds now."""
+        """Returns length, hash and compressed content of the file."""
         return self._file.seal()
 
     def truncate_after(self, step: int) -> None:
-        """Drops every row of a step above ``step``: what a lost process wrote past the checkpoint."""
+        """Removes all rows with a step above ``step``, which an interrupted process wrote after its last checkpoint."""
         self._last_step = self._cut(lambda found: found > step)
 
     def _cut(self, unwanted: Callable[[int], bool]) -> int | None:
-        """Cuts last rows that are damaged or of an unwanted step; returns the step of the row that is last then."""
+        """Removes rows from the end while they are damaged or ``unwanted``; returns the step of the last remaining row."""
         header = _line(self.header).removesuffix(b"\n")
 
         def drop(line: bytes) -> bool:
@@ -84,15 +84,15 @@ class StepLog:
         return self._step(self._file.last_line())
 
     def rows(self) -> list[dict[str, str]]:
-        """Every row, as :func:`read_rows` gives it."""
+        """Returns all rows, as :func:`read_rows` does."""
         return read_rows(self.path)
 
     def sync(self) -> None:
-        """Returns when every row is on the disk; to be called before a checkpoint of the last row's step is saved."""
+        """Flushes all rows to the disk; call it before the checkpoint of the last row's step is saved."""
         self._file.sync()
 
     def close(self) -> None:
-        """Closes the file; a second time does nothing."""
+        """Closes the file; a second call does nothing."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -102,7 +102,7 @@ class StepLog:
         self.close()
 
     def _step(self, line: bytes) -> int | None:
-        """The step of a whole row; None for the header and for what is no row of this file."""
+        """Returns the step of a complete row, or None if ``line`` is the header or not a row of this file."""
         first = line.partition(b",")[0]
         if not first.isdigit() or len(next(csv.reader([line.decode(errors="replace")]))) != len(self.header):
             return None
@@ -110,8 +110,10 @@ class StepLog:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a StepLog's file, header -> cell, without writing to it: a torn last line, which the run may be
-    writing just now, is left out. FileNotFoundError if there is none."""
+    """Returns the rows of a StepLog's file, each as {column: cell}; does not change the file.
+
+    Skips an incomplete last line, which a run may be writing at the moment. FileNotFoundError if the file does not exist.
+    """
     text = read_own(path)
     whole = text[: text.rfind(b"\n") + 1].decode(errors="replace")
     header, *rows = csv.reader(io.StringIO(whole, newline="")) if whole else [[]]
@@ -130,5 +132,5 @@ def _cell(value: Cell) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return repr(float(value))  # float() takes NumPy's float64 to Python's, whose repr is the number alone
+        return repr(float(value))  # float() because the repr of NumPy's float64 contains its type name
     return " ".join(value.splitlines()) if isinstance(value, str) else str(operator.index(value))

@@ -1,4 +1,4 @@
-"""summary.json: what a program wants to know of a run; its fields, and how it is read and written."""
+"""summary.json, the result of a run for programs: its fields; reads and writes it."""
 
 from __future__ import annotations
 
@@ -122,11 +122,11 @@ def write_summary(run: RunDir, summary: Summary) -> None:
 
 
 def read_summary(run: RunDir) -> Summary:
-    """``summary.json``; empty where there is none yet. CheckpointError where it is no JSON."""
+    """Returns the content of ``summary.json``, or {} if there is none yet; CheckpointError if it is not valid JSON."""
     try:
         content = json.loads(read_own(run.summary))
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return cast(Summary, content)
     except FileNotFoundError:
         return cast(Summary, {})
@@ -139,13 +139,16 @@ def read_summary(run: RunDir) -> Summary:
 
 
 def recorded_choice(run: RunDir, budget: Budget) -> Choice | None:
-    """What was chosen for this very budget when ``run`` began; None where there is no such run."""
+    """Returns the choice that ``run`` recorded for the same budget when it began, or None if there is none."""
     account = run.read_env().get("budget") or {}
     return Choice.from_dict(account["choice"]) if account.get("asked") == budget.text else None
 
 
 def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:
-    """Writes into the summary of a finished run what its budget's run took in the end; the sentence on it."""
+    """Records in the summary of a finished run the seconds it took; returns a sentence for the user.
+
+    Returns None if the run has no budget or is not finished.
+    """
     summary = read_summary(run)
     account = summary.get("budget")
     if not account or summary.get("status") != "finished":

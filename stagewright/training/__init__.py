@@ -1,1 +1,1 @@
-"""A run under way: loop, session, guard, records."""
+"""Runs a training: loop, session, evaluation, divergence guard, logs."""

@@ -1,4 +1,4 @@
-"""The batches of a run: read by threads, on CUDA on their way to the device while the one before is worked on."""
+"""Loads the batches of a run with threads; on CUDA, the next batch is copied to the device during the present update."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stagewright.training.recorder import Recorder
 
 @dataclass
 class Batches:
-    """Loads whatever batches are specified, as the execution says."""
+    """Loads batches with the workers and caches set in ``execution``."""
 
     images: Images
     manifest: Manifest
@@ -36,7 +36,7 @@ class Batches:
     recorder: Recorder
     stop: StopSignal
     train_times: LoadTimes = field(default_factory=LoadTimes)
-    """Of the training batches, since this process began."""
+    """Loading times of the training batches in this process."""
     resident: Resident | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,12 +44,15 @@ class Batches:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.state.device
 
     @contextmanager
     def load(self, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Iterator[Iterator[Batch]]:
-        """Batches on the host; on CUDA page-locked and copied ahead. To be used in a ``with``, which ends the threads."""
+        """Context that yields the batches of ``specs`` and ends the loader's threads on exit.
+
+        Batches are in host memory; on CUDA they are loaded into pinned memory and copied to the device ahead of time.
+        """
         pinned = self.device.type == "cuda"
         workers = self.execution.workers
         batches = load_batches(
@@ -59,15 +62,15 @@ class Batches:
             prefetch=self.execution.prefetch,
             pin_memory=pinned,
             times=times,
-            on_slow=self._name_slow,
+            on_slow=self._report_slow_images,
             resident=self.resident,
             stop=lambda: self.stop.requested,
         )
         with closing(batches):
             yield copied_ahead(batches, self.device) if pinned else batches
 
-    def _name_slow(self, rows: NDArray[np.int64], seconds: float) -> None:
-        """Says which images the loader has been waiting for."""
+    def _report_slow_images(self, rows: NDArray[np.int64], seconds: float) -> None:
+        """Logs the images that the loader has been waiting for."""
         names = [self.manifest.paths[int(row)].as_py() for row in rows[:3]]
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         text = f"waiting for {', '.join(names)}{more} for {seconds:.0f} s now: is the storage in order?"

@@ -1,4 +1,4 @@
-"""Wall-clock seconds by phase (set-up, training, evaluation, checkpointing), kept apart and added up over restarts."""
+"""Measures wall-clock seconds by phase (set-up, training, evaluation, checkpointing), accumulated over restarts."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from contextlib import contextmanager
 class Clock:
     """Adds the running time of the current phase to ``seconds[phase]``.
 
-    ``settle`` is called before each change of phase: on a GPU it waits for the device, so that work is charged to the
-    phase that asked for it.
+    ``synchronize`` is called before each change of phase: on a GPU it waits for the device, so that the time of asynchronous
+    work is added to the phase that started it. ``since`` is the ``time.perf_counter`` at which counting begins; None: now.
     """
 
     def __init__(
         self,
         seconds: MutableMapping[str, float],
         phase: str,
-        settle: Callable[[], None] = lambda: None,
+        synchronize: Callable[[], None] = lambda: None,
         *,
         since: float | None = None,
     ) -> None:
         self.seconds = seconds
         self._phase = phase
-        self._settle = settle
+        self._synchronize = synchronize
         self._mark = time.perf_counter() if since is None else since
 
     def read(self, phase: str) -> float:
-        """Seconds of ``phase`` up to now."""
+        """Returns the seconds of ``phase`` up to now."""
         self._charge()
         return self.seconds[phase]
 
     def switch(self, phase: str) -> None:
-        """From now on time is charged to ``phase``."""
-        self._settle()
+        """Adds time to ``phase`` from now on."""
+        self._synchronize()
         self._charge()
         self._phase = phase
 
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:
-        """Charges the time inside to ``phase`` and goes back to the one before."""
+        """Context whose time is added to ``phase``; afterwards the previous phase continues."""
         before = self._phase
         self.switch(phase)
         try:

@@ -1,4 +1,4 @@
-"""Early stopping."""
+"""Early stopping: counts evaluations without improvement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stagewright.recipe.recipe import Stop
 
 
 def update_early_stopping(stop: Stop, watch: EarlyStopping, result: Evaluation) -> EarlyStopping:
-    """What early stopping has seen after one more evaluation, of which ``result`` is the better one."""
+    """Returns the state of early stopping after one more evaluation; ``result`` is that of the better weights."""
     rises = stop.metric == "val_top1"
     value, best = result.top1 if rises else result.loss, watch.best
     better = best is None or (value > best + stop.min_delta if rises else value < best - stop.min_delta)

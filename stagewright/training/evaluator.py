@@ -1,4 +1,4 @@
-"""Evaluations during a run, of raw and of averaged weights."""
+"""Evaluates raw and averaged weights during a run."""
 
 from __future__ import annotations
 
@@ -29,21 +29,24 @@ _SWA_RECALIBRATION = 4096
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a session's weights on its splits."""
+    """Evaluates a session's weights on the splits of its data set."""
 
     session: Session
 
     def evaluate(self) -> None:
-        """Evaluates raw and averaged weights on the validation split. ``Interrupted`` leaves everything as it was, and so does
-        ``NotFinite``, where the last update has spoilt the weights."""
+        """Evaluates raw and averaged weights on the validation split, updates the scores of the state and writes the result.
+
+        Raises ``Interrupted`` if a stop was requested, and ``NotFinite`` if outputs of the model are not finite; neither changes
+        the state.
+        """
         self.session.recorder.fetch()
         state, stage = self.session.state, self.session.plan.stage_before(self.session.state.step)
         before, points = state.seconds["eval"], {"at the end of the epoch": memory_in_use(state.device)}
-        self.session.enter(stage)  # a resumed run may owe the evaluation of a stage it is already past
+        self.session.enter(stage)  # in a resumed run, the pending evaluation may belong to the stage before
         with self.session.clock.phase("eval"):
             results = {"raw": self.evaluate_split("val", stage, self.session.features.current)}
             if stage.average.kind != "none" and state.average.tensors:
-                # Where the frozen body is the averaged one too, its features serve both.
+                # If the frozen body is the same in both, the cached features are valid for the averaged weights too.
                 features = self.session.features.current if self._averages_the_head_alone() else None
                 with state.average.swapped_in(state.model):
                     self.recalibrate(stage)
@@ -68,7 +71,7 @@ class Evaluator:
             self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
 
     def _averages_the_head_alone(self) -> bool:
-        """Whether the averaged tensors that features depend on are those of the model, bit for bit."""
+        """Returns whether the averaged body equals the model's bit for bit, so that the cached features are valid for it."""
         model, features = self.session.state.model, self.session.features.current
         if features is None:
             return False
@@ -77,8 +80,11 @@ class Evaluator:
         return all(features.inside(name) or torch.equal(averaged[name], tensor) for name, tensor in own.items())
 
     def evaluate_split(self, split: str, stage: StagePlan, features: Features | None = None) -> Evaluation:
-        """How the model's present weights answer a split, seen as evaluations in ``stage`` see it; ``features`` are those of
-        its present body."""
+        """Evaluates the model's present weights on a split, with the image size and micro-batch size of ``stage``.
+
+        ``features`` are cached features of its present body; None: evaluates on images. If memory is too small, it tries again
+        with half the micro-batch size.
+        """
         total = len(self.session.manifest.rows(split))
         kept = None if features is None else self.session.features.of(split, stage, self.session.manifest)
         while True:
@@ -115,7 +121,7 @@ class Evaluator:
             self.session.recorder.log.emit(Notice(step=self.session.state.step, text=text))
 
     def recalibrate(self, stage: StagePlan) -> None:
-        """Re-estimates the batch-norm statistics of the averaged weights in the model, where the recipe wants it."""
+        """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""
         count = recalibrated_images(stage, self.session.state.model)
         if not count:
             return
@@ -126,20 +132,22 @@ class Evaluator:
 
     def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
         for batch in batches:
-            there = self.session.masked(batch)
+            on_device = self.session.masked(batch)
             with self.session.numerics.autocast(self.session.state.device):
-                yield self.session.numerics.network_input(there)[there.valid]
+                yield self.session.numerics.network_input(on_device)[on_device.valid]
 
 
 def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:
-    """How many training pictures re-estimate the batch-norm statistics of averaged weights before they are evaluated."""
-    asked = stage.average.recalibrate
-    count = asked if asked is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
+    """Returns the number of training images for re-estimating the batch-norm statistics of averaged weights; 0: none."""
+    requested = stage.average.recalibrate
+    count = requested if requested is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
     return count if has_batch_norm(model) else 0
 
 
 def verdict(step: int, results: dict[str, Evaluation]) -> Score:
-    """The better of raw and averaged weights by validation top-1; at a tie the averaged ones, which vary less. Those whose loss
-    is not finite, since none of their pictures could be read, come last."""
+    """Returns the score of the better of raw and averaged weights by validation top-1, at a tie of the averaged ones.
+
+    Averaged weights vary less between steps. Results with a NaN loss, which means that no image could be read, rank last.
+    """
     kind = max(results, key=lambda name: (math.isfinite(results[name].loss), results[name].top1, name != "raw"))
     return Score(step, kind, results[kind].top1)

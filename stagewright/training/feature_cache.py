@@ -1,4 +1,4 @@
-"""Features of a frozen body: computed once for each split, in stages that show a network's body the same images every time."""
+"""Caches features of a frozen body: computed once per split, in stages whose images are not augmented."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class FeatureCache:
     recorder: Recorder
     reading: ReadWatch
     current: Features | None = field(init=False, default=None)
-    """Of the stage that the model is in; None where it trains on images."""
+    """Features of the present stage; None if it trains on images."""
 
     @cached_property
     def cuts(self) -> dict[int, Cut]:
-        """By stage index: where the network is cut in stages that train a head on features of a frozen body."""
+        """{stage index: cut} of all stages that train the head on cached features."""
         found: dict[int, Cut] = {}
         for stage in self.plan.stages:
             if has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
@@ -53,27 +53,29 @@ class FeatureCache:
 
     @property
     def stages(self) -> frozenset[int]:
-        """Indices of the stages whose images need not be read for training, since features take their place."""
+        """Indices of the stages that train on features, so that their training images need not be read for each update."""
         return frozenset(self.cuts)
 
     def enter(self, stage: StagePlan) -> None:
-        """Drops the features of another stage; those of ``stage`` are computed when they are asked for."""
+        """Drops the features of the previous stage; those of ``stage`` are computed at first use."""
         cut = self.cuts.get(stage.index)
         self.current = None if cut is None else Features(self.state.model, cut)
 
     def replace_images(self, batch: Batch, stage: StagePlan, manifest: Manifest) -> Batch:
-        """``batch`` with cached features in the place of its images, where the stage trains on them."""
+        """Returns ``batch`` with cached features instead of images if the stage trains on them, else ``batch``."""
         return batch if self.current is None else self.of("train", stage, manifest).replace_images(batch)
 
     def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures:
-        """The features of a split in ``stage``, the present one, computed at the first call; ``Interrupted`` where that is
-        stopped, DataError where too many images cannot be read."""
+        """Returns the features of a split in ``stage``, which must be the present one; computes them at the first call.
+
+        Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
+        """
         features = self.current
         assert features is not None
         if split not in features.kept:
             total = stage.num_images if split == "train" else len(manifest.rows(split))
             text = (
-                f"stage {stage.name!r}: the body is frozen and sees pictures alike, so its features of {total:,} "
+                f"stage {stage.name!r}: the body is frozen and pictures are not augmented, so its features of {total:,} "
                 f"{split} pictures are computed once"
             )
             self.recorder.log.emit(Notice(step=self.state.step, text=text))

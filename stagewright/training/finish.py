@@ -1,6 +1,6 @@
-"""After the last step: choose the weights, evaluate them once more with every answer kept, write the bundle and summary.
+"""The end of a run, after its last step: selects the final weights, evaluates them, writes predictions, Bundle and summary.
 
-Interruptible and repeatable: everything here is a function of the last state, and comes out the same when done again.
+All results are a function of the last state, so this can be interrupted and repeated with the same result.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from stagewright.training.session import Session
 from stagewright.training.summary import summarise
 
 _GOLDEN_SAMPLES = 16
-_GOLDEN_BYTES = 2_000_000  # larger originals stay out: a bundle is for carrying around
+_GOLDEN_BYTES = 2_000_000  # larger image files are not used, to keep the Bundle small
 
 
 def finish(session: Session) -> bool:
-    """Chooses, evaluates and writes the model; False where a stop was asked for, to be done again then."""
+    """Selects, evaluates and writes the final model; returns False if a stop was requested, after which it can be repeated."""
     state, log = session.state, session.recorder.log
     evaluator, score = Evaluator(session), select_weights(session)
     try:
@@ -65,24 +65,26 @@ def finish(session: Session) -> bool:
 
 
 def select_weights(session: Session) -> Score:
-    """The weights that become the model: best or last as the recipe says, judged on validation pictures alone."""
+    """Returns the score of the final weights: the best or the last by ``eval.select``, compared on validation images only."""
     state = session.state
     chosen = state.best if session.plan.recipe.eval.select == "best" else state.latest
-    if chosen is None:  # no validation pictures, so nothing to judge by
+    if chosen is None:  # no validation images, so there is no score
         kind = session.plan.stages[-1].average.kind
         return Score(state.step, kind if kind != "none" and state.average.tensors else "raw", float("nan"))
     return chosen
 
 
 def load_selected_weights(session: Session, score: Score) -> tuple[Score, StagePlan]:
-    """Puts the chosen weights into the model, from memory or from the checkpoint of their step; returns the score and
-    its stage. Where that checkpoint is damaged, the weights at hand take their place, and the log says so."""
+    """Loads the selected weights into the model, from memory or from the checkpoint of their step; returns score and stage.
+
+    If that checkpoint is damaged, the last weights are used instead, and a notice is logged.
+    """
     state = session.state
     if score.step != state.step and state.latest is not None:
         try:
             tensors = checkpoint.load(session.run.checkpoints / checkpoint.name_of(score.step)).tensors
         except CheckpointError as error:
-            text = f"the best weights (step {score.step}) are lost, so the last take their place: {error.given}"
+            text = f"the best weights (step {score.step}) are lost, so the last ones are used instead: {error.given}"
             session.recorder.log.emit(Notice(step=state.step, text=text))
             score = state.latest
         else:
@@ -97,7 +99,7 @@ def load_selected_weights(session: Session, score: Score) -> tuple[Score, StageP
 
 
 def write_predictions(session: Session, split: str, result: Evaluation) -> None:
-    """Every answer of the chosen weights on a split, in ``evaluations/SPLIT.parquet``."""
+    """Writes the predictions for each image of a split to ``evaluations/SPLIT.parquet``."""
     manifest, answers = session.manifest, result.predictions
     rows = pa.array(manifest.rows(split))
     groups = manifest.groups.take(rows) if manifest.groups is not None else pa.nulls(len(rows), pa.string())
@@ -117,7 +119,7 @@ def write_predictions(session: Session, split: str, result: Evaluation) -> None:
 
 
 def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[str, float]) -> None:
-    """The trained model with all it needs to answer elsewhere, in ``model/``."""
+    """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``."""
     plan, recipe = session.plan, session.plan.recipe
     spec = BundleSpec(
         model=recipe.model.name,
@@ -149,11 +151,14 @@ def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[st
 
 
 def golden_samples(session: Session) -> list[tuple[bytes, str]]:
-    """Up to 16 readable evaluation pictures spread over the split, as file bytes and extension."""
+    """Returns up to 16 readable images, spread over the test (else validation, else training) split.
+
+    Each is (file bytes, extension). The Bundle stores their predictions, to detect later that a model gives other results.
+    """
     manifest = session.manifest
     rows = next(rows for split in ("test", "val", "train") if len(rows := manifest.rows(split)))
     samples: list[tuple[bytes, str]] = []
-    # Candidates lie evenly over the split, which lists classes in turn; twice as many, as some may not serve.
+    # Candidates are spread evenly over the split, which is sorted by class; twice as many, because some may not be usable.
     for row in rows[:: max(1, len(rows) // (2 * _GOLDEN_SAMPLES))]:
         try:
             data, extension = _original(session.images, int(row), manifest.paths[int(row)].as_py())

@@ -1,9 +1,9 @@
-"""The divergence guard: notices numbers that are not finite and losses that stay high, and says where to go back to.
+"""The divergence guard: detects numbers that are not finite and losses that stay high, and decides how far to roll back.
 
-Pure, but that it asks a loss of one's own once for its scale: it sees the losses that were fetched anyway, at steps that the
-plan fixes (every ``window`` steps, and before every evaluation and save, so that neither is ever of spoilt weights). What it
-decides is a function of the plan and of those numbers, and what it remembers is saved with the state: a resumed run decides
-alike. The deeds are the session's.
+It checks losses that are fetched anyway, at steps fixed by the plan: every ``window`` steps, and before every evaluation and
+save, so that these never use weights that are not finite. Its decisions are a pure function of the plan, these losses and its
+state, which is saved in checkpoints, so a resumed run makes the same decisions. It calls a user's own loss once, for its scale.
+:mod:`stagewright.training.rollback` carries the decisions out.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from stagewright.plan.plan import Plan
 from stagewright.system.named_functions import is_named
 
 _OVERFLOWS = 50
-"""fp16 updates left out in a row by the loss scaler are its work; so many are a fault."""
+"""Number of fp16 overflows in a row that counts as a fault; fewer are normal work of the loss scaler."""
 _HIGH_WINDOWS = 2
 KEPT_STATES = 4
-"""States kept to go back to: a spike is known two windows after it began, and the window before is not trusted either."""
+"""Number of snapshots kept: a spike is detected two windows after it began, and the window before it is not trusted either."""
 
 Row = tuple[int, float, float]
-"""Finished updates, loss and gradient norm."""
+"""(number of finished updates, loss, gradient norm)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Trouble, and where to go back to."""
+    """A detected fault, and the step to go back to."""
 
     update: int
-    """The first update that shows it."""
+    """Index (from 0) of the first update that shows the fault."""
     back_to: int
-    """Finished updates of a state from before."""
+    """The step to go back to: the number of finished updates of an earlier state."""
     kind: str
     """``not finite``, ``spike`` or ``memory``."""
     reason: str
     culprit: int | None = None
-    """The update that may have spoilt the weights, which ``update`` shows; None where none is suspected."""
+    """The earlier update that may have corrupted the weights, so that ``update`` fails; None if none is suspected."""
 
 
 def _blind_loss(loss: str, classes: int) -> float:
@@ -51,28 +51,28 @@ def _blind_loss(loss: str, classes: int) -> float:
 
 
 class Guard:
-    """Decides for one plan when to look, and what was seen."""
+    """Decides for one plan when to check the losses, and what they mean."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.settings = plan.recipe.guard
         self._looks = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
-        # What a network that knows nothing loses, which is the scale of a loss that is too high.
+        # The loss of uniform predictions, used as the unit of ``guard.spike``.
         classes = len(plan.dataset.classes)
         self.blind_loss = _blind_loss(plan.recipe.loss, classes)
 
     def is_due(self, step: int) -> bool:
-        """Whether the losses are looked at after ``step`` finished updates."""
+        """Returns whether the losses are checked after ``step`` finished updates."""
         return step % self.settings.window == 0 or step in self._looks
 
     def is_snapshot_step(self, step: int) -> bool:
-        """Whether the state after ``step`` finished updates is one to go back to."""
+        """Returns whether the state after ``step`` finished updates is a target for rollbacks."""
         return self.settings.rollbacks > 0 and step % self.settings.window == 0
 
     def check(self, record: GuardState, step: int, rows: Sequence[Row]) -> Fault | None:
-        """Looks at the updates up to ``step`` that it has not seen, and writes what it remembers into ``record``.
+        """Checks the updates up to ``step`` that were not checked yet, updates ``record``, and returns a fault or None.
 
-        ``rows`` are those of the last window and later, in order; ``record.left_out`` updates among them are passed over.
+        ``rows`` are those of the last window and later, in order; updates in ``record.left_out`` are ignored.
         """
         rows = [row for row in rows if row[0] - 1 not in record.left_out]
         fault = self._not_finite(record, [row for row in rows if row[0] > record.checked])
@@ -91,20 +91,24 @@ class Guard:
                 if record.overflows < _OVERFLOWS:
                     continue
             what = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
-            # The update before may have spoilt the weights, which only this one's loss shows: back to before that one too.
+            # The update before may have corrupted the weights, and its own loss cannot show it: go back to before that one.
             culprit = self._last_change(record, done - 1, max(record.overflows - 1, 0))
             return Fault(done - 1, self._state_before(culprit), "not finite", what, culprit)
         return None
 
-    def spoilt(self, record: GuardState, step: int, what: str) -> Fault:
-        """The fault of ``step`` finished updates whose weights give answers that are not finite, ``what``: the last update is
-        to blame, though its own loss was finite."""
+    def fault_at_evaluation(self, record: GuardState, step: int, what: str) -> Fault:
+        """Returns the fault of an evaluation after ``step`` updates that gave numbers that are not finite.
+
+        The last update has caused it, although its own loss was finite. ``what`` is the reason in words.
+        """
         culprit = self._last_change(record, step, record.overflows)
         return Fault(culprit, self._state_before(culprit), "not finite", what, culprit)
 
     def _last_change(self, record: GuardState, update: int, skipped: int) -> int:
-        """The last update before ``update`` that changed the weights: it was not left out, and is none of the ``skipped`` ones
-        before ``update`` that the loss scaler left out. The first update where there is none."""
+        """Returns the last update before ``update`` that changed the weights, or 0 if there is none.
+
+        Updates in ``record.left_out`` did not change them, nor did the ``skipped`` last ones, which the loss scaler left out.
+        """
         earlier = (one for one in range(update - 1, -1, -1) if one not in record.left_out)
         return next(islice(earlier, skipped, None), 0)
 
@@ -132,16 +136,16 @@ class Guard:
         return Fault(began, self._state_before(max(began - window, 0)), "spike", what)
 
     def _state_before(self, update: int) -> int:
-        """Finished updates of the newest kept state that update ``update`` has not touched."""
+        """Returns the step of the newest snapshot taken before ``update`` was carried out."""
         return update // self.settings.window * self.settings.window
 
     def reduce_lr(self, first: int) -> LrReduction:
-        """The learning rate lowered from update ``first`` on."""
+        """Returns the recipe's reduction of the learning rate, from update ``first`` on."""
         return LrReduction(
             first, first + self.settings.lr_factor_windows * self.settings.window, self.settings.lr_factor
         )
 
     def oldest_restorable_step(self, step: int) -> int:
-        """The oldest step that a fault found after ``step`` may go back to, as long as few updates are left out in a row."""
+        """Returns the oldest step that a fault detected after ``step`` can go back to, if few updates in a row are left out."""
         overflows = -(-_OVERFLOWS // self.settings.window) if self.plan.precision == "fp16" else 0
         return max(0, (step // self.settings.window - KEPT_STATES - overflows) * self.settings.window)

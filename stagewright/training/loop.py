@@ -1,4 +1,4 @@
-"""The loop: carries out a plan from the state at hand to its end, or to the step at which a stop is asked for."""
+"""The training loop: carries out a plan from the present state to its end, or until a stop is requested."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stagewright.training.rollback import Rollback
 from stagewright.training.session import Session
 
 AfterUpdate = Callable[[StagePlan, Batch], None]
-"""Is called after each update with its stage and its batch, before anything else: it may raise, look at the clock, or ask for a
-stop (``session.stop.requested``)."""
+"""Called after each update, before anything else, with its stage and batch. It may raise, or request a stop with
+``session.stop.requested = True``."""
 
 
 def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
-    """Carries out the session's plan from ``state.step`` on; True at its end, False where a stop was asked for.
+    """Carries out the session's plan from ``state.step`` on; returns True at its end, False if a stop was requested.
 
-    Stopping after any step and calling again on the saved state gives the same weights, bit for bit on the same machine
-    and versions (on CUDA with ``deterministic``). An evaluation that a stop interrupted is made first.
+    Stopping after any step and calling this again on the saved state gives the same weights, bit for bit on the same machine
+    and versions (on CUDA with ``deterministic``). A pending evaluation, which a stop has interrupted, is done first.
     """
     state, rollback = session.state, Rollback(session, Guard(session.plan))
     eval_steps = frozenset(session.plan.eval_steps)
@@ -32,7 +32,7 @@ def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
             if state.step in eval_steps and state.evaluated_step < state.step:
                 if not evaluate_and_save(session, rollback):
                     return False
-                continue  # the guard may have gone back, to where another evaluation is owed
+                continue  # after a rollback by the guard, another evaluation may be pending
             if session.is_finished:
                 return True
             rollback.take_snapshot()
@@ -41,13 +41,13 @@ def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
         except Interrupted:
             rollback.save()
             return False
-        except DataError:  # the images are gone; what was trained on those that could be read is not lost
+        except DataError:  # too many images cannot be read; save what was trained before
             rollback.save()
             raise
 
 
 def train_until_event(session: Session, rollback: Rollback, after_update: AfterUpdate | None) -> bool:
-    """Reads and trains from ``state.step`` on, until no update is left or the guard has gone back; False to stop."""
+    """Trains from ``state.step`` on until no update is left or the guard has rolled back; returns False to stop the run."""
     plan, state, stop = session.plan, session.state, session.stop
     due = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
     stage = None
@@ -63,7 +63,7 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
             rollback.before_update(batch)
             if not session.update(stage, batch):
                 rollback.halve_micro_batch(batch.step)
-                return True  # it has gone back, and reads from there
+                return True  # rolled back, so the batches must be read again from there
             if after_update is not None:
                 after_update(stage, batch)
             if not rollback.check():
@@ -73,16 +73,19 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
                 if not evaluate_and_save(session, rollback, overdue=overdue):
                     return False
                 if state.step <= batch.step:
-                    return True  # the evaluation found spoilt weights: it has gone back
+                    return True  # rolled back, because the evaluation gave numbers that are not finite
                 saved_at = time.monotonic()
-            rollback.take_snapshot()  # after the evaluation, so that going back owes none
+            rollback.take_snapshot()  # after the evaluation, so that it is not pending after a rollback
             if session.is_finished:
                 break
     return True
 
 
 def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = False) -> bool:
-    """Evaluates where the step asks for it, then saves, so that a checkpoint knows its score; False to stop here."""
+    """Evaluates and saves if either is due at this step; returns False to stop the run.
+
+    Saving comes second, so that the checkpoint contains the score.
+    """
     plan, state, stop = session.plan, session.state, session.stop
     stopping = stop.requested
     improved = False
@@ -93,7 +96,7 @@ def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = F
         except Interrupted:
             pass
         except NotFinite as error:
-            rollback.spoilt(error)
+            rollback.handle_not_finite(error)
             return not stop.requested
         stopping = stop.requested
     if state.step in plan.save_steps or improved or overdue or stopping or session.is_finished:

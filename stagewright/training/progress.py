@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it will take."""
+"""Estimates the speed of a run and its remaining time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stagewright.plan.plan import Plan, StagePlan
 
 @dataclass
 class ProgressEstimator:
-    """Speed now and time left, from what this process saw of the present stage.
+    """Estimates images per second and remaining time from what this process has measured in the present stage.
 
-    Counting begins at a stage's first fetch, so that warming up (compiling, filling caches) does not spoil the estimate.
-    Stages to come are taken to cost what the present one does, in proportion to :func:`_work`; they are not known while the
-    present one trains on features that were computed once.
+    Counting begins at the first fetch of a stage, so that compiling and filling caches do not distort the estimate. The time of
+    later stages is extrapolated from the present one in proportion to :func:`_work`. While the present stage trains on cached
+    features, the time of later stages is unknown.
     """
 
     on_features: bool = False
@@ -21,7 +21,7 @@ class ProgressEstimator:
     evaluated_in: int = -1
     eval_seconds: float = 0.0
     eval_pixels: float = 0.0
-    """Of one picture each, so that evaluations at another size can be told from it."""
+    """Sum over evaluations of the pixels per image, from which evaluations at other sizes are extrapolated."""
     work: float = 0.0
     images: int = 0
     images_a_second: float = 0.0
@@ -32,21 +32,21 @@ class ProgressEstimator:
     epoch_images: int = 0
 
     def add_step(self, stage: StagePlan) -> None:
-        """An update of ``stage`` was fetched."""
+        """Counts an update of ``stage`` whose numbers were fetched."""
         if self.stage is None or stage.index != self.stage.index:
             self.stage, self.began_at = stage, None
         self.images += stage.batch_size
         self.work += _work(stage)
 
     def add_evaluation(self, stage: StagePlan, seconds: float) -> None:
-        """An evaluation in ``stage`` took ``seconds``. Those of earlier stages count until there is one of this stage."""
+        """Counts an evaluation in ``stage`` that took ``seconds``; the first one of a stage replaces those of earlier stages."""
         if self.evaluated_in != stage.index:
             self.evaluated_in, self.eval_seconds, self.eval_pixels = stage.index, 0.0, 0.0
         self.eval_seconds += seconds
         self.eval_pixels += stage.image_size**2
 
     def update_speed(self, train_seconds: float) -> float:
-        """Images a second of training since the last call."""
+        """Returns the images per second of training since the last call; ``train_seconds`` is the training time so far."""
         if self.epoch_at is None:
             self.epoch_at, self.epoch_images = train_seconds, self.images
         if self.began_at is None:
@@ -58,13 +58,13 @@ class ProgressEstimator:
         return self.images_a_second
 
     def end_epoch(self, train_seconds: float) -> tuple[float, float]:
-        """Training seconds and images a second since the last evaluation of this process."""
+        """Returns training seconds and images per second since the last evaluation, or since this process began."""
         seconds, images = train_seconds - (self.epoch_at or 0.0), self.images - self.epoch_images
         self.epoch_at, self.epoch_images = train_seconds, self.images
         return round(seconds, 3), round(images / max(seconds, 1e-9), 2)
 
     def eta_seconds(self, plan: Plan, step: int) -> float | None:
-        """Seconds from ``step`` to the end of the plan with its evaluations; None while too little was seen."""
+        """Returns the seconds from ``step`` to the end of the plan, evaluations included; None while they are unknown."""
         if self.began_at is None or self.work <= 0.0 or self.marked_at <= self.began_at:
             return None
         if self.on_features and self.stage is not None and plan.total_steps > self.stage.end_step:
@@ -76,6 +76,5 @@ class ProgressEstimator:
 
 
 def _work(stage: StagePlan) -> float:
-    """What an update costs, in passes over a pixel: forwards, and where more than the head trains, backwards, which is twice
-    as much."""
+    """Returns the relative cost of an update: pixels times 1 for the forward pass, plus 2 for backward if the body trains."""
     return stage.batch_size * stage.image_size**2 * (1 if stage.train == "head" else 3)

@@ -1,6 +1,7 @@
-"""Whether enough of a run's pictures can be read: data that is gone must stop a run, not be trained on as black.
+"""Detects that too many images of a run cannot be read, so that a run stops if its data is gone.
 
-Pure: it sees how many pictures of each update could not be read, which the loader says anyway.
+Otherwise it would go on training on masked images. The decision is a pure function of the number of unreadable images of each
+update, which the loader reports.
 """
 
 from __future__ import annotations
@@ -13,41 +14,44 @@ from stagewright.plan.plan import Plan
 
 @dataclass
 class ReadWatch:
-    """What could not be read in the last updates."""
+    """Counts unreadable images over a window of updates."""
 
     share: float
-    """Of the pictures of a window, in [0, 1]: more than this stops the run."""
+    """The run stops if more than this share, in [0, 1], of the images of a window is unreadable."""
     window: int
-    """Updates."""
+    """Number of updates in a window."""
     recent: deque[tuple[int, int, int]] = field(init=False)
-    """(update, unreadable, pictures), the oldest first."""
+    """(update, unreadable images, images) of the last updates, the oldest first."""
 
     def __post_init__(self) -> None:
         self.recent = deque(maxlen=self.window)
 
     @classmethod
     def for_plan(cls, plan: Plan) -> ReadWatch:
-        """The watch for a plan: its window is the guard's, or the whole of a shorter run."""
+        """Makes the watch of a plan: its window is the guard's, or the length of the run if that is shorter."""
         return cls(plan.recipe.data.max_unreadable, min(plan.recipe.guard.window, plan.total_steps))
 
     def missing_images(self) -> tuple[int, int, str]:
-        """How many pictures of how many are missing in the updates that were looked at, and which these are."""
+        """Returns unreadable images, all images and the range of steps in words, for the present window."""
         first, last = self.recent[0][0] + 1, self.recent[-1][0] + 1
         where = f"step {last:,}" if first == last else f"steps {first:,} to {last:,}"
         return sum(count for _, count, _ in self.recent), sum(of for _, _, of in self.recent), where
 
-    def is_gone(self, unreadable: int, pictures: int) -> bool:
-        """Whether a part of the data counts as gone; a single picture of a small part does not make it so."""
-        return unreadable == pictures > 0 or unreadable > max(self.share * pictures, 1)
+    def is_gone(self, unreadable: int, images: int) -> bool:
+        """Returns whether too many of the ``images`` of a split are unreadable; one is too many only if it is the only one."""
+        return unreadable == images > 0 or unreadable > max(self.share * images, 1)
 
-    def check(self, update: int, unreadable: int, pictures: int) -> int | None:
-        """The first update that pictures are missing from, where ``update``, not carried out yet, shows that the data is
-        gone: not one of its ``pictures`` can be read, or too few of the window's. Else None."""
-        while self.recent and self.recent[-1][0] >= update:  # the run has gone back
+    def check(self, update: int, unreadable: int, images: int) -> int | None:
+        """Counts ``update``, which is not carried out yet, and returns where the data began to be missing, or None.
+
+        The data counts as gone if all ``images`` of this update are unreadable, or too many of the window. The result is then the
+        first update of the window in which more than ``share`` of the images are unreadable.
+        """
+        while self.recent and self.recent[-1][0] >= update:  # after a rollback
             self.recent.pop()
-        self.recent.append((update, unreadable, pictures))
+        self.recent.append((update, unreadable, images))
         missing = sum(count for _, count, _ in self.recent)
-        gone = 0 < pictures == unreadable and self.share < 1.0
-        if not gone and missing <= self.share * pictures * self.window:
+        gone = 0 < images == unreadable and self.share < 1.0
+        if not gone and missing <= self.share * images * self.window:
             return None
         return next((one for one, count, of in self.recent if count > self.share * of), update)

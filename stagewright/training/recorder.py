@@ -1,8 +1,8 @@
-"""What happened, written down: steps.csv, metrics.csv, timing.csv, events, and progress for whoever watches.
+"""Writes the logs of a run: steps.csv, metrics.csv, timing.csv, and events, progress included.
 
-Numbers of a step stay on the device until they are fetched in one piece, at most about twice a second, so that watching
-costs no synchronisation. steps.csv and metrics.csv are functions of (recipe, seed, data) and equal byte for byte
-however often a run was interrupted; what depends on time stands in timing.csv and in the events' ``clock``.
+The numbers of each step stay on the device and are fetched together, at most about twice a second, so that logging does not
+synchronise with the device at every step. steps.csv and metrics.csv are functions of (recipe, seed, data) and identical to the
+byte however often a run was interrupted; values that depend on time are in timing.csv and in the ``clock`` of events.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ METRICS = (
 )
 
 _FETCH_SECONDS = 0.5
-_FETCH_STEPS = 500  # bounds the memory of pending numbers where steps are very short
+_FETCH_STEPS = 500  # limits the memory for numbers that are not fetched yet, for very short steps
 _TIMING_SECONDS = 2.0
 
 
 @dataclass
 class Recorder:
-    """Keeps the run's files in step with the state."""
+    """Writes the logs of a run, and cuts them back to the state on a resume or rollback."""
 
     run: RunDir
     plan: Plan
@@ -55,7 +55,7 @@ class Recorder:
     pending: list[tuple[int, Hyper, Tensor, tuple[BadRow, ...]]] = field(default_factory=list)
     since_evaluation: list[tuple[float, float]] = field(default_factory=list)
     recent: list[Row] = field(default_factory=list)
-    """The updates since the guard's last window began."""
+    """The updates since the beginning of the guard's present window."""
 
     def __post_init__(self) -> None:
         self.steps = StepLog(self.run.steps, STEPS)
@@ -66,7 +66,7 @@ class Recorder:
         self._timed_at = self._fetched_at
 
     def resume(self, state: TrainState) -> None:
-        """Cuts what was written past the state, and takes up what is known since its last evaluation and window."""
+        """Removes rows after the state's step, and reads the rows since its last evaluation and window from steps.csv."""
         self.pending.clear()
         self.steps.truncate_after(state.step)
         self.timing.truncate_after(state.step)
@@ -83,13 +83,13 @@ class Recorder:
         ]
 
     def step(self, step: int, hyper: Hyper, stats: Tensor, bad_rows: tuple[BadRow, ...]) -> None:
-        """Takes note of update ``step`` (from 0) without waiting for it; fetches when it is time."""
+        """Records update ``step`` (from 0) without waiting for the device; fetches the numbers of all updates when due."""
         self.pending.append((step, hyper, stats, bad_rows))
         if len(self.pending) >= _FETCH_STEPS or time.perf_counter() - self._fetched_at > _FETCH_SECONDS:
             self.fetch()
 
     def fetch(self) -> None:
-        """Brings the pending numbers to the host and into steps.csv."""
+        """Copies the numbers of all pending updates to the host, and writes them to steps.csv."""
         if not self.pending:
             return
         numbers: list[list[float]] = torch.stack([stats for _, _, stats, _ in self.pending]).tolist()
@@ -100,7 +100,7 @@ class Recorder:
             if self.plan.precision == "fp16" and not (math.isfinite(grad_norm) and math.isfinite(loss)):
                 self.log.emit(Skipped(step=done, reason="fp16 overflow: update left out, scale lowered"))
             rows.append([done, stage.index, stage.epoch_at(done), hyper.lr, hyper.momentum, loss, top1, grad_norm])
-            if math.isfinite(loss):  # not of an update that was left out
+            if math.isfinite(loss):  # NaN if the update was left out
                 self.since_evaluation.append((loss, top1))
             self.recent.append((done, loss, grad_norm))
             if bad_rows:
@@ -113,7 +113,7 @@ class Recorder:
     def write_evaluation(
         self, state: TrainState, stage: StagePlan, results: dict[str, Evaluation], eval_seconds: float
     ) -> None:
-        """Writes an evaluation's row and event; ``state.latest`` and ``state.best`` are already its verdict."""
+        """Writes the row and the event of an evaluation; ``state.latest`` and ``state.best`` must be updated before."""
         assert state.latest is not None
         losses, accuracies = zip(*self.since_evaluation, strict=True) if self.since_evaluation else ((), ())
         train_loss = math.fsum(losses) / len(losses) if losses else None
@@ -157,14 +157,14 @@ class Recorder:
         )
 
     def sync(self) -> None:
-        """Everything so far is on disk: called before a checkpoint is written, which relies on it."""
+        """Flushes all logs to disk; called before each checkpoint, which records their content."""
         self.fetch()
         for log in (self.steps, self.timing, self.metrics):
             log.sync()
         self.log.sync()
 
     def seals(self) -> dict[str, Seal]:
-        """What the logs hold now, by file name; :meth:`sync` comes before."""
+        """Returns length, hash and compressed content of each log by file name; call :meth:`sync` first."""
         logs = {log.path.name: log.seal() for log in (self.steps, self.metrics, self.timing)}
         return {**logs, self.run.events.name: self.log.seal()}
 
@@ -174,8 +174,8 @@ class Recorder:
             log.close()
         self.log.close()
 
-    def looked(self, step: int) -> None:
-        """The guard has looked at all up to ``step``: what lies before its present window is not needed any more."""
+    def drop_checked(self, step: int) -> None:
+        """Drops updates before the guard's present window, after it has checked all updates up to ``step``."""
         since = self._window_start(step)
         self.recent = [row for row in self.recent if row[0] > since]
 

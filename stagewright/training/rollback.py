@@ -1,8 +1,8 @@
-"""The rollback of the divergence guard: states to go back to, going back, and finding the images that are to blame.
+"""Rollbacks of the divergence guard: takes snapshots, restores them, and searches for images that cause a fault.
 
-Going back is resuming at an earlier step with a remedy on record: the updates from there on are the same pure functions
-of the step, so that nothing but the remedy differs. A state that is not in memory any more (this process began later)
-is reached from an older checkpoint, by training up to it once more.
+A rollback resumes at an earlier step with a remedy in the guard's state. Updates are pure functions of the step, so only the
+remedy makes the repeated steps different. If the snapshot is not in memory, because this process began later, an older
+checkpoint is restored and trained up to that step again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from stagewright.training.guard import KEPT_STATES, Fault, Guard
 from stagewright.training.session import Session
 
 _SHARE_OF_MEMORY = 0.1
-"""Snapshots that would take more of a CUDA device's memory lie in the host's."""
+"""Snapshots that need more than this share of a CUDA device's memory are stored in host memory."""
 
 
 @dataclass
 class Rollback:
-    """What a session goes back to where its guard finds a fault. The loop asks it, between updates."""
+    """Rolls a session back if its guard detects a fault; called by the loop between updates."""
 
     session: Session
     guard: Guard
@@ -43,15 +43,18 @@ class Rollback:
     """Snapshots, the oldest first."""
 
     def take_snapshot(self) -> None:
-        """Keeps the present state, if it is one to go back to."""
+        """Stores a snapshot of the present state if its step is a target for rollbacks."""
         state = self.session.state
         if not self.guard.is_snapshot_step(state.step) or (self.kept and self.kept[-1]["step"] == state.step):
             return
-        self.kept.append(state.snapshot(_home(state)))
+        self.kept.append(state.snapshot(_snapshot_device(state)))
         del self.kept[:-KEPT_STATES]
 
     def save(self) -> None:
-        """Saves the session. What it may go back to, and the best weights as they were there, are kept as long as the state."""
+        """Saves a checkpoint; it protects the checkpoints that a later rollback may need.
+
+        These are the newest one that is old enough to go back to, and the best ones according to the snapshots.
+        """
         session = self.session
         oldest = self.guard.oldest_restorable_step(session.state.step)
         before = [step for step in checkpoint.steps(session.run.checkpoints) if step <= oldest]
@@ -59,8 +62,10 @@ class Rollback:
         session.save(protect={*before[-1:], *bests})
 
     def before_update(self, batch: Batch) -> None:
-        """What is due before the update of ``batch``: the event of a rollback, a look at images that are suspected. DataError
-        where too many images cannot be read, with the state back before the first update that lacked some."""
+        """Does what is pending before the update of ``batch``: writes events of rollbacks and searches for bad images.
+
+        Raises DataError if too many images cannot be read; the state is then that before the first update with missing images.
+        """
         self._arrive(batch.step)
         reading = self.session.reading
         if (gone := reading.check(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
@@ -68,19 +73,22 @@ class Rollback:
             raise images_gone(self.session.manifest, batch.bad_rows, *reading.missing_images())
 
     def check(self) -> bool:
-        """Checks the losses where it is time; False where it has gone back to an earlier step."""
+        """Checks the losses if a check is due; returns False after rolling back to an earlier step."""
         state, recorder = self.session.state, self.session.recorder
         if not self.guard.is_due(state.step):
             return True
         recorder.fetch()
         fault = self.guard.check(state.guard, state.step, recorder.recent)
-        recorder.looked(state.step)
+        recorder.drop_checked(state.step)
         if fault is not None:
             self._go_back(fault)
         return fault is None
 
     def halve_micro_batch(self, update: int) -> None:
-        """Goes back to before ``update``, which did not fit into memory, and takes half as many images at a time."""
+        """Goes back to before ``update``, which ran out of memory, and halves the micro-batch size.
+
+        Raises ModelError if the micro-batch size is already 1.
+        """
         session = self.session
         used = session.micro_batch_size(session.plan.stage_at(update))
         if used <= 1:
@@ -103,7 +111,7 @@ class Rollback:
         stage = session.plan.stage_at(fault.update)
         lr = stage.hyper(fault.update).lr * record.lr_factor(fault.update)
         if record.rollbacks >= settings.rollbacks:
-            self._leave_sound(fault)
+            self._save_sound_state(fault)
             times = f" after going back {record.rollbacks} times" if record.rollbacks else ""
             raise Diverged(
                 f"training diverges{times}: step {fault.update + 1:,} (stage {stage.name!r}, LR {lr:.3g}): {fault.reason}",
@@ -118,24 +126,28 @@ class Rollback:
                 fault.back_to,
                 fault.update if fault.culprit is None else fault.culprit,
             )
-            remedy = "the pictures of that step are looked at one by one"
+            remedy = "the pictures of that step are checked one by one"
         else:
             record.lr_reductions.append(self.guard.reduce_lr(fault.back_to))
-            remedy = f"the learning rate times {settings.lr_factor:g} for {settings.lr_factor_windows * settings.window} steps"
+            steps = settings.lr_factor_windows * settings.window
+            remedy = f"the learning rate is multiplied by {settings.lr_factor:g} for {steps} steps"
         self._restore(fault, remedy)
 
-    def spoilt(self, error: NotFinite) -> None:
-        """Goes back where an evaluation found that the last update has spoilt the weights; Diverged where that was tried
-        often enough."""
-        what = (
-            f"behind it, {error.given}" if len(error.names) < error.total else "behind it no answer is a finite number"
-        )
-        state = self.session.state
-        self._go_back(self.guard.spoilt(state.guard, state.step, what))
+    def handle_not_finite(self, error: NotFinite) -> None:
+        """Rolls back after an evaluation with outputs that are not finite, because the last update has corrupted the weights.
 
-    def _leave_sound(self, fault: Fault) -> None:
-        """Makes the newest checkpoint one from before ``fault``, where the disk has one of spoilt weights: a run that ends here
-        is gone on with, or forked, from its newest checkpoint."""
+        Raises Diverged if the allowed number of rollbacks is used up.
+        """
+        some = len(error.names) < error.total
+        what = f"after it, {error.given}" if some else "after it, no output of the network is finite"
+        state = self.session.state
+        self._go_back(self.guard.fault_at_evaluation(state.guard, state.step, what))
+
+    def _save_sound_state(self, fault: Fault) -> None:
+        """Saves the state before ``fault`` if the newest checkpoint has corrupted weights.
+
+        A run that ends here is resumed or forked from its newest checkpoint, so that one must be sound.
+        """
         session = self.session
         saved = checkpoint.steps(session.run.checkpoints)
         if fault.culprit is not None and saved and saved[-1] > fault.culprit:
@@ -144,10 +156,11 @@ class Rollback:
             self.save()
 
     def _restore(self, fault: Fault, remedy: str) -> None:
-        """Goes on from the newest state at or before the one that ``fault`` names.
+        """Restores the newest state at or before ``fault.back_to``.
 
-        A process that began later has an older one: it trains up to that step once more, by the same pure updates. The event
-        waits until then (:meth:`before_update`), so that it is the same event however the run was interrupted.
+        A process that began later may only have an older state, and trains up to that step again, by the same pure updates. The
+        event is written when the step is reached (:meth:`before_update`), so that it is the same event however the run was
+        interrupted.
         """
         session, state = self.session, self.session.state
         state.guard.restores += 1
@@ -165,10 +178,10 @@ class Rollback:
         self.kept = [kept for kept in self.kept if kept["step"] <= state.step]
         session.recorder.resume(state)
         session.recorder.log.skip_repeats()
-        self.save()  # sets aside the checkpoints of what is given up
+        self.save()  # moves the checkpoints of later steps to rejected/
 
     def _before_data_was_gone(self, update: int) -> None:
-        """Makes the state that of before ``update``, from which on images were missing; it is saved by the loop."""
+        """Restores the state before ``update``, the first one with missing images; the loop saves it."""
         session, state = self.session, self.session.state
         if state.step > update:
             state.rewind(self._state_before(update))
@@ -177,7 +190,7 @@ class Rollback:
             session.recorder.log.skip_repeats()
 
     def _arrive(self, step: int) -> None:
-        """What waits for ``step`` finished updates: the event of a rollback, and a look at images."""
+        """Does what is pending until ``step`` updates are finished: writes rollback events, searches for bad images."""
         session = self.session
         record = session.state.guard
         for event in [one for one in record.pending if one["step"] == step]:
@@ -187,7 +200,10 @@ class Rollback:
             self._find_bad_images(record.bad_image_search[0], record.bad_image_search[2])
 
     def _state_before(self, step: int) -> dict[str, Any]:
-        """The newest state of at most ``step`` finished updates that there is: kept, saved, or the very first."""
+        """Returns the newest available state with at most ``step`` finished updates.
+
+        It is a snapshot, else from a checkpoint, else the initial state.
+        """
         for kept in reversed(self.kept):
             if kept["step"] <= step:
                 return kept
@@ -201,28 +217,32 @@ class Rollback:
         return build_state(session.plan, session.state.device)[0].content()
 
     def _find_bad_images(self, update: int, culprit: int) -> None:
-        """Looks for the images of ``update`` that give no finite loss, and writes the remedy into the record. Where none does,
-        it leaves out the update and ``culprit``, the one before it that may have spoilt the weights."""
+        """Searches for images of ``update`` whose loss is not finite, and masks them in all later batches.
+
+        If there are none, ``update`` and ``culprit``, the one before it that may have corrupted the weights, are left out, and
+        the learning rate is reduced.
+        """
         session = self.session
         record, at = session.state.guard, session.state.step
         batch = self._batch_of(update)
-        record.bad_image_search = None  # from here on nothing waits, so that no stop can come between
-        guilty = self._not_finite(batch)
+        record.bad_image_search = None  # nothing can interrupt the rest of this function
+        guilty = self._has_bad_loss(batch)
         named = batch.rows[guilty]
         if len(named):
             record.masked = sorted({*record.masked, *named.tolist()})
-            verdict = f"left out from here on, since what the network makes of it in step {update + 1:,} is not finite"
+            verdict = f"left out from now on, because its loss in step {update + 1:,} is not finite"
         else:
             record.left_out = sorted({*record.left_out, update, culprit})
             record.lr_reductions.append(self.guard.reduce_lr(at))
             settings = self.guard.settings
             steps = settings.lr_factor_windows * settings.window
             before = (
-                f", and step {culprit + 1:,}, whose update may have spoilt the weights," if culprit != update else ""
+                f", and step {culprit + 1:,}, whose update may have corrupted the weights," if culprit != update else ""
             )
             verdict = (
-                f"no single picture is to blame, so step {update + 1:,}{before} {'are' if before else 'is'} left out and the "
-                f"learning rate is times {settings.lr_factor:g} for {steps} steps; the pictures of step {update + 1:,} were"
+                f"no single picture causes it, so step {update + 1:,}{before} {'are' if before else 'is'} left out and the "
+                f"learning rate is multiplied by {settings.lr_factor:g} for {steps} steps; "
+                f"the pictures of step {update + 1:,} were"
             )
             named = batch.rows
         paths = [session.manifest.paths[int(row)].as_py() for row in named]
@@ -238,13 +258,13 @@ class Rollback:
         )
 
     def _batch_of(self, update: int) -> Batch:
-        """The batch of ``update`` as images, also where its stage trains on features: the model may be in another stage."""
+        """Returns the batch of ``update`` as images, also if its stage trains on features: the model may be in another stage."""
         session = self.session
         specs = train_specs(session.plan, session.manifest, update)
         with session.batches.load([next(specs)]) as batches:
             return session.masked(next(batches))
 
-    def _not_finite(self, batch: Batch) -> NDArray[np.bool_]:
+    def _has_bad_loss(self, batch: Batch) -> NDArray[np.bool_]:
         """Which images of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
         the others."""
         session, state, numerics = self.session, self.session.state, self.session.numerics
@@ -257,8 +277,8 @@ class Rollback:
         return (~torch.isfinite(losses) & batch.valid).cpu().numpy()
 
 
-def _home(state: TrainState) -> torch.device:
-    """Where snapshots lie: on the model's device, where they take little of it."""
+def _snapshot_device(state: TrainState) -> torch.device:
+    """Returns where snapshots are stored: the model's device if they need only a small share of its memory, else the host."""
     if state.device.type != "cuda":
         return state.device
     needed = KEPT_STATES * num_bytes(state.content())

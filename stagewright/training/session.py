@@ -1,4 +1,4 @@
-"""A run under way: the plan, its data, its state and its directory; how an update is made and the state is saved."""
+"""The session of a run in this process: plan, data, state and directory; carries out updates and saves the state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Saved, StageBegun
-from stagewright.rundir.logs import carried
 from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
@@ -39,7 +38,7 @@ from stagewright.training.recorder import Recorder
 
 @dataclass
 class Session:
-    """What the loop works with. Each method does one thing; the loop alone decides when."""
+    """The objects of a run, and the actions that the training loop calls."""
 
     plan: Plan
     manifest: Manifest
@@ -55,7 +54,7 @@ class Session:
     features: FeatureCache = field(init=False)
     reading: ReadWatch = field(init=False)
     trained_before: float = field(init=False)
-    """Seconds of training that processes before this one had spent."""
+    """Training seconds of earlier processes of this run."""
     _entered: int = field(init=False, default=-1)
 
     def __post_init__(self) -> None:
@@ -66,19 +65,21 @@ class Session:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no update is left: all are done, or the evaluations no longer improve."""
+        """Whether no update is left: all are done, or early stopping has ended the run."""
         patience = self.plan.recipe.stop.patience
         ended = patience is not None and self.state.early_stopping.stale >= patience
         return ended or self.state.step >= self.plan.total_steps
 
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
-        """The training batches from ``first_step`` to the end of the plan, to be used in a ``with``."""
+        """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
         specs = train_specs(self.plan, self.manifest, first_step, self.features.stages)
         return self.batches.load(specs, self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
-        """Brings the model into the stage's shape, alike for one that arrives and one that resumes; the numbers of trainable and
-        frozen parameters."""
+        """Sets trainable parameters and training modes of ``stage``, at its start as well as on a resume within it.
+
+        Returns the numbers of trainable and frozen parameters.
+        """
         cached = stage.index in self.features.cuts
         counts = apply_trainable(self.state.model, stage.train)
         set_train_mode(self.state.model)
@@ -90,7 +91,8 @@ class Session:
         return counts
 
     def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:
-        """What is done once, at the stage's first step: the optimizer's state reset or kept, a fresh average, the log."""
+        """Called once, at the stage's first step: resets the optimizer's state if requested, starts a new average if its kind
+        changes, and writes the event."""
         before = self.plan.stages[stage.index - 1] if stage.index else None
         if before is not None and stage.on_enter == "reset_optimizer":
             reset_state(self.state.optimizer)
@@ -102,13 +104,17 @@ class Session:
         )
 
     def with_cached_features(self, batch: Batch) -> Batch:
-        """``batch`` with features in the place of its images, in a stage that trains on them. ``Interrupted`` where a stop was
-        asked for while they were computed."""
+        """Returns ``batch`` with features instead of images if the stage trains on cached features, else ``batch``.
+
+        Raises ``Interrupted`` if a stop was requested while they were computed.
+        """
         return self.features.replace_images(batch, self.plan.stages[self._entered], self.manifest)
 
     def update(self, stage: StagePlan, batch: Batch) -> bool:
-        """Carries out the update of ``batch`` (:meth:`with_cached_features`); False where memory did not suffice: then the state
-        is spoilt, and somebody has to restore an earlier one."""
+        """Carries out the update of ``batch``, a result of :meth:`with_cached_features`; returns False if memory was too small.
+
+        In that case the state may be partly updated, and the caller must restore an earlier one.
+        """
         guard = self.state.guard
         hyper = stage.hyper(batch.step)
         hyper = replace(hyper, lr=hyper.lr * guard.lr_factor(batch.step))
@@ -131,7 +137,7 @@ class Session:
                 if not out_of_memory(error):
                     raise
                 stats = None
-            if stats is None:  # out here, where the error no longer holds on to what it was computed from
+            if stats is None:  # returns outside of the handler, where the error no longer keeps tensors alive
                 return False
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
@@ -139,40 +145,42 @@ class Session:
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:
-        """The part of the network that takes a batch in the present stage."""
+        """The part of the network that is applied to a batch in the present stage: all of it, or the head on features."""
         return self.state.forward if self.features.current is None else self.features.current.head
 
     def micro_batch_size(self, stage: StagePlan) -> int:
-        """Pictures that go through the network at a time: as planned, or fewer where those did not fit."""
+        """Returns the planned micro-batch size, or the smaller one that was set after running out of memory."""
         return min(stage.micro_batch_size, self.state.guard.micro_batch_size or stage.micro_batch_size)
 
     def masked(self, batch: Batch) -> Batch:
-        """``batch`` on the device, without the pictures that the guard leaves out."""
+        """Returns ``batch`` on the device, with the images that the guard excludes masked out."""
         batch = on_device(batch, self.state.device)
         return masked(batch, self.state.guard.masked) if self.state.guard.masked else batch
 
     @property
     def stage_name(self) -> str:
-        """Name of the stage that the model is in."""
+        """Name of the present stage."""
         return self.plan.stages[max(self._entered, 0)].name
 
     def peak_gb(self) -> float:
-        """Highest use of memory in that stage so far, in GiB."""
+        """Returns the peak memory of that stage so far, in GiB."""
         return round(peak_gb(self.state.device), 3)
 
     def save(self, protect: Collection[int] = ()) -> None:
-        """Writes the whole state; what other files say of it is on disk before. The checkpoints of the steps ``protect`` are kept
-        as long as the new one."""
+        """Saves a checkpoint, after all logs were flushed to disk.
+
+        The checkpoints of the steps ``protect`` are kept as long as the new one.
+        """
         with self.clock.phase("checkpoint"):
             self.run.check_held()
             self.recorder.sync()
             state = self.state
-            said, logs = carried(self.recorder.seals(), self._env)
+            recorded, logs = pack_logs(self.recorder.seals(), self._env)
             path = checkpoint.save(
                 self.run.checkpoints,
                 state.step,
                 {**state.content(), "logs": logs},
-                {"plan_digest": self.plan.digest, "logs": said},
+                {"plan_digest": self.plan.digest, "logs": recorded},
                 keep=self.plan.recipe.checkpoints.keep,
                 protect=sorted({*protect, *([state.best.step] if state.best else [])}),
             )
@@ -185,5 +193,5 @@ class Session:
 
     @cached_property
     def _env(self) -> bytes:
-        """env.json, which a checkpoint carries; it does not change while a process has the run."""
+        """Content of env.json, of which each checkpoint contains a copy; it does not change during a process."""
         return json.dumps(self.run.read_env(), indent=1, ensure_ascii=False).encode()

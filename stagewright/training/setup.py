@@ -1,4 +1,4 @@
-"""Opening a run: state, files, observers and clock of a session, made or taken up; all that can fail before the first step."""
+"""Opens a session: builds or restores the state, opens files, observers and clock; does all that can fail before step 1."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from stagewright.training.session import Session
 
 @dataclass(frozen=True, eq=False)
 class RunInputs:
-    """What a session is opened with."""
+    """The arguments of :func:`open_session`."""
 
     run: RunDir
-    """The directory, held by this process."""
+    """The directory, locked by this process."""
     plan: Plan
     manifest: Manifest
     images: Images
     execution: Execution
     stop: StopSignal
     say: Callable[[str], None] = lambda text: None
-    """Takes sentences for the person who waits."""
+    """Called with sentences for the user, e.g. ``print``."""
     observers: Sequence[Observer] = ()
     began: float | None = None
-    """The moment (``time.perf_counter``) from which the set-up is charged; None: now."""
+    """The ``time.perf_counter`` at which the set-up began; None: now."""
     memory: Points = field(default_factory=dict)
-    """What memory was in use at points before."""
+    """Memory in use at earlier points, by their names."""
     notes: Sequence[str] = ()
     """Sentences for the log."""
 
@@ -60,7 +60,7 @@ def open_session(inputs: RunInputs) -> Session:
     execution = replace(inputs.execution, device=str(device))
     prepare_torch(plan.recipe, device)
     for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
-        load_custom(name)  # one that is not there is told of now; model, loss and optimizer are called by build_state
+        load_custom(name)  # raises now if it does not exist; build_state calls model, loss and optimizer
     restored, rejected = checkpoint.newest(run.checkpoints, plan.digest)
     for one in rejected:
         inputs.say(f"Passed over {one.name}: {one.reason}")
@@ -107,7 +107,7 @@ def open_session(inputs: RunInputs) -> Session:
 
 
 def point_again(run: RunDir, state: TrainState) -> None:
-    """Makes last.json and best.json say what the restored state says: a kill after a save leaves them behind."""
+    """Writes last.json and best.json again from the restored state: a kill right after a save leaves old ones."""
     checkpoint.point(run.checkpoints, "last", state.step)
     if state.best is not None and (run.checkpoints / checkpoint.name_of(state.best.step)).is_dir():
         checkpoint.point(run.checkpoints, "best", state.best.step)

@@ -1,4 +1,4 @@
-"""What summary.json says of a session."""
+"""Makes the content of summary.json, the result of a run for programs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ def summarise(
     results: dict[str, Evaluation] | None = None,
     error: str | None = None,
 ) -> Summary:
-    """What a program wants to know of the run, at its start and at every end."""
+    """Returns the summary of the run so far; used at the start of each process of a run and at its end.
+
+    ``score`` and ``results`` (by split) are those of the final weights, once the run has finished; ``error`` is the error that
+    ended it.
+    """
     plan, state, run = session.plan, session.state, session.run
     results = results or {}
     session.clock.read("setup")  # charges the time up to now
     events = read_events(run.events)
-    # Those of steps that a lost process carried out and this run carried out again count no more.
+    # Without those of steps that were repeated after an interruption, which would count twice.
     bad = {row for one in events if isinstance(one.event, BadImages) and not one.superseded for row in one.event.rows}
     images = sum(max(0, min(state.step, s.end_step) - s.first_step) * s.batch_size for s in plan.stages)
     environment = run.read_env()
@@ -81,7 +85,7 @@ def summarise(
 
 
 def _candidates(events: Iterable[LoggedEvent]) -> dict[str, float]:
-    """Best validation top-1 that each kind of weights reached, over all evaluations that count."""
+    """Returns the best validation top-1 of each kind of weights, over all evaluations that are not superseded."""
     best: dict[str, float] = {}
     for one in events:
         if isinstance(one.event, Evaluated) and not one.superseded:
@@ -91,7 +95,7 @@ def _candidates(events: Iterable[LoggedEvent]) -> dict[str, float]:
 
 
 def _stage_peaks(events: Iterable[LoggedEvent], session: Session) -> dict[str, float]:
-    """Highest use of memory in GiB by stage, over all processes of the run."""
+    """Returns the peak memory in GiB by stage, over all processes of the run."""
     peaks: dict[str, float] = {}
     read = [(one.event.stage, one.event.peak_gb) for one in events if isinstance(one.event, Saved | MemoryUse)]
     for stage, peak in (*read, (session.stage_name, session.peak_gb())):

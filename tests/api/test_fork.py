@@ -1,5 +1,5 @@
-"""Resuming with all that stands outside of the plain recipe: BCE, class weights, sampled classes, layer-wise rates, patterns
-that take away, each optimizer; stopped at every step, the bits of the unbroken run."""
+"""Resuming with less common settings: BCE, class weights, sampling, layer-wise rates, excluding patterns, each optimizer; stopped
+at every step, the run ends with the bits of the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNTS = {"common": 24, "rare": 5, "some": 12}
 
 
 def two_stages(**changes: Any) -> Recipe:
-    """The first stage leaves out the stem and a block, which begin to train, without momentum, in the second."""
+    """The first stage freezes the stem and a block, which start to train in the second stage, without momentum."""
     plain = {
         "seed": 3,
         "model": {"name": "cifar_resnet18", "options": {"width": 4}},
@@ -78,7 +78,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, pictures: Manifest) -> Start
 
 
 def go(run: RunDir, step: int | None = None, workers: int = 0) -> bool:
-    """Goes on with the run, to its end or until ``step`` updates are done; True when it finished."""
+    """Resumes the run, to its end or until ``step`` updates are done; returns whether it finished."""
     arm = None if step is None else stop_after(step)
     quietly = Execution(device="cpu", workers=workers, pages=False, quiet=True, save_minutes=1e9)
     return resume(run.root, execution=quietly, say=lambda text: None, arm=arm).finished
@@ -117,7 +117,7 @@ def test_stopped_after_every_step(start: Start, optimizer: dict[str, Any]) -> No
     ids=str,
 )
 def test_each_option_makes_another_run(start: Start, change: dict[str, Any]) -> None:
-    """Else the test above would hold for options that nothing heeds."""
+    """Without this, the test above would also pass for options without any effect."""
     one, other = (start(recipe)[0] for recipe in (two_stages(), two_stages(**change)))
     assert not go(one, 3) and not go(other, 3)
     states = [last_checkpoint(run.checkpoints).tensors["model"]["fc.weight"] for run in (one, other)]

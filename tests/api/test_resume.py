@@ -1,4 +1,4 @@
-"""The heart of the promise: a run stopped anywhere and resumed is the unbroken run, bit for bit."""
+"""The main promise: a run that is stopped anywhere and resumed equals the uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def three_stages() -> Recipe:
                 },
                 {
                     **{"name": "full", "epochs": "5st", "image_size": 32, "batch_size": 6, "label_smoothing": 0.1},
-                    # frozen norms, so that an evaluation made up for after a resume must know what stage it belongs to
+                    # frozen norms, so that a pending evaluation after a resume must use the modes of its own stage
                     "train": "last:3",
                     "average": {"kind": "swa", "every": "2st", "recalibrate": 12},
                     "lr": {"schedule": "swa", "peak": 0.02, "warmup": "2st"},
@@ -96,7 +96,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Sta
 def go(
     run: RunDir, arm: Callable[[Session], AfterUpdate | None] | None = None, execution: Execution = QUIET, **more: Any
 ) -> bool:
-    """Goes on with the run; True when it finished."""
+    """Resumes the run; returns whether it finished."""
     return resume(run.root, execution=execution, say=lambda text: None, arm=arm, **more).finished
 
 
@@ -180,7 +180,7 @@ def test_worker_count_may_change_on_resume(start: Start, unbroken: RunDir) -> No
 
 def test_kill_in_evaluation_and_at_stage_changes(start: Start, unbroken: RunDir) -> None:
     run, plan = start()
-    # 9 and 15 come after an evaluation and before the next save: its row in metrics.csv is of a lost process
+    # 9 and 15 are after an evaluation and before the next save: its row in metrics.csv must be removed
     for moment in [Kill(6), Kill(9), Kill(plan.eval_steps[3], evaluating=True), Kill(12), Kill(15)]:
         run_in_process(run.root, QUIET, moment)
     run_in_process(run.root, QUIET, None)
@@ -189,7 +189,7 @@ def test_kill_in_evaluation_and_at_stage_changes(start: Start, unbroken: RunDir)
 
 @pytest.mark.slow
 def test_thirty_kills_at_random_moments(start: Start, unbroken: RunDir) -> None:
-    """kill -9 from outside, at moments nobody chose: in set-up, steps, evaluation, saving and finishing."""
+    """kill -9 from outside at random moments: in set-up, steps, evaluation, saving and finishing."""
     moments = random.Random(0)
     killed, runs = 0, 0
     deadline = time.monotonic() + 600
@@ -244,7 +244,7 @@ def test_state_remembers_this_and_no_more(start: Start, unbroken: RunDir) -> Non
     from stagewright.engine.state import REMEMBERED
 
     content = last_checkpoint(unbroken.checkpoints).tensors
-    assert tuple(content) == (*REMEMBERED, "logs"), "the logs up to here lie with the state, and are no part of it"
+    assert tuple(content) == (*REMEMBERED, "logs"), "the logs are in the checkpoint, but are not part of the state"
     assert REMEMBERED == (
         "step",
         "model",

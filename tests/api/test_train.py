@@ -1,4 +1,4 @@
-"""Training as a person sees it: directories, forks, stops, messages, files."""
+"""Training as a user sees it: directories, forks, stops, messages, files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_a_run_directory_holds_what_it_should(finished: sw.Run) -> None:
     recipe = recipes.load(str(finished.path / "recipe.yaml"))
     assert recipe.image_size == 16
     assert {"best.json", "last.json"} <= {path.name for path in (finished.path / "checkpoints").iterdir()}
-    assert not any(path.is_symlink() for path in finished.path.rglob("*")), "copies by zip or object stores lose links"
+    assert not any(path.is_symlink() for path in finished.path.rglob("*")), (
+        "links are lost in zip files and object stores"
+    )
 
 
 def test_the_summary_agrees_with_the_predictions(finished: sw.Run) -> None:
@@ -172,7 +174,7 @@ def test_a_full_disk_is_noticed_before_the_first_step(
 def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(
     picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every write fails from the third checkpoint on, also those of the log: the message is the checkpoint's own."""
+    """From the third checkpoint on, every write fails, also those of logs: the message must be that of the checkpoint."""
     from stagewright.storage.append_file import AppendFile
 
     full = False
@@ -192,9 +194,7 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(
 
     monkeypatch.setattr(torch, "save", no_room)
     monkeypatch.setattr(AppendFile, "append", no_room_either)
-    with pytest.raises(
-        StorageError, match=r"step 3 could not be written[\s\S]*last valid checkpoint step_000002 stands"
-    ):
+    with pytest.raises(StorageError, match=r"step 3 could not be written[\s\S]*last valid checkpoint is step_000002"):
         small(picture_folder, tmp_path / "run", "checkpoints.every=1st", "eval.every=9ep")
     monkeypatch.undo()
     run = sw.resume(tmp_path / "run", execution=QUIET, say=silent)
@@ -203,7 +203,7 @@ def test_a_disk_that_fills_up_while_training_leaves_the_last_checkpoint(
 
 def test_a_place_that_cannot_be_written(picture_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot be made or written[\s\S]*--out"):
+    with pytest.raises(StorageError, match=r"cannot be created or written[\s\S]*--out"):
         small(picture_folder, tmp_path / "file" / "run")
 
 
@@ -216,7 +216,7 @@ def test_a_failed_set_up_leaves_no_directory(picture_folder: Path, tmp_path: Pat
 def test_a_process_killed_before_the_plan_was_written_does_not_block_the_next(
     picture_folder: Path, tmp_path: Path, finished: sw.Run
 ) -> None:
-    """A job that is restarted with the same command must not find its own beginnings in the way."""
+    """A job that is restarted with the same command must not be refused because of its own unfinished set-up."""
     (tmp_path / "run").mkdir()
     for name in ("manifest.parquet", "recipe.yaml"):
         shutil.copy(finished.path / name, tmp_path / "run" / name)
@@ -301,7 +301,7 @@ def test_last_weights_where_the_recipe_wants_them(picture_folder: Path, tmp_path
 def test_damaged_best_checkpoint_falls_back_to_the_last(
     picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best weights stand in an earlier checkpoint, which is damaged when the run ends: there is a model all the same."""
+    """The best weights are in an earlier checkpoint, which is damaged when the run ends: a model is written nevertheless."""
 
     def best_is_damaged(session: Session) -> Score:
         (session.run.checkpoints / "step_000001" / "state.pt").write_bytes(b"")
@@ -330,7 +330,7 @@ Launch = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def launch(tmp_path: Path, picture_folder: Path) -> Iterator[Launch]:
-    """Starts the command line in a process of its own."""
+    """Starts the command line in a new process."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(*words: str) -> subprocess.Popen[str]:

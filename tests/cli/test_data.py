@@ -1,4 +1,4 @@
-"""The data commands and doctor as a person types them."""
+"""The data commands and doctor, as a user types them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """Types a command in an empty folder; gives exit code, what is printed, and what is complained of."""
+    """Runs a command in an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def answer(*words: object) -> tuple[int, str, str]:
@@ -34,7 +34,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.fixture
 def photos(tmp_path: Path, picture_folder: Path) -> Path:
-    """The pictures as JPEGs of twice the size, in tmp_path/photos."""
+    """Writes the images as JPEGs of twice the size to tmp_path/photos."""
     for file in picture_folder.glob("*/*.png"):
         target = tmp_path / "photos" / file.parent.name / f"{file.stem}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)

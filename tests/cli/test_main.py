@@ -1,4 +1,4 @@
-"""The command line as a person or a script uses it, in one process; signals and start-up are tested elsewhere."""
+"""The command line in one process, as a user or a script uses it; signals and start-up are tested elsewhere."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_resume_check(
     assert (
         "Killed after step" in answer.out
         and "Killed in the evaluation" in answer.out
-        and "Equal to the bit" in answer.out
+        and "Equal bit for bit" in answer.out
     )
 
 
@@ -184,7 +184,7 @@ def test_paths_on_the_command_line(
     run: Path,
     tmp_path: Path,
 ) -> None:
-    """``~`` is the home folder, an empty path none, and ``-`` the standard output and nothing else on it."""
+    """``~`` is the home folder, an empty path is an error, and with ``-`` standard output has nothing else."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""From a plan to a state: which memory layout networks get, and that a CPU process keeps the memory it frees."""
+"""Building the state of a plan: the memory format of networks, and that a CPU process reuses the memory that it frees."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_pictures_come_in_the_layout_of_the_network() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux" or not disable_malloc_trim(), reason="needs the C library glibc")
 def test_memory_that_is_freed_is_used_again() -> None:
-    """Large blocks that come and go cost page faults only once."""
+    """Large blocks that are freed and allocated again cause page faults only once."""
     code = """
 import resource, numpy as np
 from stagewright.system.machine import disable_malloc_trim

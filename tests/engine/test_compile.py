@@ -1,4 +1,4 @@
-"""Compiled networks: as many graphs as the plan knows, none given up, and the same numbers as without."""
+"""Compiled networks: exactly the graphs known from the plan, none run uncompiled, and the same numbers as without compiling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import stagewright as sw
 from stagewright.api.resume_check import differences
 from stagewright.data.batches.batch import Batch
 from stagewright.engine.build import build_state
-from stagewright.engine.compile import Compiled, Graph, filled_up, known_graphs
+from stagewright.engine.compile import Compiled, Graph, known_graphs, pad_batch
 from stagewright.engine.evaluate import evaluate
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import ModelError, RecipeError
@@ -37,7 +37,7 @@ def silent(text: str) -> None: ...
 
 
 def three_stages(**changes: Any) -> Recipe:
-    """Two sizes; the head first, then everything, then the last blocks; parts of 5, 5 and 2; EMA, then SWA; mixing at times.
+    """Two sizes; trains the head, then everything, then the last blocks; micro-batches of 5, 5 and 2; EMA, then SWA.
 
     The 12 validation pictures come in batches of 5, 5 and 2 as well.
     """
@@ -67,7 +67,7 @@ def three_stages(**changes: Any) -> Recipe:
 
 @pytest.fixture
 def counters() -> Iterator[dict[str, Any]]:
-    """What torch's compiler counts, from 0; a function that it gives up compiling is an error."""
+    """Returns the counters of torch's compiler, reset to 0; reaching the recompile limit is an error."""
     from torch._dynamo import config, reset
     from torch._dynamo.utils import counters
 
@@ -85,7 +85,7 @@ def counters() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def uncompiled_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are traced and guarded as ever, and then run as they are: what makes one necessary does not hang on the backend."""
+    """Graphs are traced as usual but run uncompiled (backend "eager"): the number of graphs does not depend on the backend."""
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **{**how, "backend": "eager"}))
 
@@ -128,37 +128,39 @@ def test_each_graph_is_compiled_once(
 
     model = {"name": "cifar_resnet18", "options": {"width": width}}
     recipe = three_stages(precision=precision, channels_last=channels_last, model=model)
-    config.recompile_limit = 0  # so that what the run allows itself is all that it has
+    config.recompile_limit = 0  # so that the run has only the graphs that it adds itself
     run = go(picture_folder, recipe, tmp_path / "run")
     assert run.finished
-    wanted = known_graphs(RunDir(run.path).read_plan())
-    assert len(wanted) == 8
-    assert counters["stats"]["unique_graphs"] == len(wanted), "another number than the plan knows"
-    assert counters["frames"] == {"total": len(wanted), "ok": len(wanted)}
+    expected = known_graphs(RunDir(run.path).read_plan())
+    assert len(expected) == 8
+    assert counters["stats"]["unique_graphs"] == len(expected), "not the number known from the plan"
+    assert counters["frames"] == {"total": len(expected), "ok": len(expected)}
     assert not counters["graph_break"]
 
 
 @pytest.mark.slow
-def test_without_room_torch_would_give_up(
+def test_without_a_higher_limit_torch_stops_compiling(
     picture_folder: Path,
     tmp_path: Path,
     counters: dict[str, Any],
     uncompiled_graphs: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the room is for: a test of the tests above."""
+    """Shows that the higher limit is needed, so that the test above can fail."""
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
-    monkeypatch.setattr("stagewright.engine.compile.allow", lambda graphs: None)
+    monkeypatch.setattr("stagewright.engine.compile.raise_recompile_limit", lambda graphs: None)
     config.recompile_limit = 7
     with pytest.raises(FailOnRecompileLimitHit):
         go(picture_folder, three_stages(), tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_compiled_networks_train_alike(picture_folder: Path, tmp_path: Path, uncompiled_graphs: None) -> None:
-    """Graphs that run as they are give the very bits of the network, short last batches of evaluations and all."""
+def test_compiled_and_plain_networks_train_the_same(
+    picture_folder: Path, tmp_path: Path, uncompiled_graphs: None
+) -> None:
+    """Graphs that run uncompiled give the numbers of the plain network, also with a short last batch of an evaluation."""
     compiled = go(picture_folder, three_stages(), tmp_path / "compiled")
     plain = go(picture_folder, three_stages(compile=False), tmp_path / "plain")
     for name in ("steps.csv", "metrics.csv"):
@@ -169,7 +171,7 @@ def test_compiled_networks_train_alike(picture_folder: Path, tmp_path: Path, unc
 
 
 class ByBrightness(nn.Module):
-    """Logits from each picture alone; notes the shapes that it is given."""
+    """Computes logits from each image alone, and records the shapes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,11 +185,11 @@ class ByBrightness(nn.Module):
 
 def as_it_is(model: nn.Module, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Compiled:
     monkeypatch.setattr(torch, "compile", lambda model, **how: model)
-    monkeypatch.setattr("stagewright.engine.compile.allow", lambda graphs: None)
+    monkeypatch.setattr("stagewright.engine.compile.raise_recompile_limit", lambda graphs: None)
     return Compiled(model, plan, CPU)
 
 
-def test_a_short_last_batch_is_filled_up_and_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_last_batch_is_padded_and_padding_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ByBrightness()
     compiled = as_it_is(model, resolve(three_stages(), INFO), monkeypatch)
     random = torch.Generator().manual_seed(0)
@@ -199,7 +201,7 @@ def test_a_short_last_batch_is_filled_up_and_not_counted(monkeypatch: pytest.Mon
     batches = [Batch(at, pictures[s], labels[s], valid[s], ()) for at, s in enumerate(slices)]
     found = evaluate(model, compiled, batches, PLAIN)
     assert [shape[0] for shape, _ in model.seen] == [5, 5, 5]
-    assert not any(needs for _, needs in model.seen) and model.scale.requires_grad, "frozen while it evaluates alone"
+    assert not any(needs for _, needs in model.seen) and model.scale.requires_grad, "frozen only during the evaluation"
     plain = evaluate(model, model, batches, PLAIN)
     assert [shape[0] for shape, _ in model.seen[3:]] == [5, 5, 3]
     assert found.numbers() == plain.numbers() and (found.images, found.unreadable) == (12, 1)
@@ -210,15 +212,15 @@ def test_a_short_last_batch_is_filled_up_and_not_counted(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("count", [1, 3, 5])
-def test_filling_up_keeps_the_layout(layout: torch.memory_format, count: int) -> None:
+def test_padding_keeps_the_memory_format(layout: torch.memory_format, count: int) -> None:
     whole = torch.randn(5, 3, 8, 8).contiguous(memory_format=layout)
-    filled = filled_up(whole[:count], 5)
-    assert filled.shape == whole.shape and filled.stride() == whole.stride()
-    assert torch.equal(filled[:count], whole[:count]) and not filled[count:].any()
+    padded = pad_batch(whole[:count], 5)
+    assert padded.shape == whole.shape and padded.stride() == whole.stride()
+    assert torch.equal(padded[:count], whole[:count]) and not padded[count:].any()
 
 
 def test_gradients_leave_the_memory_of_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it can be seen without CUDA: the first part's gradients survive that their memory is overwritten."""
+    """Tested as far as possible without CUDA: the first gradients are still correct after their memory was overwritten."""
     model = ByBrightness()
     compiled = as_it_is(model, resolve(three_stages(), INFO), monkeypatch)
     model.scale.grad = torch.ones(3)
@@ -244,7 +246,7 @@ def test_cuda_graphs_want_cuda(picture_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_for_real(picture_folder: Path, tmp_path: Path, counters: dict[str, Any]) -> None:
-    """Compiled by inductor, which draws drop-path in its own way: as many graphs, and the same bits after a stop."""
+    """Compiled by inductor, whose random numbers for drop-path differ: same number of graphs, and same bits after a stop."""
     small = {
         "model": {"name": "vit", "options": {"patch": 8, "depth": 2, "heads": 1, "width": 16}, "drop_path": 0.4},
         "optimizer": {"name": "adamw"},
@@ -256,8 +258,8 @@ def test_compiled_for_real(picture_folder: Path, tmp_path: Path, counters: dict[
     }
     recipe = three_stages(**small)
     whole = go(picture_folder, recipe, tmp_path / "whole")
-    wanted = known_graphs(RunDir(whole.path).read_plan())
-    assert len(wanted) == 5 and counters["stats"]["unique_graphs"] == 5
+    expected = known_graphs(RunDir(whole.path).read_plan())
+    assert len(expected) == 5 and counters["stats"]["unique_graphs"] == 5
 
     plan, manifest = RunDir(whole.path).read_plan(), RunDir(whole.path).manifest
     broken = RunDir.create(tmp_path / "broken")

@@ -1,4 +1,4 @@
-"""Losses against torch's and timm's own; class weights by what they are for."""
+"""Losses compared with torch's and timm's; class weights tested by their purpose."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mixed_losses_are_those_of_the_mixed_target(lam: float, smoothing: float
     expected = cross_entropy(logits(), soft, label_smoothing=smoothing, reduction="none")
     assert close(mixed_losses(logits(), mixed, "cross_entropy", smoothing), expected)
 
-    # timm mixes each picture with that of the mirrored place; its targets are smoothed before the loss sees them
+    # timm mixes each image with that at the mirrored index, and smooths the targets before the loss
     mirrored = MixedBatch(mixed.images, mixed.labels_a, mixed.labels_a.flip(0), lam, mixed.weight)
     target = mixup_target(mixed.labels_a, K, lam, smoothing)
     theirs = BinaryCrossEntropy(smoothing=smoothing, reduction="none")(logits(), target).mean(1)
@@ -106,7 +106,7 @@ def test_sure_and_wrong_answers_keep_a_finite_gradient(loss: LossName) -> None:
 
 
 def manifest(counts: list[int], classes: tuple[str, ...] = ("bird", "blank", "hog")) -> Manifest:
-    """So many training pictures of each class, and one of each that validates."""
+    """Makes a manifest with the given number of training images per class, and one validation image per class."""
     labels = np.concatenate([np.repeat(np.arange(len(counts)), counts), np.arange(len(counts))]).astype(np.int32)
     splits = np.where(np.arange(len(labels)) < sum(counts), 0, 1).astype(np.int8)
     names, sides = pa.array([f"{at}" for at in range(len(labels))]), np.full(len(labels), 8, np.int32)
@@ -123,7 +123,7 @@ def test_balanced_weights_give_every_class_the_same_sum() -> None:
     counts = [60, 30, 10]
     found = weights(counts, class_weights="balanced")
     assert found == pytest.approx([100 / 180, 100 / 90, 100 / 30])
-    assert np.dot(counts, found) == pytest.approx(100), "1 on average, so that the loss keeps its size"
+    assert np.dot(counts, found) == pytest.approx(100), "the mean is 1, so that the loss has the same scale"
 
 
 def test_named_weights_keep_their_proportion_and_others_count_one() -> None:

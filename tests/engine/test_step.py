@@ -1,4 +1,4 @@
-"""The update against torch's own pieces: accumulation, clipping, mixed targets, scaling, averaging."""
+"""The update compared with plain torch: accumulation, clipping, mixed targets, loss scaling, averaging."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("micro", [1, 3, 4, 5, 9])
 @pytest.mark.parametrize("invalid", [(), (0, 9)])
 def test_accumulation_gives_the_update_of_the_whole_batch(micro: int, invalid: tuple[int, ...]) -> None:
-    """Also where the last part is smaller, and where pictures are masked out of one part: timm's and Lightning's fault."""
+    """Also if the last micro-batch is smaller or images are masked out of one, where timm and Lightning differ."""
     whole, parts = new_state(network()), new_state(network())
     for _ in range(3):
         a = update(whole, batch(10, invalid), hyper(clip_norm=0.5))
@@ -113,7 +113,7 @@ def test_update_equals_plain_torch() -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 @pytest.mark.parametrize("kind", ["none", "mixup"])
 def test_class_weights_act_on_samples_and_the_count_divides(loss: LossName, kind: Any) -> None:
-    """Also over parts, with a picture masked out, and mixed: sum(loss * weight) / number of valid samples."""
+    """Also over micro-batches, with a masked image, and mixed: sum(loss * weight) / number of valid samples."""
     class_weights = torch.tensor([0.1, 0.4, 2.5, 1.0])
     numerics = Numerics(*HALVES, "fp32", True, loss, class_weights)
     draw = NO_MIX if kind == "none" else MixDraw("mixup", 0.75, None, np.roll(np.arange(10), 1))
@@ -235,7 +235,7 @@ def test_torchs_own_optimizers_are_fused_unless_asked_otherwise() -> None:
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_fused_updates_are_torchs_also_for_what_was_frozen(name: str, channels_last: bool) -> None:
-    """torch's fused SGD alone fails where a group holds parameters with momentum and others, just unfrozen, without."""
+    """torch's fused SGD fails by itself if some parameters of a group have momentum and others, just unfrozen, have none."""
 
     def trained(fused: bool) -> nn.Module:
         layers = list(network(norm=True).children())
@@ -260,7 +260,7 @@ def test_fused_updates_are_torchs_also_for_what_was_frozen(name: str, channels_l
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_an_fp16_overflow_in_the_first_step_leaves_no_trace(name: str) -> None:
-    """torch's fused SGD alone would take up uninitialised memory as its momentum."""
+    """torch's fused SGD by itself would use uninitialised memory as momentum."""
     numerics = Numerics(*HALVES, "fp16", True)
 
     def trained(overflow: bool) -> torch.Tensor:
@@ -297,7 +297,7 @@ def test_a_loaded_state_does_not_choose_the_kernel(name: str, before: bool) -> N
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_fused_kernels_see_gradients_and_momentum_laid_out_as_their_parameters(name: str) -> None:
-    """As on a resume where the network is channels last, from a checkpoint of a machine where it was not."""
+    """As in a resume in channels-last format from a checkpoint of a machine on which the network was contiguous."""
 
     def trained(fused: bool) -> torch.Tensor:
         torch.manual_seed(0)
@@ -364,7 +364,7 @@ def test_dropout_is_a_function_of_the_steps_seed() -> None:
         for p in model.parameters():
             nn.init.constant_(p, 0.1)
         state = new_state(model)
-        torch.rand(seed)  # whatever was drawn before must not matter
+        torch.rand(seed)  # earlier random draws must not matter
         train_step(state, batch(), hyper(), NO_MIX, seed=seed % 2, micro_batch_size=99, numerics=NUMERICS)
         return weights(model)
 

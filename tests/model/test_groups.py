@@ -105,7 +105,7 @@ def test_every_last_n_contains_the_one_before(models: dict[str, nn.Module]) -> N
 def test_patterns(models: dict[str, nn.Module]) -> None:
     model = models["resnet18"]
     assert trainable_names(model, ("fc.*",)) == {"fc.weight", "fc.bias"}
-    assert trainable_names(model, ("fc",)) == {"fc.weight", "fc.bias"}, "a module's name takes all of it"
+    assert trainable_names(model, ("fc",)) == {"fc.weight", "fc.bias"}, "a module's name selects all of its parameters"
     assert trainable_names(model, ("layer4.1.bn?.bias", "fc.bias")) == {
         *("layer4.1.bn1.bias", "layer4.1.bn2.bias"),
         "fc.bias",
@@ -123,7 +123,7 @@ def test_patterns(models: dict[str, nn.Module]) -> None:
     ],
 )
 def test_patterns_that_take_away(models: dict[str, nn.Module], train: tuple[str, ...], tops: set[str]) -> None:
-    """In order: from what stands before them, or from all where one comes first."""
+    """Exclusions apply in order: to the patterns before them, or to all parameters if one comes first."""
     names = {n for n, _ in models["resnet18"].named_parameters() if any(n.startswith(f"{top}.") for top in tops)}
     without = {name for name in names if name.endswith(".bias")} if "!*.bias" in train else set[str]()
     assert trainable_names(models["resnet18"], train) == names - without
@@ -133,7 +133,7 @@ def test_patterns_that_take_away(models: dict[str, nn.Module], train: tuple[str,
     ("train", "given", "allowed"),
     [
         (("!layre2.*",), "'!layre2.*' matches no parameter; did you mean '!layer2.*'?", "from conv1.weight to fc.bias"),
-        (("fc", "!fc.weight", "!fc.bias"), "['fc', '!fc.weight', '!fc.bias'] leave no parameter", "takes away"),
+        (("fc", "!fc.weight", "!fc.bias"), "['fc', '!fc.weight', '!fc.bias'] leave no parameter", "excludes"),
         (("layre4.*",), "'layre4.*' matches no parameter; did you mean 'layer4.*'?", "from conv1.weight to fc.bias"),
         ("last:6", "more blocks than the model has", "last:1 to last:5; its blocks are conv1, layer1"),
         ("last:0", "'last:0' means nothing", "last:N"),
@@ -240,7 +240,7 @@ def rates(model: nn.Module, layer_decay: float = 0.5) -> dict[str, float]:
 def test_each_block_learns_slower_than_the_one_behind_it(
     models: dict[str, nn.Module], name: str, some: dict[str, int]
 ) -> None:
-    """What hangs on no block learns as slowly as the stem."""
+    """Parameters outside of all blocks have the same learning rate as the stem."""
     depths, found = parameter_depths(models[name]), rates(models[name])
     assert {parameter: depths[parameter] for parameter in some} == some
     assert found == {parameter: 0.5**depth for parameter, depth in depths.items()}
@@ -284,4 +284,4 @@ def test_norms_and_biases_decay_where_asked(models: dict[str, nn.Module]) -> Non
     (everything,) = parameter_groups(models["resnet18"], 0.1, decay_norm_and_bias=True)
     assert everything["decays"]
     _, exempt = parameter_groups(models["vit"], 0.1, decay_norm_and_bias=True)
-    assert exempt["names"] == ["cls_token", "pos_embed"], "what the model itself exempts stays exempt"
+    assert exempt["names"] == ["cls_token", "pos_embed"], "parameters in the model's no_weight_decay() never decay"

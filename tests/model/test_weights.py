@@ -1,4 +1,4 @@
-"""Weights from files and runs: what is loaded, what is not, and that the report says exactly that."""
+"""Weights from files and runs: what is loaded, what is not, and that the report states exactly that."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_head_rows_go_by_class_name(tmp_path: Path) -> None:
         assert torch.equal(ours[1], random[1])
         assert torch.equal(ours[2], theirs[0])
     lines = report.lines()
-    assert "head rows were taken over by class name for 2 of 3 classes" in lines
+    assert "head rows were copied by class name for 2 of 3 classes" in lines
     assert "classes new to the source, whose head rows start random: emu" in lines
     assert "classes of the source that are not used: bee, cat" in lines
     assert report.parameters - report.loaded_parameters == 8 + 1, "one row of the weight and one bias are random"
@@ -139,7 +139,7 @@ def test_a_bundle_a_run_and_its_weights_file_are_the_same_source(tmp_path: Path)
     run = as_run(tmp_path / "run", network(3, seed=1), ["ant", "bee", "cat"])
     for source in (run, run / "model", run / "model" / "weights.safetensors"):
         report = load_weights(network(3), source, 3, classes=("ant", "bee", "cat"))
-        assert "the head was loaded whole: the source has the same classes in the same order" in report.notes
+        assert "the head was loaded completely: the source has the same classes in the same order" in report.notes
 
 
 def test_no_class_in_common(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_no_class_in_common(tmp_path: Path) -> None:
 def test_a_head_without_names_is_loaded_with_a_warning(tmp_path: Path) -> None:
     torch.save(network(3, seed=1).state_dict(), tmp_path / "w.pth")
     report = load_weights(network(3), tmp_path / "w.pth", 3, classes=("ant", "bee", "cat"))
-    assert any("without names to compare" in note for note in report.notes)
+    assert any("without class names to compare" in note for note in report.notes)
 
 
 def test_positions_are_resampled_for_another_image_size(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_positions_are_resampled_for_another_image_size(tmp_path: Path) -> None:
     report = load_weights(large, tmp_path / "w.pth", 5)
     assert "pos_embed: positions resampled from 17 to 37 tokens (bicubic)" in report.notes
     ours, theirs = (model.get_parameter("pos_embed").detach() for model in (large, small))
-    assert torch.equal(ours[:, :1], theirs[:, :1]), "the class token's position is no place"
+    assert torch.equal(ours[:, :1], theirs[:, :1]), "the class token's position embedding is not resampled"
     assert float(ours[:, 1:].mean()) == pytest.approx(float(theirs[:, 1:].mean()), abs=2e-3)
     assert report.loaded_parameters == report.parameters
 
@@ -195,7 +195,9 @@ def test_order_is_not_trusted_where_shapes_differ(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="0 % of the model's tensors"):
         load_weights(network(), tmp_path / "w.pth", 5)
     save_file({f"x{at}": t.clone() for at, t in enumerate(network().state_dict().values())}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="0 % of the model's tensors"):  # safetensors sorts, so order means nothing
+    with pytest.raises(
+        ModelError, match="0 % of the model's tensors"
+    ):  # safetensors sorts by name, so the order has no meaning
         load_weights(network(), tmp_path / "w.safetensors", 5)
 
 
@@ -237,9 +239,9 @@ def damaged(path: Path, kind: str) -> Path:
     ("kind", "why"),
     [
         ("object", r"it holds Python objects \(torch.nn.modules.linear.Linear\)"),
-        ("no tensors", "no tensors by name in it, but entries epoch"),
-        ("truncated", "torch.save wrote no such file"),
-        ("foreign", "torch.save wrote no such file"),
+        ("no tensors", "it has no tensors by name, but entries epoch"),
+        ("truncated", "it is not a file of torch.save"),
+        ("foreign", "it is not a file of torch.save"),
     ],
 )
 def test_files_that_are_no_weights(kind: str, why: str, tmp_path: Path) -> None:

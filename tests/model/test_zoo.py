@@ -1,4 +1,4 @@
-"""Models by name: every source of them, what their names mean, their options, and what is said where something is wrong."""
+"""Models by name: their libraries, how names are resolved, their options, and error messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_vit_takes_its_numbers_and_other_sizes() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"patch": 5}, "patches of 5 pixels do not tile"), ({"heads": 5, "width": 32}, "width of 32 cannot be shared")],
+    [({"patch": 5}, "patches of 5 pixels do not tile"), ({"heads": 5, "width": 32}, "width of 32 cannot be divided")],
 )
 def test_vit_numbers_that_do_not_fit_together(options: dict[str, int], message: str) -> None:
     with pytest.raises(ModelError, match=message):
@@ -92,7 +92,7 @@ def test_models_of_a_fixed_size_are_built_for_it_and_say_so() -> None:
     check_image_sizes(model.train(), [64], 3)
     assert model.training, "the probe restores the mode"
     with pytest.raises(
-        ModelError, match=r"VisionTransformer does not take pictures of 96 x 96 pixels: Wrong image height"
+        ModelError, match=r"VisionTransformer does not accept pictures of 96 x 96 pixels: Wrong image height"
     ):
         check_image_sizes(model, [64, 96], 3)
     with pytest.raises(ModelError, match=r"yields \(1, 3\) instead of \(1, 4\)"):
@@ -112,7 +112,7 @@ def test_the_probe_leaves_batch_norm_alone() -> None:
 
 def test_names_and_libraries() -> None:
     assert str(find_model("resnet18")) == "torchvision:resnet18"
-    assert "timm:resnet18 takes the other" in find_model("resnet18").note
+    assert "timm:resnet18 selects the other" in find_model("resnet18").note
     assert find_model("timm:resnet18").library == "timm"
     assert find_model("convnext_atto").library == "timm"
     assert find_model("swin_t").library == "torchvision"
@@ -178,7 +178,7 @@ def test_drop_path_where_there_is_none(name: str) -> None:
         ("resnet18", {"num_classes": 4}, "num_classes cannot be set", "the network itself"),
         ("googlenet", {"aux_logits": True}, "aux_logits cannot be set", "the network itself"),
         ("swin_t", {"drop_path_mode": "square"}, "drop_path_mode is 'square'", "linear, constant"),
-        ("timm:convnext_atto", {"drop_path_mode": "constant"}, "linearly only", "torchvision"),
+        ("timm:convnext_atto", {"drop_path_mode": "constant"}, "only scales drop-path linearly", "torchvision"),
     ],
 )
 def test_bad_options_list_what_the_constructor_takes(
@@ -240,7 +240,7 @@ def test_no_pretrained_weights_at_all() -> None:
 
 
 def test_pretrained_of_torchvision_replaces_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The download is replaced by a network with random weights; all else is the real way."""
+    """The download is replaced by a network with random weights; everything else is real."""
     torch.manual_seed(1)
     theirs = create_model("torchvision:mobilenet_v3_small", 1000, image_size=64)
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_a, **_k: theirs.state_dict())

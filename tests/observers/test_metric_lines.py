@@ -1,4 +1,4 @@
-"""Metric lines, read back by the patterns of a cloud service."""
+"""Metric lines, parsed with the patterns of a cloud service."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_line_as_a_cloud_reads_it() -> None:
     ("epoch", "finished"), [(0.0, 0), (0.5, 0), (0.98, 1), (1.02, 1), (1.49, 1), (28.99, 29), (29.6, 29)]
 )
 def test_epochs_are_those_that_are_finished(epoch: float, finished: int) -> None:
-    """An epoch's end falls on a whole step, up to half a batch before it."""
+    """An epoch ends on a whole step, up to half a batch before its exact end."""
     assert f" epoch={finished} " in metric_line(evaluated(epoch=epoch))
 
 

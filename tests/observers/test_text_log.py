@@ -1,4 +1,4 @@
-"""log.txt on a disk that is full for a while."""
+"""log.txt on a disk that is full for some time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def notice(text: str) -> Event:
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Within it, no file of this process gets larger than ``size`` bytes: the system refuses the rest, as a full disk does."""
+    """Context in which files of this process cannot exceed ``size`` bytes: the system refuses more, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

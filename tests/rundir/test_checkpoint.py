@@ -53,7 +53,7 @@ DTYPES = (
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_bit_pattern_survives(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Random bits hold NaNs with payloads, denormals, infinities and negative zeros."""
+    """Random bits contain NaNs with payloads, denormals, infinities and negative zeros."""
     bits = torch.randint(0, 256, (4096, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     values = bits.reshape(-1).view(dtype)
     save(tmp_path, 1, {"values": values}, META, keep=1)
@@ -157,7 +157,7 @@ def edit_meta(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], No
 
 
 def forge(path: Path) -> None:
-    """A state that is as the checksums say and yet no tensors: pickled code, as an attacker would place it."""
+    """A state with correct checksums that is pickled code instead of tensors, as in an attack."""
     torch.save({"step": os.getcwd}, path / "state.pt")
     meta = json.loads((path / "meta.json").read_text())
     del meta["seal"]
@@ -179,7 +179,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "meta empty": (lambda path: os.truncate(path / "meta.json", 0), "meta.json is damaged"),
     "meta binary": (lambda path: (path / "meta.json").write_bytes(b"\xff\x00"), "meta.json is damaged"),
     "meta a list": (lambda path: (path / "meta.json").write_text("[1]"), "meta.json is damaged"),
-    "meta flipped": (edit_meta(lambda meta: meta.update(plan_digest="plan-b")), "its own checksum does not fit"),
+    "meta flipped": (edit_meta(lambda meta: meta.update(plan_digest="plan-b")), "its checksum is wrong"),
     "no seal": (edit_meta(lambda meta: meta.pop("seal")), "meta.json is damaged"),
     "of the future": (edit_meta(lambda meta: meta.update(format=2)), "format 2 is not the format 1 that this version"),
     "not loadable": (forge, "state.pt does not load: "),
@@ -200,7 +200,7 @@ def test_damage_is_found_and_the_one_before_taken(tmp_path: Path, kind: str) -> 
         load(tmp_path / "step_000010")
     assert "state.pt and meta.json that were saved together" in error.value.allowed
     assert "stagewright resume" in error.value.remedy
-    # The next save moves it out of the way, whichever step it is of.
+    # The next save moves it to rejected/, whatever its step.
     put(tmp_path, 10 if kind in ("truncated", "meta torn") else 11, keep=2)
     found, rejected = newest(tmp_path, "plan-a")
     assert found is not None
@@ -225,7 +225,7 @@ def test_another_plans_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         newest(tmp_path, "plan-b")
     assert "belongs to the plan plan-a, not to plan-b" in error.value.given
-    assert "the plan it was started with" in error.value.allowed
+    assert "the plan that the run was started with" in error.value.allowed
     assert "fork" in error.value.remedy
 
 
@@ -239,7 +239,7 @@ def test_only_the_newest_few_rejected_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_future_that_did_not_happen_does_not_count(tmp_path: Path) -> None:
-    """Resumed at 5, since 10 was damaged; what lies past the step saved now is of a lost line of training."""
+    """Resumed at 5 because 10 was damaged; checkpoints after the step saved now belong to an abandoned branch of training."""
     put(tmp_path, 5, 10, 15)
     put(tmp_path, 8, keep=3)
     assert names(tmp_path) == ["rejected", "step_000005", "step_000008"]
@@ -299,7 +299,7 @@ def test_best_and_last_are_small_files_that_any_copy_keeps(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="best: no checkpoint step_000009 in") as error:
         point(tmp_path, "best", 9)
     assert error.value.allowed == "step_000002, step_000001"
-    assert "save it" in error.value.remedy
+    assert "save this checkpoint first" in error.value.remedy
     assert pointed(tmp_path, "last") is None
     for damaged in ("", "{", "[]", '{"step": "x"}', '{"step": 77}'):
         (tmp_path / "last.json").write_text(damaged)
@@ -307,7 +307,7 @@ def test_best_and_last_are_small_files_that_any_copy_keeps(tmp_path: Path) -> No
 
 
 def test_links_of_before_that_a_copy_turned_into_folders_are_left_alone(tmp_path: Path) -> None:
-    """scp -r, cp -rL, zip and object stores do that (situation 059)."""
+    """Links become folders in copies by scp -r, cp -rL, zip and object stores (situation 059)."""
     put(tmp_path, 1, 2)
     shutil.copytree(tmp_path / "step_000001", tmp_path / "best")
     (tmp_path / "last").symlink_to("step_000002")
@@ -321,13 +321,13 @@ def test_links_of_before_that_a_copy_turned_into_folders_are_left_alone(tmp_path
 def test_leftovers_of_killed_processes_go_with_the_next_save(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step_000003").mkdir()
     (tmp_path / ".tmp-step_000003" / "state.pt").write_bytes(b"half")
-    (tmp_path / ".tmp-best").symlink_to("step_000003")  # of a version that had links
+    (tmp_path / ".tmp-best").symlink_to("step_000003")  # written by older versions
     put(tmp_path, 4)
     assert names(tmp_path) == ["step_000004"]
 
 
 def fail_with(number: int, first: int = 0, times: int = 1_000_000, real: Callable[..., Any] | None = None) -> Any:
-    """A function that raises OSError at calls ``first .. first + times - 1`` and is ``real`` at the others."""
+    """Returns a function that raises OSError at calls ``first .. first + times - 1`` and calls ``real`` at all others."""
     calls = iter(range(10_000))
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -351,7 +351,9 @@ def test_a_full_disk_makes_room_and_tries_again(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir"])
-def test_a_disk_that_stays_full_says_what_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_disk_that_stays_full_names_the_last_valid_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     put(tmp_path, 1, 2)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail_with(errno.ENOSPC))
@@ -360,7 +362,7 @@ def test_a_disk_that_stays_full_says_what_stands(tmp_path: Path, monkeypatch: py
     assert "checkpoint of step 3 could not be written" in error.value.given
     assert "No space left on device" in error.value.given
     assert "GB free" in error.value.allowed
-    assert "the last valid checkpoint step_000002 stands" in error.value.remedy
+    assert "the last valid checkpoint is step_000002" in error.value.remedy
     assert names(tmp_path) == ["step_000002"]
     put(tmp_path, 3)
     assert load(tmp_path / "step_000003").step == 3
@@ -368,7 +370,7 @@ def test_a_disk_that_stays_full_says_what_stands(tmp_path: Path, monkeypatch: py
 
 def test_the_first_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
-    with pytest.raises(StorageError, match="no checkpoint was there before"):
+    with pytest.raises(StorageError, match="there is no earlier checkpoint"):
         put(tmp_path, 3)
     assert names(tmp_path) == []
 
@@ -578,10 +580,10 @@ print(json.dumps(moments))
 
 
 def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
-    """A real SIGKILL before every system call that changes the disk, in forks of a process that has torch loaded.
+    """Sends SIGKILL before every system call that changes the disk, in forks of a process that has imported torch.
 
-    Whatever the moment: the newest checkpoint is whole and is the old or the new one, nothing is rejected, and the next
-    save cleans up. Also there: a disk that is really full (RLIMIT_FSIZE), and a lock whose holder is killed.
+    At any moment: the newest checkpoint is valid and is the old or the new one, nothing is rejected, and the next save cleans
+    up. Also tests a disk that is really full (RLIMIT_FSIZE), and a lock whose holder is killed.
     """
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)],
@@ -595,4 +597,4 @@ def test_killed_at_every_moment_of_a_save(tmp_path: Path) -> None:
     assert min(moments.values()) > 10, moments
     message = (tmp_path / "message").read_text()
     assert "File too large" in message
-    assert "step_000003 stands" in message
+    assert "checkpoint is step_000003" in message

@@ -1,4 +1,4 @@
-"""Taking a run directory: who gets it, what is refused, and what is removed, which is only what this process made."""
+"""Locking and creating a run directory: which process gets it, what is refused, and what is removed (only own files)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stagewright.storage.lock import is_held, lock
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
-    """Every file below ``folder`` with its content, folders as None."""
+    """Returns {path: content} of all files below ``folder``; None as the content of folders."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -29,7 +29,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     "names", [[".git/HEAD", ".env"], [".hidden"], ["notes.txt"], ["recipe.yaml", "manifest.parquet"]]
 )
 def test_a_folder_that_holds_anything_is_refused_and_left_as_it_is(tmp_path: Path, names: list[str]) -> None:
-    """A recipe.yaml of one's own too: only .lock says that a killed process left it (attack C1)."""
+    """Also a recipe.yaml of the user: only .lock can show that a killed process left a file (attack C1)."""
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
@@ -60,7 +60,7 @@ def test_a_set_up_that_fails_removes_what_it_wrote_and_nothing_else(tmp_path: Pa
                 path.write_text("{}")
             (root / "lr-find").mkdir()
             (root / "lr-find" / "lr-find.csv").write_text("")
-            (root / "notes.txt").write_text("mine")  # of somebody else, meanwhile
+            (root / "notes.txt").write_text("mine")  # another process writes here in the meantime
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -111,14 +111,16 @@ def test_of_two_that_want_one_directory_one_is_told_who_has_it(tmp_path: Path) -
         with pytest.raises(CheckpointError, match="is in use by"), held(root):
             pass
         assert is_held(root)
-        assert {"manifest.parquet", "plan.json"} <= set(everything(root)), "the one that was refused removed nothing"
+        assert {"manifest.parquet", "plan.json"} <= set(everything(root)), (
+            "the process that was refused removed nothing"
+        )
     assert not is_held(root)
     with pytest.raises(CheckpointError, match="already holds a run"), claimed(root):
         pass
 
 
 def test_however_slow_the_storage_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have looked before either writes (attack C5, situation 066)."""
+    """Both processes check the folder before either writes (attack C5, situation 066)."""
     both, outcomes = threading.Barrier(2), []
     listdir = os.listdir
 
@@ -170,7 +172,9 @@ def test_ten_at_once_get_ten_numbers(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(got, key=lambda name: (len(name), name)) == [f"quick [lr 0.1]-{number}" for number in range(1, 11)]
-    assert next_free(tmp_path / "runs", "quick [lr 0.1]").name == "quick [lr 0.1]-11", "brackets are no pattern (065)"
+    assert next_free(tmp_path / "runs", "quick [lr 0.1]").name == "quick [lr 0.1]-11", (
+        "brackets in a name are not a pattern (situation 065)"
+    )
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link", "below a file"])

@@ -1,4 +1,4 @@
-"""The event log and the CSV files keyed by step: what stands after any interruption, and who is told."""
+"""The event log and the CSV files keyed by step: their content after any interruption, and calls of observers."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_resume_supersedes_what_lies_past_its_step(path: Path) -> None:
         *(("resumed", 5), ("stage", 6), ("evaluated", 10), ("saved", 10)),
         *(("resumed", 10), ("evaluated", 15)),
     ]
-    write(path, ("stage", 6), ("evaluated", 7), resume_step=5)  # the checkpoint of 10 turned out damaged
+    write(path, ("stage", 6), ("evaluated", 7), resume_step=5)  # the checkpoint of step 10 was damaged
     assert shared(path) == [("stage", 0), ("evaluated", 5), ("stage", 6), ("evaluated", 7)]
     flags = [one.superseded for one in read_events(path)]
     assert flags == [False] * 4 + [True] * 2 + [False] + [True] * 6 + [False] * 3
@@ -208,7 +208,7 @@ def test_a_resume_from_nothing_starts_over(path: Path) -> None:
 
 
 def test_what_a_lost_process_wrote_at_the_very_step_of_its_checkpoint_is_not_there_twice(path: Path) -> None:
-    """Saved at 5, and killed either before or after the stage that begins with step 5 was announced."""
+    """Saved at 5, and killed either before or after the event of the stage that begins with step 5."""
     for already in ([], [("stage", 5)], [("stage", 5), ("bad_image", 5)]):
         path.unlink(missing_ok=True)
         write(path, ("stage", 0), ("saved", 5), *already)
@@ -261,7 +261,7 @@ def test_comparable_leaves_out_what_depends_on_time_and_interruptions(path: Path
 
 
 def full_disk(keep: int) -> Callable[..., int]:
-    """An os.write that takes ``keep`` bytes of what it is given and then finds the disk full."""
+    """Returns an os.write that writes ``keep`` bytes of its argument and then raises "disk full"."""
     write, state = os.write, {"calls": 0}
 
     def call(descriptor: int, data: bytes) -> int:
@@ -422,7 +422,7 @@ def test_a_big_file_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.Mon
         log.truncate_after(59_000)
         assert sum(read) < 200_000 < log.path.stat().st_size / 5
         assert log.rows()[-1]["step"] == "59000"
-        # Far enough back that many blocks are crossed, each within a line.
+        # Far enough back that the search crosses many blocks, each boundary within a line.
         log.truncate_after(10)
     expected = tmp_path / "expected.csv"
     with StepLog(expected, HEADER) as log:
@@ -501,7 +501,7 @@ def test_neither_room_imports_torch() -> None:
 
 
 def test_a_file_that_the_system_hands_out_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A short read of a network file system cut the last rows of metrics.csv, found by the storm of failing operations."""
+    """A short read of a network file system truncated metrics.csv (found by tests/test_storm.py)."""
     rows = StepLog(path.with_name("steps.csv"), ["step", "loss"])
     rows.append([[step, step / 7] for step in range(1, 200)])
     rows.close()

@@ -1,4 +1,4 @@
-"""Logs belong to checkpoints: whatever happens to them between a stop and a resume, they come out as in an unbroken run."""
+"""Logs in checkpoints: whatever happens to the logs between a stop and a resume, they end as in an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def unbroken(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def begun(unbroken: RunDir, picture_folder: Path) -> Path:
-    """The same run, stopped after 9 of 12 steps by a process that had written more than its checkpoint knows."""
+    """The same run, stopped after 9 of 12 steps by a process that had written more than its checkpoint contains."""
     out = unbroken.root.with_name("begun")
     shutil.copytree(unbroken.root, out)
     for name in ("events.jsonl", "steps.csv", "metrics.csv", "timing.csv", "summary.json"):
@@ -81,7 +81,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line gone": (without_a_line, "was changed in line 3 of"),
     "CRLF": (
         lambda path: path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n")),
-        r"line ends of Windows \(CRLF\)",
+        r"Windows line ends \(CRLF\)",
     ),
 }
 
@@ -90,7 +90,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_log_is_restored_and_said(stopped: Path, unbroken: RunDir, kind: str) -> None:
     """The guard decides on these rows, and metrics.csv sums them up (attack H6, M1, situation 062)."""
     damage, said = DAMAGE[kind]
-    kept = set()  # what is all in the checkpoint's copy need not be kept
+    kept = set()  # a file that is a part of the checkpoint's copy need not be kept
     for name in ("steps.csv", "metrics.csv", "events.jsonl"):
         sound = (stopped / name).read_bytes()
         damage(stopped / name)
@@ -109,7 +109,7 @@ def test_a_damaged_log_is_restored_and_said(stopped: Path, unbroken: RunDir, kin
 
 
 def test_what_a_lost_process_wrote_behind_the_checkpoint_is_cut_to_the_byte(stopped: Path, unbroken: RunDir) -> None:
-    """Also a row whose step a flipped bit has made smaller than the checkpoint's."""
+    """Also a row whose step is smaller than the checkpoint's because of a flipped bit."""
     with (stopped / "steps.csv").open("a") as file:
         file.write("3,0,0.5,0.1,0.9,9.9,0.0,1.0\n10,0,0.5")
     assert go_on(stopped).finished
@@ -152,15 +152,15 @@ def test_a_fork_needs_no_env(stopped: Path) -> None:
 
 
 def test_a_run_without_its_checkpoints_does_not_go_on(stopped: Path, unbroken: RunDir) -> None:
-    """Copies that leave large files out (situation 060)."""
+    """Copies that omit large files (situation 060)."""
     shutil.rmtree(stopped / "checkpoints")
     before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
-    with pytest.raises(CheckpointError, match=r"step_000009 as the last one saved[\s\S]*--from-start"):
+    with pytest.raises(CheckpointError, match=r"step_000009 was the last one saved[\s\S]*--from-start"):
         go_on(stopped)
     after = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file() and path.name != ".lock"}
     assert {**after, "summary.json": b""} == {**before, "summary.json": b""}
     (stopped / "events.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"steps\.csv has steps on record"):
+    with pytest.raises(CheckpointError, match=r"steps\.csv contains steps"):
         go_on(stopped)
     shutil.copy(unbroken.events, stopped / "events.jsonl")
     done = go_on(stopped, from_start=True)
@@ -191,7 +191,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_by_itsel
 
 @pytest.mark.parametrize("override", ["data.val=0.4", "data.group=site", "name=other", "description=text"])
 def test_settings_that_a_begun_run_cannot_follow_are_refused(stopped: Path, override: str) -> None:
-    """Situation 061: they were taken in silence."""
+    """Situation 061: such overrides were accepted and ignored."""
     before = sorted(stopped.parent.iterdir())
     for others in ((), ("lr.peak=0.001",)):
         with pytest.raises(RecipeError, match=rf"--set {override.split('=')[0]} cannot change in a run that has begun"):
@@ -210,7 +210,7 @@ def test_settings_that_a_begun_run_cannot_follow_are_refused(stopped: Path, over
 def test_what_cannot_be_read_now_is_not_damaged(
     stopped: Path, unbroken: RunDir, monkeypatch: pytest.MonkeyPatch, code: int, what: str
 ) -> None:
-    """Nothing is changed, and once the storage is back the run goes on from its newest checkpoint (attack C3)."""
+    """Nothing is changed, and when the storage is available again the run resumes from its newest checkpoint (attack C3)."""
     real = {name: getattr(os, name) for name in ("open", "stat")}
     failures = [10**9]
 
@@ -239,7 +239,7 @@ def test_what_cannot_be_read_now_is_not_damaged(
         assert {name for name in before | after if before.get(name) != after.get(name)} <= {
             str(stopped / "summary.json")
         }
-        failures[0] = 2  # it comes back while it is tried
+        failures[0] = 2  # the storage is available again during the retries
         assert not go_on(stopped, arm=stop_after(10)).finished
     resumed = [one.event for one in read_events(stopped / "events.jsonl") if isinstance(one.event, Resumed)]
     assert resumed[-1].step == 9 and resumed[-1].rejected == ()

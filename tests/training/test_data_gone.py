@@ -1,4 +1,4 @@
-"""Data that goes away under a run: it stops with the state of before saved, and ends as an unbroken run once it is back."""
+"""Data that disappears during a run: the run stops, saves the state before, and later ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def begin(data: Path, out: Path, *overrides: str, **options: Any) -> sw.Run:
 
 
 def act_before(step: int, act: Callable[[], object]) -> Callable[[Session], None]:
-    """Arms a session: ``act`` comes when the batch after ``step`` updates is asked for."""
+    """Prepares a session to call ``act`` when the batch after ``step`` updates is requested."""
 
     def arm(session: Session) -> None:
         def hook(*given: object) -> None:
@@ -55,7 +55,7 @@ def act_before(step: int, act: Callable[[], object]) -> Callable[[Session], None
 
 @pytest.mark.parametrize("kind", ["renamed", "emptied", "some"])
 def test_data_that_goes_away_while_it_trains(data: Path, tmp_path: Path, kind: str) -> None:
-    """Attack C4, situation 054: it was trained on as black pictures, to the end and with exit code 0."""
+    """Attack C4, situation 054: the run trained on black images to its end, with exit code 0."""
     unbroken = begin(data, tmp_path / "unbroken", "eval.every=14st")
     away = tmp_path / "away"
 
@@ -89,7 +89,7 @@ def test_data_that_goes_away_while_it_trains(data: Path, tmp_path: Path, kind: s
 
 
 def _stopped_at(data: Path, out: Path, step: int, *overrides: str) -> sw.Run:
-    """A run that was stopped after ``step`` updates."""
+    """Makes a run that was stopped after ``step`` updates."""
 
     class Stop:
         def see(self, event: Event) -> None:
@@ -136,7 +136,7 @@ def test_a_run_is_taken_up_where_its_pictures_are_now(data: Path, tmp_path: Path
 def test_a_stop_while_every_read_hangs_saves_the_last_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Storage that hangs: SIGTERM did nothing, and up to ten minutes of steps were lost (attack M8)."""
+    """Storage that hangs: SIGTERM had no effect, and up to ten minutes of training were lost (attack M8)."""
     unbroken = begin(data, tmp_path / "unbroken")
     stopped = _stopped_at(data, tmp_path / "run", 3)
     release, path_of = threading.Event(), FileImages.path

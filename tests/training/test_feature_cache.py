@@ -1,4 +1,4 @@
-"""Frozen features: where networks can be cut, and that a stage on features learns what it would learn on pictures."""
+"""Frozen features: where networks can be cut, and that training on features equals training on images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ready(model: nn.Module, train: str | tuple[str, ...] = "head") -> nn.Module:
     ("name", "cut"),
     [
         ("torchvision:resnet18", "fc"),
-        ("torchvision:mobilenet_v2", "classifier"),  # with the dropout in front of the linear layer behind the cut
+        ("torchvision:mobilenet_v2", "classifier"),  # the dropout before the linear layer is after the cut
         ("timm:mobilenetv2_100", "classifier"),
         ("timm:resnet10t", "fc"),
         ("cifar_resnet18", "fc"),
@@ -71,7 +71,7 @@ def test_training_modes_and_buffers_are_left_as_they_were() -> None:
 
 
 class Random(nn.Module):
-    """Dropout in the body, which has no parameters and is not frozen with it."""
+    """Dropout in the body has no parameters, so it is not in eval mode when the body is frozen."""
 
     def __init__(self, twice: bool = False) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Random(nn.Module):
 
 
 class Moving(nn.Module):
-    """Statistics that move although nothing of the body trains."""
+    """Batch-norm statistics that change although no parameter of the body trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,14 +99,12 @@ def test_what_cannot_be_cut_is_not() -> None:
         assert find_cut(ready(model, ("head.*",)), images) is None
     calm = Random(twice=True)
     calm.drop.p = 0.0
-    assert find_cut(ready(calm, ("head.*",)), images) is None  # its head is asked twice
+    assert find_cut(ready(calm, ("head.*",)), images) is None  # its head is called twice
     calm.twice = False
     assert find_cut(ready(calm, ("head.*",)), images) is not None
     assert find_cut(ready(calm, "all"), images) is None
     model = torchvision.models.resnet18(num_classes=3)
-    assert (
-        find_cut(ready(model, "last:1"), torch.randn(1, 3, 32, 32)) is None
-    )  # two parts train, with nothing in common
+    assert find_cut(ready(model, "last:1"), torch.randn(1, 3, 32, 32)) is None  # two separate parts train
 
 
 def test_a_damaged_picture_keeps_its_name() -> None:

@@ -1,4 +1,4 @@
-"""The guard's decisions, from made-up losses: what it notices, what it lets pass, and where it sends back to."""
+"""The guard's decisions for synthetic losses: what it detects, what it ignores, and where it goes back to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan(**fields: Any) -> Plan:
 
 
 def feed(plan: Plan, losses: list[float], norms: list[float] | None = None) -> tuple[Fault | None, GuardState, int]:
-    """Feeds ``losses`` step by step, as a run does; the first fault, the record and the step at which it was found."""
+    """Checks ``losses`` step by step, as a run does; returns the first fault, the guard's state and the step of detection."""
     guard, record = Guard(plan), GuardState()
     rows: list[Row] = []
     for step in range(1, len(losses) + 1):
@@ -52,7 +52,7 @@ def test_what_is_not_finite_is_found_before_anything_is_saved(at: int, number: f
     fault, _, found = feed(plan(), losses)
     assert fault is not None and fault.kind == "not finite" and fault.update == at - 1
     assert at <= found <= -(-at // 50) * 50 and found - at < 16  # 50, 100, ... are saved
-    assert fault.back_to == max(at - 2, 0) // 16 * 16, "before the update that may have spoilt the weights"
+    assert fault.back_to == max(at - 2, 0) // 16 * 16, "before the update that may have corrupted the weights"
     norms = [1.0] * 200
     norms[at - 1] = number
     assert feed(plan(), [2.0] * 200, norms)[0] == Fault(
@@ -97,11 +97,11 @@ def test_updates_that_are_left_out_are_not_looked_at() -> None:
 
 
 def test_an_update_that_was_left_out_spoils_nothing() -> None:
-    """Update 15 spoils the weights, 16 and 17 are left out, 18 shows it: the state after 16 updates is spoilt."""
+    """Update 15 spoils the weights, 16 and 17 are left out, 18 shows it: so the state after 16 updates is spoilt."""
     guard, record = Guard(plan()), GuardState(left_out=[16, 17], checked=16)
     fault = guard.check(record, 32, [(step, NAN if step > 16 else 1.0, 1.0) for step in range(17, 33)])
     assert fault is not None and (fault.update, fault.culprit, fault.back_to) == (18, 15, 0)
-    assert guard.spoilt(record, 18, "no answer").culprit == 15
+    assert guard.fault_at_evaluation(record, 18, "not finite").culprit == 15
 
 
 def test_the_record_goes_into_json_and_back_and_keeps_its_remedies() -> None:

@@ -1,4 +1,4 @@
-"""The time left: a run is played with costs that are known, and what is told is held against what comes."""
+"""The remaining time: simulates a run with known costs and compares estimates with the actual time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plan_of(*stages: dict[str, Any]) -> Plan:
 def told(
     plan: Plan, step_seconds: dict[int, float], eval_seconds: dict[int, float], on_features: bool = False
 ) -> list[tuple[int, Any, float]]:
-    """(step, seconds left as told, as it came) at every tenth step; costs by stage, and 5 s of warming up in each."""
+    """Returns (step, estimated seconds left, actual seconds left) at every tenth step; each stage begins with 5 s of warm-up."""
     estimator, now, seen = ProgressEstimator(), 0.0, []
     for stage in plan.stages:
         estimator.on_features = on_features and stage.train == "head"
@@ -47,7 +47,7 @@ def test_the_time_left_is_right_where_cost_grows_with_pixels() -> None:
     seconds, evaluating = {0: 0.5, 1: 2.0}, {0: 1.0, 1: 4.0}
     for step, eta_seconds, came in told(plan, seconds, evaluating):
         if step in (10, 210):
-            assert eta_seconds is None, "the first fetch of a stage tells nothing yet"
+            assert eta_seconds is None, "there is no estimate at the first fetch of a stage"
         elif step > 100 and (step < 200 or step > 300):
             warm = 5.0 if step < 200 else 0.0  # of the stage to come
             assert eta_seconds == pytest.approx(came - warm + after(plan, step, evaluating))
@@ -58,7 +58,7 @@ def test_a_stage_is_told_by_its_own_speed_however_fast_the_one_before_was() -> N
     seconds, evaluating = {0: 0.01, 1: 1.0}, {0: 0.1, 1: 3.0}
     for step, eta_seconds, came in told(plan, seconds, evaluating, on_features=True):
         if step <= 500:
-            assert eta_seconds is None, "on features, nothing is known of what is to come"
+            assert eta_seconds is None, "on cached features, the cost of later stages is unknown"
         elif step > 610:
             assert eta_seconds == pytest.approx(came + after(plan, step, evaluating))
 

@@ -1,4 +1,4 @@
-"""When data counts as gone, and from which update on."""
+"""When data counts as gone, and which update is the first with missing images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def test_a_few_are_masked_and_many_stop() -> None:
     for update in range(40):
         assert watch.check(update, 1 if update % 3 == 0 else 0, 20) is None, "4 of the 200 of a window"
     assert watch.check(40, 2, 20) is None
-    assert watch.check(41, 9, 20) == 40, "of 40 as well more than 1 in 20 were missing"
+    assert watch.check(41, 9, 20) == 40, "in update 40, more than 1 in 20 were missing too"
     assert watch.missing_images() == (14, 200, "steps 33 to 42")
 
 

@@ -1,4 +1,4 @@
-"""Planted faults are survived, and a run that is stopped after every step recovers alike, bit for bit."""
+"""A run recovers from injected faults, and in the same way, bit for bit, if it is stopped after every step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Make = Callable[..., RunDir]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stripes of two kinds, and among the training pictures a white one."""
+    """Two classes of stripes, and one white image among the training images."""
     folder = tmp_path_factory.mktemp("recovery")
     random = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):
@@ -93,7 +93,7 @@ def go(run: RunDir, *arms: Arm) -> bool:
 
 
 def stopped_everywhere(run: RunDir, *arms: Arm, most: int = 200) -> None:
-    """Lets the run do one update at a time, each in a session of its own, until it finishes."""
+    """Resumes the run again and again, each time for one update, until it finishes."""
     for _ in range(most):
         before = last_step(run)
         if go(run, *arms, stop_after(before + 1)):
@@ -120,7 +120,7 @@ def finite(run: RunDir) -> bool:
 
 
 def poison(session: Session) -> None:
-    """The white picture sends the network out of its range."""
+    """The white image makes the network's output infinite."""
 
     def spoil(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
         white = (given[0] > 2.2).all(dim=1).float().mean(dim=(1, 2)) > 0.5
@@ -134,7 +134,7 @@ def test_a_poisoned_picture_is_named_and_left_out(make: Make) -> None:
     assert go(run, poison)
     (suspect,) = events(run, Suspected)
     assert suspect.guilty and suspect.paths == ("train/down/white.png",)
-    assert "left out from here on" in suspect.verdict
+    assert "left out from now on" in suspect.verdict
     (back,) = events(run, RolledBack)
     assert back.fault == "not finite" and back.step <= back.at - 1 < back.found
     assert finite(run)
@@ -142,7 +142,7 @@ def test_a_poisoned_picture_is_named_and_left_out(make: Make) -> None:
 
 
 def test_a_picture_that_is_left_out_is_left_out_of_everything(make: Make) -> None:
-    """Batch-norm statistics are estimated from training pictures too, and features of a frozen body are computed of all."""
+    """Batch-norm statistics are also estimated from training images, and features of a frozen body are computed for all."""
     assert go(run := make(average={"kind": "swa", "every": "2st"}), poison)
     assert len(events(run, RolledBack)) == 1 and len(events(run, Suspected)) == 1
     assert all(math.isfinite(one.results["swa"].loss) for one in events(run, Evaluated))
@@ -176,11 +176,14 @@ def test_weights_that_turn_into_nothing_are_brought_back(make: Make) -> None:
     (back,) = events(run, RolledBack)
     assert (back.step, back.at) == (12, 14)
     (suspect,) = events(run, Suspected)
-    assert not suspect.guilty and len(suspect.paths) == 8 and "no single picture is to blame" in suspect.verdict
+    assert not suspect.guilty and len(suspect.paths) == 8 and "no single picture causes it" in suspect.verdict
     rows = [row.split(",") for row in run.steps.read_text().splitlines()[1:]]
     assert [int(row[0]) for row in rows] == list(range(1, 25))
     assert [float(row[3]) for row in rows[12:20]] == pytest.approx([0.004] * 8)  # times 0.2 for two windows
-    assert [int(row[0]) for row in rows if not np.isfinite(float(row[5]))] == [13, 14]  # 13 may have spoilt them
+    assert [int(row[0]) for row in rows if not np.isfinite(float(row[5]))] == [
+        13,
+        14,
+    ]  # update 13 may have corrupted the weights
     assert events(run, Finished)
 
 
@@ -207,8 +210,8 @@ def test_an_exploding_learning_rate_is_eased(make: Make) -> None:
 
 @pytest.mark.parametrize("spoilt_after", [4, 5, 6, 8])
 def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoilt_after: int) -> None:
-    """Its own loss is finite. The window's end (4, 8) is where the state to go back to would be spoilt too; after step 6 the
-    evaluation finds it, which must be no score (situation 073). The rate is lower the second time, and the weights hold."""
+    """The loss of the last update is finite. At the end of a window (4, 8), the snapshot would be spoilt too; after step 6, the
+    evaluation detects it, and must not become a score (situation 073). The second time, the lower learning rate avoids it."""
 
     def spoil(session: Session) -> None:
         def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -222,7 +225,7 @@ def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoil
     assert go(unbroken, spoil)
     (back,) = events(unbroken, RolledBack)
     assert back.step < spoilt_after and back.fault == "not finite"
-    assert (spoilt_after == 6) == ("behind it no answer is a finite number" in back.reason)
+    assert (spoilt_after == 6) == ("after it, no output of the network is finite" in back.reason)
     scores = [result for event in events(unbroken, Evaluated) for result in event.results.values()]
     assert scores and all(math.isfinite(result.loss) for result in scores)
     stopped_everywhere(run, spoil)
@@ -230,8 +233,10 @@ def test_an_update_that_spoils_the_weights_is_gone_back_behind(make: Make, spoil
 
 
 def spoil_after(step: int, *, eased: bool = True) -> Arm:
-    """The update that ends at ``step`` makes the weights NaN, with a finite loss of its own; with a learning rate that the guard
-    has lowered only where ``eased``."""
+    """Makes the update that ends at ``step`` set the weights to NaN although its loss is finite.
+
+    After the guard has reduced the learning rate, it does so only if ``eased``.
+    """
 
     def arm(session: Session) -> None:
         def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
@@ -240,7 +245,7 @@ def spoil_after(step: int, *, eased: bool = True) -> Arm:
                 with torch.no_grad():
                     list(session.state.model.parameters())[-1].fill_(
                         torch.nan
-                    )  # of the head, which trains in every stage
+                    )  # a parameter of the head, which trains in every stage
 
         session.state.optimizer.register_step_post_hook(after)
 
@@ -248,7 +253,7 @@ def spoil_after(step: int, *, eased: bool = True) -> Arm:
 
 
 def test_an_update_that_always_spoils_the_weights_is_left_out(make: Make) -> None:
-    """With a lower learning rate it would do so again: the update itself goes, not only the one whose loss showed it."""
+    """It would happen again with a lower learning rate: the update itself is left out, not only the one whose loss showed it."""
     unbroken, run = make(epochs="13st"), make(epochs="13st")
     assert go(unbroken, spoil_after(8))
     assert len(events(unbroken, RolledBack)) == 1
@@ -258,7 +263,7 @@ def test_an_update_that_always_spoils_the_weights_is_left_out(make: Make) -> Non
 
 
 def test_a_run_that_gives_up_leaves_no_checkpoint_of_spoilt_weights(make: Make) -> None:
-    """Step 9 is saved, and not evaluated: its checkpoint would be what the message says to fork from."""
+    """Step 9 is saved, but not evaluated: the error message would suggest to fork from its checkpoint."""
     run = make(guard="none")
     with pytest.raises(Diverged, match=r"step 10 .*loss nan"):
         go(run, spoil_after(9))
@@ -268,12 +273,12 @@ def test_a_run_that_gives_up_leaves_no_checkpoint_of_spoilt_weights(make: Make) 
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     with pytest.raises(Diverged):
         go(run, spoil_after(9))
-    assert go(run)  # whose weights nothing spoils this time
+    assert go(run)  # this run is not disturbed
 
 
 def test_pictures_of_another_stage_are_looked_at(make: Make) -> None:
-    """The first update of a stage spoils the weights, so that the run goes back into the stage before: there the pictures are
-    looked at, though one of the two stages trains on features."""
+    """The first update of a stage spoils the weights, so that the run goes back to the stage before. The images are checked
+    there, although one of the two stages trains on features."""
     head = {"train": "head", "augment": {"crop": "none", "flip": 0.0}, "mix": "none", "average": "none"}
     features, pictures = {"epochs": "7st", **head}, {"epochs": "7st", "data_fraction": 0.5}
     for stages in ([pictures, features], [features, pictures]):
@@ -286,7 +291,7 @@ def test_pictures_of_another_stage_are_looked_at(make: Make) -> None:
 def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The only checkpoint is one of the steps that are given up: it goes when the other is there, not before."""
+    """The only checkpoint is of an abandoned step: it is removed only after the new one was written."""
 
     class Killed(BaseException): ...
 
@@ -301,7 +306,7 @@ def test_a_kill_before_the_state_gone_back_to_is_saved_leaves_a_checkpoint(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint, "_write", killed)
-        patch.setattr(Evaluator, "evaluate", lambda evaluator: None)  # so that step 9 is the first one that is saved
+        patch.setattr(Evaluator, "evaluate", lambda evaluator: None)  # so that step 9 is saved first
         go(run, spoil_after(10, eased=False))
     assert go(run, spoil_after(10, eased=False))
     assert differences(unbroken, run) == []
@@ -313,7 +318,7 @@ def test_it_gives_up_in_the_end_and_says_what_to_do(make: Make) -> None:
     with pytest.raises(Diverged, match=r"after going back 2 times(.|\n)*lr\.peak"):
         go(run)
     assert json.loads(run.summary.read_text())["status"] == "failed"
-    for path in run.checkpoints.glob("step_*"):  # what is on the disk is sound
+    for path in run.checkpoints.glob("step_*"):  # the checkpoint on the disk is sound
         tensors = checkpoint.load(path).tensors["model"]
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
     with pytest.raises(Diverged, match=r"training diverges: step"):
@@ -380,7 +385,7 @@ HEALTHY: list[dict[str, Any]] = [
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.parametrize("fields", HEALTHY, ids=["one_cycle", "adamw", "mixed", "bf16", "stages"])
 def test_healthy_runs_are_left_alone(make: Make, fields: dict[str, Any], seed: int) -> None:
-    """Twenty of them, ten windows each, with few pictures a batch and high learning rates, where losses are noisy."""
+    """Twenty runs of ten windows each, with small batches and high learning rates, whose losses are noisy."""
     long = {"epochs": "160st", "eval": {"every": "80st"}, "checkpoints": {"every": "80st"}, "seed": seed, "guard": {}}
     run = make(**{**long, **fields})
     assert go(run)
