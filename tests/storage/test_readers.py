@@ -200,5 +200,5 @@ def test_a_scan_goes_without_a_cache_that_cannot_be_read_and_leaves_it(
 
 def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
-    with pytest.raises(StagewrightError, match="no text in UTF-8"):
+    with pytest.raises(StagewrightError, match="is not UTF-8 text"):
         recipes.load(str(tmp_path / "r.yaml"))
