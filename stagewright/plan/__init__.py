@@ -1,1 +1,1 @@
-"""What will happen: stages in steps, schedules, costs. Pure functions."""
+"""The plan: all numbers of a run, computed from recipe and data; schedules, costs and budgets."""

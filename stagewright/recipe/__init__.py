@@ -1,1 +1,1 @@
-"""What is wanted: the schema of a recipe and the shipped ones."""
+"""Recipes: their schema, the shipped ones, and auto, which chooses one."""

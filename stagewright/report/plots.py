@@ -1,7 +1,7 @@
 """The curves of a run: loss, accuracy, learning rate and momentum, each by step and by training time.
 
-Everything is thinned to what a figure can show before it is drawn, so that a run of 100,000 steps costs no more than one
-of a thousand. Nothing is smoothed across a stage's seam, where mixing and batch size may change what the loss means.
+Data are reduced to what a figure can show before they are drawn, so that a run of 100,000 steps takes no longer than one of
+1,000. Smoothing never crosses the border between two stages, where mixing and batch size may change the meaning of the loss.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ def smoothed(record: RunRecord, column: str) -> tuple[Series, Series]:
     line."""
     steps, values = record.steps["step"], record.steps[column]
     window = max(1, min(len(steps) // 50, 500))
-    seams = np.flatnonzero(np.diff(record.steps["stage"]) != 0) + 1
+    borders = np.flatnonzero(np.diff(record.steps["stage"]) != 0) + 1
     xs: list[Series] = []
     ys: list[Series] = []
-    for part in np.split(np.arange(len(steps)), seams):
+    for part in np.split(np.arange(len(steps)), borders):
         share = max(2, round(_SMOOTH_POINTS * len(part) / max(len(steps), 1)))
         kept = part[np.unique(np.linspace(0, len(part) - 1, min(share, len(part))).round().astype(np.int64))]
         xs += [steps[kept], np.array([np.nan])]

@@ -192,8 +192,8 @@ def live_events(path: Path) -> list[Event]:
 
 
 def comparable(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """Returns what two runs of the same plan have in common, as plain data: ``events`` without their clocks, and without the kinds
-    that depend on how often a run was interrupted.
+    """Returns what two runs of the same plan have in common, as plain data: ``events`` without their clocks, and without the
+    kinds that depend on how often a run was interrupted.
 
     ``bad_image`` is included: an image that cannot be read fails at the same step again in a resumed run.
     """

@@ -27,6 +27,7 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Saved, StageBegun
+from stagewright.rundir.logs import pack_logs
 from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
