@@ -1,1 +1,1 @@
-"""Batches: which images, in which order, on which device."""
+"""Selects the images of each batch, loads batches in worker threads, and copies them to the device."""

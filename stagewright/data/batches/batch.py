@@ -1,4 +1,4 @@
-"""A batch, and what it is made from."""
+"""Dataclasses for a batch and for the specification that it is made from."""
 
 from __future__ import annotations
 
@@ -18,53 +18,57 @@ BadRow = tuple[int, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchSpec:
-    """What a batch of B pictures holds: all of it decided, none of it read."""
+    """A complete description of a batch of B images, of which nothing has been read yet."""
 
     step: int
     rows: NDArray[np.int64]
     """int64 (B,): rows of the manifest."""
     labels: NDArray[np.int64]
-    """int64 (B,)."""
+    """int64 (B,): class numbers."""
     geometry: Geometry
+    """The crop, shift and flip of each image."""
     image_size: int
-    """Side S of the square pictures in pixels."""
+    """Side S of the square images in pixels."""
     interpolation: Interpolation
     exact: bool = True
-    """Whether JPEGs are decoded at full size however small the view is."""
+    """True if JPEGs are always decoded at full size, even for a small crop."""
     draws: Draws | None = None
-    """What is done to the pictures on the device, after cropping and flipping."""
+    """The random augmentations that the device applies after cropping and flipping; None if there are none."""
     drawn_for: NDArray[np.int64] | None = None
-    """The places in the batch that ``draws`` are for; None: all of it."""
+    """The indices of the images in the batch that ``draws`` apply to; None for all images."""
     unread: bool = False
-    """Whether nothing is read at all, because what the network makes of these pictures is known."""
+    """True if no image is read, because the network's features of these images are cached."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B pictures as the network's device wants them."""
+    """A batch of B loaded images, in the memory format of the network's device."""
 
     step: int
     images: Tensor
-    """uint8 (B, 3, S, S), channels_last in memory; (B, 3, 0, 0) where the specification leaves them unread."""
+    """uint8 (B, 3, S, S), channels_last in memory; (B, 3, 0, 0) if the specification has ``unread``."""
     labels: Tensor
-    """int64 (B,)."""
+    """int64 (B,): class numbers."""
     valid: Tensor
-    """bool (B,): False where the picture could not be read; its pixels are zeros."""
+    """bool (B,): False if the image could not be read; its pixels are zeros."""
     bad_rows: tuple[BadRow, ...]
-    """(manifest row, reason) of each picture that could not be read, in the order of the batch."""
+    """(manifest row, reason) of each image that could not be read, in the order of the batch."""
     draws: Draws | None = None
-    """What is still to be done to the pictures, as in the specification."""
+    """The augmentations still to be applied, from the specification."""
     drawn_for: NDArray[np.int64] | None = None
+    """The indices of the images that ``draws`` apply to, from the specification."""
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (B,): rows of the manifest."""
 
 
 def masked(batch: Batch, rows: list[int]) -> Batch:
-    """``batch`` without the pictures of the manifest ``rows``: zeros that count for nothing."""
+    """Returns ``batch`` with the images of the manifest ``rows`` masked: their pixels are zeros, and ``valid`` is False."""
     out = np.isin(batch.rows, rows)
     if not out.any():
         return batch
     there = torch.from_numpy(~out).to(batch.images.device)
     shape = (-1, *[1] * (batch.images.ndim - 1))
-    images = batch.images.masked_fill(~there.view(shape), 0)  # no product: features of such a picture may be infinite
+    images = batch.images.masked_fill(
+        ~there.view(shape), 0
+    )  # not multiplied by 0: the features of such an image may be infinite
     return replace(batch, images=images, valid=batch.valid & there)

@@ -1,9 +1,10 @@
-"""Turns batch specifications into batches, in order, as fast as the threads go: only speed, no decisions.
+"""Loads batches from their specifications with worker threads, in order.
 
-Everything that decides what a batch holds stands in its :class:`BatchSpec`, so the bits are the same for any number of
-workers and any prefetch, and the loader neither knows epochs nor ever restarts: it reads straight across their seams.
-Threads suffice, since Pillow and NumPy release the interpreter lock around their work. A picture that cannot be read is
-zeros, not valid and named; it is never replaced. Nothing is normalised here: batches are 8-bit, a quarter of the bytes.
+The content of a batch is fully determined by its :class:`BatchSpec`, so it has the same bits for any number of workers and
+any prefetch. The loader does not know epochs and never restarts: it prefetches across their boundaries. Threads are enough,
+because Pillow and NumPy release Python's global lock while they work. An image that cannot be read is never replaced: its
+pixels are zeros, it is marked as not valid, and its row is reported. Images are not normalised here: 8-bit batches need a
+quarter of the bytes of float32.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from stagewright.augment.geometry import Geometry
 from stagewright.data.batches.batch import BadRow, Batch, BatchSpec
 from stagewright.data.images.crop import IN_MEMORY, BadPlace, crop_into, in_words
 from stagewright.data.images.decode import Images
@@ -32,23 +34,23 @@ from stagewright.system.threads import Pool
 
 Part = Callable[[], list[BadRow]]
 
-# Small enough to keep all threads busy on one batch, large enough that handing out costs nothing.
-_PICTURES_A_TASK = 8
-_ARRAYS_A_TASK = 512
+# Images per task: few enough that all threads work on one batch, enough that the cost of a task does not matter.
+_FILES_PER_TASK = 8
+_ARRAYS_PER_TASK = 512
 
-# How long a thread may keep the interpreter's lock while another waits for it. Python's 5 ms make a thread that comes back
-# from decoding wait for whoever runs Python: without the native decoder, 2 threads give 2.0 times the images of one with
-# this, 1.8 without.
+# How long a thread may keep Python's global lock while another thread waits for it. With Python's default of 5 ms, a thread
+# that has finished decoding waits too long. Without the native decoder, 2 threads have 2.0 times the throughput of one with
+# this value, and 1.8 times with the default.
 _SWITCH_SECONDS = 1e-4
 
 SLOW_SECONDS = 30.0
-"""A read that takes longer than this is named."""
+"""A read that takes longer than this is reported with ``on_slow``."""
 _STOP_SECONDS = 0.2
-"""How often it is asked, while a batch is waited for, whether to stop."""
+"""The interval at which ``stop`` is called while the consumer waits for a batch."""
 _THREAD_NAME = "stagewright-loader"
 
 
-def load_batches(
+def load_batches(  # many arguments, but most are independent options, given by name
     images: Images,
     specs: Iterable[BatchSpec],
     *,
@@ -60,33 +62,42 @@ def load_batches(
     resident: Resident | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Batch, None, None]:
-    """The batches of ``specs``, in their order, made by ``workers`` threads (0: one that reads nothing ahead).
+    """Yields the batches of ``specs``, in their order, loaded by worker threads. Use it with ``contextlib.closing``.
 
-    Specs are drawn in the calling thread, once each, and no more than ``prefetch`` beyond the batch handed out, which
-    also bounds the memory; with 0 workers none. Close the generator (``contextlib.closing``) to end the threads; being
-    garbage collected or exhausted ends them too. Closing waits for the eight pictures that each thread is at, and leaves
-    threads behind that hang in a read. While a batch is waited for, ``stop`` is asked several times a second and makes it
-    raise :class:`~stagewright.errors.Interrupted`.
-    ``pin_memory`` allocates page-locked tensors and needs CUDA. ``times`` is told where the seconds go, and
-    ``on_slow`` which rows the consumer has been waiting for, with the seconds, from :data:`SLOW_SECONDS` on, ever more
-    rarely. Batches that ``resident`` serves are made on its device, the moment they are handed out. An error of the reader
-    that is not in ``crop.UNREADABLE`` is raised when its batch is due. ValueError for workers < 0 or prefetch < 1.
+    Args:
+        images: the images of the manifest, from which the specifications select rows.
+        specs: iterated in the calling thread. At most ``prefetch`` specifications are taken beyond the current batch.
+        workers: number of threads. 0 means one thread that loads a batch only when it is requested.
+        prefetch: number of batches that are loaded ahead, which also limits the memory. Not used with 0 workers.
+        pin_memory: allocate the tensors in page-locked memory; needs CUDA.
+        times: the seconds for reading, decoding and waiting are added to it.
+        on_slow: called with (rows, seconds) if the consumer has waited for these rows for :data:`SLOW_SECONDS`, and then
+            again after increasing intervals.
+        resident: a cache on the device. If it can make a batch, the batch is made there at the moment it is yielded.
+        stop: called several times per second while the consumer waits for a batch. If it returns True,
+            :class:`~stagewright.errors.Interrupted` is raised.
+
+    The threads end if the generator is closed, exhausted or garbage collected. Closing waits until each thread has finished
+    its current task (8 files), but does not wait for threads that hang in a read. An error in a thread that is not in
+    ``crop.UNREADABLE`` is raised when its batch is requested. Raises ValueError for workers < 0 or prefetch < 1.
     """
     if workers < 0 or prefetch < 1:
-        raise ValueError(f"workers {workers} must not be negative, prefetch {prefetch} must be at least 1")
+        raise ValueError(
+            f"workers is {workers}, prefetch is {prefetch}; workers must be at least 0 and prefetch at least 1"
+        )
     times = times or LoadTimes()
     times.workers = workers
-    drafts = (
-        _ResidentDraft(resident, spec, times)
+    batches = (
+        _DeviceBatch(resident, spec, times)
         if not spec.unread and resident is not None and resident.serves(spec.geometry, spec.image_size)
-        else _HostDraft(images, spec, pin_memory, times)
+        else _HostBatch(images, spec, pin_memory, times)
         for spec in specs
     )
-    return _in_threads(drafts, max(workers, 1), prefetch if workers else 0, times, on_slow or _say_nothing, stop)
+    return _load_in_threads(batches, max(workers, 1), prefetch if workers else 0, times, on_slow or _ignore_slow, stop)
 
 
-def _in_threads(
-    drafts: Iterator[_Draft],
+def _load_in_threads(
+    batches: Iterator[_PendingBatch],
     workers: int,
     prefetch: int,
     times: LoadTimes,
@@ -94,20 +105,20 @@ def _in_threads(
     stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
-    under_way: deque[tuple[_Draft, list[Future[list[BadRow]]]]] = deque()
-    pool = Pool(workers, _THREAD_NAME, _alone)
+    queue: deque[tuple[_PendingBatch, list[Future[list[BadRow]]]]] = deque()
+    pool = Pool(workers, _THREAD_NAME, _use_one_thread)
 
     def top_up(most: int) -> None:
-        while len(under_way) < most and (draft := next(drafts, None)) is not None:
-            under_way.append((draft, [pool.submit(part) for part in draft.parts(closed)]))
+        while len(queue) < most and (pending := next(batches, None)) is not None:
+            queue.append((pending, [pool.submit(part) for part in pending.parts(closed)]))
 
     def take() -> Batch:
-        draft, futures = under_way.popleft()
+        pending, futures = queue.popleft()
         began = time.perf_counter()
-        for rows, future in zip(draft.rows_of_parts(), futures, strict=True):
+        for rows, future in zip(pending.rows_of_parts(), futures, strict=True):
             if not future.done():
                 _await(future, began, lambda seconds, late=rows: on_slow(late, seconds), stop)
-        batch = draft.finished(future.result() for future in futures)
+        batch = pending.finished(future.result() for future in futures)
         times.waited(time.perf_counter() - began)
         top_up(prefetch)
         return batch
@@ -115,8 +126,8 @@ def _in_threads(
     interval = sys.getswitchinterval()
     sys.setswitchinterval(min(interval, _SWITCH_SECONDS))
     try:
-        while top_up(max(prefetch, 1)) or under_way:
-            yield take()  # without a name here, or a batch would stay in memory after the consumer is done with it
+        while top_up(max(prefetch, 1)) or queue:
+            yield take()  # not in a variable, which would keep the batch in memory after the consumer has released it
     finally:
         closed.set()
         sys.setswitchinterval(interval)
@@ -126,7 +137,10 @@ def _in_threads(
 def _await(
     future: Future[list[BadRow]], began: float, on_slow: Callable[[float], None], stop: Callable[[], bool]
 ) -> None:
-    """Waits for ``future``, tells ever more rarely how long it has been, and gives up where a stop is asked for."""
+    """Waits for ``future``, and calls ``on_slow`` with the seconds since ``began`` after increasing intervals.
+
+    Raises Interrupted if ``stop`` returns True.
+    """
     patience, since = SLOW_SECONDS, time.perf_counter()
     while wait([future], timeout=min(patience, _STOP_SECONDS)).not_done:
         if stop():
@@ -136,37 +150,40 @@ def _await(
             patience *= 3
 
 
-def _alone() -> None:
-    """Keeps torch's helpers out of the thread that calls: each would bring a team of its own, whose members spin while they
-    wait and take the cores from the loader (2 threads on 2 cores: 1,150 images/s for 860 without the native decoder)."""
-    torch.get_num_threads()  # sets this thread's number, which a later call would otherwise do
+def _use_one_thread() -> None:
+    """Limits torch to one OpenMP thread within the calling thread.
+
+    Otherwise each worker would start its own group of OpenMP threads. These use the CPU even while they wait, and slow the
+    loader down: 860 instead of 1,150 images/s, for 2 workers on 2 cores without the native decoder.
+    """
+    torch.get_num_threads()  # torch sets the number of threads at its first call, which would undo the limit later
     threadpool_limits(1, user_api="openmp")
 
 
-def _say_nothing(rows: NDArray[np.int64], seconds: float) -> None:
+def _ignore_slow(rows: NDArray[np.int64], seconds: float) -> None:
     pass
 
 
-class _Draft(ABC):
-    """A batch in the making: the pieces of work that prepare it, in any order or at once, and what is made of them."""
+class _PendingBatch(ABC):
+    """A batch that is being loaded: a list of tasks, which may run in any order or in parallel, and their combined result."""
 
     def __init__(self, images: Images, spec: BatchSpec, times: LoadTimes) -> None:
         self.images, self.spec, self.times = images, spec, times
 
     def parts(self, closed: threading.Event) -> list[Part]:
-        """The pieces of work; each returns the rows it could not read, and does nothing once ``closed`` is set."""
+        """Returns the tasks. Each returns the rows that it could not read, and does nothing if ``closed`` is set."""
         return [partial(self._do, chunk, closed) for chunk in self._chunks()]
 
     def rows_of_parts(self) -> list[NDArray[np.int64]]:
-        """The manifest rows that each piece of work reads."""
+        """Returns the manifest rows that each task reads."""
         return [self.spec.rows[chunk] for chunk in self._chunks()]
 
     @abstractmethod
     def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
-        """The batch, once ``bad_rows`` (of all parts, in order) is exhausted."""
+        """Returns the batch, after it has waited for ``bad_rows``, the results of all tasks in order."""
 
     def _chunks(self) -> list[slice]:
-        each = _ARRAYS_A_TASK if isinstance(self.images, IN_MEMORY) else _PICTURES_A_TASK
+        each = _ARRAYS_PER_TASK if isinstance(self.images, IN_MEMORY) else _FILES_PER_TASK
         return [slice(start, start + each) for start in range(0, len(self.spec.rows), each)]
 
     def _do(self, chunk: slice, closed: threading.Event) -> list[BadRow]:
@@ -177,11 +194,11 @@ class _Draft(ABC):
 
     @abstractmethod
     def _fill(self, chunk: slice) -> list[BadPlace]:
-        """Prepares a chunk; which places of it could not be read."""
+        """Loads a chunk. Returns (index into the chunk, reason) of each image that could not be read."""
 
 
-class _HostDraft(_Draft):
-    """A batch on the host: its buffers are filled piece by piece."""
+class _HostBatch(_PendingBatch):
+    """A batch that is loaded into host memory, chunk by chunk."""
 
     def __init__(self, images: Images, spec: BatchSpec, pin_memory: bool, times: LoadTimes) -> None:
         super().__init__(images, spec, times)
@@ -192,7 +209,7 @@ class _HostDraft(_Draft):
         self.labels.numpy()[:] = spec.labels
 
     def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
-        """The batch, in the buffers."""
+        """Returns the batch in host memory."""
         bad = tuple(row for part in bad_rows for row in part)
         spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
         return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for, spec.rows)
@@ -202,32 +219,24 @@ class _HostDraft(_Draft):
 
     def _fill(self, chunk: slice) -> list[BadPlace]:
         spec, geometry = self.spec, self.spec.geometry
-        bad = crop_into(
-            self.images,
-            spec.rows[chunk],
-            geometry.boxes[chunk],
-            geometry.shifts[chunk],
-            geometry.flips[chunk],
-            spec.interpolation,
-            spec.exact,
-            self.buffer.numpy()[chunk],
-            self.times,
-        )
+        part = Geometry(geometry.boxes[chunk], geometry.shifts[chunk], geometry.flips[chunk])
+        out = self.buffer.numpy()[chunk]
+        bad = crop_into(self.images, spec.rows[chunk], part, spec.interpolation, spec.exact, out, self.times)
         for at, _ in bad:
             self.valid.numpy()[chunk][at] = False
         return bad
 
 
-class _ResidentDraft(_Draft):
-    """A batch that is made on the device: the threads decode what has not been used before, and nothing else."""
+class _DeviceBatch(_PendingBatch):
+    """A batch that is made on the device. The threads only decode images that are not in host memory yet."""
 
     def __init__(self, resident: Resident, spec: BatchSpec, times: LoadTimes) -> None:
         super().__init__(resident.images, spec, times)
         self.resident = resident
-        self.all_there = resident.holds(spec.rows)
+        self.all_on_device = resident.holds(spec.rows)
 
     def finished(self, bad_rows: Iterable[list[BadRow]]) -> Batch:
-        """The batch, on the device."""
+        """Returns the batch on the device."""
         bad = tuple(row for part in bad_rows for row in part)
         spec, resident = self.spec, self.resident
         began = time.perf_counter()
@@ -238,7 +247,7 @@ class _ResidentDraft(_Draft):
         return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for, spec.rows)
 
     def _chunks(self) -> list[slice]:
-        return [] if self.all_there else super()._chunks()
+        return [] if self.all_on_device else super()._chunks()
 
     def _fill(self, chunk: slice) -> list[BadPlace]:
         began = time.perf_counter()

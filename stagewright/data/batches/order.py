@@ -1,14 +1,14 @@
-"""Which pictures form the batch of a step: pure functions of (seed, pass, position), no state and no torch.
+"""Selects the images of each step's batch, with pure functions of (seed, pass, position): no state and no torch.
 
-A stage's data is one endless stream of positions, ``pass, place = divmod(position, n)``; step s, counted within the
-stage, takes the positions ``[s * B, (s + 1) * B)``. So no tail is dropped, no batch is short, and a batch may straddle
-passes. Pass numbers run on over the whole run. A place is an index into the array of the stage's pictures, not a row
-of the manifest; which picture stands at a place is the caller's affair.
+The data of a stage is an endless stream of positions, with ``pass, place = divmod(position, n)``. Step s of the stage uses
+the positions ``[s * B, (s + 1) * B)``. So no batch is dropped or shorter than B, and a batch may contain the end of one pass
+and the start of the next. Passes are numbered over the whole run. A place is an index into the array of the stage's images,
+not a row of the manifest; the caller maps places to rows.
 
-Naturally a pass is a permutation of the places. Where classes are sampled, a pass is as long but gives each class a fixed
-number of slots (:func:`class_slots`), and a class fills its slots by a walk through its own places: one permutation of
-them after another, running on from pass to pass. So nothing is drawn with replacement: however few slots a class has, its
-pictures are all seen before one is seen again.
+With natural sampling, a pass is a permutation of the places. With sampling by class, a pass has the same length, but each
+class has a fixed number of slots in it (:func:`class_slots`). A class fills its slots from its own sequence: one permutation
+of its places after another, continued from pass to pass. So nothing is drawn with replacement: even if a class has few
+slots, all its images are seen before any of them is seen again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Places = NDArray[np.int64]
 
 
 def subset(seed: int, labels: ArrayLike, fraction: float) -> Places:
-    """The places that a data fraction keeps of pictures with integer ``labels`` (n,): ascending, int64.
+    """Selects the subset of a data ``fraction``, of images with integer ``labels`` (n,). Returns ascending places, int64.
 
-    As many as :func:`stagewright.plan.plan.subset_size` says; all of them for 1.0. Stratified: each class keeps its share to
-    within about a picture, and never less than one picture. Nested: a smaller subset lies within every larger one of
-    the same seed and labels, since both are the beginning of one ranking: the picture that a keyed hash puts at rank r
-    of its class of m stands at (r + u) / m, where u in [0, 1) is drawn for the class; the first of each before all.
-    ValueError unless 0 < fraction <= 1.
+    Its size is :func:`stagewright.plan.plan.subset_size`, and n for the fraction 1.0. The subset is stratified: each class
+    keeps its share, to within about one image, and at least one image. Subsets are nested: a smaller subset is contained in
+    every larger one of the same seed and labels, since both are the beginning of the same ranking. A keyed hash gives each
+    image a rank r within its class of m images. Images are sorted by (r + u) / m, where u in [0, 1) is drawn per class, but
+    the first image of each class comes before all others. Raises ValueError unless 0 < fraction <= 1.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"data fraction {fraction}; allowed: above 0, up to 1")
+        raise ValueError(f"the data fraction is {fraction}; allowed: above 0, up to 1")
     classes = np.asarray(labels)
     n = len(classes)
     counts = np.bincount(classes)
@@ -48,7 +48,7 @@ def subset(seed: int, labels: ArrayLike, fraction: float) -> Places:
     hashes = rng.keys(key, np.arange(n, dtype=np.int64))
     rank = np.empty(n, dtype=np.int64)
     rank[np.lexsort((hashes, classes))] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-    # With one u for all, classes of equal size would round up together, at the cost of the others.
+    # If all classes had the same u, classes of equal size would all be rounded up together, at the expense of the others.
     u = rng.uniform(rng.keys(key, 0, np.arange(len(counts), dtype=np.int64)), 1)[:, 0]
     standing = np.where(rank == 0, -1.0, (rank + u[classes]) / counts[classes])
     return np.sort(np.lexsort((hashes, standing))[:size]).astype(np.int64)
@@ -57,11 +57,11 @@ def subset(seed: int, labels: ArrayLike, fraction: float) -> Places:
 def batch_places(
     seed: int, n: int, first_pass: int, batch_size: int, step_in_stage: int
 ) -> tuple[Places, NDArray[np.int64]]:
-    """``(places, passes)``, both int64 (batch_size,): which of ``n`` pictures a step sees, in which pass of the run.
+    """Returns ``(places, passes)`` of a step's batch, both int64 (batch_size,), for a stage with ``n`` images.
 
-    Every pass is a permutation of ``range(n)`` keyed by (seed, pass); ``first_pass`` is the run's pass that the stage
-    begins with. Where batch_size > n, a batch spans several passes and shows pictures more than once. ValueError
-    unless n and batch_size are positive and the others not negative.
+    Every pass is a permutation of ``range(n)``, keyed by (seed, pass). ``first_pass`` is the number of the stage's first pass
+    within the run. If batch_size > n, a batch covers several passes and contains images more than once. Raises ValueError
+    unless n and batch_size are positive, and the other numbers not negative.
     """
     (places,), passes = _batch(lambda index: (_pass_order(seed, n, index),), n, first_pass, batch_size, step_in_stage)
     return places, passes
@@ -69,21 +69,22 @@ def batch_places(
 
 @dataclass(frozen=True, eq=False)
 class SampledClasses:
-    """The places of a stage by class, and how many slots of a pass each class has. Classes without pictures are left out."""
+    """The places of a stage, sorted by class, and the number of slots of each class in a pass. Omits classes without images."""
 
     by_class: Places
-    """int64 (n,): the places of the first class, ascending, then those of the next."""
+    """int64 (n,): the places of the first class, ascending, then those of the second class, and so on."""
     sizes: NDArray[np.int64]
-    """int64 (K,): places of each class."""
+    """int64 (K,): number of places of each class."""
     slots: NDArray[np.int64]
-    """int64 (K,): slots of each class in a pass; they add up to n."""
+    """int64 (K,): number of slots of each class in a pass; their sum is n."""
 
 
 def class_shares(counts: ArrayLike, sampling: str) -> NDArray[np.float64]:
-    """Share of the pictures seen that is each class's, float64 (K,), of classes with ``counts`` (K,) pictures.
+    """Returns each class's share of the images in a pass, float64 (K,), for classes with ``counts`` (K,) images.
 
-    In proportion to the count (``natural``), its square root (``square_root``), or alike for all that have pictures
-    (``balanced``); sums to 1. Powers 1, 1/2 and 0 of the count are those compared in arXiv:1910.09217, section 3.1.
+    Shares are proportional to the count (``natural``), proportional to its square root (``square_root``), or equal for all
+    classes that have images (``balanced``). Their sum is 1. These are the powers 1, 1/2 and 0 of the count, which
+    arXiv:1910.09217 compares in section 3.1.
     """
     given = np.asarray(counts, dtype=np.float64)
     weights = {"natural": given, "square_root": np.sqrt(given), "balanced": (given > 0).astype(np.float64)}[sampling]
@@ -91,13 +92,16 @@ def class_shares(counts: ArrayLike, sampling: str) -> NDArray[np.float64]:
 
 
 def class_slots(counts: ArrayLike, sampling: str, size: int) -> NDArray[np.int64]:
-    """How many of ``size`` slots each class has, int64 (K,): its share by largest remainder, but at least 1 where it has
-    pictures. ``size`` is not below the number of such classes."""
+    """Divides ``size`` slots among classes with ``counts`` (K,) images; returns the number of slots of each class, int64 (K,).
+
+    Each class gets its share (:func:`class_shares`), rounded by the largest-remainder method, but at least 1 if it has
+    images. Raises ValueError if ``size`` is below the number of such classes.
+    """
     given = np.asarray(counts, dtype=np.int64)
     shares = class_shares(given, sampling)
-    rest = given > 0  # classes whose share is above one slot, found by giving that to the others
+    rest = given > 0  # classes whose share is at least one slot; the loop gives one slot to each of the others
     if size < np.count_nonzero(rest):
-        raise ValueError(f"{size} slots for {np.count_nonzero(rest)} classes; each needs one")
+        raise ValueError(f"{size} slots for {np.count_nonzero(rest)} classes; each class needs at least one")
     slots = rest.astype(np.int64)
     while rest.any():
         ideal = np.where(rest, shares * ((size - slots[~rest].sum()) / math.fsum(shares[rest])), 0.0)
@@ -113,7 +117,7 @@ def class_slots(counts: ArrayLike, sampling: str, size: int) -> NDArray[np.int64
 
 
 def sampled_classes(labels: ArrayLike, sampling: str) -> SampledClasses:
-    """What passes over places with integer ``labels`` (n,) give each class; a pass has n slots."""
+    """Sorts places with integer ``labels`` (n,) by class and divides the n slots of a pass among the classes."""
     classes = np.asarray(labels)
     counts = np.bincount(classes)
     slots = class_slots(counts, sampling, len(classes))
@@ -127,10 +131,10 @@ def sampled_classes(labels: ArrayLike, sampling: str) -> SampledClasses:
 def sampled_places(
     seed: int, classes: SampledClasses, first_pass: int, batch_size: int, step_in_stage: int
 ) -> tuple[Places, NDArray[np.int64], NDArray[np.int64]]:
-    """``(places, passes, views)``, int64 (batch_size,), as :func:`batch_places`, of a stage whose classes are sampled.
+    """Returns ``(places, passes, views)`` of a step's batch, each int64 (batch_size,), for a stage with sampling by class.
 
-    ``views`` counts how often the pass has had the place before: together with the pass it tells all views of a picture
-    apart. ValueError as there.
+    ``views`` is the number of times that the pass has used the place before. The pair (pass, view) is different each time an
+    image is used. See :func:`batch_places` for the arguments and errors.
     """
     n = len(classes.by_class)
     found, passes = _batch(lambda index: _sampled_pass(seed, classes, index), n, first_pass, batch_size, step_in_stage)
@@ -141,15 +145,15 @@ def sampled_places(
 def _batch(
     order: Callable[[int], tuple[Places, ...]], n: int, first_pass: int, batch_size: int, step_in_stage: int
 ) -> tuple[tuple[Places, ...], NDArray[np.int64]]:
-    """A step's part of each array that ``order`` gives for a pass, int64 (n,), and the passes."""
+    """Returns a step's slice of each array that ``order(pass)`` returns, int64 (n,), and the pass of each element."""
     if n < 1 or batch_size < 1 or first_pass < 0 or step_in_stage < 0:
         raise ValueError(
-            f"n {n} and batch_size {batch_size} must be positive, "
-            f"first_pass {first_pass} and step_in_stage {step_in_stage} not negative"
+            f"n is {n} and batch_size is {batch_size}, which must be positive; "
+            f"first_pass is {first_pass} and step_in_stage is {step_in_stage}, which must not be negative"
         )
     positions = np.arange(step_in_stage * batch_size, (step_in_stage + 1) * batch_size, dtype=np.int64)
     passes, within = np.divmod(positions, n)
-    # Positions rise, so each pass is one slice of the batch.
+    # Positions ascend, so each pass is one slice of the batch.
     starts = np.flatnonzero(np.diff(passes, prepend=-1))
     parts = [
         [column[within[start:stop]] for column in order(first_pass + int(passes[start]))]
@@ -158,8 +162,8 @@ def _batch(
     return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True)), passes + first_pass
 
 
-# A pass of 1.28 M pictures takes 0.2 s to sort and 10 MB to keep; a batch at a seam needs two, training and a second
-# reader in the same process four.
+# A pass of 1.28 million images takes 0.2 s to sort and needs 10 MB. A batch at the boundary of two passes needs both, so the
+# training and a second reader in the same process need four.
 @lru_cache(maxsize=4)
 def _pass_order(seed: int, n: int, pass_index: int) -> Places:
     return rng.permutation(rng.key(seed, rng.Stream.ORDER, pass_index), n)
@@ -167,27 +171,28 @@ def _pass_order(seed: int, n: int, pass_index: int) -> Places:
 
 @lru_cache(maxsize=4)
 def _sampled_pass(seed: int, classes: SampledClasses, pass_index: int) -> tuple[Places, NDArray[np.int64]]:
-    """``(places, views)`` of a whole pass, int64 (n,).
+    """Returns ``(places, views)`` of a whole pass, each int64 (n,).
 
-    Class k takes the positions ``[pass * slots, (pass + 1) * slots)`` of its walk, whose cycle c is the permutation of its
-    places keyed by (seed, k, c). All (class, cycle) pairs that the pass touches are sorted at once: at most n + 2 places of
-    each class, so 3 n in all.
+    Class k uses the positions ``[pass * slots, (pass + 1) * slots)`` of its own sequence. Cycle c of the sequence is the
+    permutation of the class's places that is keyed by (seed, k, c). All cycles that overlap with the pass are sorted in one
+    call. A class needs fewer than slots + 2 * size places for this, so all classes together need fewer than 3 n.
     """
     sizes, slots = classes.sizes, classes.slots
     begin = pass_index * slots
     first_cycle = begin // sizes
     num_cycles = (begin + slots - 1) // sizes + 1 - first_cycle
-    owner = np.repeat(np.arange(len(sizes)), num_cycles)  # of each (class, cycle) pair
+    owner = np.repeat(np.arange(len(sizes)), num_cycles)  # the class of each (class, cycle) pair
     cycle = first_cycle[owner] + _counting(num_cycles)
     pair_keys = rng.keys(rng.key(seed, rng.Stream.SAMPLE), owner, cycle)
     lengths = sizes[owner]
     within = _counting(lengths)
     hashes = rng.keys(np.repeat(pair_keys, lengths), within)
-    # The pair's number in the upper bits, so that one sort does it; a tie of what remains of the hash is one in 10^8.
+    # The number of the pair is in the upper bits, so one sort is enough. The remaining bits of two hashes are rarely equal
+    # (about 1 in 10^8).
     bits = np.uint64(len(owner).bit_length())
     pair = np.repeat(np.arange(len(owner), dtype=np.uint64), lengths)
     order = np.argsort((pair << (np.uint64(64) - bits)) | (hashes >> bits), kind="stable")
-    # Of each class's cycles the pass takes a stretch: from where the pass before ended, and as long as its slots.
+    # The pass uses a range of each class's cycles. It starts where the previous pass ended and is as long as the slots.
     run_starts = np.cumsum(num_cycles * sizes) - num_cycles * sizes + begin - first_cycle * sizes
     taken = np.repeat(run_starts, slots) + _counting(slots)
     class_starts = np.cumsum(sizes) - sizes
@@ -198,9 +203,10 @@ def _sampled_pass(seed: int, classes: SampledClasses, pass_index: int) -> tuple[
 
 
 def _earlier(places: Places, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each place came before within the pass, from the number of its cycle, counted from the pass's first.
+    """Returns how often each place was used before within the pass, given the cycle of each use, counted from 0.
 
-    Of the first cycle the pass may have the end alone; of every later one, what comes before a place's own cycle is whole.
+    The pass may contain only the end of cycle 0. All cycles between cycle 0 and a place's own cycle are complete, so each of
+    them used the place once.
     """
     in_first = np.zeros(len(places), dtype=np.bool_)
     in_first[places[cycles == 0]] = True
@@ -208,6 +214,6 @@ def _earlier(places: Places, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _counting(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, ... length - 1 for each of ``lengths``, one after the other."""
+    """Returns 0, 1, ..., length - 1 for each of ``lengths``, concatenated."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1], dtype=np.int64) - np.repeat(ends - lengths, lengths)

@@ -1,7 +1,7 @@
-"""From the plan to batch specifications: which pictures, which crops, for every step; pure, in order, endless seams.
+"""Makes the batch specifications of a plan: the images, crops and augmentations of every step.
 
-Nothing here depends on workers, prefetch or where a run was interrupted: the specification of step s is the same
-whichever step the stream begins at.
+All functions are pure. Nothing depends on the number of workers, on the prefetch, or on where a run was interrupted: the
+specification of step s is the same whichever step the stream starts with.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from stagewright.data.manifest import Manifest
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, key, permutation
 
-# What stands in the place of the pass in the key of a picture's augmentation, so that no two views share a key: the pass
-# (below 2**40) of natural sampling; for the v-th repeat within a pass of sampled classes _REPEAT * v more (below 2**60);
-# the same from _COPY_PASS on for augmented copies, which are the same in every pass; and from _RECALIBRATION_PASS on for
-# re-estimating batch-norm statistics.
+# An image's augmentation is keyed by (seed, pass, row). These numbers are used as the pass, so that no two uses of an image
+# have the same key. Natural sampling uses the number of the pass (below 2**40). Sampling by class adds _REPEAT * v for the
+# v-th repeat of an image within the pass (the sum is below 2**60). Augmented copies, which are the same in every pass, count
+# from _COPY_PASS. Batches that re-estimate batch-norm statistics count from _RECALIBRATION_PASS.
 _REPEAT = 2**40
 _MOST_REPEATS = 2**20
 _COPY_PASS = 2**61
 _RECALIBRATION_PASS = 2**62
-# In the place of a pass: the picture is seen as the evaluation sees it.
+# Used as the pass of an image without augmentation: it is cropped as in the evaluation.
 _UNAUGMENTED = -1
 
 
 def stage_rows(plan: Plan, manifest: Manifest, stage: StagePlan) -> NDArray[np.int64]:
-    """Manifest rows that a stage trains on: its data fraction of the training split, nested and stratified."""
+    """Returns the manifest rows that a stage trains on: a stratified, nested subset of the training split."""
     train = manifest.rows("train")
     return train[subset(plan.recipe.seed, manifest.labels[train], stage.data_fraction)]
 
@@ -41,9 +41,9 @@ def stage_rows(plan: Plan, manifest: Manifest, stage: StagePlan) -> NDArray[np.i
 def train_specs(
     plan: Plan, manifest: Manifest, first_step: int, unread: frozenset[int] = frozenset()
 ) -> Iterator[BatchSpec]:
-    """One specification for each step from ``first_step`` to the end of the plan, across stage seams.
+    """Yields one specification for each step from ``first_step`` to the end of the plan, across all stages.
 
-    The pictures of the stages whose indices are in ``unread`` are not read.
+    Stages whose index is in ``unread`` get specifications with ``unread=True``, for which no images are read.
     """
     for stage in plan.stages:
         if stage.end_step <= first_step:
@@ -66,7 +66,7 @@ def train_specs(
 
 
 def has_fixed_views(stage: StagePlan) -> bool:
-    """Whether the stage sees a picture in every pass as in the first, and nothing of another in it."""
+    """Returns True if an image is the same in every pass of the stage: no random crop or flip, augmentation, copies or mixing."""
     augment, mix = stage.augment, stage.mix
     if augment.crop != "none" or augment.flip or augment.copies or ((mix.mixup or mix.cutmix) and mix.probability):
         return False
@@ -74,8 +74,10 @@ def has_fixed_views(stage: StagePlan) -> bool:
 
 
 def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> Iterator[BatchSpec]:
-    """Every picture of ``split`` once, in the manifest's order, as the stage sees it: where ``split`` is "train", those that
-    it trains on, for a stage that sees pictures alike."""
+    """Yields specifications with every image of ``split`` once, in the manifest's order, cropped as in ``stage``.
+
+    For the split "train", these are only the images that the stage trains on, and :func:`has_fixed_views` must be True.
+    """
     if split != "train":
         yield from eval_specs(plan, manifest, stage, split)
         return
@@ -86,8 +88,11 @@ def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) ->
 
 
 def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_images: int) -> Iterator[BatchSpec]:
-    """Training views of ``num_images`` (or all) of a stage's pictures in full batches, to re-estimate statistics from;
-    classes come as often as the stage sees them."""
+    """Yields specifications of augmented training images to re-estimate batch-norm statistics with, in full batches.
+
+    Uses ``num_images`` images of the stage, or all if it has fewer, rounded down to full batches. Classes have the same
+    frequencies as in the stage.
+    """
     rows = stage_rows(plan, manifest, stage)
     own_key, classes = key(plan.recipe.seed, Stream.RECALIBRATE), _sampled(plan, manifest.labels[rows])
     order = permutation(own_key, len(rows))
@@ -102,7 +107,7 @@ def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_im
 
 
 def _sampled(plan: Plan, labels: NDArray[np.int32]) -> SampledClasses | None:
-    """The classes of a stage's places where they are not seen as often as they come."""
+    """Returns the class slots of a stage's places, or None with natural sampling."""
     return None if plan.recipe.sampling == "natural" else sampled_classes(labels, plan.recipe.sampling)
 
 
@@ -113,9 +118,9 @@ def _viewed(passes: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.i
 def eval_specs(
     plan: Plan, manifest: Manifest, stage: StagePlan, split: str, *, most: int | None = None, unread: bool = False
 ) -> Iterator[BatchSpec]:
-    """Every picture of ``split`` exactly once, in the manifest's order, as the evaluation sees it in ``stage``.
+    """Yields specifications with every image of ``split`` exactly once, in the manifest's order, cropped for evaluation.
 
-    In batches of ``most`` pictures; None: the stage's micro-batches. ``unread`` pictures are not read.
+    Batches have at most ``most`` images; None means the micro-batch size of ``stage``. With ``unread``, no images are read.
     """
     rows = manifest.rows(split)
     size, most = eval_image_size(plan, stage), most or stage.micro_batch_size

@@ -1,4 +1,4 @@
-"""Batches on their way to the device: moved whole, on CUDA ahead of their use on a stream of their own."""
+"""Copies batches to the device; on CUDA, the next batch is copied on a separate stream while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stagewright.data.batches.batch import Batch
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``."""
+    """Returns ``batch`` with its tensors on ``device``."""
     if batch.labels.device == device or device.type == "cpu":
         return batch
     return replace(
@@ -23,7 +23,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """``batches`` on the CUDA ``device``, each copied on a stream of its own while the one before is worked on."""
+    """Yields ``batches`` on the CUDA ``device``. Each is copied on a separate stream while the batch before it is processed."""
     copies = torch.cuda.Stream(device)
     ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
@@ -39,7 +39,10 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
 
 
 def _arrived(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
-    """``batch``, safe to use on the device's current stream, which keeps its memory until it is done with it."""
+    """Makes the current stream wait for the copy of ``batch``, and returns it.
+
+    The memory of its tensors is not reused before the current stream has finished its work on them.
+    """
     stream = torch.cuda.current_stream(device)
     stream.wait_event(arrived)
     for tensor in (batch.images, batch.labels, batch.valid):

@@ -1,4 +1,4 @@
-"""How many threads read images."""
+"""Chooses the number of loader threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ _SMALL_PIXELS = 100
 
 
 def auto_workers(manifest: Manifest) -> int:
-    """A thread for each core, 8 at most; one where pictures are so small that threads wait for each other (docs/log.md)."""
+    """Returns the number of worker threads: one per core, but at most 8.
+
+    For small images it is 1, because several threads would mostly wait for each other (docs/log.md).
+    """
     small = len(manifest) == 0 or float(np.median(manifest.widths)) < _SMALL_PIXELS
     return 1 if small else min(8, cores())

@@ -1,1 +1,1 @@
-"""Images in files and in memory, decoded and cropped."""
+"""Reads images from files or memory, decodes and crops them."""

@@ -1,8 +1,8 @@
-"""Crops: from stored pictures and boxes to square views in the memory of a batch, by the fastest way there is.
+"""Crops images to the square inputs of a batch, and writes them directly into the memory of the batch.
 
-The native decoder does what it can, in one call; Pillow and torch do the rest, picture by picture, and everything where
-there is no native decoder. Both see the same boxes and stay within rounding of each other: against full decoding and
-Pillow's antialiased resize, the median over 250 photographs is 56 dB (PSNR) at 224 pixels for either.
+The native decoder crops as many images as it can in one call. Pillow and torch crop the remaining ones one by one, or all
+images if there is no native decoder. Both use the same boxes, and their results differ only by rounding: compared with
+full decoding and Pillow's antialiased resize, both have a median PSNR of 56 dB over 250 photographs at 224 pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from stagewright.augment.geometry import jpeg_scale
+from stagewright.augment.geometry import Geometry, jpeg_scale
 from stagewright.data.images import native
 from stagewright.data.images.decode import (
     ArrayImages,
@@ -37,8 +37,8 @@ from stagewright.recipe.recipe import Interpolation
 Pixels = NDArray[np.uint8]
 BadPlace = tuple[int, str]
 
-# What reading a damaged or missing picture may raise. All else is a bug or an emergency and reaches the consumer,
-# MemoryError too: where it is the picture that asks for too much, decode has made an OSError of it.
+# The errors that reading a damaged or missing image can raise. Every other error is passed on to the caller, since it is a
+# bug or a problem of the machine. This includes MemoryError: decode() turns it into an OSError if the image is the cause.
 UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBombError)
 
 IN_MEMORY = (ArrayImages, CachedImages)
@@ -47,20 +47,19 @@ IN_MEMORY = (ArrayImages, CachedImages)
 def crop_into(
     images: Images,
     rows: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-    shifts: NDArray[np.int64],
-    flips: NDArray[np.bool_],
+    geometry: Geometry,
     interpolation: Interpolation,
     exact: bool,
     out: Pixels,
     times: LoadTimes | None = None,
 ) -> list[BadPlace]:
-    """Fills ``out``, uint8 (N, S, S, 3) and contiguous, with views of the pictures ``rows``: cut out, resized, shifted, flipped.
+    """Crops, resizes, shifts and flips the images ``rows``, int64 (N,), as ``geometry`` describes, and writes them to ``out``.
 
-    ``boxes``, ``shifts`` and ``flips`` as in :class:`stagewright.augment.geometry.Geometry`. Unless ``exact``, JPEGs may be
-    decoded at a half, a quarter or an eighth of their size where the view needs no more. Returns (place, reason) of
-    those that could not be read, in order; they are zeros. ``times`` is told where the seconds went.
+    ``out`` is uint8 (N, S, S, 3) and contiguous. If ``exact`` is False, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size
+    if that is large enough for its crop. Returns a list of (index into ``rows``, reason), in this order, of the images that
+    could not be read; their pixels in ``out`` are zeros. The seconds for reading and decoding are added to ``times``.
     """
+    boxes, shifts, flips = geometry.boxes, geometry.shifts, geometry.flips
     began, times = time.perf_counter(), times or LoadTimes()
     if isinstance(images, IN_MEMORY) and images.array is not None and keeps_size(images.array, boxes, out.shape[1]):
         failures = images.ensure(rows)
@@ -74,7 +73,7 @@ def crop_into(
         paths = [images.path(row) for row in rows.tolist()]
         codes, read_seconds = native.crop_files(paths, edges, flips, out.shape[1], interpolation, exact, out)
         left = np.flatnonzero(codes != native.DONE)
-        # Read again, with patience.
+        # Read these images again, now with repeated attempts if the storage fails.
         bad = _views(images.stored(rows[left]), range(len(left)), left, edges, flips, interpolation, exact, out)
     else:
         stored = images.stored(rows)
@@ -101,9 +100,10 @@ def _views(
     exact: bool,
     out: Pixels,
 ) -> list[BadPlace]:
-    """Fills in the views at ``places`` by :func:`view`; those that cannot be read are zeros, and returned.
+    """Writes the images at the indices ``places`` of ``out`` with :func:`view`, one by one.
 
-    ``numbers`` are the places of the same pictures in ``stored``.
+    ``numbers`` are the indices of the same images in ``stored``. Returns (index into ``out``, reason) of each image that
+    cannot be read; its pixels are zeros.
     """
     bad: list[BadPlace] = []
     for number, at in zip(numbers, places.tolist(), strict=True):
@@ -116,12 +116,12 @@ def _views(
 
 
 def in_words(error: BaseException) -> str:
-    """Why a picture could not be read, on one line."""
+    """Returns the type and the message of ``error``, which explain on one line why an image could not be read."""
     return f"{type(error).__name__}: {error}"
 
 
 def keeps_size(array: Pixels, boxes: NDArray[np.float64], size: int) -> bool:
-    """Whether every picture is seen whole and at its own size, so that nothing is resized."""
+    """Returns True if every box covers its whole image and the images have side ``size`` already: nothing is resized."""
     height, width = array.shape[1:3]
     return height == width == size and bool(np.all(boxes == (0, 0, width, height)))
 
@@ -129,7 +129,10 @@ def keeps_size(array: Pixels, boxes: NDArray[np.float64], size: int) -> bool:
 def gather(
     array: Pixels, rows: NDArray[np.int64], shifts: NDArray[np.int64], flips: NDArray[np.bool_], out: Pixels
 ) -> None:
-    """Views of pictures that keep their size, all at once: in NumPy 260,000 pictures of 32 pixels a second on one core."""
+    """Copies the images ``rows`` of ``array``, shifted and flipped but not resized, to ``out``, all in one call.
+
+    The NumPy version copies 260,000 images of 32 x 32 pixels per second on one core.
+    """
     if native.available() and array.flags.c_contiguous:
         native.gather(array, rows, shifts, flips, out)
         return
@@ -138,7 +141,7 @@ def gather(
     if pad:
         padded = np.zeros((count, size + 2 * pad, size + 2 * pad, 3), dtype=np.uint8)
         padded[:, pad : pad + size, pad : pad + size] = array[rows]
-        # Rows of pixels lie together, so a window of a row is one copy of 3 S bytes.
+        # The pixels of a line are contiguous in memory, so a window of S pixels is one copy of 3 S bytes.
         lines = padded.reshape(count, size + 2 * pad, -1)
         windows = np.lib.stride_tricks.sliding_window_view(lines, 3 * size, axis=2)[:, :, ::3]
         top, left = shifts[:, 1, None] + pad + np.arange(size), shifts[:, 0, None] + pad
@@ -161,9 +164,10 @@ def view(
     *,
     without_native: bool = False,
 ) -> None:
-    """Cuts out, resizes and flips the picture at place ``at`` into ``out`` (S, S, 3), decoding it with Pillow.
+    """Decodes image ``at`` of ``stored`` with Pillow or simplejpeg, and crops, resizes and flips it into ``out`` (S, S, 3).
 
-    ``without_native`` resizes without the native decoder too. Raises one of :data:`UNREADABLE`.
+    The native library resizes if it is available, unless ``without_native``. Raises one of :data:`UNREADABLE` if the image
+    cannot be read.
     """
     if at in stored.failures:
         raise stored.failures[at]
@@ -188,9 +192,12 @@ def view(
 
 
 def _check_fits(width: int, height: int, right: float, bottom: float) -> None:
-    """Boxes are drawn from the manifest's sizes; a file replaced since then may be smaller."""
+    """Raises DataError if the image is smaller than its crop box.
+
+    Boxes are drawn from the image sizes in the manifest. The file may have been replaced by a smaller image since then.
+    """
     if right > width or bottom > height:
-        raise DataError(f"the picture is {width} x {height} pixels now and was larger when it was scanned")
+        raise DataError(f"the picture is now {width} x {height} pixels, but it was larger when it was scanned")
 
 
 def _plain_view(
@@ -201,7 +208,10 @@ def _plain_view(
     flip: bool,
     out: Pixels,
 ) -> bool:
-    """Fills ``out`` where ``data`` is a plain JPEG and ``box`` has whole pixels at 1 / ``scale`` of it; else False."""
+    """Fills ``out`` and returns True if ``data`` is a plain JPEG and ``box`` has integer edges at 1 / ``scale`` of the size.
+
+    Otherwise returns False and leaves ``out`` unchanged.
+    """
     scaled = [edge / scale for edge in box.tolist()]
     if not all(edge.is_integer() for edge in scaled):
         return False
@@ -223,21 +233,25 @@ def _put(seen: Pixels, flip: bool, out: Pixels) -> None:
 
 
 def _as_pixels(array: Pixels) -> NDArray[np.void]:
-    """``array`` (..., 3) with a pixel as one item of 3 bytes: reversed more than twice as fast as bytes."""
+    """Returns a view of ``array`` (..., 3) whose items are pixels of 3 bytes: flipping it is more than twice as fast."""
     return array.view("V3")[..., 0]
 
 
 def _resized(
     picture: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: Interpolation, exact: bool
 ) -> Pixels:
-    """torch where the box has whole pixels, since its antialiased resize is two to three times as fast; else Pillow."""
+    """Returns the part ``box`` of ``picture``, resized to (size, size, 3).
+
+    If the box has integer edges, torch resizes, because its antialiased resize is two to three times as fast as Pillow's.
+    Otherwise, and if ``exact``, Pillow resizes.
+    """
     if exact or not all(edge.is_integer() for edge in box):
         return crop_resize(picture, box, (size, size), interpolation, exact=exact)
     return _torch_resized(np.array(picture.crop(whole_pixels(box, picture.size))), size, interpolation)
 
 
 def _torch_resized(part: Pixels, size: int, interpolation: Interpolation) -> Pixels:
-    """The whole of ``part`` (H, W, 3) as (size, size, 3), antialiased."""
+    """Returns ``part`` (H, W, 3), resized to (size, size, 3) with antialiasing."""
     if part.shape == (size, size, 3):
         return part
     tensor = torch.from_numpy(part).permute(2, 0, 1)[None]
@@ -246,7 +260,10 @@ def _torch_resized(part: Pixels, size: int, interpolation: Interpolation) -> Pix
 
 
 def _shift(view: Pixels, x: int, y: int) -> None:
-    """Moves the window over ``view`` (S, S, 3) by ``x`` pixels right and ``y`` down, in place; outside is black."""
+    """Moves the crop window over ``view`` (S, S, 3) by ``x`` pixels right and ``y`` down, in place.
+
+    Pixels from outside the image are black.
+    """
     size = len(view)
     padded = np.pad(view, ((abs(y),) * 2, (abs(x),) * 2, (0, 0)))
     view[...] = padded[abs(y) + y :, abs(x) + x :][:size, :size]

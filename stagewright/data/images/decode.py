@@ -1,11 +1,12 @@
-"""From bytes to upright RGB pictures, and from those to crops: the one place where Pillow and simplejpeg are called.
+"""Decodes the bytes of image files to upright RGB images with Pillow and simplejpeg, and crops them.
 
-Owns two conventions. A picture is upright (EXIF orientation applied), RGB, 8 bits, and the first frame of its file. And
-whatever is wrong with a file arrives as an OSError that says so in one line: Pillow alone raises a dozen kinds. Reading
-is Pillow's but for plain JPEGs, since torchvision 0.29's PNG decoder ends the process on some damaged files.
+Two conventions hold everywhere. An image is upright (EXIF orientation applied), RGB with 8 bits per channel, and the first
+frame of its file. Every problem of a file raises an OSError with a message of one line, although Pillow itself raises a
+dozen kinds of errors. Pillow decodes everything except plain JPEGs: the PNG decoder of torchvision 0.29 crashes the process
+on some damaged files.
 
-Everything here may be called from many threads at once, on different pictures. Pillow's warnings about odd files are
-switched off for its own modules, as nobody can act on them; what cannot be read is reported instead.
+All functions may be called from many threads at once, on different images. Pillow's warnings about unusual files are
+ignored, because a user cannot act on them. Files that cannot be read are reported instead.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
 
 
-# Formats that Pillow knows by name but does not decode itself: stubs without a reader, and EPS, a program that it would
-# hand to Ghostscript to run.
+# Formats that Pillow knows by name but does not decode itself: most have no reader. EPS files are programs, which Pillow
+# would run with Ghostscript.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 _USUAL_BYTES = 1 << 26
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-# TIFF 6.0, tag 274. Pillow's ImageOps.exif_transpose does the same but writes the whole EXIF block back, which fails on
-# pictures whose orientation is sound and whose other tags are not.
+# The orientations of TIFF 6.0, tag 274. Pillow's ImageOps.exif_transpose does the same, but it also writes the EXIF block
+# back, which fails for images with a valid orientation and other damaged tags.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,27 +54,27 @@ UPRIGHT = {
 
 
 class Images(Protocol):
-    """Pictures by row of a manifest. All of it may be called from many threads."""
+    """A source of images, indexed by the row of a manifest. All methods may be called from many threads."""
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Returns the number of images."""
         ...
 
     def load(self, row: int) -> Image.Image:
-        """The upright RGB picture of ``row``; OSError if it cannot be read."""
+        """Returns the upright RGB image of ``row``. Raises OSError if it cannot be read."""
         ...
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """The pictures of ``rows`` as they are stored, to crop from."""
+        """Returns the images of ``rows`` (N,) in their stored form, from which crops are made."""
         ...
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``boxes`` (N, 4) in pixels of the manifest's sizes, in pixels of what is stored."""
+        """Converts ``boxes`` (N, 4) from pixels of the sizes in the manifest to pixels of the stored images."""
         ...
 
 
 class FileImages:
-    """Pictures in files: ``root`` joined with ``paths`` (relative, ``/`` separators)."""
+    """Images in files: ``paths`` are relative to the folder ``root`` and have ``/`` as separator."""
 
     def __init__(self, root: str, paths: pa.StringArray) -> None:
         self.root = root
@@ -83,47 +84,47 @@ class FileImages:
         return len(self.paths)
 
     def read(self, row: int) -> bytes:
-        """The bytes of the file of ``row``; OSError if there is none or it cannot be read, after several attempts."""
+        """Returns the bytes of the file of ``row``. Raises OSError if it is missing, or cannot be read after several attempts."""
         return read_file(self.path(row))
 
     def path(self, row: int) -> str:
-        """Where the file of ``row`` lies."""
+        """Returns the path of the file of ``row``."""
         return os.path.join(self.root, self.paths[row].as_py())
 
     def load(self, row: int) -> Image.Image:
-        """The upright RGB picture of ``row``; OSError if it cannot be read."""
+        """Returns the upright RGB image of ``row``. Raises OSError if it cannot be read."""
         return decode(self.read(row))
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """The bytes of the files of ``rows``."""
+        """Reads the files of ``rows``."""
         return read_stored([self.path(row) for row in rows.tolist()])
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``boxes`` as they are: files hold what the manifest says."""
+        """Returns ``boxes`` unchanged: files have the sizes of the manifest."""
         return boxes
 
 
 class ArrayImages:
-    """Pictures in memory: ``array`` is uint8 of shape (N, H, W, 3)."""
+    """Images in memory: ``array`` is uint8 of shape (N, H, W, 3). Raises ValueError for other arrays."""
 
     def __init__(self, array: NDArray[np.uint8]) -> None:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
-            raise ValueError(f"pictures in memory are uint8 (N, H, W, 3), not {array.dtype} {array.shape}")
+            raise ValueError(f"pictures in memory must be uint8 (N, H, W, 3), not {array.dtype} {array.shape}")
         self.array = array
 
     def __len__(self) -> int:
         return len(self.array)
 
     def load(self, row: int) -> Image.Image:
-        """The picture of ``row``."""
+        """Returns the image of ``row``."""
         return Image.fromarray(self.array[row])
 
     def ensure(self, rows: NDArray[np.int64]) -> dict[int, Exception]:
-        """No failures: all pictures are there."""
+        """Returns no failures: all images are in memory already."""
         return {}
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """The pictures of ``rows`` within the array."""
+        """Returns the images of ``rows`` as positions in the array, without a copy."""
         height, width = self.array.shape[1:3]
         count, each = len(rows), height * width * 3
         sizes = np.tile(np.array([width, height], np.int32), (count, 1))
@@ -131,16 +132,16 @@ class ArrayImages:
         return Stored("raw", [flat], np.zeros(count, np.int32), rows.astype(np.int64) * each, lengths, sizes)
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``boxes`` as they are."""
+        """Returns ``boxes`` unchanged: the array has the sizes of the manifest."""
         return boxes
 
 
 def decode(data: bytes | memoryview) -> Image.Image:
-    """The picture in the bytes of a file: upright, RGB, first frame; OSError with a one-line reason if it is damaged.
+    """Decodes the first frame of an image file, given as bytes, to an upright RGB image.
 
-    Alpha is dropped, which leaves the colours that transparent pixels have underneath. Grey of 16 or 32 bits and floats
-    are brought to 8 bits as :func:`to_8_bit` says. Pictures of more than twice ``Image.MAX_IMAGE_PIXELS`` (179 million
-    pixels) are refused as decompression bombs.
+    An alpha channel is dropped: transparent pixels keep the colour that they store. Grey values with 16 or 32 bits and
+    floats are converted with :func:`to_8_bit`. Raises OSError with a reason of one line for damaged files, and for images
+    with more than twice ``Image.MAX_IMAGE_PIXELS`` (179 million pixels), which count as decompression bombs.
     """
     try:
         return upright_rgb(open_image(data))
@@ -149,12 +150,16 @@ def decode(data: bytes | memoryview) -> Image.Image:
 
 
 def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, tuple[int, int]]:
-    """As :func:`decode`, at 1 / ``scale`` of the size (1, 2, 4, 8) where the file is a JPEG. Returns the picture, the scale
-    that it has, and its full size."""
+    """Decodes as :func:`decode`, but a JPEG at 1 / ``scale`` (1, 2, 4 or 8) of its size.
+
+    Returns the image, the scale that was used (1 if the file is not a JPEG), and its full (width, height).
+    """
     try:
         image = open_image(data)
         size = image.size
-        image.decodermaxblock = len(data)  # all at once: Pillow's usual pieces of 64 KB cost a few percent
+        image.decodermaxblock = len(
+            data
+        )  # decode in one piece: Pillow's usual pieces of 64 KB are a few percent slower
         if scale > 1 and image.format in ("JPEG", "MPO"):
             image.draft("RGB", (max(size[0] // scale, 1), max(size[1] // scale, 1)))
             scale = scale if image.size != size else 1
@@ -167,10 +172,10 @@ def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, 
 
 
 def decode_plain(data: bytes | memoryview, scale: int) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
-    """A plain JPEG's pixels at 1 / ``scale`` of its size, uint8 (H, W, 3), and its full (width, height); None for every
-    other file, and for one about which the decoder has something to say: Pillow judges those.
+    """Decodes a plain JPEG at 1 / ``scale`` of its size with simplejpeg, which is up to 1.3 times as fast as Pillow.
 
-    simplejpeg hands libjpeg-turbo's pixels on as they are; through Pillow, decoding takes up to 1.3 times as long.
+    Returns the pixels, uint8 (H, W, 3), and the full (width, height). Returns None for every other file, and if the decoder
+    reports an error or a warning: Pillow then decides whether the file is readable.
     """
     size = _plain_jpeg_size(data)
     if size is None or size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -184,8 +189,10 @@ def decode_plain(data: bytes | memoryview, scale: int) -> tuple[NDArray[np.uint8
 
 
 def _plain_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """(width, height), if the file says that it is an upright JPEG of 8 bits in grey or three colours that ends where it
-    should."""
+    """Returns (width, height) if the headers describe an upright JPEG with 8 bits and 1 or 3 channels, else None.
+
+    Also returns None if the file does not end with the end marker of JPEG.
+    """
     if bytes(data[:2]) != b"\xff\xd8" or b"\xff\xd9" not in bytes(data[-4096:]):
         return None
     at = 2
@@ -194,7 +201,7 @@ def _plain_jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
         if kind in (0xC0, 0xC1, 0xC2):
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             return (width, height) if data[at + 4] == 8 and data[at + 9] in (1, 3) else None
-        if kind == 0xE1:  # EXIF or XMP, where an orientation may stand
+        if kind == 0xE1:  # EXIF or XMP, which may contain an orientation
             return _plain_size_to_pillow(data)
         if length < 2 or kind in (0xD8, 0xD9, 0xDA) or 0xF0 <= kind != 0xFE:
             return None
@@ -216,11 +223,10 @@ def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
 
 
 def measure(data: bytes) -> tuple[int, int]:
-    """Upright (width, height) of the picture in ``data``, after reading all of it; OSError exactly where :func:`decode`
-    raises one.
+    """Returns the upright (width, height) of the image in ``data``, and checks that all of it can be decoded.
 
-    JPEGs are decoded to grey at an eighth of their size: that still takes every byte of the entropy-coded stream, where
-    truncation shows, and saves the rest of the work.
+    Raises OSError exactly if :func:`decode` does. JPEGs are decoded to grey at 1/8 of their size: this still reads every
+    byte of the entropy-coded data, so it detects truncated files, and skips most of the other work.
     """
     try:
         image = open_image(data)
@@ -235,7 +241,7 @@ def measure(data: bytes) -> tuple[int, int]:
 
 
 def identified(path: str) -> bool:
-    """Whether a file begins like a picture, damaged or not, without reading the rest; OSError if it cannot be opened."""
+    """Returns True if a file begins like an image, damaged or not; reads only its start. OSError if it cannot be opened."""
     _silence_pillow()
     with open(path, "rb") as file:
         try:
@@ -255,26 +261,26 @@ def crop_resize(
     *,
     exact: bool = True,
 ) -> NDArray[np.uint8]:
-    """The part ``box`` of an RGB ``image``, resized to ``size``: uint8 of shape (height, width, 3), read-only.
+    """Crops ``box`` out of an RGB ``image`` and resizes it to ``size``; returns read-only uint8 (height, width, 3).
 
-    ``box`` is (left, top, right, bottom) in pixels of ``image``, fractions allowed; ``size`` is (width, height). The
-    filter is widened by the scale, so nothing aliases, and sees no pixel that the box does not touch. A box that leaves
-    the picture by less than a thousandth of a pixel (rounding) is clamped; ValueError for one that leaves it by more, or
-    is empty. ``exact``: the same bits with every version of Pillow, at the price of a second call.
+    ``box`` is (left, top, right, bottom) in pixels of ``image`` and may have fractions; ``size`` is (width, height). The
+    resize is antialiased, and uses only pixels that the box touches. With ``exact``, the bits are the same with every version
+    of Pillow, which takes a second call. A box that exceeds the image by less than 1/1000 pixel (rounding) is clamped. Raises
+    ValueError for a box that exceeds the image by more, or is empty, and for images that are not RGB.
     """
     left, top, right, bottom = box
     width, height = image.size
     slack = 1e-3
     if image.mode != "RGB":
-        raise ValueError(f"crop_resize takes RGB pictures, not {image.mode}")
+        raise ValueError(f"crop_resize needs an RGB picture, not {image.mode}")
     if not (-slack <= left < right <= width + slack and -slack <= top < bottom <= height + slack):
-        raise ValueError(f"the box {box} does not lie within a picture of {width} x {height} pixels")
+        raise ValueError(f"the box {box} is not within a picture of {width} x {height} pixels")
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     whole = whole_pixels(inside, image.size)
     part = image.crop(whole)
     left, top, right, bottom = inside[0] - whole[0], inside[1] - whole[1], inside[2] - whole[0], inside[3] - whole[1]
-    # Across, then down: in one call some versions of Pillow take the other order where the picture is tall, which rounds
-    # differently. The native decoder gives the same bits.
+    # The exact resize is horizontal first, then vertical. In a single call, some versions of Pillow use the other order for
+    # tall images, which rounds differently. The native decoder gives the same bits as the two calls.
     if not exact:
         return np.asarray(part.resize(size, _FILTERS[interpolation], box=(left, top, right, bottom)))
     across = part.resize((size[0], part.height), _FILTERS[interpolation], box=(left, 0, right, part.height))
@@ -282,7 +288,7 @@ def crop_resize(
 
 
 def whole_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of a picture of ``size`` (width, height) that ``box`` touches, as left, top, right, bottom."""
+    """Returns (left, top, right, bottom) of the pixels that ``box`` touches in an image of ``size`` (width, height)."""
     left, top, right, bottom = box
     width, height = size
     return (
@@ -294,11 +300,12 @@ def whole_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) 
 
 
 def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey ``values`` (H, W) of 16 or 32 bits or floats, brought to 0-255 by a rule that looks at this picture alone.
+    """Converts grey ``values`` (H, W) with 16 or 32 bits, or floats, to 0-255. The rule depends on this image only.
 
-    Integers from 0 up are divided by the smallest of the usual full scales (8, 10, 12, 14, 16 bits) that holds the
-    picture: 12-bit scans in 16-bit files keep their contrast. Floats within [0, 1] are multiplied by 255, floats within
-    [0, 255] kept. All else (negative, beyond 16 bits) is stretched from its minimum to its maximum. NaN counts as 0.
+    Integers >= 0 are divided by the smallest usual maximum (of 8, 10, 12, 14 or 16 bits) that is not below their values, so
+    12-bit scans in 16-bit files keep their contrast. Floats within [0, 1] are multiplied by 255, floats within [0, 255] are
+    kept. All other values (negative, or above 16 bits) are scaled linearly from minimum and maximum to 0 and 255. NaN and
+    +infinity count as 0.
     """
     grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
@@ -313,23 +320,25 @@ def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Pillow's formats in the order in which they are tried: common ones first, and last those without a signature (TGA
-    and the like), which take arbitrary bytes for theirs."""
-    Image.preinit()  # registers the common formats, before
-    Image.init()  # all others
+    """Returns Pillow's formats in the order in which they are tried: first the common ones.
+
+    Formats without a signature (such as TGA) come last, since their readers accept arbitrary bytes.
+    """
+    Image.preinit()  # registers the common formats first
+    Image.init()  # then all others
     known = [name for name in Image.ID if name not in _NOT_DECODED]
     return tuple(sorted(known, key=lambda name: Image.OPEN[name][1] is None))
 
 
 @cache
 def picture_extensions() -> frozenset[str]:
-    """Extensions of file names that promise a picture Pillow decodes: lower case, with the dot."""
+    """Returns the file extensions of all image formats that Pillow decodes: lower case, with the dot."""
     formats = _formats()
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
 def open_image(data: bytes | memoryview) -> ImageFile:
-    """Pillow's image of the bytes of a file, its pixels not decoded yet. What Pillow raises passes."""
+    """Opens the bytes of a file with Pillow, without decoding the pixels. Errors of Pillow are not converted."""
     _silence_pillow()
     if not data:
         raise OSError("the file is empty")
@@ -337,8 +346,8 @@ def open_image(data: bytes | memoryview) -> ImageFile:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """``image`` decoded, in RGB of 8 bits, turned as EXIF says."""
-    # Orientation after loading: in PNG it may stand behind the pixels, and loading a TIFF already applies it.
+    """Decodes ``image`` and returns it as upright RGB with 8 bits, rotated according to its EXIF orientation."""
+    # Read the orientation after loading: in a PNG it may follow the pixels, and loading a TIFF already applies it.
     image.load()
     orientation = orientation_of(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -349,7 +358,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or EXIF is damaged: the pixels are good all the same."""
+    """Returns the EXIF orientation, 1 to 8. It is 1 if EXIF is missing or damaged, since the pixels are usable anyway."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -358,7 +367,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def read_error(error: Exception) -> OSError | MemoryError:
-    """What to raise for ``error``: an OSError where the picture is to blame, the MemoryError itself where the machine is."""
+    """Converts ``error`` to the exception to raise: an OSError, or the MemoryError itself if the machine has no memory left."""
     if isinstance(error, UnidentifiedImageError):
         return UnidentifiedImageError(NOT_IDENTIFIED)
     if isinstance(error, MemoryError):
@@ -368,7 +377,7 @@ def read_error(error: Exception) -> OSError | MemoryError:
 
 
 def _has_memory() -> bool:
-    """Whether a usual picture would find room now."""
+    """Returns True if the memory for an image of usual size is available now."""
     try:
         bytearray(_USUAL_BYTES)
     except MemoryError:
@@ -377,10 +386,10 @@ def _has_memory() -> bool:
 
 
 def _silence_pillow() -> None:
-    """Keeps Pillow's warnings from the user, and from becoming errors in the middle of a picture under ``-W error``.
+    """Ignores all warnings of Pillow's modules, which ``python -W error`` would turn into errors while an image is decoded.
 
-    ``warnings.catch_warnings`` is not safe in threads: it swaps the filters of the whole process. So one filter for
-    Pillow's modules is put in front of all others, and again where somebody has since put another there.
+    ``warnings.catch_warnings`` is not thread-safe, because it replaces the filters of the whole process. Therefore one filter
+    is inserted before all others. It is inserted again if another filter has been put before it.
     """
     first = warnings.filters[0] if warnings.filters else None
     if first is None or first[0] != "ignore" or getattr(first[3], "pattern", None) != _PILLOW:

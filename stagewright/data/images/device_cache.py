@@ -1,7 +1,7 @@
-"""Resident pictures: a set that lies decoded in memory, copied to the device at its first use, and cut out there.
+"""Caches decoded images on the GPU, and shifts and flips them there.
 
-For sets of small pictures that keep their size (CIFAR and the like). What crosses to the device for a batch is then its
-row numbers, shifts and flips: some kilobytes. The bits are those of :func:`stagewright.data.images.crop.gather`.
+This is for data sets of small images that are not resized, such as CIFAR. Only the row numbers, shifts and flips of a batch,
+a few kilobytes, are then copied to the device. The bits are those of :func:`stagewright.data.images.crop.gather`.
 """
 
 from __future__ import annotations
@@ -19,64 +19,70 @@ from stagewright.data.images.decode import ArrayImages, Images
 from stagewright.data.images.memory_cache import CachedImages
 
 SHARE = 0.25
-"""No set that takes more of the device's free memory than this lies there."""
+"""A data set is cached on the device only if it needs at most this share of the device's free memory."""
 
 
 class Resident:
-    """The pictures of ``images``, uint8 (N, H, W, 3), on ``device``."""
+    """A cache of ``images``, uint8 (N, H, W, 3), on ``device``. Each image is copied there at its first use."""
 
     def __init__(self, images: ArrayImages | CachedImages, device: torch.device) -> None:
         assert images.array is not None
         self.images, self.array = images, images.array
-        self.pictures = torch.empty(self.array.shape, dtype=torch.uint8, device=device)
-        self.decoded = np.zeros(len(self.array), np.bool_)
+        self.on_device = torch.empty(self.array.shape, dtype=torch.uint8, device=device)
+        self.copied_rows = np.zeros(len(self.array), np.bool_)
 
     def serves(self, geometry: Geometry, size: int) -> bool:
-        """Whether the views are of whole pictures at their own size, so that nothing is resized."""
+        """Returns True if ``geometry`` uses whole images that have side ``size`` already, so that nothing is resized."""
         return keeps_size(self.array, geometry.boxes, size)
 
     def holds(self, rows: NDArray[np.int64]) -> bool:
-        """Whether all of ``rows`` are on the device already."""
-        return bool(self.decoded[rows].all())
+        """Returns True if all images of ``rows`` are on the device already."""
+        return bool(self.copied_rows[rows].all())
 
     def views(self, rows: NDArray[np.int64], geometry: Geometry, readable: NDArray[np.bool_]) -> Tensor:
-        """Views of ``rows``, shifted and flipped, uint8 (N, H, W, 3) on the device; zeros where not ``readable`` (N,).
+        """Returns the images of ``rows`` (N,), shifted and flipped, uint8 (N, H, W, 3) on the device.
 
-        The readable ones are in memory by now (``images.ensure``)."""
+        Images that are not ``readable``, bool (N,), are zeros. The readable ones must be decoded in host memory already
+        (``images.ensure``).
+        """
         self._upload(rows[readable])
         height, width = self.array.shape[1:3]
-        down = np.arange(height) + geometry.shifts[:, 1, None]
-        right = np.arange(width) + geometry.shifts[:, 0, None]
-        right[geometry.flips] = right[geometry.flips, ::-1]
-        # One small copy for all: row, and where each line and column of the view comes from; -1 is outside, so black.
-        down[(down < 0) | (down >= height) | ~readable[:, None]] = -1
-        right[(right < 0) | (right >= width)] = -1
-        packed = self.copied(np.concatenate([rows[:, None], down, right], axis=1))
-        row, down_there, right_there = (
+        line = np.arange(height) + geometry.shifts[:, 1, None]
+        column = np.arange(width) + geometry.shifts[:, 0, None]
+        column[geometry.flips] = column[geometry.flips, ::-1]
+        # One small copy per batch: the row, and the source of each line and column. -1 is outside the image, so black.
+        line[(line < 0) | (line >= height) | ~readable[:, None]] = -1
+        column[(column < 0) | (column >= width)] = -1
+        packed = self.copied(np.concatenate([rows[:, None], line, column], axis=1))
+        row, lines, columns = (
             packed[:, :1, None],
             packed[:, 1 : 1 + height, None],
             packed[:, None, 1 + height :],
         )
-        seen = self.pictures[row, down_there.clamp(min=0), right_there.clamp(min=0)]
-        return seen * ((down_there >= 0) & (right_there >= 0))[..., None]
+        seen = self.on_device[row, lines.clamp(min=0), columns.clamp(min=0)]
+        return seen * ((lines >= 0) & (columns >= 0))[..., None]
 
     def copied(self, values: NDArray[Any]) -> Tensor:
-        """``values`` on the device, by way of page-locked memory, so that nobody waits for the copy."""
+        """Copies ``values`` to the device, through page-locked memory on CUDA, so that the host does not wait for the copy."""
         tensor = torch.tensor(values)
-        if self.pictures.device.type == "cuda":
+        if self.on_device.device.type == "cuda":
             tensor = tensor.pin_memory()
-        return tensor.to(self.pictures.device, non_blocking=True)
+        return tensor.to(self.on_device.device, non_blocking=True)
 
     def _upload(self, rows: NDArray[np.int64]) -> None:
-        """Copies what is not on the device yet."""
-        new = np.unique(rows[~self.decoded[rows]])
+        """Copies the images of ``rows`` that are not on the device yet."""
+        new = np.unique(rows[~self.copied_rows[rows]])
         if len(new):
-            self.pictures[self.copied(new)] = self.copied(self.array[new])
-            self.decoded[new] = True
+            self.on_device[self.copied(new)] = self.copied(self.array[new])
+            self.copied_rows[new] = True
 
 
 def cache_on_device(images: Images, device: torch.device) -> Resident | None:
-    """``images`` on a CUDA ``device`` where they lie in memory, have one size and fit well; else None."""
+    """Returns a cache of ``images`` on a CUDA ``device``.
+
+    Returns None if the device is not CUDA, the images are not in host memory, differ in size, or need more than :data:`SHARE`
+    of the device's free memory.
+    """
     if device.type != "cuda" or not isinstance(images, IN_MEMORY) or images.array is None:
         return None
     free, _ = torch.cuda.mem_get_info(device)

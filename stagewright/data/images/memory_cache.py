@@ -1,7 +1,7 @@
-"""Kept pictures: small sets are decoded once, at their first use, and stay in memory.
+"""Caches the decoded images of small data sets in memory.
 
-Only where that changes no bit: a picture in memory is decoded at full size, so sets whose JPEGs the loader would decode
-at a part of their size are left alone, whatever memory there is.
+Images are decoded at their first use, at full size. So that the cache changes no bit, it is not used for data sets whose
+JPEGs the loader would decode at a reduced size.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from stagewright.plan.plan import Plan
 from stagewright.system.machine import memory_bytes
 
 MOST_BYTES = 2**31
-"""No set of more bytes than this is kept, nor one of more than an eighth of the machine's memory."""
+"""Largest cached data set in bytes. It must also fit into 1/8 of the machine's memory."""
 
 
 class CachedImages:
-    """The pictures of ``images``, of upright sizes ``widths`` and ``heights`` (N,), in memory once they have been used."""
+    """A cache of ``images``: each image is decoded at its first use, and then stays in memory.
+
+    ``widths`` and ``heights``, int32 (N,), are the upright sizes in pixels.
+    """
 
     def __init__(self, images: Images, widths: NDArray[np.int32], heights: NDArray[np.int32]) -> None:
         self.images = images
         self.sizes = np.stack([widths, heights], axis=1).astype(np.int32)
         self.lengths = decoded_bytes(widths, heights)
         self.offsets = np.cumsum(self.lengths) - self.lengths
-        self.memory = np.empty(int(self.lengths.sum()), np.uint8)  # pages come with first use
+        self.memory = np.empty(int(self.lengths.sum()), np.uint8)  # the system assigns memory pages at their first use
         self.decoded = np.zeros(len(self.sizes), np.bool_)
-        alike = bool((self.sizes == self.sizes[:1]).all()) and len(self.sizes) > 0
-        self.array = self.memory.reshape(len(self.sizes), self.sizes[0, 1], self.sizes[0, 0], 3) if alike else None
-        """uint8 (N, H, W, 3) where all pictures have one size."""
+        same_size = bool((self.sizes == self.sizes[:1]).all()) and len(self.sizes) > 0
+        self.array = self.memory.reshape(len(self.sizes), self.sizes[0, 1], self.sizes[0, 0], 3) if same_size else None
+        """uint8 (N, H, W, 3) if all images have the same size, else None."""
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def load(self, row: int) -> Image.Image:
-        """The picture of ``row``; OSError if it cannot be read."""
+        """Returns the image of ``row``. Raises OSError if it cannot be read."""
         failures = self.ensure(np.array([row]))
         if failures:
             raise failures[0]
@@ -46,9 +49,10 @@ class CachedImages:
         return Image.frombytes("RGB", (width, height), self.stored(np.array([row])).data(0))
 
     def ensure(self, rows: NDArray[np.int64]) -> dict[int, Exception]:
-        """Decodes what is not there yet; why pictures could not be read, by their place in ``rows``.
+        """Decodes those images of ``rows`` that are not cached yet.
 
-        Two threads may decode the same picture at once: they write the same bytes, and only then say that it is there.
+        Returns the errors of the images that cannot be read, by index into ``rows``. Two threads may decode the same image at
+        once: both write the same bytes, and mark the image as decoded only afterwards.
         """
         failures: dict[int, Exception] = {}
         for at in np.flatnonzero(~self.decoded[rows]).tolist():
@@ -61,14 +65,15 @@ class CachedImages:
                 continue
             if picture.size != tuple(self.sizes[row].tolist()):
                 width, height = picture.size
-                failures[at] = OSError(f"the picture is {width} x {height} pixels now and was not when it was scanned")
+                text = f"the picture is now {width} x {height} pixels, but it had another size when it was scanned"
+                failures[at] = OSError(text)
                 continue
             self.memory[start:end] = np.asarray(picture).reshape(-1)
             self.decoded[row] = True
         return failures
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """The decoded pictures of ``rows``."""
+        """Returns the decoded images of ``rows``. Images that are not cached yet are decoded first."""
         failures = self.ensure(rows)
         sizes = self.sizes[rows]
         sizes[list(failures)] = 0
@@ -76,16 +81,17 @@ class CachedImages:
         return Stored("raw", [self.memory], which, self.offsets[rows], self.lengths[rows], sizes, failures)
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``boxes`` as they are."""
+        """Returns ``boxes`` unchanged: cached images have the sizes of the manifest."""
         return boxes
 
 
 def cache_if_small(
     images: Images, widths: NDArray[np.int32], heights: NDArray[np.int32], image_size: int, *, exact: bool
 ) -> Images:
-    """``images`` kept in memory where they are files, few and small enough; else as they are.
+    """Returns a memory cache of ``images`` if they are files, small enough, and never decoded at a reduced size.
 
-    ``image_size`` is the smallest view that is taken of them, ``exact`` whether they are always decoded at full size.
+    Otherwise returns ``images`` itself. ``image_size`` is the smallest side in pixels at which the images are used. ``exact``
+    is True if they are always decoded at full size.
     """
     if not isinstance(images, FileImages) or not len(images):
         return images
@@ -97,11 +103,11 @@ def cache_if_small(
 
 
 def cache_for_plan(plan: Plan, manifest: Manifest, images: Images) -> Images:
-    """The ``images`` of ``manifest`` as a run of ``plan`` reads them: cached in memory if :func:`cache_if_small` allows it."""
+    """Returns the ``images`` of ``manifest`` for a run of ``plan``: cached in memory if :func:`cache_if_small` allows it."""
     smallest, exact = min(stage.image_size for stage in plan.stages), plan.recipe.decode == "exact"
     return cache_if_small(images, manifest.widths, manifest.heights, smallest, exact=exact)
 
 
 def decoded_bytes(widths: NDArray[np.int32], heights: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Bytes of each picture once it is decoded, int64 (N,)."""
+    """Returns the number of bytes of each decoded image, int64 (N,)."""
     return 3 * widths.astype(np.int64) * heights

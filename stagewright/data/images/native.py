@@ -1,7 +1,7 @@
-"""The native decoder, where it was built: crops of many pictures in one call, decoding no more than they need.
+"""Calls the native decoder, a C library that crops many images in one call and decodes only the parts that it needs.
 
-Optional: without a compiler or libjpeg's header at installation, or with ``STAGEWRIGHT_NATIVE=0`` in the environment,
-:func:`available` is False and Pillow does the work. Its C source is in the folder ``native``.
+The library is optional. :func:`available` returns False, and Pillow is used, if the compiler or libjpeg's headers were
+missing at installation, or if the environment has ``STAGEWRIGHT_NATIVE=0``. The C source is in the folder ``native``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stagewright.data.images.stored import Stored
 _FILTERS = {"bilinear": 0, "bicubic": 1}
 
 DONE = 0
-"""The code of a picture that was cropped; any other leaves it to Pillow."""
+"""The code of an image that was cropped. An image with any other code must be cropped with Pillow."""
 
 
 @cache
@@ -34,16 +34,16 @@ def _module() -> Any:
 
 
 def available() -> bool:
-    """Whether the native decoder is there and wanted."""
+    """Returns True if the native decoder is installed and not switched off."""
     return _module() is not None
 
 
 def describe() -> str:
-    """What is active, in words, for ``doctor`` and for a run's record of its environment."""
+    """Describes the active decoder in words, for ``doctor`` and for the record of a run's environment."""
     module = _module()
     if module is None:
-        wanted = os.environ.get("STAGEWRIGHT_NATIVE", "1") != "0"
-        return "Pillow: the native decoder is " + ("not built" if wanted else "switched off by STAGEWRIGHT_NATIVE=0")
+        enabled = os.environ.get("STAGEWRIGHT_NATIVE", "1") != "0"
+        return "Pillow: the native decoder is " + ("not built" if enabled else "switched off by STAGEWRIGHT_NATIVE=0")
     library, turbo, path = module.info()
     name = (
         f"libjpeg-turbo {turbo // 1_000_000}.{turbo // 1000 % 1000}.{turbo % 1000}" if turbo else f"libjpeg {library}"
@@ -60,11 +60,12 @@ def crop(
     exact: bool,
     out: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
-    """Fills ``out``, uint8 (N, size, size, 3) and contiguous, with the parts ``boxes`` (upright pixels) of N pictures.
+    """Crops N images to ``boxes``, float64 (N, 4) in upright pixels, and resizes them into ``out``.
 
-    ``exact`` decodes at full size and resizes as Pillow does, to the bit; otherwise JPEGs are decoded at the smallest of
-    1/8, 1/4, 1/2 and 1 at which the box still has ``size`` pixels either way. Returns a code for each, :data:`DONE`
-    where it was done; ``out`` is undefined elsewhere.
+    ``out`` is uint8 (N, size, size, 3) and contiguous. With ``exact``, JPEGs are decoded at full size and resized with
+    exactly the bits of Pillow. Otherwise a JPEG is decoded at the smallest of 1/8, 1/4, 1/2 and 1 of its size at which the
+    box is still at least ``size`` pixels wide and high. Returns a code for each image, uint8 (N,): :data:`DONE` if it was
+    cropped; the pixels of all other images in ``out`` are undefined.
     """
     chosen, edges = _FILTERS[interpolation], np.ascontiguousarray(boxes, np.float64)
     mirrored = np.ascontiguousarray(flips, np.bool_)
@@ -90,7 +91,7 @@ def crop_files(
     exact: bool,
     out: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint8], float]:
-    """As :func:`crop` for the files ``paths``, which it reads; also the seconds that reading took."""
+    """Reads the N files ``paths`` and crops them as :func:`crop` does. Returns the codes and the seconds spent on reading."""
     codes, seconds = _module().crop_files(
         [os.fsencode(path) for path in paths],
         np.ascontiguousarray(boxes, np.float64),
@@ -110,13 +111,16 @@ def gather(
     flips: NDArray[np.bool_],
     out: NDArray[np.uint8],
 ) -> None:
-    """Fills ``out`` (N, S, S, 3) with the pictures ``rows`` of ``array`` (M, S, S, 3), both uint8 and contiguous, shifted
-    by ``shifts`` (N, 2) and mirrored where ``flips`` (N,) says."""
-    size, far = out.shape[1], np.clip(shifts, -out.shape[1], out.shape[1])  # beyond its side a picture is out of sight
+    """Copies the images ``rows`` of ``array`` (M, S, S, 3) to ``out`` (N, S, S, 3), both uint8 and contiguous.
+
+    Each image is shifted by ``shifts`` (N, 2) pixels and mirrored horizontally if ``flips`` (N,) is True.
+    """
+    size = out.shape[1]
+    limited = np.clip(shifts, -size, size)  # a shift by the whole side already leaves only black pixels
     _module().gather(
         array,
         np.ascontiguousarray(rows, np.int64),
-        np.ascontiguousarray(far, np.int64),
+        np.ascontiguousarray(limited, np.int64),
         np.ascontiguousarray(flips, np.bool_),
         size,
         out,

@@ -1,4 +1,4 @@
-"""Stored: where the bytes of pictures lie, in a form that many of them can be cropped from in one call."""
+"""``Stored``: the positions of many images in memory buffers, as input of a decoder that crops all of them in one call."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from numpy.typing import NDArray
 from stagewright.storage import files
 
 MOST_BYTES = 1 << 30
-"""Larger files are refused: what claims to be such a picture is a mistake or an attack."""
+"""Bytes. Larger files are refused, because an image file of this size is a mistake or an attack."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stored:
-    """N pictures as they lie in memory: ``buffers[which[i]][offsets[i] : offsets[i] + lengths[i]]``."""
+    """N images in memory. Image i has the bytes ``buffers[which[i]][offsets[i] : offsets[i] + lengths[i]]``."""
 
     kind: Literal["encoded", "raw"]
-    """The bytes of a file of any format; or uint8 (height, width, 3), upright."""
+    """``encoded``: the bytes of a file in any image format. ``raw``: upright pixels, uint8 (height, width, 3)."""
     buffers: Sequence[Any]
-    """Objects with the buffer protocol, contiguous and of single bytes."""
+    """Objects that support the buffer protocol: contiguous, with items of one byte."""
     which: NDArray[np.int32]
+    """int32 (N,): index of each image's buffer in ``buffers``."""
     offsets: NDArray[np.int64]
+    """int64 (N,): position of the first byte in the buffer."""
     lengths: NDArray[np.int64]
-    """Bytes; 0 where a picture could not be read."""
+    """int64 (N,): number of bytes; 0 if the image could not be read."""
     sizes: NDArray[np.int32] | None = None
-    """Raw: (N, 2), width and height; 0 where a picture could not be read."""
+    """For raw images: int32 (N, 2), width and height; 0 if the image could not be read. None for encoded images."""
     failures: dict[int, Exception] = field(default_factory=dict)
-    """Why a picture could not be read, by its place here."""
+    """The error of each image that could not be read, by its index i."""
 
     def __len__(self) -> int:
         return len(self.which)
 
     @classmethod
     def of_array(cls, picture: NDArray[np.uint8]) -> Stored:
-        """One raw picture, uint8 (height, width, 3)."""
+        """Returns a ``Stored`` with one raw image, uint8 (height, width, 3)."""
         flat = np.ascontiguousarray(picture).reshape(-1)
         height, width = picture.shape[:2]
         sizes, lengths = np.array([[width, height]], np.int32), np.array([flat.size], np.int64)
         return cls("raw", [flat], np.zeros(1, np.int32), np.zeros(1, np.int64), lengths, sizes)
 
     def data(self, at: int) -> bytes | memoryview:
-        """The bytes of the picture at place ``at``; not copied."""
+        """Returns the bytes of image ``at`` without a copy."""
         buffer, start = self.buffers[self.which[at]], int(self.offsets[at])
         if isinstance(buffer, bytes) and len(buffer) == self.lengths[at]:
-            return buffer  # which io.BytesIO shares, and copies of a memoryview
+            return buffer  # io.BytesIO uses bytes without a copy, but would copy a memoryview
         return memoryview(buffer).cast("B")[start : start + int(self.lengths[at])]
 
 
 def read_stored(paths: Sequence[str]) -> Stored:
-    """The bytes of the files ``paths``; what fails is in ``failures``."""
+    """Reads the files ``paths``. A file that cannot be read gets no bytes, and its error is in ``failures``."""
     failures: dict[int, Exception] = {}
     buffers: list[bytes] = []
     for at, path in enumerate(paths):
@@ -69,12 +71,14 @@ def read_stored(paths: Sequence[str]) -> Stored:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture's file, read with patience (:func:`stagewright.storage.files.retry_io`); OSError with the name of
-    the file. Where some files in a row failed in the end, the next are tried once: with patience, what is left of a disk that
-    is gone would take days."""
-    impatient = _failed[0] >= _MOST_FAILED
+    """Returns the bytes of an image file; a failed read is repeated (:func:`stagewright.storage.files.retry_io`).
+
+    Raises OSError with the name of the file. After :data:`_MOST_FAILED` failed files in a row, each further file is tried
+    only once: with repeated attempts, the remaining files of a lost disk would take days.
+    """
+    only_once = _failed[0] >= _MOST_FAILED
     try:
-        data = files.read_file(path, final=files.ALL_ERRNOS if impatient else frozenset(), most=MOST_BYTES)
+        data = files.read_file(path, final=files.ALL_ERRNOS if only_once else frozenset(), most=MOST_BYTES)
     except FileNotFoundError:
         raise
     except OSError:
@@ -86,4 +90,4 @@ def read_file(path: str) -> bytes:
 
 _MOST_FAILED = 8
 _failed = [0]
-"""Files in a row that could not be read; roughly, as threads count at once."""
+"""Number of files in a row that could not be read. Approximate, since several threads count without a lock."""

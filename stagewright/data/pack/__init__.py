@@ -1,1 +1,1 @@
-"""Packs: many images in few files."""
+"""Packs: data sets of resized images in a few large files."""

@@ -1,8 +1,8 @@
-"""Packing: a data set's pictures, made smaller once and written into the files of a pack.
+"""Makes a pack: resizes the images of a data set once and writes them into a few large files.
 
-Owns two promises. A packing that is interrupted, however that comes about, goes on where it was and ends with the same
-bytes as one that was not. And a pack holds exactly what its arguments and the source say: what is there of another source
-or of other arguments is refused, what is damaged is made anew.
+It gives two guarantees. If packing is interrupted in any way, the same call continues it, and the pack has the same bytes as
+without the interruption. A pack contains exactly the images of its source, made with its arguments: a pack of another source
+or with other arguments is refused, and damaged files are written again.
 """
 
 from __future__ import annotations
@@ -38,38 +38,28 @@ Say = Callable[[str], None]
 
 PART_BYTES = 1 << 28
 _SAMPLE = 24
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_WRITING = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EIO,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-)
-_NO_WRITING += (errno.ENAMETOOLONG,)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What a packing came to."""
+    """The result of :func:`pack`."""
 
     folder: Path
     records: int
+    """Number of images in the pack."""
     bytes: int
-    """Of all part files."""
+    """Size of all part files."""
     seconds: float
     excluded: int
-    """Files and rows without a record."""
+    """Number of files and rows of the source that are not in the pack."""
     original_bytes: int
-    """Size of the files that the records were made of."""
+    """Size of the original image files in bytes."""
     made: int
-    """Records that were made by this call; the others were there."""
+    """Number of records that this call wrote; the others existed already."""
 
 
-def pack(
+def pack(  # many arguments, but each is an option of ``stagewright data pack`` with a default
     source: str,
     out: str | Path,
     settings: Data,
@@ -83,13 +73,23 @@ def pack(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> PackSummary:
-    """Writes the pictures of ``source`` into the folder ``out``, or goes on where an earlier call was interrupted.
+    """Packs the images of ``source`` into the folder ``out``, or continues an earlier call that was interrupted.
 
-    Pictures whose short side is more than ``size`` pixels are shrunk to it, no picture is enlarged. ``encoding`` is
-    ``jpeg`` (of ``quality``, 4:2:0; JPEGs that need neither shrinking nor turning keep their own bytes) or ``raw``. Part
-    files end at the first record at which they have ``part_bytes``. ``progress(done, total)`` counts the files of the scan
-    first and then the records. DataError for arguments that cannot be meant, a source without readable pictures, and a
-    folder that holds something else, unless that is another pack and ``overwrite``; StorageError if there is no room.
+    Args:
+        source: a folder, a table or another DATA argument as in ``docs/data.md``.
+        out: the folder of the pack; created if it does not exist.
+        settings: the ``data`` section of the recipe.
+        size: images with a larger short side are resized to this short side in pixels. No image is enlarged.
+        encoding: ``jpeg`` (4:2:0) or ``raw``. Plain, upright JPEGs that need no resize keep their original bytes.
+        quality: JPEG quality, 1 to 100. Not used for ``raw``.
+        workers: number of threads.
+        overwrite: replace another pack in ``out``.
+        part_bytes: a part file ends with the first record that brings it to this size.
+        progress: called with (done, total), first for the files of the scan, then for the records.
+        say: called with short messages for the user.
+
+    Raises DataError for invalid arguments, for a source without readable images, and if ``out`` contains other files or
+    another pack (without ``overwrite``). Raises StorageError if the disk has too little space.
     """
     began = time.perf_counter()
     say = say or (lambda text: None)
@@ -102,8 +102,8 @@ def pack(
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_here(folder):
-            made = _carry_out(job, workers, overwrite, part_bytes, progress, say)
+        with _locked(folder):
+            made = _write_missing(job, workers, overwrite, part_bytes, progress, say)
         head = Head.read(folder / HEAD)
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -118,61 +118,65 @@ def pack(
     )
 
 
-def _carry_out(job: Job, workers: int, overwrite: bool, part_bytes: int, progress: Progress | None, say: Say) -> int:
-    """Makes what is not there yet; returns how many records that were."""
-    old = _existing(job, overwrite)
+def _write_missing(
+    job: Job, workers: int, overwrite: bool, part_bytes: int, progress: Progress | None, say: Say
+) -> int:
+    """Writes all parts, the index and the head that are missing or damaged. Returns the number of records that it wrote."""
+    old = _existing_head(job, overwrite)
     crcs = np.zeros(len(job.rows), np.uint32)
     parts: list[PartFile] = []
     spans: list[Span] = []
-    there = old.parts if old else ()
-    if there:
-        say(f"Checking {counted(len(there), 'part')} that are there already.")
+    existing = old.parts if old else ()
+    if existing:
+        say(f"Checking {counted(len(existing), 'part')} from an earlier call.")
     with Pool(max(workers, 1), "pack") as pool:
-        checked = [done.result() for done in [pool.submit(_read_crcs, job.folder, part) for part in there]]
-    for number, (part, sound) in enumerate(zip(there, checked, strict=True)):
+        checked = [done.result() for done in [pool.submit(_read_crcs, job.folder, part) for part in existing]]
+    for number, (part, part_crcs) in enumerate(zip(existing, checked, strict=True)):
         parts.append(part)
-        if sound is None:
-            say(f"{part.file} is damaged or gone and is made anew.")
+        if part_crcs is None:
+            say(f"{part.file} is damaged or missing and will be written again.")
             spans.append(Span(number, part.first, part.rows))
         else:
-            crcs[part.first : part.first + part.rows] = sound
+            crcs[part.first : part.first + part.rows] = part_crcs
     end = parts[-1].first + parts[-1].rows if parts else 0
     if end < len(job.rows):
         spans.append(Span(len(parts), end, None))
     todo = np.concatenate([np.empty(0, np.int64), *(_records(job, span) for span in spans)])
-    if not len(todo) and old and (job.folder / HEAD).is_file() and _index_is_sound(job.folder, old):
+    if not len(todo) and old and (job.folder / HEAD).is_file() and _index_is_intact(job.folder, old):
         return 0
-    _check_room(job, todo, say)
+    _check_space(job, todo, say)
     write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
     (job.folder / HEAD).unlink(missing_ok=True)
     if len(todo):
         done = len(job.rows) - len(todo)
-        say(f"Packing {counted(len(todo), 'picture')}" + (f"; {done:,} are there already." if done else "."))
+        say(f"Packing {counted(len(todo), 'picture')}" + (f"; {done:,} are packed already." if done else "."))
         with encoded(job, todo, workers) as records:
-            told = _told(records, done, len(job.rows), progress)
+            counted_records = _with_progress(records, done, len(job.rows), progress)
             for span in spans:
-                for number, part in write_span(job, span, told, crcs, part_bytes):
+                for number, part in write_span(job, span, counted_records, crcs, part_bytes):
                     parts[number : number + 1] = [part]
                     write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
     finish(job, parts, crcs)
     return len(todo)
 
 
-def _existing(job: Job, overwrite: bool) -> Head | None:
-    """The head of what lies in the folder already; DataError if that is something else."""
+def _existing_head(job: Job, overwrite: bool) -> Head | None:
+    """Returns the head of the pack in the job's folder, or None if the folder is empty or its pack is to be replaced.
+
+    Raises DataError if the folder contains other files, or another pack and ``overwrite`` is False.
+    """
     folder = job.folder
     names = {entry.name for entry in folder.iterdir()}
     if not names:
         return None
     if not names & {HEAD, UNFINISHED}:
-        if all(
-            name.startswith((".part-", f".{UNFINISHED}.")) for name in names
-        ):  # killed before the first part was whole
+        # Only temporary files: an earlier process was killed before it had finished the first part.
+        if all(name.startswith((".part-", f".{UNFINISHED}.")) for name in names):
             return None
         raise DataError(
-            f"{folder} holds other things: {some(sorted(names), 3)}",
-            "a new folder, or a pack to go on with",
-            "choose another place with --out",
+            f"{folder} contains other files: {some(sorted(names), 3)}",
+            "a new or empty folder, or an unfinished pack of the same pictures",
+            "choose another folder with --out",
         )
     try:
         old = Head.read(folder / (HEAD if HEAD in names else UNFINISHED))
@@ -194,29 +198,29 @@ def _existing(job: Job, overwrite: bool) -> Head | None:
         return None
     if differences:
         raise DataError(
-            f"{folder} holds another pack: {'; '.join(differences)}",
-            "a new folder, or the arguments and pictures that the pack was begun with",
-            "choose another place with --out, or replace the pack with --overwrite",
+            f"{folder} contains another pack: {'; '.join(differences)}",
+            "a new folder, or the arguments and pictures that the pack was started with",
+            "choose another folder with --out, or replace the pack with --overwrite",
         )
     return old
 
 
 def _clear(folder: Path) -> None:
-    """Removes the files of a pack, the heads last: what is left after a kill is still known for a pack."""
+    """Removes the files of a pack, the heads last, so that the rest of an interrupted removal is still recognised as a pack."""
     parts = sorted(path.name for path in folder.iterdir() if path.match("part-*.arrow") or path.match(".part-*.arrow"))
     for name in (*parts, INDEX, UNFINISHED, HEAD):
         (folder / name).unlink(missing_ok=True)
 
 
 def _read_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32] | None:
-    """The crc32 of each record of a part that was written earlier; None if it is damaged or gone."""
+    """Returns the crc32 of each record of an existing part, or None if the part is damaged or missing."""
     try:
         return record_crcs(folder, part) if has_crc32(folder / part.file, part.crc32) else None
     except (FileNotFoundError, DataError):
         return None
 
 
-def _index_is_sound(folder: Path, head: Head) -> bool:
+def _index_is_intact(folder: Path, head: Head) -> bool:
     try:
         return has_crc32(folder / INDEX, head.index_crc32)
     except FileNotFoundError:
@@ -227,10 +231,10 @@ def _records(job: Job, span: Span) -> NDArray[np.int64]:
     return np.arange(span.first, len(job.rows) if span.rows is None else span.first + span.rows)
 
 
-def _check_room(job: Job, todo: NDArray[np.int64], say: Say) -> None:
-    """StorageError if the disk has not the room that ``todo`` is expected to need."""
+def _check_space(job: Job, todo: NDArray[np.int64], say: Say) -> None:
+    """Raises StorageError if the disk has less free space than the records ``todo`` are expected to need."""
     pixels = job.widths[todo].astype(np.int64) * job.heights[todo]
-    each = 3.0  # bytes a pixel
+    each = 3.0  # bytes per pixel
     if job.head.encoding == "jpeg" and len(todo):
         sample = np.unique(np.linspace(0, len(todo) - 1, _SAMPLE).astype(np.int64))
         each = sum(len(make(job, int(todo[at])).data) for at in sample) / float(pixels[sample].sum())
@@ -242,11 +246,12 @@ def _check_room(job: Job, todo: NDArray[np.int64], say: Say) -> None:
         raise StorageError(
             f"{free / 1e9:.3g} GB are free in {job.folder}",
             f"about {needed / 1e9:.3g} GB, for {counted(len(todo), 'picture')}",
-            "make room, choose another disk with --out, or pack smaller (--size) or as jpeg",
+            "free disk space, choose another disk with --out, or pack with a smaller --size or with --format jpeg",
         )
 
 
-def _told(records: Iterable[Record], done: int, total: int, progress: Progress | None) -> Iterator[Record]:
+def _with_progress(records: Iterable[Record], done: int, total: int, progress: Progress | None) -> Iterator[Record]:
+    """Yields ``records`` and calls ``progress`` for each of them; ``done`` of ``total`` records existed before."""
     if progress is not None:
         progress(done, total)
     for at, record in enumerate(records, done + 1):
@@ -256,15 +261,18 @@ def _told(records: Iterable[Record], done: int, total: int, progress: Progress |
 
 
 @contextmanager
-def _only_here(folder: Path) -> Iterator[None]:
-    """Holds ``folder`` for this process; the kernel lets go however it ends. DataError if another has it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks ``folder`` for this process; the system releases the lock even if the process is killed.
+
+    Raises DataError if another process holds the lock.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"another process is packing into {folder}", "one process for each pack", "wait for it, or stop it"
+                f"another process is packing into {folder}", "one process per pack", "wait for it, or stop it"
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -280,41 +288,43 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
         )
     if encoding not in get_args(Encoding):
         raise DataError(
-            f"--format {encoding}", ", ".join(get_args(Encoding)), "jpeg needs the least room, raw the least work"
+            f"--format {encoding}",
+            ", ".join(get_args(Encoding)),
+            "choose jpeg for small files, or raw for fast reading",
         )
     if not 1 <= quality <= 100:
-        raise DataError(f"--quality {quality}", "the quality of JPEG, 1 to 100", "for example --quality 90")
+        raise DataError(f"--quality {quality}", "a JPEG quality from 1 to 100", "for example --quality 90")
     if source.startswith("torchvision:"):
         raise DataError(
-            f"{source} lies in memory as it is, and a pack would make it no faster",
+            f"{source} is loaded into memory anyway, so a pack would not be faster",
             "a folder, a table or digits",
-            f"train on {source} itself",
+            f"train on {source} directly",
         )
     if is_pack(place_of(source)):
-        raise DataError(f"{source!r} is a pack already", "the original pictures", "pack those")
+        raise DataError(f"{source!r} is a pack already", "the original pictures", "pack the original pictures")
 
 
 def _check_place(folder: Path, source: Path) -> None:
     if source.is_dir() and folder.is_relative_to(source):
         raise DataError(
-            f"{folder} lies within the pictures",
-            f"a place beside {source}: in it the pack's files would count as data",
-            "choose another place with --out",
+            f"{folder} is inside the folder of the pictures",
+            f"a folder outside {source}, because the files of the pack would count as data",
+            "choose another folder with --out",
         )
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise DataError(
-            f"{folder} is a file, or a link that leads nowhere",
-            "a folder that is new, or a pack",
-            "choose another place with --out",
+            f"{folder} is a file or a broken link",
+            "a new folder, or a pack",
+            "choose another folder with --out",
         )
 
 
 def _cannot_write(folder: Path, error: OSError) -> Exception:
-    """The error for a place that cannot be written; ``error`` itself where the system did not refuse anything."""
-    if error.errno in _NO_ROOM:
+    """Returns the error for a folder that cannot be written, or ``error`` itself if it has no number of a system error."""
+    if error.errno in _DISK_FULL:
         return StorageError(
             f"the disk is full: {folder} cannot be written ({error.strerror})",
-            "room for the whole pack",
-            "make room and give the same command again: what is finished is kept",
+            "enough space for the whole pack",
+            "free disk space and run the same command again: finished parts are kept",
         )
     return error if error.errno is None else unwritable(folder, error)

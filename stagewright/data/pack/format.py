@@ -1,10 +1,10 @@
-"""Pack files: the format of a pack, and reading its files one by one.
+"""Defines the file format of a pack, and reads its files one by one.
 
-A pack is a folder with ``pack.json`` (what it is; written last, so that its presence means complete), ``index.parquet``
-(a row for each picture that DATA lists, in that order) and ``part-00000.arrow``, ... : Arrow IPC files with the columns of
-:data:`PART_SCHEMA`, uncompressed, so that a record is a slice of a memory map. Of everything there is a checksum: of each
-record, each part, the index and the head. Records are numbered from 0 through all parts, in the order of the index,
-passing over what could not be read.
+A pack is a folder with these files. ``pack.json``, the head, describes the pack; it is written last, so a pack with this file
+is complete. ``index.parquet`` has one row per image of DATA, in the same order. ``part-00000.arrow`` and the following parts
+are shards with the images: Arrow IPC files with the columns of :data:`PART_SCHEMA`. They are not compressed, so a record is a
+slice of a memory map. Every record, every part, the index and the head have a checksum. Records are numbered from 0 through
+all parts, in the order of the index; images that could not be read have no record.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FORMAT, _VERSION = "stagewright pack", 1
 _BLOCK = 1 << 22
 
 PARTS = {TRAIN: "train", VAL: "val", TEST: "test", UNDECIDED: "undecided"}
-"""The words of the index's column ``split``."""
+"""The values of the column ``split`` of the index."""
 
 PART_SCHEMA = pa.schema(
     {
@@ -45,86 +45,92 @@ PART_SCHEMA = pa.schema(
         "image": pa.large_binary(),
     }
 )
-"""``image`` is a JPEG file, or raw: uint8 of shape (height, width, 3)."""
+"""The columns of a part file. ``image`` is a JPEG file or, with raw encoding, uint8 of shape (height, width, 3)."""
 
 INDEX_SCHEMA = pa.schema(
     {
         "path": pa.string(),
-        "label": pa.string(),  # null: DATA names it but does not list it; such rows come last
+        "label": pa.string(),  # null: excluded by the source before the scan; such rows come last
         "split": pa.string(),
         "group": pa.string(),
-        "digest": pa.binary(DIGEST_BYTES),  # of the original's bytes
-        "width": pa.int32(),  # of the original, upright
+        "digest": pa.binary(DIGEST_BYTES),  # of the bytes of the original file
+        "width": pa.int32(),  # of the upright original
         "height": pa.int32(),
         "stored_width": pa.int32(),
         "stored_height": pa.int32(),
-        "file": pa.int32(),  # number of the part file; null: no record
-        "crc32": pa.uint32(),  # of the record's bytes
+        "file": pa.int32(),  # number of the part file; null if there is no record
+        "crc32": pa.uint32(),  # of the bytes of the record
         "reason": pa.string(),  # why there is no record
-        "picture": pa.bool_(),  # false: it does not claim to be a picture either
+        "picture": pa.bool_(),  # false if the file does not even begin like an image
     }
 )
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """One part of a pack: ``rows`` records from ``first`` on."""
+    """One part of a pack, which contains ``rows`` records, starting with the record ``first``."""
 
     file: str
+    """File name."""
     first: int
     rows: int
     bytes: int
     crc32: int
-    """Of the whole file."""
+    """Checksum of the whole file."""
     original_bytes: int
-    """Size of the files that its records were made of."""
+    """Size of the original image files in bytes."""
     pillow: str
-    """The version that made it."""
+    """The version of Pillow that encoded the images."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What ``pack.json`` says, and ``packing.json`` while the pack is being made."""
+    """The content of ``pack.json``, and of ``packing.json`` while the pack is being written."""
 
     encoding: Encoding
     size: int
-    """The short side in pixels that larger pictures were shrunk to."""
+    """Images with a larger short side were resized to this short side in pixels."""
     quality: int | None
-    """Of JPEG; None for raw."""
+    """JPEG quality; None for raw."""
     resample: str
+    """Pillow's name of the resize filter."""
     listing: str
-    """Digest of what was packed: paths, classes, parts, groups and content."""
+    """Digest of the source: paths, classes, split, groups and content of the images."""
     source: str
-    """DATA as it was given."""
+    """The DATA argument that was packed."""
     form: Literal["folder", "table"]
     settings: Mapping[str, str | None]
-    """path, label, group, split, images of ``data`` in the recipe that the pack was made with."""
+    """``path``, ``label``, ``group``, ``split`` and ``images`` of the recipe's ``data`` section when the pack was made."""
     group_name: str
+    """Name of the group column."""
     grouped: bool
-    """Whether DATA has groups."""
+    """True if DATA has groups."""
     notes: tuple[str, ...]
     classes: tuple[str, ...]
     num_listed: int
-    """Rows of the index that DATA lists; the others are those that it names and does not list."""
+    """Number of rows of the index that were scanned. The rows after them were excluded by the source before the scan."""
     num_records: int
     index_crc32: int
     parts: tuple[PartFile, ...]
 
     @property
     def variant(self) -> str:
-        """What the pixels are, in words; part of a manifest's digest."""
+        """Describes the pixels in words. This text is part of a manifest's digest."""
         how = "raw" if self.encoding == "raw" else f"jpeg q{self.quality}"
         return f"pack of {self.size} px, {how}"
 
     def to_json(self) -> str:
-        """The text of the file, with a digest of itself."""
+        """Returns the text of the file, which contains a digest of its own content."""
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         return json.dumps({**content, "sha256": _sha256(content)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def read(cls, file: Path) -> Head:
-        """The head in ``file``; DataError if it is damaged or none, Unreadable if it cannot be read now. FileNotFoundError
-        passes."""
+        """Reads the head in ``file``.
+
+        Raises FileNotFoundError if the file is missing, DataError if it is damaged or not a head, and Unreadable if it cannot
+        be read now.
+        """
         return read_parsed(file, lambda data: cls._parsed(file, data))
 
     @classmethod
@@ -135,40 +141,40 @@ class Head:
                 raise KeyError(content["format"])
             version, digest = content["version"], content.pop("sha256")
         except (ValueError, KeyError, TypeError) as error:
-            raise _no_head(file, "it is not what data pack writes") from error
+            raise _no_head(file, "it was not written by stagewright data pack") from error
         if version != _VERSION:
             raise DataError(
-                f"{file} is of version {version} of the format",
+                f"{file} has version {version} of the pack format",
                 f"version {_VERSION}",
                 "update stagewright, or pack the originals again",
             )
         if _sha256(content) != digest:
-            raise _no_head(file, "it does not match its own digest")
+            raise _no_head(file, "its content does not match its digest")
         try:
             given = {field.name: content[field.name] for field in fields(cls)}
             parts = tuple(PartFile(**part) for part in given["parts"])
         except (KeyError, TypeError) as error:
-            raise _no_head(file, f"it lacks {error}") from error
+            raise _no_head(file, f"it has no {error}") from error
         return cls(**given | {"parts": parts, "notes": tuple(given["notes"]), "classes": tuple(given["classes"])})
 
 
 def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """The memory map of a part (read-only bytes), and offset and length in bytes of each of its records.
+    """Maps a part into memory. Returns its read-only bytes, and the offset and length in bytes of each record.
 
-    No file stays open. DataError if it is gone, or has not the rows and columns that it should; Unreadable if it cannot be
-    opened now.
+    No file stays open. Raises DataError if the part is missing or does not have the expected rows and columns, and Unreadable
+    if it cannot be opened now.
     """
     try:
         buffer = retry_io(folder / part.file, _mapped)
     except OSError as error:
         if error.errno in MISSING:
-            raise damaged(folder, f"{part.file} is not there") from error
+            raise damaged(folder, f"{part.file} is missing") from error
         raise unreadable(folder / part.file, error) from error
     try:
-        # All columns: reading some of them only would copy them.
+        # Read all columns, since reading only some of them would copy their data.
         with pa.ipc.open_file(buffer) as reader:
             if not reader.schema.equals(PART_SCHEMA):
-                raise ValueError("it has not the columns of a part")
+                raise ValueError("it does not have the columns of a part")
             columns = [reader.get_batch(at).column("image") for at in range(reader.num_record_batches)]
         offsets, lengths = np.empty(part.rows, np.int64), np.empty(part.rows, np.int64)
         if sum(map(len, columns)) != part.rows:
@@ -181,19 +187,14 @@ def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[
             lengths[first : first + len(column)] = np.diff(edges)
             offsets[first : first + len(column)] = edges[:-1] + begin
             if not (0 <= begin <= begin + data.size <= buffer.size and edges.min() >= 0 and edges.max() <= data.size):
-                raise ValueError("records lie outside of it")
+                raise ValueError("records are outside of the file")
             first += len(column)
         if (lengths <= 0).any():
             raise ValueError("records have no bytes")
     except MemoryError as error:
         raise unreadable(folder / part.file, error) from error
-    except (
-        OSError,
-        pa.ArrowException,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # OSError: of pyarrow, on its content
+    except (OSError, pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+        # pyarrow also raises OSError for damaged content.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise damaged(folder, f"{part.file} cannot be read ({reason})") from error
     return np.frombuffer(buffer, np.uint8), offsets, lengths
@@ -205,7 +206,7 @@ def _mapped(path: str) -> pa.Buffer:
 
 
 def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
-    """The crc32 of each record of a part as it is now; DataError if the part cannot be opened."""
+    """Computes the crc32 of each record of a part from its current content. Raises DataError if the part cannot be opened."""
     buffer, offsets, lengths = open_part(folder, part)
     view = buffer.data
     spans = zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True)
@@ -213,7 +214,7 @@ def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
 
 
 def crc32_of(file: Path) -> int:
-    """crc32 of the bytes of ``file``; FileNotFoundError if there is none, Unreadable if it cannot be read now."""
+    """Computes the crc32 of ``file``. Raises FileNotFoundError if it is missing, Unreadable if it cannot be read now."""
     try:
         return retry_io(file, _crc32)
     except OSError as error:
@@ -221,12 +222,15 @@ def crc32_of(file: Path) -> int:
 
 
 def has_crc32(file: Path, expected: int) -> bool:
-    """Whether ``file`` is as it was when its crc32 was taken; what is not is read a second time. Errors as of crc32_of."""
+    """Returns True if ``file`` has the crc32 ``expected``. If it differs, the file is read a second time.
+
+    Raises the same errors as :func:`crc32_of`.
+    """
     return crc32_of(file) == expected or crc32_of(file) == expected
 
 
 def _crc32(path: str) -> int:
-    # Not from a memory map: a disk that fails would end the process instead of raising an OSError.
+    # Do not use a memory map: with it, a disk failure would kill the process instead of raising an OSError.
     crc, block = 0, memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as opened:
         while count := opened.readinto(block):
@@ -235,18 +239,18 @@ def _crc32(path: str) -> int:
 
 
 def damaged(folder: Path, what: str) -> DataError:
-    """The error for a pack that is no longer as it was written."""
+    """Returns the error for a pack whose files have changed since they were written."""
     return DataError(
         f"the pack {folder} is damaged: {what}",
-        "its files as data pack wrote them",
-        "pack the originals into it again, with the same arguments: only what is damaged is made anew",
+        "a pack with unchanged files",
+        "pack the originals into it again with the same arguments: only damaged files are written again",
     )
 
 
 def _no_head(file: Path, reason: str) -> DataError:
     return DataError(
-        f"{file} is damaged or foreign: {reason}",
-        f"{file.name} as data pack wrote it",
+        f"{file} is damaged or belongs to another program: {reason}",
+        f"{file.name} as written by stagewright data pack",
         "restore it from a copy, or pack the originals again with --overwrite",
     )
 

@@ -1,7 +1,7 @@
-"""Pack: a data set's pictures at one size in a few large files, as a source of pictures like any other.
+"""Reads a pack, which can be used as DATA like any other source of images. The format is defined in ``format.py``.
 
-It gives the listing and the scan that DATA gave, sizes in pixels of the originals included, so that the recipe makes the
-same manifest of it and draws the same crops; only the pixels differ. ``packfile`` has the format.
+A pack returns the same listing and the same scan results as its source, including the sizes of the original images in
+pixels. So a recipe makes the same manifest of it, and the same crops. Only the pixels differ.
 """
 
 from __future__ import annotations
@@ -32,21 +32,24 @@ pc: Any = pyarrow.compute  # its functions are made on import, where type checke
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether ``folder`` is a pack by its name or by what lies in it, finished or not."""
+    """Returns True if ``folder`` is named ``*.pack`` or contains the head of a finished or unfinished pack."""
     return folder.suffix == ".pack" or any(is_there(folder / name) for name in (HEAD, UNFINISHED))
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """A finished pack whose structure has been checked, but for its records."""
+    """A finished pack whose files have been checked, except for the checksums of its parts."""
 
     folder: Path
     head: Head
 
     @classmethod
     def open(cls, folder: Path) -> Pack:
-        """The pack in ``folder``; DataError if it is none, unfinished, or if sizes of files or the index are not right;
-        Unreadable if a file cannot be read now."""
+        """Opens the pack in ``folder``, and checks the sizes of its files and the checksum of its index.
+
+        Raises DataError if the folder is not a pack, or the pack is unfinished or damaged. Raises Unreadable if a file cannot
+        be read now.
+        """
         try:
             head = Head.read(folder / HEAD)
         except FileNotFoundError:
@@ -55,38 +58,38 @@ class Pack:
             try:
                 size = size_of(folder / part.file)
             except FileNotFoundError as error:
-                raise damaged(folder, f"{part.file} is not there") from error
+                raise damaged(folder, f"{part.file} is missing") from error
             if size != part.bytes:
                 raise damaged(folder, f"{part.file} has {size:,} bytes instead of {part.bytes:,}")
         try:
-            sound = has_crc32(folder / INDEX, head.index_crc32)
+            intact = has_crc32(folder / INDEX, head.index_crc32)
         except FileNotFoundError as error:
-            raise damaged(folder, f"{INDEX} is not there") from error
-        if not sound:
-            raise damaged(folder, f"{INDEX} has another checksum than when it was written")
+            raise damaged(folder, f"{INDEX} is missing") from error
+        if not intact:
+            raise damaged(folder, f"{INDEX} changed after the pack was written")
         return cls(folder, head)
 
     @property
     def note(self) -> str:
-        """What this is, in a sentence for a person."""
+        """Describes the pack in one sentence for the user."""
         head, size = self.head, sum(part.bytes for part in self.head.parts)
         return (
-            f"{self.folder.name} is a {head.variant}: {counted(head.num_records, 'picture')} of {head.source}, shrunk to a "
-            f"short side of {head.size} px where they were larger, in {size / 1e6:,.1f} MB"
+            f"{self.folder.name} is a {head.variant}: {counted(head.num_records, 'picture')} of {head.source}, reduced to a "
+            f"short side of {head.size} px if they were larger, in {size / 1e6:,.1f} MB"
         )
 
     def columns(self, *names: str) -> pa.Table:
-        """Columns of the index."""
+        """Reads columns of the index. Raises DataError if the index is damaged."""
         try:
             return read_table(self.folder / INDEX, names)
         except (FileNotFoundError, pa.ArrowException, KeyError) as error:
             raise damaged(self.folder, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
 
     def listing(self, settings: Data) -> Listing:
-        """The listing that DATA gave; DataError if ``settings`` ask for columns that it was not packed with."""
+        """Returns the listing of the source. Raises DataError if ``settings`` request columns that the pack does not have."""
         use_split, use_groups = _choices(self, settings)
         head, table = self.head, self.columns("path", "label", "split", "group", "reason")
-        listed, beyond = table.slice(0, head.num_listed), table.slice(head.num_listed)
+        listed, excluded = table.slice(0, head.num_listed), table.slice(head.num_listed)
         words = pc.index_in(listed["split"], pa.array(PARTS.values())).to_numpy()
         parts = np.array(list(PARTS), np.int8)[words]
         return Listing(
@@ -97,11 +100,11 @@ class Pack:
             groups=one_array(listed["group"]) if use_groups and head.grouped else None,
             group_name=head.group_name if use_groups else "",
             notes=(self.note, *head.notes),
-            excluded=tuple(Excluded(row["path"], row["reason"]) for row in beyond.to_pylist()),
+            excluded=tuple(Excluded(row["path"], row["reason"]) for row in excluded.to_pylist()),
         )
 
     def scan(self) -> Scan:
-        """What the scan of DATA found."""
+        """Returns the results of the scan of the source."""
         table = self.columns("digest", "width", "height", "reason", "picture").slice(0, self.head.num_listed)
         without = np.flatnonzero(table["reason"].is_valid().to_numpy())
         reasons = table["reason"].take(pa.array(without)).to_pylist()
@@ -114,7 +117,10 @@ class Pack:
         )
 
     def images(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackImages:
-        """The pictures of ``paths``; DataError if one is not in the pack, or its original had not the hash in ``hashes``."""
+        """Returns the images of ``paths``.
+
+        Raises DataError if a path is not in the pack, or if its original file did not have the hash given in ``hashes``.
+        """
         table = self.columns("path", "digest", "width", "height", "stored_width", "stored_height", "file")
         table = table.slice(0, self.head.num_listed).filter(pc.is_valid(table["file"].slice(0, self.head.num_listed)))
         own = one_array(table["path"])
@@ -128,16 +134,19 @@ class Pack:
         if wrong.any():
             names = paths.take(pa.array(np.flatnonzero(wrong))).to_pylist()
             raise DataError(
-                f"{self.folder} does not hold {counted(len(names), 'picture')} as the run knows them: {some(names, 3)}",
-                "the pack that the run was begun with",
-                "restore it, or start a new run",
+                f"{self.folder} does not contain {counted(len(names), 'picture')} of the run: {some(names, 3)}",
+                "the pack that the run was started with",
+                "restore that pack, or start a new run",
             )
         sizes = [table[name].to_numpy()[records] for name in ("stored_width", "stored_height", "width", "height")]
         return PackImages(self, records, paths, *sizes)
 
 
 class PackImages:
-    """Pictures of a pack, by row; safe in threads. A part that shrinks while it is open ends the process (SIGBUS)."""
+    """The images of a pack, by row. All methods are thread-safe.
+
+    The parts are memory maps: if another program truncates a part while it is open, the process is killed (SIGBUS).
+    """
 
     def __init__(
         self,
@@ -152,9 +161,9 @@ class PackImages:
         self.folder, self.head, self.paths = pack.folder, pack.head, paths
         self.encoding: Encoding = pack.head.encoding
         self.widths, self.heights = widths, heights
-        """int32 (N,): stored sizes in pixels."""
+        """int32 (N,): sizes of the stored images in pixels."""
         self.original_widths, self.original_heights = original_widths, original_heights
-        """int32 (N,): sizes in pixels of the originals, upright; what a manifest has."""
+        """int32 (N,): sizes of the upright original images in pixels, as in the manifest."""
         count = pack.head.num_records
         offsets, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
         buffers: list[NDArray[np.uint8]] = []
@@ -163,38 +172,40 @@ class PackImages:
             buffer, offsets[span], lengths[span] = open_part(pack.folder, part)
             buffers.append(buffer)
         self.buffers: tuple[NDArray[np.uint8], ...] = tuple(buffers)
-        """One read-only memory map for each part file."""
+        """One read-only memory map per part file."""
         which = np.repeat(np.arange(len(buffers), dtype=np.int32), [part.rows for part in pack.head.parts])
         self.which, self.offsets, self.lengths = which[records], offsets[records], lengths[records]
-        """int32 (N,): index into ``buffers``; int64 (N,): bytes from its beginning, and length in bytes."""
+        """int32 (N,): index into ``buffers``. int64 (N,): offset in the buffer, and length, both in bytes."""
         if self.encoding == "raw":
             wrong = np.flatnonzero(self.lengths != 3 * widths.astype(np.int64) * heights)
             if len(wrong):
                 row = int(wrong[0])
                 name = pack.head.parts[self.which[row]].file
-                raise damaged(pack.folder, f"{paths[row].as_py()} in {name} has not the bytes that its size needs")
+                raise damaged(
+                    pack.folder, f"the length of {paths[row].as_py()} in {name} does not match its size in pixels"
+                )
 
     def __len__(self) -> int:
         return len(self.which)
 
     def read(self, row: int) -> bytes:
-        """The bytes of ``row``: a JPEG file, or raw pixels."""
+        """Returns a copy of the bytes of ``row``: a JPEG file, or raw pixels."""
         begin = int(self.offsets[row])
         return self.buffers[self.which[row]][begin : begin + int(self.lengths[row])].tobytes()
 
     def load(self, row: int) -> Image.Image:
-        """The upright RGB picture of ``row`` at its stored size; OSError if it is damaged."""
+        """Returns the upright RGB image of ``row`` at its stored size. Raises OSError if it is damaged."""
         begin, size = int(self.offsets[row]), (int(self.widths[row]), int(self.heights[row]))
         data = self.buffers[self.which[row]][begin : begin + int(self.lengths[row])].data
         if self.encoding == "raw":
             return Image.frombytes("RGB", size, data)
         picture = decode(data)
         if picture.size != size:
-            raise OSError(f"it is {picture.width} x {picture.height} pixels instead of {size[0]} x {size[1]}")
+            raise OSError(f"the picture has {picture.width} x {picture.height} pixels instead of {size[0]} x {size[1]}")
         return picture
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """The pictures of ``rows`` within the memory maps."""
+        """Returns the images of ``rows`` as positions in the memory maps, without a copy."""
         which, offsets, lengths = self.which[rows], self.offsets[rows], self.lengths[rows]
         if self.encoding == "jpeg":
             return Stored("encoded", self.buffers, which, offsets, lengths)
@@ -202,14 +213,14 @@ class PackImages:
         return Stored("raw", self.buffers, which, offsets, lengths, sizes)
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``boxes`` (n, 4) in pixels of the originals of ``rows`` (n,), in stored pixels; within the stored picture.
+        """Converts ``boxes`` (n, 4) from pixels of the original images of ``rows`` (n,) to pixels of the stored images.
 
-        Boxes are (left, top, right, bottom). Where the stored picture has the size of the original, they stay the same to
-        the bit, unless they leave it.
+        Boxes are (left, top, right, bottom), and are clipped to the stored image. If the stored image has the size of the
+        original, a box within the image is returned with the same bits.
         """
         stored = np.stack([self.widths[rows], self.heights[rows]] * 2, axis=1).astype(np.float64)
         original = np.stack([self.original_widths[rows], self.original_heights[rows]] * 2, axis=1).astype(np.float64)
-        # Multiplied first: an edge of the original becomes the edge of the stored picture without a rounding error.
+        # Multiply first: then an edge of the original becomes the edge of the stored image without a rounding error.
         return np.clip(np.where(stored == original, boxes, boxes * stored / original), 0.0, stored)
 
 
@@ -220,43 +231,46 @@ def _not_finished(folder: Path) -> DataError:
         )
     if not (folder / UNFINISHED).is_file():
         return DataError(
-            f"{folder} is named like a pack and has no {HEAD}",
-            f"a folder as data pack makes it: {HEAD}, {INDEX} and part-00000.arrow",
+            f"{folder} is named like a pack, but it has no {HEAD}",
+            f"a folder made by stagewright data pack, with {HEAD}, {INDEX} and part-00000.arrow",
             "if it was copied, copy it again; if it is a folder of class folders, give it another name",
         )
     try:
         head = Head.read(folder / UNFINISHED)
-        done = f"{sum(part.rows for part in head.parts):,} of {counted(head.num_records, 'record')} are there"
+        done = f"{sum(part.rows for part in head.parts):,} of {counted(head.num_records, 'record')} are written"
     except (FileNotFoundError, DataError):
         done = f"{UNFINISHED} is damaged"
     return DataError(
         f"the pack {folder} is not finished: {done}",
         "a finished pack",
-        "give the same data pack command again: it goes on where it was",
+        "run the same data pack command again: it continues where it stopped",
     )
 
 
 def _choices(pack: Pack, settings: Data) -> tuple[bool, bool]:
-    """Whether the given split and the groups of the pack are used; DataError if columns are asked for that it lacks."""
+    """Returns (use the split of the pack, use the groups of the pack).
+
+    Raises DataError if ``settings`` request columns that the pack was not made with.
+    """
     head = pack.head
-    if head.form != "table":  # column names mean nothing to folders, packed or not
+    if head.form != "table":  # folders do not use column names
         return True, True
     for name in ("path", "label", "images", "split", "group"):
-        asked, packed = getattr(settings, name), head.settings[name]
+        requested, packed = getattr(settings, name), head.settings[name]
         known = {None, packed} | (
             {"none", head.group_name} if name == "group" else {"none"} if name == "split" else set()
         )
-        if asked not in known:
+        if requested not in known:
             raise DataError(
-                f"data.{name} is {asked!r}, but {pack.folder} was packed with {f'{packed!r}' if packed else 'what was found'}",
-                "the columns that a table was packed with",
-                f"leave out data.{name}, or pack the table again with --set data.{name}={asked}",
+                f"data.{name} is {requested!r}, but {pack.folder} was made with {f'{packed!r}' if packed else 'the default'}",
+                "the columns that the table was packed with",
+                f"leave out data.{name}, or pack the table again with --set data.{name}={requested}",
             )
     return settings.split != "none", settings.group != "none"
 
 
 def _digests(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    """Binary of fixed length as uint8 (N, 16)."""
+    """Converts a column of fixed-size binary values to uint8 (N, 16)."""
     chunks = [
         np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, DIGEST_BYTES)[chunk.offset :][: len(chunk)]
         for chunk in column.chunks

@@ -1,7 +1,7 @@
-"""Pack check: every byte of a pack's parts compared with its checksum, once for each state of the files.
+"""Compares the parts of a pack with their checksums, so that a damaged record is reported before training.
 
-What has been found sound is remembered in the cache folder by (file, size, modification time), as a scan is. Owns the
-promise that a damaged record is named before anything trains on it.
+Intact parts are recorded in the cache folder with their size and modification time. They are only checked again if one of
+these changes.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from stagewright.system.threads import Pool
 from stagewright.text import counted, some
 
 State = list[int]
-"""Size in bytes, modification time in nanoseconds, crc32."""
+"""Size in bytes, modification time in nanoseconds and expected crc32 of a part that was found intact."""
 
 
 def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = None) -> tuple[str, ...]:
-    """Compares all parts of ``pack`` with their checksums, with ``workers`` threads; returns notes for a person.
+    """Compares all parts of ``pack`` with their checksums, with ``workers`` threads. Returns notes for the user.
 
-    ``progress(done, total)`` counts records. DataError that names the damaged records, or the part if it is not in its
-    records that it is damaged.
+    ``progress(done, total)`` is called with numbers of records. Raises DataError with the damaged records, or with the part
+    if it is damaged outside of its records.
     """
-    file = _memory(pack.folder)
+    file = _cache_file(pack.folder)
     notes: list[str] = []
-    known = _recall(file, notes)
+    known = _read_known(file, notes)
     todo = [part for part in pack.head.parts if known.get(part.file) != _state(pack.folder, part)]
     done = pack.head.num_records - sum(part.rows for part in todo)
     if progress is not None:
         progress(done, pack.head.num_records)
     if not todo:
         return ()
-    found: list[DataError] = []
-    with _remembered(file, known, notes), Pool(max(workers, 1), "check") as pool:
+    errors: list[DataError] = []
+    with _saved_at_end(file, known, notes), Pool(max(workers, 1), "check") as pool:
         futures = {pool.submit(_check, pack, part): part for part in todo}
         try:
             for future in as_completed(futures):
@@ -52,14 +52,14 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
                 try:
                     known[part.file] = future.result()
                 except DataError as error:
-                    found.append(error)
+                    errors.append(error)
                 done += part.rows
                 if progress is not None:
                     progress(done, pack.head.num_records)
         finally:
             pool.close()
-    if found:
-        raise min(found, key=str)
+    if errors:
+        raise min(errors, key=str)
     return tuple(notes)
 
 
@@ -72,49 +72,51 @@ def _state(folder: Path, part: PartFile) -> State:
 
 
 def _check(pack: Pack, part: PartFile) -> State:
-    """The state of a part that is sound; DataError if it is not."""
+    """Returns the state of a part if it is intact. Raises DataError if it is damaged."""
     state = _state(pack.folder, part)
     if not has_crc32(pack.folder / part.file, part.crc32):
-        raise _locate(pack, part)
+        raise _damage_in(pack, part)
     return state
 
 
-def _locate(pack: Pack, part: PartFile) -> DataError:
-    """The error that says what in a part is damaged."""
+def _damage_in(pack: Pack, part: PartFile) -> DataError:
+    """Returns the error that names the damaged records of a part."""
     index = pack.columns("path", "crc32").slice(0, pack.head.num_listed)
     rows = np.flatnonzero(index["crc32"].is_valid().to_numpy())[part.first : part.first + part.rows]
     expected = index["crc32"].take(rows).to_numpy()
     wrong = np.flatnonzero(record_crcs(pack.folder, part) != expected)
     if not len(wrong):
-        return damaged(
-            pack.folder, f"{part.file} has another checksum than when it was written, outside of its pictures"
-        )
+        return damaged(pack.folder, f"{part.file} changed after the pack was written, but none of its pictures did")
     paths = index["path"].take(rows[wrong]).to_pylist()
     names = some((f"{part.first + at:,} ({path})" for at, path in zip(wrong.tolist(), paths, strict=True)), 3)
     what = "record" if len(wrong) == 1 else f"{counted(len(wrong), 'record')}:"
-    return damaged(pack.folder, f"{what} {names} in {part.file} has another checksum than when it was written")
+    return damaged(pack.folder, f"{what} {names} in {part.file} changed after the pack was written")
 
 
-def _memory(folder: Path) -> Path:
+def _cache_file(folder: Path) -> Path:
     name = hashlib.blake2b(os.fsencode(os.path.abspath(folder)), digest_size=16).hexdigest()
     return cache_folder("packs", f"{name}.json")
 
 
-def _recall(file: Path, notes: list[str]) -> dict[str, State]:
-    """What earlier checks found sound; nothing if there was none, the file is damaged or, with a note, cannot be read now."""
+def _read_known(file: Path, notes: list[str]) -> dict[str, State]:
+    """Reads the states of the parts that earlier checks found intact.
+
+    Returns an empty dict if there was no earlier check or the file is damaged. If the file cannot be read now, also adds a
+    note to ``notes``.
+    """
     try:
         known = json.loads(read_file(file, final=FORBIDDEN))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
-        notes.append(f"what earlier checks found sound is not used: {file}: {error.strerror or error}")
+        notes.append(f"the results of earlier checks cannot be read: {file}: {error.strerror or error}")
         return {}
     return known if isinstance(known, dict) else {}
 
 
 @contextmanager
-def _remembered(file: Path, known: dict[str, State], notes: list[str]) -> Iterator[None]:
-    """Keeps ``known`` on leaving, however that comes about."""
+def _saved_at_end(file: Path, known: dict[str, State], notes: list[str]) -> Iterator[None]:
+    """Writes ``known`` to ``file`` at the end of the block, even after an error. A failed write adds a note to ``notes``."""
     try:
         yield
     finally:
@@ -123,4 +125,4 @@ def _remembered(file: Path, known: dict[str, State], notes: list[str]) -> Iterat
             write_whole(file, json.dumps(known), durable=False)
         except (OSError, StorageError) as error:
             reason = str(error).splitlines()[0]
-            notes.append(f"that the pack is sound could not be kept in {file.parent}: {reason}")
+            notes.append(f"the result of checking the pack could not be saved in {file.parent}: {reason}")

@@ -1,4 +1,4 @@
-"""Pack writer: parts, index and head of a pack onto the disk, each whole or not at all."""
+"""Writes the parts, the index and the head of a pack. Each file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,17 +37,20 @@ _BATCH_ROWS = 1 << 12
 
 @dataclass(frozen=True)
 class Span:
-    """Records to be written: one part of ``rows`` records, or as many parts as it takes to the end (None)."""
+    """A range of records to write: one part, or all parts up to the last record."""
 
     number: int
+    """Number of the first part."""
     first: int
+    """Number of the first record."""
     rows: int | None
+    """Number of records of the part; None for as many parts as the remaining records need."""
 
 
 def write_span(
     job: Job, span: Span, records: Iterator[Record], crcs: NDArray[np.uint32], part_bytes: int
 ) -> Iterator[tuple[int, PartFile]]:
-    """Writes the parts of ``span``; yields number and description of each that is whole."""
+    """Writes the parts of ``span``. Yields (number, description) of each part when it is complete."""
     number, first = span.number, span.first
     while first < len(job.rows):
         part = _write_part(job, number, first, span.rows, records, crcs, part_bytes)
@@ -66,7 +69,10 @@ def _write_part(
     crcs: NDArray[np.uint32],
     part_bytes: int,
 ) -> PartFile:
-    """One part from record ``first`` on, of ``rows`` records or until it is full: whole, on disk, or not at all."""
+    """Writes one part, starting with record ``first``, and returns its description when it is on the disk.
+
+    The part has ``rows`` records; with None it ends when it is full. If an error occurs, no file is left.
+    """
     name = f"part-{number:05d}.arrow"
     temporary = job.folder / f".{name}"
     last = min(first + (rows or _PART_ROWS), len(job.rows)) - 1
@@ -102,7 +108,7 @@ def _write_part(
 
 
 class _Sink(io.RawIOBase):
-    """A file that counts and sums up what is written."""
+    """A file that also computes the size and the crc32 of everything that is written to it."""
 
     def __init__(self, file: io.BufferedWriter) -> None:
         self.file, self.size, self.crc32 = file, 0, 0
@@ -134,7 +140,7 @@ def _as_batch(job: Job, batch: list[Record]) -> pa.RecordBatch:
 
 
 def finish(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> None:
-    """Writes the index, then the head; removes what belongs to neither."""
+    """Writes the index, then the head. Removes all other part files and temporary files."""
     write_table(_index(job, parts, crcs), job.folder / INDEX)
     head = replace(job.head, parts=tuple(parts), index_crc32=crc32_of(job.folder / INDEX))
     write_head(job.folder / HEAD, head)
@@ -180,5 +186,5 @@ def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Tabl
 
 
 def write_head(file: Path, head: Head) -> None:
-    """Writes ``head`` in the place of ``file``: whole or not at all, and on disk when this returns."""
+    """Writes ``head`` to ``file``, completely or not at all. It is on the disk when the function returns."""
     write_whole(file, head.to_json())

@@ -38,7 +38,7 @@ PAD = Augment(crop="pad")
 
 
 class OneByOne:
-    """Pictures in memory that are stored elsewhere; ``before`` is called with each row that is read."""
+    """Images that are read one by one from an array; ``before`` is called with each row before it is read."""
 
     def __init__(self, array: np.ndarray, before: Callable[[int], object] = lambda row: None) -> None:
         self.array, self.before = array, before
@@ -91,7 +91,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    """JPEG and PNG files of many sizes; row 7 is cut short, row 11 missing, row 12 smaller than its crops."""
+    """JPEG and PNG files of many sizes. Row 7 is truncated, row 11 is missing, row 12 is smaller than its crops."""
     names = []
     for row in range(COUNT):
         names.append(f"{row:02}.{'jpg' if row % 2 else 'png'}")
@@ -131,7 +131,7 @@ def test_workers_and_prefetch_do_not_change_a_bit(files: FileImages) -> None:
 
 
 def seen(picture: Image.Image, spec: BatchSpec, at: int) -> np.ndarray:
-    """The view of one sample, pixel by pixel, from the definition."""
+    """Computes the crop of one image pixel by pixel, from the definition."""
     size, (right, down) = spec.image_size, spec.geometry.shifts[at]
     left, top, *corner = spec.geometry.boxes[at].tolist()
     full = crop_resize(picture, (left, top, corner[0], corner[1]), (size, size), "bilinear")
@@ -200,7 +200,7 @@ def test_pictures_that_cannot_be_read_are_masked_and_named(files: FileImages, wo
     (cut, missing, shrunk) = batch.bad_rows
     assert (cut[0], missing[0], shrunk[0]) == (7, 11, 12)
     assert "truncated" in cut[1] and "FileNotFoundError" in missing[1]
-    assert "the picture is 3 x 3 pixels now and was larger when it was scanned" in shrunk[1]
+    assert "the picture is now 3 x 3 pixels, but it was larger when it was scanned" in shrunk[1]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_slow_picture_does_not_change_the_order() -> None:
 
 
 class Counted:
-    """An endless stream of specs that knows how many were drawn, and in which threads."""
+    """An endless iterator of specifications that counts how many were taken, and in which threads."""
 
     def __init__(self, batch_size: int = 4) -> None:
         self.drawn, self.batch_size = 0, batch_size
@@ -279,7 +279,7 @@ def test_work_goes_on_while_the_consumer_is_busy() -> None:
         while len(loaded) < 16 and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(0.05)
-        assert len(loaded) == 16  # the batch handed out and three beyond it, four pictures each
+        assert len(loaded) == 16  # the current batch and three prefetched ones, four images each
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -289,7 +289,7 @@ def test_a_batch_is_let_go_once_the_consumer_is_done_with_it(workers: int) -> No
         assert batch.images._base is not None
         buffer = weakref.ref(batch.images._base)
         del batch
-        deadline = time.monotonic() + 5  # a thread may still be returning from the batch's last piece of work
+        deadline = time.monotonic() + 5  # a thread may still be returning from the batch's last task
         while buffer() is not None and time.monotonic() < deadline:
             time.sleep(0.005)
         assert buffer() is None
@@ -308,7 +308,7 @@ def test_closing_early_ends_the_threads_without_reading_on() -> None:
     before, began = len(loaded), time.monotonic()
     batches.close()
     assert loader_threads() == []
-    assert time.monotonic() - began < 2 and len(loaded) <= before + 3 * 8  # the task that each thread is at
+    assert time.monotonic() - began < 2 and len(loaded) <= before + 3 * 8  # the current task of each thread
 
 
 def test_being_forgotten_or_exhausted_ends_the_threads() -> None:
@@ -369,7 +369,7 @@ def test_its_threads_bring_no_team_of_torch_along() -> None:
 def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(bytes(range(200)) * 20_000)
-    stat = os.stat_result((0o100644, 0, 0, 0, 0, 0, 1000, 0, 0, 0))  # what it was
+    stat = os.stat_result((0o100644, 0, 0, 0, 0, 0, 1000, 0, 0, 0))  # the size before the file grew
     monkeypatch.setattr(storage_files.os, "fstat", lambda _: stat)
     assert stored.read_file(str(file)) == file.read_bytes()
 
@@ -438,7 +438,7 @@ def test_ctrl_c_while_waiting_ends_the_threads() -> None:
     with pytest.raises(KeyboardInterrupt):
         for _ in batches:
             pass
-    # Where it comes while a thread is being started, the pool does not know that thread yet: it ends a moment later.
+    # If the signal arrives while a thread starts, the pool does not know this thread yet, and it ends a moment later.
     deadline = time.monotonic() + 5
     while loader_threads() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -488,5 +488,5 @@ def test_page_locked_batches_hold_the_same_bits(workers: int) -> None:
 @pytest.mark.parametrize(("workers", "prefetch"), [(-1, 4), (2, 0)])
 def test_impossible_numbers_are_refused_at_once(workers: int, prefetch: int) -> None:
     images: Images = OneByOne(pictures())
-    with pytest.raises(ValueError, match=r"must not be negative, prefetch \d must be at least 1"):
+    with pytest.raises(ValueError, match=rf"workers is {workers}, prefetch is {prefetch}; workers must be at least 0"):
         load_batches(images, [], workers=workers, prefetch=prefetch)

@@ -98,7 +98,7 @@ def test_a_subset_is_stratified(counts: list[int], fraction: float) -> None:
     labels = labels_of(counts)
     sizes = np.array([count for count in counts if count])
     kept = np.array([k for k in np.bincount(labels[subset(0, labels, fraction)], minlength=len(counts)) if k])
-    # There is one share t of which every class keeps its part to within a picture (never less than one picture).
+    # There is one share t that every class keeps, to within one image (and at least one image).
     assert np.max((kept - 1) / sizes) <= np.min((kept + 1) / sizes)
 
 
@@ -132,7 +132,7 @@ Pass = tuple[np.ndarray, np.ndarray]
 
 
 def sampled_pass(seed: int, labels: np.ndarray, sampling: str, index: int) -> Pass:
-    """Places and views of a whole pass, in batches of 7."""
+    """Returns the places and views of a whole pass, taken in batches of 7."""
     classes, n = sampled_classes(labels, sampling), len(labels)
     batches = [sampled_places(seed, classes, index, 7, step) for step in range(-(-n // 7))]
     places, passes, views = (np.concatenate(parts)[:n] for parts in zip(*batches, strict=True))
@@ -146,7 +146,7 @@ def test_slots_are_the_shares_by_largest_remainder_and_never_none(counts: list[i
     size = times * sum(counts)
     slots, present = class_slots(counts, sampling, size), np.array(counts) > 0
     assert slots.sum() == size and (slots[present] >= 1).all() and (slots[~present] == 0).all()
-    # What is left for classes above one slot is divided among them to within a slot.
+    # The remaining slots are divided among the classes above one slot, to within one slot.
     more = slots > 1
     if more.any():
         shares = class_shares(counts, sampling)[more]
@@ -160,7 +160,7 @@ def test_slots_by_hand() -> None:
     assert class_slots([90, 9, 1], "balanced", 100).tolist() == [34, 33, 33]
     assert class_slots([64, 0, 16, 4], "square_root", 84).tolist() == [48, 0, 24, 12]
     assert class_slots([10000, 1, 1], "square_root", 10002).tolist() == [9806, 98, 98]
-    assert class_slots([999, 1], "natural", 10).tolist() == [9, 1], "its share is 0.01 of a slot; it gets one"
+    assert class_slots([999, 1], "natural", 10).tolist() == [9, 1], "its share is 0.01 slots, but it gets one slot"
     assert class_slots([1, 1, 1], "balanced", 3).tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="2 slots for 3 classes"):
         class_slots([1, 1, 1], "balanced", 2)
@@ -206,7 +206,9 @@ def test_two_seeds_or_passes_never_share_a_sampled_order() -> None:
 
 
 def test_a_class_with_few_slots_is_walked_to_its_end_and_then_in_a_new_order() -> None:
-    labels = np.repeat([0, 1, 2], [16, 4, 4])  # balanced: 8 slots each, so two passes see each picture of class 0 once
+    labels = np.repeat(
+        [0, 1, 2], [16, 4, 4]
+    )  # balanced: 8 slots per class, so two passes use each image of class 0 once
     halves = [set(sampled_pass(0, labels, "balanced", index)[0].tolist()) & set(range(16)) for index in range(80)]
     assert all(
         len(a) == len(b) == 8 and a | b == set(range(16)) for a, b in zip(halves[::2], halves[1::2], strict=True)
@@ -215,7 +217,7 @@ def test_a_class_with_few_slots_is_walked_to_its_end_and_then_in_a_new_order() -
 
 
 def test_every_order_of_a_class_is_as_likely() -> None:
-    """Two of 6 pictures a pass: the 15 pairs that a walk can begin with come equally often."""
+    """With 2 slots for 6 images, the 15 pairs that a permutation can start with are equally frequent."""
     labels = np.repeat([0, 1, 2, 3, 4, 5], [6, 1, 1, 1, 1, 2])
     pairs: dict[tuple[int, ...], int] = {}
     for cycle in range(900):
@@ -238,7 +240,7 @@ def test_a_sampled_batch_is_the_same_whichever_step_comes_first() -> None:
     for step in reversed(range(15)):
         again = sampled_places(3, sampled_classes(labels, "square_root"), 4, 10, step)
         assert all(np.array_equal(a, b) for a, b in zip(again, whole[step], strict=True))
-    assert whole[4][1].tolist() == [4] * 3 + [5] * 7, "positions 40 to 49, where a pass has 43"
+    assert whole[4][1].tolist() == [4] * 3 + [5] * 7, "positions 40 to 49, in passes of 43"
 
 
 def test_a_batch_larger_than_a_pass_spans_several() -> None:

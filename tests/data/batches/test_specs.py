@@ -1,4 +1,4 @@
-"""What a run's batches hold: augmentation by keys, copies that are the same in every pass, nothing else random."""
+"""Tests the content of batches: augmentation depends only on keys, and copies are the same in every pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan(batch_size: int = 9, epochs: str = "4ep", **augmentation: Any) -> Plan:
 
 
 def seen(made: Plan, specs: list[BatchSpec]) -> list[torch.Tensor]:
-    """Every picture of ``specs`` as the network will see it, but for normalisation."""
+    """Returns every image of ``specs`` with all augmentations, before normalisation."""
     random = np.random.default_rng(0)
     images = ArrayImages(random.integers(0, 256, (TRAIN + VAL, SIZE, SIZE, 3), dtype=np.uint8))
     pictures = []
@@ -98,7 +98,7 @@ def test_copies_make_an_epoch_longer_and_are_the_same_in_every_pass() -> None:
             sorted(views[at].numpy().tobytes() for at in range(90 * p, 90 * p + 90) if rows[at] == row)
             for p in range(3)
         ]
-        assert len(by_pass[0]) == 3 and len(set(by_pass[0])) == 3, "the picture itself and two different copies"
+        assert len(by_pass[0]) == 3 and len(set(by_pass[0])) == 3, "the image itself and two different copies"
         assert by_pass[0] == by_pass[1] == by_pass[2]
 
 
@@ -135,7 +135,7 @@ RARE = 6
 
 
 def skewed() -> Manifest:
-    """As :func:`manifest`, but only 6 of the 30 training pictures are of class b."""
+    """A manifest as from :func:`manifest`, but with only 6 images of class b among the 30 training images."""
     made = manifest()
     labels = np.where(np.arange(TRAIN + VAL) < TRAIN - RARE, 0, 1).astype(np.int32)
     return replace(made, labels=labels)
@@ -147,7 +147,7 @@ def sampled_plan(sampling: str = "balanced", batch_size: int = 9, epochs: str = 
 
 
 def words(monkeypatch: pytest.MonkeyPatch, made: Plan, specs: Callable[[], Iterator[BatchSpec]]) -> list[Any]:
-    """(row, word in the place of the pass) of every picture of ``specs``."""
+    """Returns (row, number used as the pass) of every image of ``specs``."""
     found: list[Any] = []
 
     def watched(augment: Any, seed: int, rows: Any, passes: Any, *more: Any) -> Any:
@@ -192,7 +192,9 @@ def test_a_picture_that_comes_again_in_a_pass_is_augmented_anew(monkeypatch: pyt
         assert len(set(of_it)) == 10
     found = words(monkeypatch, made, lambda: train_specs(made, skewed(), 0))
     assert len(set(found)) == len(found), "no key is used twice"
-    assert {word for _, word in found if word < 2**40} == {0, 1, 2, 3}, "a first view has its pass's own key"
+    assert {word for _, word in found if word < 2**40} == {0, 1, 2, 3}, (
+        "the first view of an image in a pass has the key of the pass"
+    )
 
 
 def test_sampling_within_a_share_of_the_data() -> None:
@@ -206,7 +208,7 @@ def test_sampling_within_a_share_of_the_data() -> None:
 
 
 def test_sampling_with_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass of 60 places, 30 for 6 rare pictures and their copies: each comes 2 or 3 times, always in its own views."""
+    """A pass has 60 places, of which 30 are for 6 rare images and their copies: each comes 2 or 3 times, with its own views."""
     made = sampled_plan(batch_size=10, copies=1, rotation=30, epochs="6ep")
     found = words(monkeypatch, made, lambda: train_specs(made, skewed(), 0))
     assert len(found) == 6 * 60
@@ -214,10 +216,10 @@ def test_sampling_with_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         one_pass = found[at : at + 60]
         assert len(set(one_pass)) == 60 and sum(row >= TRAIN - RARE for row, _ in one_pass) == 30
     first, again, third = ({word + view * 2**40 for word in (2**61, 2**61 + 1)} for view in (0, 1, 2))
-    first = first - {2**61} | {-1}  # the picture itself
+    first = first - {2**61} | {-1}  # the image itself
     assert {word for row, word in found if row >= TRAIN - RARE} == first | again | third
     common = [word for row, word in found if row < TRAIN - RARE]
-    assert set(common) == first | again, "twice where a pass straddles two walks through the class"
+    assert set(common) == first | again, "twice if a pass contains parts of two permutations of the class"
     assert sum(word in again for word in common) < len(common) / 4
 
 

@@ -1,4 +1,4 @@
-"""decode: every format and oddity gives an upright RGB picture or one line that says why not."""
+"""Tests that every format and unusual file gives an upright RGB image, or a reason of one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from stagewright.data.images.decode import (
     to_8_bit,
 )
 
-# Of the 78 awkward files, those that Pillow 13 cannot read either.
+# Those of the 78 unusual files that Pillow 13 cannot read either.
 UNREADABLE = {
     "broken.png",
     "broken_data_stream.png",
@@ -100,7 +100,7 @@ def test_orientation_is_what_pillow_makes_of_it(orientation: int, form: str) -> 
 
 
 def test_orientation_counts_although_other_exif_is_damaged() -> None:
-    """A text tag that points beyond the block: exif_transpose would fail when it writes the block back."""
+    """A text tag points outside the EXIF block, so exif_transpose would fail when it writes the block back."""
     entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x010F, 2, 5000, 100)
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
     data = encoded(photo(60, 40), "JPEG", exif=exif)
@@ -148,7 +148,9 @@ def test_to_8_bit_rules() -> None:
 def test_modes_keep_their_colours() -> None:
     alpha = photo().convert("RGBA")
     alpha.putalpha(0)
-    assert np.array_equal(np.asarray(decode(encoded(alpha, "PNG"))), np.asarray(photo()))  # colours under transparency
+    assert np.array_equal(
+        np.asarray(decode(encoded(alpha, "PNG"))), np.asarray(photo())
+    )  # the colours of transparent pixels
     palette = photo().quantize(64)
     expected = np.asarray(palette.convert("RGB"))
     assert np.array_equal(np.asarray(decode(encoded(palette, "PNG", transparency=bytes(64)))), expected)
@@ -210,7 +212,7 @@ def test_bombs_are_refused_by_their_header() -> None:
 
 
 def test_warnings_of_pillow_are_no_concern(awkward: dict[str, bytes]) -> None:
-    """Also where somebody makes all warnings errors after the import, and from threads."""
+    """Pillow's warnings stay hidden if all warnings become errors after the import, and in threads."""
     palette = encoded(photo().quantize(16), "PNG", transparency=bytes(16))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -241,7 +243,7 @@ def test_identified_reads_the_head_only(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ramp() -> Iterator[Image.Image]:
-    """Each pixel's red is its column, its green its row."""
+    """An image whose pixels have their column as red and their row as green."""
     y, x = np.mgrid[:120, :200]
     yield Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8))
 
@@ -258,7 +260,7 @@ def test_crop_resize_is_exact_to_the_fraction_of_a_pixel(
     assert out.shape == (size[1], size[0], 3) and out.dtype == np.uint8
     columns = box[0] + (np.arange(size[0]) + 0.5) * (box[2] - box[0]) / size[0] - 0.5
     rows = box[1] + (np.arange(size[1]) + 0.5) * (box[3] - box[1]) / size[1] - 0.5
-    # The outermost see nothing beyond the box, so the ramp bends there.
+    # The filter uses no pixel outside the box, so the outermost results leave the ramp.
     assert np.abs(out[..., 0] - columns).max() <= 1.25 and np.abs(out[:, 1:-1, 0] - columns[1:-1]).max() <= 0.75
     assert (
         np.abs(out[..., 1] - rows[:, None]).max() <= 1.25 and np.abs(out[1:-1, :, 1] - rows[1:-1, None]).max() <= 0.75
@@ -277,9 +279,9 @@ def test_crop_resize_clamps_rounding_and_refuses_more(ramp: Image.Image) -> None
     whole = crop_resize(ramp, (0, 0, 200, 120), (20, 12), "bilinear")
     assert np.array_equal(crop_resize(ramp, (-1e-6, -1e-9, 200 + 1e-6, 120 + 1e-5), (20, 12), "bilinear"), whole)
     for box in [(-1, 0, 50, 50), (0, 0, 201, 50), (50, 0, 50, 20), (60, 0, 50, 20), (0, float("nan"), 9, 9)]:
-        with pytest.raises(ValueError, match="does not lie within a picture of 200 x 120"):
+        with pytest.raises(ValueError, match="is not within a picture of 200 x 120"):
             crop_resize(ramp, box, (8, 8), "bilinear")
-    with pytest.raises(ValueError, match="RGB pictures, not L"):
+    with pytest.raises(ValueError, match="RGB picture, not L"):
         crop_resize(ramp.convert("L"), (0, 0, 9, 9), (8, 8), "bilinear")
 
 
@@ -359,7 +361,7 @@ import io, resource, sys
 from PIL import Image
 from stagewright.data.images.decode import decode
 data = sys.stdin.buffer.read()
-decode(data)  # what has to be loaded is loaded
+decode(data)  # load all modules before memory is limited
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), resource.RLIM_INFINITY))
 try:
@@ -370,7 +372,7 @@ except (MemoryError, OSError) as error:
 
 
 def test_memory_that_runs_out_is_no_damage_of_the_image() -> None:
-    """Else a scan on a machine that is short of memory would leave sound images out."""
+    """Otherwise a scan on a machine with little memory would exclude intact images."""
     data = encoded(Image.new("RGB", (6000, 6000)), "PNG")
     ended = subprocess.run([sys.executable, "-c", NO_ROOM], input=data, capture_output=True, check=True)
     assert ended.stdout.decode().strip() == "MemoryError"

@@ -68,7 +68,7 @@ def test_files_come_to_the_device_as_they_are_used(tmp_path: Path, workers: int,
     expected = list(load_batches(files, specs, workers=0))
     assert [plain(batch) for batch in batches] == [plain(batch) for batch in expected]
     assert [batch.images.device.type for batch in batches] == [device] * 3
-    assert resident.decoded.tolist() == [True, False, True, False, False, True]
+    assert resident.copied_rows.tolist() == [True, False, True, False, False, True]
 
 
 def test_the_threads_decode_what_is_new_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A short run of native/fuzz.py: nothing found in the decoder, a bug put in is found; and what long runs did find."""
+"""Runs native/fuzz.py briefly: it finds no bug in the decoder, and finds an inserted bug. Also tests bugs found by long runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_nothing_is_found(tmp_path: Path) -> None:
     assert "1,500 JPEG inputs and 375 raw ones" in done.stdout
     words = done.stdout.replace(",", "").split()
     counts = {name: int(words[words.index(name) + 1]) for name in ("done", "unusual", "damaged", "outside", "starved")}
-    assert min(counts.values()) > 0, counts  # a harness of which everything is refused at once tests nothing
+    assert min(counts.values()) > 0, counts  # if the decoder refused all inputs at once, the run would test nothing
     assert counts["done"] > 100
     assert not list(tmp_path.iterdir())
 
@@ -65,7 +65,7 @@ def jpeg(picture: Image.Image, **options: object) -> bytes:
 
 
 def without(data: bytes, marker: int) -> bytes:
-    """The file less its segments of that marker, before the scan."""
+    """Returns the file without the segments of that marker that precede the scan."""
     at, kept = 2, data[:2]
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -76,7 +76,7 @@ def without(data: bytes, marker: int) -> bytes:
 
 @needs_native
 def test_found_a_thin_box_that_mirrors_to_nothing() -> None:
-    """Mirrored by EXIF, 0..5e-265 becomes width..width; the resize then read outside of its memory."""
+    """An EXIF orientation mirrors the box 0..5e-265 to width..width, and the resize then read outside of its memory."""
     exif = Image.Exif()
     exif[0x0112] = 3
     data = jpeg(Image.new("RGB", (128, 96), (9, 99, 199)), exif=exif.tobytes())
@@ -87,7 +87,7 @@ def test_found_a_thin_box_that_mirrors_to_nothing() -> None:
 @needs_native
 @pytest.mark.parametrize("marker", [0xC4, 0xDB], ids=["Huffman tables", "quantisation tables"])
 def test_found_a_file_decoded_with_the_tables_of_the_one_before(marker: int) -> None:
-    """libjpeg keeps tables from picture to picture; what a file comes to must not hang on its neighbours."""
+    """libjpeg keeps tables from image to image, but the result of a file must not depend on the files before it."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = jpeg(Image.fromarray(pixels), quality=20, optimize=True)
     broken = without(whole, marker)
@@ -95,4 +95,4 @@ def test_found_a_file_decoded_with_the_tables_of_the_one_before(marker: int) -> 
     alone, alone_codes = cropped([broken], box)
     after, after_codes = cropped([whole, broken], box)
     assert after_codes == [DONE, *alone_codes]
-    assert alone_codes == [DAMAGED] or np.array_equal(alone[0], after[1])  # by default tables, where it lost its own
+    assert alone_codes == [DAMAGED] or np.array_equal(alone[0], after[1])  # decoded with the default tables

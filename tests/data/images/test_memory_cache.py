@@ -57,7 +57,7 @@ def test_keeping_changes_no_bit(tmp_path: Path, sizes: list[tuple[int, int]], cr
     for workers in (0, 1, 3):
         held = cache_if_small(images, widths, heights, 32, exact=exact)
         assert isinstance(held, CachedImages) and (held.array is not None) == (len(set(sizes)) == 1)
-        for _ in range(2):  # the second time, nothing is read any more
+        for _ in range(2):  # the second time, all images come from the cache
             assert all(map(same, load_batches(held, wanted, workers=workers), expected))
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_read_is_named_each_time(tmp_path: Path, sizes: list[tupl
         batches = list(load_batches(held, specs(widths, heights, 32, "pad", exact=False), workers=2))
         bad = {row: reason for batch in batches for row, reason in batch.bad_rows}
         assert bad.keys() == {5, 10}
-        assert "No such file" in bad[5] and "300 x 200 pixels now" in bad[10]
+        assert "No such file" in bad[5] and "now 300 x 200 pixels" in bad[10]
         for batch in batches:
             assert not batch.images[~batch.valid].any() and batch.images[batch.valid].any()
     with pytest.raises(OSError, match="No such file"):

@@ -1,4 +1,4 @@
-"""The native decoder against Pillow: same pixels, same box, same verdict on what is damaged."""
+"""Tests that the native decoder and Pillow agree on pixels, on boxes, and on which files are damaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stagewright.augment.geometry import jpeg_scale, train_geometry
+from stagewright.augment.geometry import Geometry, jpeg_scale, train_geometry
 from stagewright.data.images import crop, native
 from stagewright.data.images.decode import ArrayImages, crop_resize, decode, decode_for
 from stagewright.data.images.stored import Stored
@@ -34,7 +34,7 @@ def encoded(files: list[bytes]) -> Stored:
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colour with texture, no symmetry."""
+    """Returns a test image: smooth colours with texture, without symmetry."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 256, (max(height // 24, 2), max(width // 24, 2), 3), dtype=np.uint8)
     large = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.float64)
@@ -65,7 +65,7 @@ def resized(
     interpolation: Any = "bilinear",
     exact: bool = False,
 ) -> np.ndarray:
-    """The native resize of decoded pixels, which other tests hold against Pillow."""
+    """Resizes decoded pixels with the native library, which other tests compare with Pillow."""
     out = np.empty((1, size, size, 3), np.uint8)
     codes = native.crop(
         Stored.of_array(pixels), np.array([box], float), np.array([flip]), size, interpolation, exact, out
@@ -89,7 +89,7 @@ def views(files: list[bytes], size: int) -> Any:
 
 @pytest.mark.parametrize(("size", "exact"), [(224, True), (224, False), (96, True), (96, False), (40, False)])
 def test_a_part_has_the_pixels_of_the_whole(photos: list[bytes], size: int, exact: bool) -> None:
-    """Decoding only a part gives, bit by bit, what decoding the whole and cutting gives, at every scale."""
+    """Decoding only the box gives the same bits as decoding the whole image and cropping it, at every scale."""
     geometry, scales = views(photos, size), set()
     out, codes = cropped(photos, geometry.boxes, size, flips=geometry.flips, exact=exact)
     for at, data in enumerate(photos):
@@ -108,7 +108,7 @@ def test_the_faster_entropy_decoder_gives_the_coefficients_of_libjpegs(photos: l
     module: Any = native._module()
     files, kinds = list(photos), ("L", "RGB")
     random = np.random.default_rng(5)
-    for at in range(60):  # odd sizes, every subsampling, optimised tables, qualities from coarse to without loss
+    for at in range(60):  # odd sizes, every subsampling, optimised tables, low to lossless quality
         noise = Image.fromarray(
             random.integers(0, 256, (int(random.integers(1, 90)), int(random.integers(1, 90)), 3), np.uint8)
         )
@@ -127,7 +127,7 @@ def test_the_faster_entropy_decoder_gives_the_coefficients_of_libjpegs(photos: l
 
 
 def test_damaged_entropy_data_is_never_done_where_libjpeg_complains(photos: list[bytes]) -> None:
-    """Where bits are flipped, ours may refuse more than libjpeg's, which makes something up; never the other way round."""
+    """With flipped bits, our decoder may refuse more files than libjpeg, which invents pixels, but never fewer."""
     module: Any = native._module()
     random, files = np.random.default_rng(1), []
     for data in photos[:20]:
@@ -182,7 +182,9 @@ def test_crops_are_those_of_full_decoding_and_antialiased_resize(
     out = np.empty((len(photos), size, size, 3), np.uint8)
     shifts = np.zeros((len(photos), 2), np.int64)
     rows = np.arange(len(photos))
-    assert crop.crop_into(Photos(), rows, geometry.boxes, shifts, geometry.flips, "bilinear", exact, out) == []
+    assert (
+        crop.crop_into(Photos(), rows, Geometry(geometry.boxes, shifts, geometry.flips), "bilinear", exact, out) == []
+    )
     found = []
     for at, data in enumerate(photos):
         left, top, right, bottom = geometry.boxes[at].astype(int).tolist()
@@ -196,7 +198,7 @@ def test_crops_are_those_of_full_decoding_and_antialiased_resize(
 @given(data=st.data(), interpolation=st.sampled_from(["bilinear", "bicubic"]), size=st.integers(4, 70))
 def test_the_resize_is_pillows_within_rounding(data: st.DataObject, interpolation: Any, size: int) -> None:
     width, height = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 200))
-    # Pillow cuts off at black and white between its two passes, where the cubic filter overshoots; greys do not reach that.
+    # Pillow clips to black and white between its two passes, where the cubic filter overshoots. Mid greys are not clipped.
     low, high = (70, 186) if interpolation == "bicubic" else (0, 256)
     pixels = np.random.default_rng(width * 1000 + height).integers(low, high, (height, width, 3), dtype=np.uint8)
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
@@ -257,8 +259,8 @@ def test_pictures_are_upright(orientation: int, flip: bool) -> None:
     out, codes = cropped([data], [box], 48, flips=[flip], exact=False)
     assert codes == [0]
     expected = resized(np.asarray(upright), box, 48, flip=flip).astype(int)
-    assert np.abs(out[0] - expected).max() <= 1  # the two passes of the resize came in the other order
-    # Which is why turned pictures are left to Pillow where each bit counts.
+    assert np.abs(out[0] - expected).max() <= 1  # the two passes of the resize are in the other order
+    # Therefore Pillow resizes rotated images if every bit must be the same.
     assert cropped([data], [box], 48, flips=[flip], exact=True)[1] == [0 if orientation == 1 else UNUSUAL]
 
 
@@ -403,11 +405,11 @@ def test_it_can_be_switched_off() -> None:
     out = np.empty((1, 16, 16, 3), np.uint8)
     flips, rows = np.zeros(1, bool), np.zeros(1, np.int64)
     box, shifts = np.array([[0, 0, 30.0, 30]]), np.zeros((1, 2), np.int64)
-    assert crop.crop_into(images, rows, box, shifts, flips, "bilinear", True, out) == [] and out.any()
+    assert crop.crop_into(images, rows, Geometry(box, shifts, flips), "bilinear", True, out) == [] and out.any()
 
 
 def test_it_was_built_with_the_package() -> None:
-    """Where a compiler and libjpeg's header are, installing the package builds the decoder, and says what it is."""
+    """If a compiler and libjpeg's headers are present, installing the package builds the decoder, and describe() names it."""
     environment = {name: value for name, value in os.environ.items() if name != "STAGEWRIGHT_NATIVE"}
     code = "from stagewright.data.images import native; print(native.describe())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -1,4 +1,4 @@
-"""Packs: the same data set with smaller pictures, whatever interrupts or damages them; and readable by other tools."""
+"""Tests that a pack is the same data set with smaller images, also after interruption and damage, and readable by other tools."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMNS = ("labels", "splits", "widths", "heights")
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
-    """Waves of colour: different for each seed, smooth enough for JPEG."""
+    """Returns an image of colour waves, different for each seed and smooth enough for JPEG."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     random = np.random.default_rng(seed)
     waves = [np.sin(x * a + y * b + c) for a, b, c in random.uniform(0.05, 0.4, (3, 3))]
@@ -49,7 +49,7 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
 
 
 def odd_files(folder: Path) -> None:
-    """One of each kind that is packed in its own way."""
+    """Returns one file of each kind that is packed in a different way."""
     folder.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[274] = 6
@@ -74,7 +74,7 @@ def odd_files(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 16 pictures of different sizes, and the odd ones."""
+    """Three classes with 16 images of different sizes each, and the unusual files."""
     root = tmp_path_factory.mktemp("sources") / "photos"
     for label, name in enumerate("abc"):
         (root / name).mkdir(parents=True)
@@ -87,19 +87,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def jpeg(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JPEG pack of several parts; not to be changed."""
+    """A JPEG pack of several parts; tests must not change it."""
     return make(photos, tmp_path_factory.mktemp("packs") / "jpeg.pack").folder
 
 
 @pytest.fixture(scope="session")
 def raw(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A raw pack of several parts; not to be changed."""
+    """A raw pack of several parts; tests must not change it."""
     return make(photos, tmp_path_factory.mktemp("packs") / "raw.pack", encoding="raw").folder
 
 
 @pytest.fixture
 def copied(jpeg: Path, tmp_path: Path) -> Path:
-    """A JPEG pack that may be damaged."""
+    """A copy of the JPEG pack that tests may damage."""
     return Path(shutil.copytree(jpeg, tmp_path / "copied.pack"))
 
 
@@ -132,7 +132,7 @@ def not_loaded(source: Path, **settings: Any) -> DataError:
 
 
 def same_data(one: Dataset, two: Dataset) -> None:
-    """The same manifests but for root, source and variant; the same left out."""
+    """Asserts that manifests differ only in root, source and variant, and that the same files are excluded."""
     a, b = one.manifest, two.manifest
     assert a.paths.equals(b.paths) and a.hashes.equals(b.hashes) and a.classes == b.classes
     assert a.groups == b.groups
@@ -172,9 +172,7 @@ def test_the_manifest_is_that_of_data(kind: str, photos: Path, tmp_path: Path, r
     assert packed.manifest.digest != plain.manifest.digest
     assert packed.manifest.root == str(folder) and packed.manifest.source == str(folder)
     size = sum(path.stat().st_size for path in folder.glob("part-*.arrow"))
-    note = (
-        f"{kind}.pack is a pack of 32 px, {how}: 59 pictures of {photos}, shrunk to a short side of 32 px where they "
-    )
+    note = f"{kind}.pack is a pack of 32 px, {how}: 59 pictures of {photos}, reduced to a short side of 32 px if they "
     assert packed.notes == (plain.notes[0], f"{note}were larger, in {size / 1e6:.1f} MB", *plain.notes[1:])
     assert not_loaded(folder, bad_images="fail").given.startswith("2 pictures cannot be read: c/odd/cut.jpg (")
     packed.manifest.write(tmp_path / "manifest.parquet")
@@ -200,7 +198,7 @@ def test_the_crops_are_those_of_data(photos: Path, raw: Path) -> None:
                 continue
             one = crop_resize(plain.images.load(row), tuple(boxes[at]), (16, 16), "bilinear")
             two = crop_resize(packed.images.load(row), tuple(stored[at]), (16, 16), "bilinear")
-            # A crop that lies half a pixel off differs by more than 10 on average.
+            # A crop that is shifted by half a pixel differs by more than 10 on average.
             assert np.abs(one.astype(float) - two).mean() < 4, plain.manifest.paths[row]
 
 
@@ -318,7 +316,7 @@ def test_given_parts(tmp_path: Path) -> None:
 
 
 def table_of(photos: Path, folder: Path) -> Path:
-    """A CSV with sites, a split, a row without a file and another name for classes."""
+    """A CSV with sites, a split, a row without a file, and a class column with an unusual name."""
     rows = [["file", "label", "site", "split", "kind"]]
     for at, path in enumerate(sorted(photos.glob("?/*.jpg"))):
         site, part = f"s{at % 9}" if at % 5 else "", "test" if at % 9 == 8 and at % 5 else "train"
@@ -341,7 +339,7 @@ def test_tables(photos: Path, tmp_path: Path) -> None:
         assert {note for note in plain.notes if "labels.csv" not in note} <= set(packed.notes)
     assert packed.excluded[0].path == "a/gone.jpg"
     error = not_loaded(folder, label="kind")
-    assert error.given == f"data.label is 'kind', but {folder} was packed with what was found"
+    assert error.given == f"data.label is 'kind', but {folder} was made with the default"
     assert error.remedy == "leave out data.label, or pack the table again with --set data.label=kind"
     assert not_loaded(folder, group="camera").given.startswith("data.group is 'camera'")
     assert not_loaded(folder, split="other").given.startswith("data.split is 'other'")
@@ -413,7 +411,7 @@ def test_interrupted_and_gone_on(record: int, photos: Path, jpeg: Path, tmp_path
     kept = {name for name in contents(folder) if name.endswith("arrow")}
     error = not_loaded(folder)
     rows = sum(part.rows for part in Head.read(folder / "packing.json").parts)
-    assert error.given == f"the pack {folder} is not finished: {rows:,} of 59 records are there"
+    assert error.given == f"the pack {folder} is not finished: {rows:,} of 59 records are written"
     assert len(kept) >= 2 or record < 20
     summary = make(photos, folder)
     assert contents(folder) == contents(jpeg) and summary.made == 59 - rows
@@ -434,17 +432,17 @@ build.pack(sys.argv[1], sys.argv[2], Data(), size=32, part_bytes=12_000, progres
 def test_killed_and_gone_on(photos: Path, jpeg: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos.pack"
     folder.mkdir()
-    (folder / ".packing.json.77.tmp").write_text("{")  # killed while it wrote its first file
+    (folder / ".packing.json.77.tmp").write_text("{")  # left by a process that was killed while it wrote its first file
     for at in (5, 40):
         done = subprocess.run([sys.executable, "-c", _KILLED, str(photos), str(folder), str(at)], capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        assert list(folder.glob(".part*"))  # what it was writing
+        assert list(folder.glob(".part*"))  # the part that it was writing
     assert make(photos, folder).made < 59
     assert contents(folder) == contents(jpeg)
 
 
 def test_damage_is_named_wherever_it_is(copied: Path) -> None:
-    """Every 97th byte of a part, and some of the other files, one at a time."""
+    """Damages every 97th byte of a part, and some bytes of the other files, one at a time."""
     dataset = load(copied)
     images = dataset.images
     assert isinstance(images, PackImages)
@@ -459,13 +457,11 @@ def test_damage_is_named_wherever_it_is(copied: Path) -> None:
         error = not_loaded(copied)
         row = next((row for (begin, end), row in spans.items() if begin <= at < end), None)
         assert error.given.startswith(f"the pack {copied} is damaged: ") and "part-00001.arrow" in error.given
-        assert "only what is damaged is made anew" in error.remedy
+        assert "only damaged files are written again" in error.remedy
         if row is not None:
             path = dataset.manifest.paths[row].as_py()
-            assert f"record {row} ({path}) in part-00001.arrow has another checksum" in error.given
-        seen.add(
-            "record" if row is not None else "outside" if "outside of its pictures" in error.given else "structure"
-        )
+            assert f"record {row} ({path}) in part-00001.arrow changed after the pack was written" in error.given
+        seen.add("record" if row is not None else "outside" if "none of its pictures" in error.given else "structure")
     assert seen == {"record", "outside", "structure"}
     file.write_bytes(good)
     load(copied)
@@ -497,26 +493,27 @@ def test_missing_short_foreign(copied: Path, photos: Path, jpeg: Path, tmp_path:
     os.truncate(part, size - 1)
     assert not_loaded(copied).given.endswith(f"is damaged: part-00002.arrow has {size - 1:,} bytes instead of {size:,}")
     part.unlink()
-    assert not_loaded(copied).given.endswith("part-00002.arrow is not there")
+    assert not_loaded(copied).given.endswith("part-00002.arrow is missing")
     said: list[str] = []
     summary = make(photos, copied, say=said.append)
     assert contents(copied) == contents(jpeg) and 0 < summary.made < 30
-    assert "part-00002.arrow is damaged or gone and is made anew." in said
+    assert "part-00002.arrow is damaged or missing and will be written again." in said
     (copied / "index.parquet").unlink()
-    assert "index.parquet is not there" in not_loaded(copied).given
+    assert "index.parquet is missing" in not_loaded(copied).given
     assert make(photos, copied).made == 0 and contents(copied) == contents(jpeg)
     (copied / "pack.json").unlink()
     error = not_loaded(copied)
-    assert error.given == f"{copied} is named like a pack and has no pack.json"
+    assert error.given == f"{copied} is named like a pack, but it has no pack.json"
     (copied / "pack.json").write_text('{"name": "of something else"}')
-    assert not_loaded(copied).given == f"{copied}/pack.json is damaged or foreign: it is not what data pack writes"
+    foreign = f"{copied}/pack.json is damaged or belongs to another program"
+    assert not_loaded(copied).given == f"{foreign}: it was not written by stagewright data pack"
     head = json.loads((jpeg / "pack.json").read_text())
     (copied / "pack.json").write_text(json.dumps(head | {"version": 2}))
-    assert not_loaded(copied).given == f"{copied}/pack.json is of version 2 of the format"
+    assert not_loaded(copied).given == f"{copied}/pack.json has version 2 of the pack format"
     del head["size"], head["sha256"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
     (copied / "pack.json").write_text(json.dumps(head | {"sha256": digest}))
-    assert not_loaded(copied).given == f"{copied}/pack.json is damaged or foreign: it lacks 'size'"
+    assert not_loaded(copied).given == f"{foreign}: it has no 'size'"
     assert not_loaded(tmp_path / "no.pack").given == f"there is no pack {tmp_path}/no.pack"
 
 
@@ -528,7 +525,9 @@ def test_only_the_damaged_part_is_made_anew(part_bytes: int, copied: Path, photo
     part.write_bytes(data)
     before = {path.name: path.stat().st_mtime_ns for path in copied.glob("part-*.arrow")}
     rows = Pack.open(copied).head.parts[1].rows
-    assert make(photos, copied, part_bytes=part_bytes).made == rows  # the part keeps its bounds all the same
+    assert (
+        make(photos, copied, part_bytes=part_bytes).made == rows
+    )  # the part keeps its records, whatever part_bytes is
     after = {path.name: path.stat().st_mtime_ns for path in copied.glob("part-*.arrow")}
     assert {name for name in after if after[name] != before[name]} == {"part-00001.arrow"}
     assert contents(copied) == contents(jpeg)
@@ -557,7 +556,11 @@ def test_records_are_compared_once(copied: Path, monkeypatch: pytest.MonkeyPatch
     load(copied)
     assert sorted(read) == sorted([*parts, parts[1]])
     monkeypatch.setenv("STAGEWRIGHT_CACHE", "/dev/null/cache")
-    assert load(copied).notes[-1].startswith("that the pack is sound could not be kept in /dev/null/cache/packs:")
+    assert (
+        load(copied)
+        .notes[-1]
+        .startswith("the result of checking the pack could not be saved in /dev/null/cache/packs:")
+    )
 
 
 def test_open_images(copied: Path, photos: Path, jpeg: Path) -> None:
@@ -570,9 +573,9 @@ def test_open_images(copied: Path, photos: Path, jpeg: Path) -> None:
     assert isinstance(images, PackImages) and len(images) == 3
     for at, row in enumerate(some_rows.tolist()):
         assert np.array_equal(np.asarray(images.load(at)), np.asarray(dataset.images.load(row)))
-    with pytest.raises(DataError, match=r"does not hold 1 picture as the run knows them: c/gone.jpg"):
+    with pytest.raises(DataError, match=r"does not contain 1 picture of the run: c/gone.jpg"):
         open_images(replace(part, paths=pa.array([*part.paths.to_pylist()[:2], "c/gone.jpg"])))
-    with pytest.raises(DataError, match="does not hold 3 pictures as the run knows them"):
+    with pytest.raises(DataError, match="does not contain 3 pictures of the run"):
         open_images(replace(part, hashes=pa.array(["0" * 32] * 3)))
     make(photos, copied, quality=80, overwrite=True)
     with pytest.raises(DataError, match=r"is a pack of 32 px, jpeg q80, and was a pack of 32 px, jpeg q90 when"):
@@ -599,7 +602,7 @@ def test_processes_read_at_once_and_no_file_stays_open(
     images = load(jpeg).images
     assert len(os.listdir("/proc/self/fd")) == before
     expected = sum(int(np.asarray(images.load(row)).sum()) for row in range(len(images)))
-    monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path))  # so that all of them check the records
+    monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path))  # an empty cache, so that all of them check the records
     command = [sys.executable, "-c", _READ, str(jpeg)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [int(process.communicate()[0]) for process in running] == [expected] * 3
@@ -607,15 +610,15 @@ def test_processes_read_at_once_and_no_file_stays_open(
 
 def test_other_arguments_are_refused(copied: Path, photos: Path, jpeg: Path, tmp_path: Path) -> None:
     error = refused(DataError, photos, copied, size=24)
-    assert error.given == f"{copied} holds another pack: size 32 instead of 24" and "--overwrite" in error.remedy
+    assert error.given == f"{copied} contains another pack: size 32 instead of 24" and "--overwrite" in error.remedy
     assert "quality 90 instead of 91" in refused(DataError, photos, copied, quality=91).given
     given = refused(DataError, photos, copied, encoding="raw").given
     assert "encoding jpeg instead of raw; quality 90 instead of None" in given
     moved = shutil.copytree(photos, tmp_path / "moved")
-    assert make(moved, copied).made == 0  # the same pictures from elsewhere
+    assert make(moved, copied).made == 0  # the same images in another folder
     os.remove(moved / "a" / "03.jpg")
     error = refused(DataError, moved, copied)
-    assert error.given == f"{copied} holds another pack: other pictures, classes or columns (62 of {photos})"
+    assert error.given == f"{copied} contains another pack: other pictures, classes or columns (62 of {photos})"
     assert contents(copied) == contents(jpeg)
     assert make(moved, copied, size=24, overwrite=True).records == 58
     assert len(load(copied).manifest) == 58 and load(copied).manifest.variant == "pack of 24 px, jpeg q90"
@@ -626,11 +629,11 @@ def test_what_cannot_be_packed(photos: Path, jpeg: Path, tmp_path: Path) -> None
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
         error = refused(DataError, photos, tmp_path / "full", overwrite=overwrite)
-        assert error.given == f"{tmp_path}/full holds other things: thesis.txt"
-    assert "lies within the pictures" in refused(DataError, photos, photos / "x.pack").given
+        assert error.given == f"{tmp_path}/full contains other files: thesis.txt"
+    assert "is inside the folder of the pictures" in refused(DataError, photos, photos / "x.pack").given
     assert "is a file" in refused(DataError, photos, tmp_path / "full" / "thesis.txt").given
     assert refused(DataError, jpeg, tmp_path / "x").given == f"{str(jpeg)!r} is a pack already"
-    assert "lies in memory" in refused(DataError, "torchvision:CIFAR10", tmp_path / "x").given
+    assert "is loaded into memory" in refused(DataError, "torchvision:CIFAR10", tmp_path / "x").given
     assert refused(DataError, photos, tmp_path / "x", size=4).given == "--size 4"
     assert refused(DataError, photos, tmp_path / "x", encoding="webp").allowed == "jpeg, raw"
     assert refused(DataError, photos, tmp_path / "x", quality=0).given == "--quality 0"
@@ -665,7 +668,7 @@ def test_a_full_disk(photos: Path, jpeg: Path, tmp_path: Path, monkeypatch: pyte
         patch.setattr(writer._Sink, "write", write)
         error = refused(StorageError, photos, folder)
     assert error.given == f"the disk is full: {folder} cannot be written (No space left on device)"
-    assert "what is finished is kept" in error.remedy and len(list(folder.glob("part-*.arrow"))) == 2
+    assert "finished parts are kept" in error.remedy and len(list(folder.glob("part-*.arrow"))) == 2
     assert not list(folder.glob(".part*"))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 3000))
