@@ -54,7 +54,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def place_of(room: str) -> tuple[int, int, int]:
+def absolute_path(room: str) -> tuple[int, int, int]:
     """Row, column, and position within a tuple; ValueError for a room that is in no layer."""
     for row, columns in enumerate(LAYERS):
         for column, one in enumerate(columns):
@@ -68,9 +68,9 @@ def climbs(graph: dict[str, set[str]]) -> list[str]:
     """Imports that point upward or sideways."""
     found = []
     for module, others in graph.items():
-        own = place_of(room_of(module))
+        own = absolute_path(room_of(module))
         for other in others - {FACADE}:
-            there = place_of(room_of(other))
+            there = absolute_path(room_of(other))
             down = there[0] < own[0] or (there[:2] == own[:2] and there[2] <= own[2])
             if not down:
                 found.append(f"{module} imports {other}")

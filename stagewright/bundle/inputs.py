@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from stagewright.data.images.decode import picture_extensions
+from stagewright.data.images.decode import image_extensions
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
 
@@ -39,7 +39,7 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    extensions = picture_extensions()
+    extensions = image_extensions()
     files = [path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file()]
     shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not shown:

@@ -15,7 +15,7 @@ from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import assemble
 from stagewright.data.sources.builtin import digits_folder, load_arrays
-from stagewright.data.sources.folders import place_of
+from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, hex_strings, scan
 from stagewright.data.sources.walk import Excluded
@@ -55,8 +55,8 @@ def load_dataset(
     if source.startswith("torchvision:"):
         arrays = load_arrays(source)
         manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
-        return Dataset(manifest, ArrayImages(arrays.pictures), notes, excluded)
-    place = place_of(source)
+        return Dataset(manifest, ArrayImages(arrays.images), notes, excluded)
+    place = absolute_path(source)
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
@@ -76,7 +76,7 @@ def open_images(manifest: Manifest) -> Images:
                 "the same pictures in the same order",
                 "restore its files, or start a new run",
             )
-        return ArrayImages(arrays.pictures if len(manifest) == len(arrays.pictures) else arrays.pictures[rows])
+        return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
     root = str(digits_folder()) if manifest.source == "digits" else manifest.root

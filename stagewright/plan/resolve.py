@@ -17,7 +17,7 @@ from stagewright.recipe.schema import problems
 _NOTHING = Measured()
 MOST_STEPS = 10**9
 """Steps of a run: 200 times what ImageNet takes at a batch of 256 in 1,000 epochs."""
-MOST_MOMENTS = 100_000
+MOST_MOMENTS = 1_000_000
 """Planned evaluations of a run, and planned checkpoints: each is written into the plan."""
 
 Length = tuple[Stage, int, int]  # resolved stage, steps, images

@@ -204,10 +204,13 @@ def test_ends_of_a_stage_are_those_of_its_steps() -> None:
     [
         ({"epochs": "1000000000ep"}, "the stages come to"),
         ({"epochs": "1e18st"}, "the stages come to"),
-        ({"epochs": "10000000st", "eval": {"every": "1st"}}, "eval.every: 1st comes 10,000,000 times in stage 'main'"),
         (
-            {"epochs": "10000000st", "eval": {"every": "1"}, "checkpoints": {"every": "1e-9"}},
-            "checkpoints.every: 1e-09 comes 10,000,000 times",
+            {"epochs": "100000000st", "eval": {"every": "1st"}},
+            "eval.every: 1st comes 100,000,000 times in stage 'main'",
+        ),
+        (
+            {"epochs": "100000000st", "eval": {"every": "1"}, "checkpoints": {"every": "1e-9"}},
+            "checkpoints.every: 1e-09 comes 100,000,000 times",
         ),
     ],
 )

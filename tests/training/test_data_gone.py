@@ -71,7 +71,7 @@ def test_data_that_goes_away_while_it_trains(data: Path, tmp_path: Path, kind: s
 
     stopped = tmp_path / "run"
     assert not _stopped_at(data, stopped, 3, "eval.every=14st").finished
-    where = {"renamed": "data is not there any more", "emptied": "is its disk mounted", "some": "the first is down/"}[
+    where = {"renamed": "data does not exist any more", "emptied": "is its disk mounted", "some": "the first is down/"}[
         kind
     ]
     with pytest.raises(DataError, match=rf"pictures of steps? [\s\S]*{where}"):

@@ -331,7 +331,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @cache
-def picture_extensions() -> frozenset[str]:
+def image_extensions() -> frozenset[str]:
     """Returns the file extensions of all image formats that Pillow decodes: lower case, with the dot."""
     formats = _formats()
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)

@@ -266,7 +266,7 @@ def _groups(e: Evidence) -> Iterator[Finding]:
 
 
 def _unreadable(e: Evidence) -> Iterator[Finding]:
-    reasons, foreign = e.looks.reasons, e.looks.not_pictures
+    reasons, foreign = e.looks.reasons, e.looks.not_images
     bad = sorted(reasons.keys() - foreign)
     if bad:
         serious = e.strict or len(bad) > 0.1 * (len(e.labels) - len(foreign))

@@ -137,7 +137,7 @@ class Looks:
     """(N, 16, 16, 3)."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Row -> why it cannot be read."""
-    not_pictures: set[int] = field(default_factory=set)
+    not_images: set[int] = field(default_factory=set)
     """Those of ``reasons`` that do not claim to be pictures either, by content or by name."""
 
     @classmethod
@@ -181,7 +181,7 @@ class Looks:
 
     def scan(self) -> Scan:
         """The same as :func:`stagewright.data.sources.scan.scan` would have found."""
-        return Scan(self.digests, self.widths, self.heights, dict(self.reasons), set(self.not_pictures))
+        return Scan(self.digests, self.widths, self.heights, dict(self.reasons), set(self.not_images))
 
 
 @dataclass(frozen=True, eq=False)

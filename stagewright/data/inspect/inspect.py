@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stagewright.data.images.decode import NOT_IDENTIFIED, picture_extensions
+from stagewright.data.images.decode import NOT_IDENTIFIED, image_extensions
 from stagewright.data.inspect.findings import SEVERITIES, Evidence, Finding, Item, Severity, find
 from stagewright.data.inspect.fingerprint import Looks, Rows, look, near_pairs
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import assemble
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, place_of
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
@@ -83,7 +83,7 @@ class Inspection:
         evidence = self.evidence
         columns = {name: evidence.counts(part) for part, name in enumerate(SPLITS)}
         columns["undecided"] = evidence.counts(UNDECIDED)
-        bad = np.array(sorted(evidence.looks.reasons.keys() - evidence.looks.not_pictures), np.int64)
+        bad = np.array(sorted(evidence.looks.reasons.keys() - evidence.looks.not_images), np.int64)
         columns["unreadable"] = np.bincount(evidence.labels[bad], minlength=len(evidence.classes))
         order = np.argsort(-evidence.counts(), kind="stable")
         return [
@@ -224,7 +224,7 @@ def inspect(
     called as it goes on. DataError where ``source`` is not a folder or a table of files.
     """
     began = time.perf_counter()
-    if source.startswith("torchvision:") or is_pack(place_of(source)):
+    if source.startswith("torchvision:") or is_pack(absolute_path(source)):
         raise DataError(
             f"{source!r} is not a set of files",
             "a folder of class folders; a folder with train/, val/ and test/; a table; digits",
@@ -257,10 +257,10 @@ def _look_at(listing: Listing, workers: int, progress: scan.Progress | None) -> 
             finished += future.result()
             if progress is not None:
                 progress(finished, len(paths))
-    looks.not_pictures.update(
+    looks.not_images.update(
         row
         for row, reason in looks.reasons.items()
-        if reason == NOT_IDENTIFIED and not scan.claims_to_be_picture(paths[row].as_py())
+        if reason == NOT_IDENTIFIED and not scan.has_image_extension(paths[row].as_py())
     )
     return looks
 
@@ -269,7 +269,7 @@ def _fill_in(root: str, paths: pa.StringArray, looks: Looks, rows: Rows) -> int:
     for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
         file = os.path.join(root, path)
         try:
-            data = scan.read_picture(file, os.path.getsize(file))
+            data = scan.read_image(file, os.path.getsize(file))
         except OSError as error:
             looks.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
             continue
@@ -296,7 +296,7 @@ def _split(source: str, listing: Listing, looks: Looks, settings: Data, seed: in
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
     """Pictures in the folder of a table that none of its rows names."""
-    if Path(source).suffix.lower() not in TABLES or not os.path.isfile(place_of(source)):
+    if Path(source).suffix.lower() not in TABLES or not os.path.isfile(absolute_path(source)):
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}
     stems = {os.path.splitext(item.path)[0] for item in listing.excluded}
@@ -305,7 +305,7 @@ def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
         for path in sorted(walk(listing.root).files)
         if path not in named
         and os.path.splitext(path)[0] not in stems
-        and os.path.splitext(path)[1].lower() in picture_extensions()
+        and os.path.splitext(path)[1].lower() in image_extensions()
     )
 
 

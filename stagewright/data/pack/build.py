@@ -25,7 +25,7 @@ from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Encoding, Head
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.pack.records import Job, Record, encoded, make
 from stagewright.data.pack.writer import Span, finish, write_head, write_span
-from stagewright.data.sources.folders import place_of
+from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, scan
 from stagewright.errors import DataError, StorageError
@@ -95,8 +95,8 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     say = say or (lambda text: None)
     _check_arguments(source, size, encoding, quality)
     listing = list_source(source, settings)
-    folder = place_of(out)
-    _check_place(folder, place_of(source))
+    folder = absolute_path(out)
+    _check_place(folder, absolute_path(source))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
@@ -300,7 +300,7 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
             "a folder, a table or digits",
             f"train on {source} directly",
         )
-    if is_pack(place_of(source)):
+    if is_pack(absolute_path(source)):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack the original pictures")
 
 

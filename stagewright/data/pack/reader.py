@@ -113,7 +113,7 @@ class Pack:
             widths=table["width"].to_numpy().copy(),
             heights=table["height"].to_numpy().copy(),
             reasons=dict(zip(without.tolist(), reasons, strict=True)),
-            not_pictures=set(np.flatnonzero(~table["picture"].to_numpy()).tolist()),
+            not_images=set(np.flatnonzero(~table["picture"].to_numpy()).tolist()),
         )
 
     def images(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackImages:

@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import read_file
 from stagewright.data.pack.format import Encoding, Head
-from stagewright.data.sources.folders import Listing, place_of
+from stagewright.data.sources.folders import Listing, absolute_path
 from stagewright.data.sources.scan import Scan, digest_of
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
@@ -70,7 +70,7 @@ class Job:
         Raises DataError if no image can be read, or if any cannot be read and ``settings.bad_images`` is "fail".
         """
         unreadable = [f"{listing.paths[row].as_py()} ({found.reasons[row]})" for row in sorted(found.reasons)]
-        bad_images = len(unreadable) - len(found.not_pictures)
+        bad_images = len(unreadable) - len(found.not_images)
         if len(unreadable) == len(listing.paths) or (bad_images and settings.bad_images == "fail"):
             raise DataError(
                 f"{len(unreadable):,} of {counted(len(listing.paths), 'file')} of {source!r} cannot be read: "
@@ -89,7 +89,7 @@ class Job:
             resample=_RESAMPLE.name.lower(),
             listing=_digest(listing, found),
             source=source,
-            form="table" if os.path.isfile(place_of(source)) else "folder",
+            form="table" if os.path.isfile(absolute_path(source)) else "folder",
             settings={name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")},
             group_name=listing.group_name,
             grouped=listing.groups is not None,

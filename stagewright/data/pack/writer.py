@@ -163,7 +163,7 @@ def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Tabl
     position[job.rows] = np.arange(len(job.rows))
     taken = pa.array(position, mask=position < 0)
     picture = np.ones(count, bool)
-    picture[list(found.not_pictures)] = False
+    picture[list(found.not_images)] = False
     words = pa.array(PARTS.values()).take(pa.array([list(PARTS).index(part) for part in listing.parts.tolist()]))
     digests = [None, pa.py_buffer(np.ascontiguousarray(found.digests).tobytes())]
     columns = {

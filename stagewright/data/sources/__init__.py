@@ -1,1 +1,1 @@
-"""From a folder, a table or a name to a list of images."""
+"""Finds the images of DATA: a folder, a table, or the name of a built-in data set."""

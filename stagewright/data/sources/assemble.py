@@ -1,6 +1,6 @@
-"""Assemble: from files and what was found in them to a manifest: classes, split, and notes on all that was decided.
+"""Builds the manifest from the listed files and their scan: classes, split, and notes on every decision.
 
-Owns two promises: nothing is left out without a note, and nothing decided here trains on what validates or tests.
+Two guarantees: no file is left out without a note, and the split made here never puts an image of val or test into train.
 """
 
 from __future__ import annotations
@@ -29,73 +29,73 @@ pc: Any = pyarrow.compute  # its functions are made on import, where type checke
 
 
 @dataclass(frozen=True, eq=False)
-class _Pictures:
-    """The readable pictures, in the order of the listing."""
+class _ReadableImages:
+    """The readable images, in the order of the listing."""
 
     classes: tuple[str, ...]
     labels: Labels
     content: Keys
-    """64 bits of the hash: equal for identical files."""
+    """(N,): the first 64 bits of each file's hash, equal for identical files."""
     given: Parts
-    """TRAIN, VAL, TEST as DATA says, or UNDECIDED."""
+    """(N,): TRAIN, VAL or TEST as given by DATA, or UNDECIDED."""
     groups: pa.StringArray | None
     group_name: str
 
 
 def assemble(
-    source: str, listing: Listing, found: Scan, settings: Data, seed: int
+    source: str, listing: Listing, scanned: Scan, settings: Data, seed: int
 ) -> tuple[Manifest, tuple[str, ...], tuple[Excluded, ...]]:
-    """The manifest of the readable pictures of ``listing``, notes, and what is left out.
+    """Returns the manifest of the readable images of ``listing``, the notes, and the files and rows that are left out.
 
-    DataError if nothing can be read, if ``settings.bad_images`` is ``fail`` and something cannot, if there is but one
-    class, or if a class that validates or tests has nothing to train on.
+    ``scanned`` is the scan of the same files. DataError if no file can be read, if ``settings.bad_images`` is ``fail`` and a
+    file cannot be read, if there is only one class, or if a class of val or test has no image in train.
     """
-    excluded, notes = _unreadable(listing, found, settings)
-    rows = np.setdiff1d(np.arange(len(listing.paths)), list(found.reasons))
+    excluded, notes = _exclude_unreadable(listing, scanned, settings)
+    rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
     if not len(rows):
         raise _nothing_readable(source, excluded)
-    at = pa.array(rows)
-    labels = listing.labels.take(at)
+    taken = pa.array(rows)
+    labels = listing.labels.take(taken)
     classes = _classes(source, listing, labels)
-    pictures = _Pictures(
+    images = _ReadableImages(
         classes=classes,
         labels=pc.index_in(labels, pa.array(classes)).to_numpy().astype(np.int32),
-        content=np.ascontiguousarray(found.digests[rows, :8]).view("<u8").ravel().astype(np.uint64),
+        content=np.ascontiguousarray(scanned.digests[rows, :8]).view("<u8").ravel().astype(np.uint64),
         given=listing.parts[rows],
-        groups=None if listing.groups is None else listing.groups.take(at),
+        groups=None if listing.groups is None else listing.groups.take(taken),
         group_name=listing.group_name,
     )
-    lost = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
-    if lost:
-        notes.append(f"left out {counted(len(lost), 'class')} without a readable picture: {some(lost)}")
-    pictures, group_notes = _usable_groups(pictures, settings)
-    splits, split_notes = _split(pictures, settings, seed)
+    empty = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
+    if empty:
+        notes.append(f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}")
+    images, group_notes = _usable_groups(images, settings)
+    splits, split_notes = _split(images, settings, seed)
     manifest = Manifest(
         root=listing.root,
         source=source,
         classes=classes,
-        paths=listing.paths.take(at),
-        hashes=hex_strings(found.digests[rows]),
-        labels=pictures.labels,
+        paths=listing.paths.take(taken),
+        hashes=hex_strings(scanned.digests[rows]),
+        labels=images.labels,
         splits=splits,
-        widths=found.widths[rows],
-        heights=found.heights[rows],
-        stamps=None if found.stamps is None else found.stamps[rows],
-        groups=pictures.groups,
+        widths=scanned.widths[rows],
+        heights=scanned.heights[rows],
+        stamps=None if scanned.stamps is None else scanned.stamps[rows],
+        groups=images.groups,
     )
-    notes = [_summary(pictures), *listing.notes, *notes, *found.notes, *group_notes, *split_notes]
-    return manifest, (*notes, *_copies(pictures, splits)), (*listing.excluded, *excluded)
+    notes = [_summary(images), *listing.notes, *notes, *scanned.notes, *group_notes, *split_notes]
+    return manifest, (*notes, *_duplicate_notes(images, splits)), (*listing.excluded, *excluded)
 
 
-def _unreadable(listing: Listing, found: Scan, settings: Data) -> tuple[list[Excluded], list[str]]:
-    """What the scan could not read, and notes; DataError if that is not to be tolerated."""
-    excluded = [Excluded(listing.paths[row].as_py(), found.reasons[row]) for row in sorted(found.reasons)]
+def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> tuple[list[Excluded], list[str]]:
+    """Returns the files that the scan could not read, and notes; DataError if ``settings.bad_images`` forbids them."""
+    excluded = [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
     foreign = Counter(
-        os.path.splitext(listing.paths[row].as_py())[1].lower() or "without extension" for row in found.not_pictures
+        os.path.splitext(listing.paths[row].as_py())[1].lower() or "without extension" for row in scanned.not_images
     )
     bad = [
-        Excluded(listing.paths[row].as_py(), found.reasons[row])
-        for row in sorted({*found.reasons} - found.not_pictures)
+        Excluded(listing.paths[row].as_py(), scanned.reasons[row])
+        for row in sorted({*scanned.reasons} - scanned.not_images)
     ]
     examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
     if bad and settings.bad_images == "fail":
@@ -125,85 +125,90 @@ def _nothing_readable(source: str, excluded: list[Excluded]) -> DataError:
     return DataError(
         f"none of the {counted(len(excluded), 'file')} of {source!r} can be read as a picture: {examples}",
         "pictures in any format that Pillow reads",
-        "open one of them with another program; if it is damaged there too, copy the data anew",
+        "open one of them with another program; if it is damaged there too, copy the data again",
     )
 
 
 def _classes(source: str, listing: Listing, labels: pa.StringArray) -> tuple[str, ...]:
-    """The names of the classes, sorted; DataError if there are not two, or each picture is its own."""
+    """Returns the sorted class names; DataError if there is only one class, or if every image has a different class."""
     classes = tuple(sorted(labels.unique().to_pylist()))
     if len(classes) == 1:
         inner = Path(listing.root, classes[0])
         nested = inner.is_dir() and sum(entry.is_dir() for entry in inner.iterdir()) > 1
         raise DataError(
-            f"all {len(labels):,} readable pictures of {source!r} are of one class, {classes[0]!r}",
+            f"all {len(labels):,} readable pictures of {source!r} have the same class, {classes[0]!r}",
             "two classes or more",
             f"if the folders in it are the classes, point at {inner}" if nested else "add pictures of another class",
         )
     if len(classes) == len(labels):
         raise DataError(
-            f"each of the {len(labels):,} pictures of {source!r} is a class of its own, e.g. {some(classes, 3)}",
+            f"each of the {len(labels):,} pictures of {source!r} has a different class, e.g. {some(classes, 3)}",
             "classes with several pictures each",
             "check the folders, or name another column: --set data.label=NAME",
         )
     return classes
 
 
-def _summary(pictures: _Pictures) -> str:
-    sizes = np.bincount(pictures.labels)
-    text = f"{counted(len(pictures.labels), 'picture')} in {counted(len(sizes), 'class')}"
+def _summary(images: _ReadableImages) -> str:
+    """The note on the numbers of images and classes."""
+    sizes = np.bincount(images.labels)
+    text = f"{counted(len(images.labels), 'picture')} in {counted(len(sizes), 'class')}"
     if len(sizes) <= 12:
-        return f"{text} ({', '.join(f'{name} {size:,}' for name, size in zip(pictures.classes, sizes, strict=True))})"
-    low, high = int(sizes.argmin()), int(sizes.argmax())
-    return f"{text} (from {sizes[low]:,} of {pictures.classes[low]} to {sizes[high]:,} of {pictures.classes[high]})"
+        return f"{text} ({', '.join(f'{name} {size:,}' for name, size in zip(images.classes, sizes, strict=True))})"
+    lowest, highest = int(sizes.argmin()), int(sizes.argmax())
+    return f"{text} (from {sizes[lowest]:,} of {images.classes[lowest]} to {sizes[highest]:,} of {images.classes[highest]})"
 
 
-def _usable_groups(pictures: _Pictures, settings: Data) -> tuple[_Pictures, list[str]]:
-    """``pictures`` without groups that were found, not asked for, and say nothing; and notes on groups."""
-    if pictures.groups is None:
-        return pictures, []
-    name, known = pictures.group_name, len(pictures.groups.drop_null().unique())
-    alone = pictures.groups.null_count
-    if settings.group is None and known <= 1 and not alone:
-        return replace(pictures, groups=None), [f"column '{name}' is the same everywhere and not used for groups"]
-    notes = [f"groups from column '{name}': {known:,}"]
-    if alone:
-        notes.append(f"each counted for itself: {counted(alone, 'picture')} without a value in column '{name}'")
-    return pictures, notes
+def _usable_groups(images: _ReadableImages, settings: Data) -> tuple[_ReadableImages, list[str]]:
+    """Drops a group column that was found by its name and has one value only; also returns notes on the groups."""
+    if images.groups is None:
+        return images, []
+    name, num_groups = images.group_name, len(images.groups.drop_null().unique())
+    ungrouped = images.groups.null_count
+    if settings.group is None and num_groups <= 1 and not ungrouped:
+        return replace(images, groups=None), [
+            f"column '{name}' has the same value in all rows and is not used for groups"
+        ]
+    notes = [f"groups from column '{name}': {num_groups:,}"]
+    if ungrouped:
+        notes.append(
+            f"{counted(ungrouped, 'picture')} without a value in column '{name}': each is treated as its own group"
+        )
+    return images, notes
 
 
-def _split(pictures: _Pictures, settings: Data, seed: int) -> tuple[Parts, list[str]]:
-    """The part of each picture, and notes: as DATA says, with validation split off train where it brings none."""
-    parts = pictures.given.copy()
+def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, list[str]]:
+    """Returns the part of each image, and notes. The given split is used; if it has no val, val is taken from train."""
+    parts = images.given.copy()
     if not (parts == VAL).any():
         parts[parts == TRAIN] = UNDECIDED
-    open_ = np.flatnonzero(parts == UNDECIDED)
+    undecided = np.flatnonzero(parts == UNDECIDED)
     has_test = bool((parts == TEST).any())
-    content, labels = pictures.content[open_], pictures.labels[open_]
+    content, labels = images.content[undecided], images.labels[undecided]
     val, test = settings.val, 0.0 if has_test else settings.test
     notes: tuple[str, ...] = ()
-    if len(open_) and pictures.groups is not None:
-        groups = group_keys(pictures.groups, pictures.content)[open_]
-        parts[open_], notes = grouped(content, labels, groups, val, test, seed)
-    elif len(open_):
-        parts[open_] = stratified(content, labels, val, test, seed)
-    _check_trained(pictures, parts)
-    straddling = _straddling(pictures, parts, settings)
-    how = "as DATA gives it"
-    if len(open_):
+    if len(undecided) and images.groups is not None:
+        groups = group_keys(images.groups, images.content)[undecided]
+        parts[undecided], notes = grouped(content, labels, groups, val, test, seed)
+    elif len(undecided):
+        parts[undecided] = stratified(content, labels, val, test, seed)
+    _check_classes_in_train(images, parts)
+    group_notes = _check_groups(images, parts, settings)
+    how = "as given by DATA"
+    if len(undecided):
         kind = "stratified by class"
-        if pictures.groups is not None:
-            kind = f"no {pictures.group_name} in two parts, stratified by class as far as that allows"
-        how = f"made here ({'test as DATA gives it, ' if has_test else ''}{kind}, seed {seed})"
+        if images.groups is not None:
+            kind = f"no {images.group_name} in two parts, stratified by class as far as that allows"
+        how = f"made by stagewright ({'test as given by DATA, ' if has_test else ''}{kind}, seed {seed})"
     sizes = np.bincount(parts, minlength=3)
     shares = ", ".join(
         f"{SPLITS[part]} {100 * sizes[part] / len(parts):.0f} % ({sizes[part]:,})" for part in np.flatnonzero(sizes)
     )
-    return parts, [f"split {how}: {shares}", *notes, *straddling, *_gaps(pictures, parts)]
+    return parts, [f"split {how}: {shares}", *notes, *group_notes, *_coverage_notes(images, parts)]
 
 
 def group_keys(groups: pa.StringArray, content: Keys) -> Keys:
-    """A hash of each picture's group, which does not depend on the other groups; of the picture where it has none."""
+    """Returns one uint64 key per image: a hash of its group's name, or its content hash if it has no group."""
     encoded = groups.dictionary_encode()
     hashed = [
         int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
@@ -213,83 +218,84 @@ def group_keys(groups: pa.StringArray, content: Keys) -> Keys:
     return np.where(index >= 0, np.array([*hashed, 0], np.uint64)[index], content)
 
 
-def _check_trained(pictures: _Pictures, parts: Parts) -> None:
-    trained = np.unique(pictures.labels[parts == TRAIN])
+def _check_classes_in_train(images: _ReadableImages, parts: Parts) -> None:
+    """DataError if val or test has a class without an image in train."""
+    trained = np.unique(images.labels[parts == TRAIN])
     for part in (VAL, TEST):
-        missing = np.setdiff1d(pictures.labels[parts == part], trained)
+        missing = np.setdiff1d(images.labels[parts == part], trained)
         if len(missing):
-            names = [repr(pictures.classes[label]) for label in missing]
+            names = [repr(images.classes[label]) for label in missing]
             raise DataError(
-                f"{SPLITS[part]} has {counted(len(names), 'class')} that train has no picture of: {some(names)}",
-                f"classes that train has too: {some(pictures.classes[label] for label in trained)}",
+                f"{SPLITS[part]} has {counted(len(names), 'class')} without a picture in train: {some(names)}",
+                f"the classes of train: {some(images.classes[label] for label in trained)}",
                 "add pictures of them to train, remove them, or correct their names",
             )
 
 
-def _straddling(pictures: _Pictures, parts: Parts, settings: Data) -> list[str]:
-    """A note on groups that the split of DATA tears apart; DataError if groups were asked for by name."""
-    if pictures.groups is None:
+def _check_groups(images: _ReadableImages, parts: Parts, settings: Data) -> list[str]:
+    """Returns a note if the given split divides groups; DataError if ``settings.group`` requests groups by name."""
+    if images.groups is None:
         return []
-    encoded = pictures.groups.dictionary_encode()
+    encoded = images.groups.dictionary_encode()
     index = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
     pairs = np.unique(np.stack([index, parts], axis=1)[index >= 0], axis=0)
-    torn = np.flatnonzero(np.bincount(pairs[:, 0]) > 1)
-    if not len(torn):
+    divided = np.flatnonzero(np.bincount(pairs[:, 0]) > 1)
+    if not len(divided):
         return []
-    names = some(encoded.dictionary.take(pa.array(torn)).to_pylist(), 5)
-    text = f"the split that DATA gives tears apart {counted(len(torn), 'group')} of column '{pictures.group_name}'"
+    names = some(encoded.dictionary.take(pa.array(divided)).to_pylist(), 5)
+    text = f"the split given by DATA divides {counted(len(divided), 'group')} of column '{images.group_name}' between parts"
     if settings.group is not None:
         raise DataError(
             f"{text}: {names}",
-            "groups that stand in one part each, since data.group asks for them",
-            "have the split made here (--set data.split=none), or give up the groups (--set data.group=none)",
+            "each group in one part only, since data.group requests groups",
+            "let stagewright make the split (--set data.split=none), or do without groups (--set data.group=none)",
         )
-    return [f"{text} ({names}), so its results say less about new ones"]
+    return [f"{text} ({names}), so results may be too good for new groups"]
 
 
-def _gaps(pictures: _Pictures, parts: Parts) -> list[str]:
-    """Notes on classes that a part does not have, and on uneven shares where groups stay together."""
-    sizes = np.bincount(pictures.labels)
+def _coverage_notes(images: _ReadableImages, parts: Parts) -> list[str]:
+    """Returns notes on classes that are missing from a part, and on uneven class shares because groups stay together."""
+    sizes = np.bincount(images.labels)
     notes = []
     single = np.flatnonzero(sizes == 1)
     if len(single):
         notes.append(
-            f"classes with a single picture, which trains: {some(pictures.classes[label] for label in single)}"
+            f"classes with a single picture, which is used for training: {some(images.classes[label] for label in single)}"
         )
     for part in (VAL, TEST):
-        counts = np.bincount(pictures.labels[parts == part], minlength=len(sizes))
+        counts = np.bincount(images.labels[parts == part], minlength=len(sizes))
         absent = np.flatnonzero((counts == 0) & (sizes > 1))
         if counts.any() and len(absent):
-            names = some(pictures.classes[label] for label in absent)
+            names = some(images.classes[label] for label in absent)
             notes.append(f"{SPLITS[part]} has no picture of {counted(len(absent), 'class')}: {names}")
-        if counts.any() and pictures.groups is not None and (pictures.given != part).all():
+        if counts.any() and images.groups is not None and (images.given != part).all():
             share = counts / sizes
-            low, high = int(share.argmin()), int(share.argmax())
+            lowest, highest = int(share.argmin()), int(share.argmax())
             notes.append(
-                f"{SPLITS[part]} has {100 * share[low]:.0f} % of class {pictures.classes[low]} and up to "
-                f"{100 * share[high]:.0f} % ({pictures.classes[high]}), since groups stay together"
+                f"{SPLITS[part]} has {100 * share[lowest]:.0f} % of class {images.classes[lowest]} and up to "
+                f"{100 * share[highest]:.0f} % ({images.classes[highest]}), since groups stay together"
             )
     return notes
 
 
-def _copies(pictures: _Pictures, parts: Parts) -> list[str]:
-    """Notes on identical pictures: how many, under different classes, and in several parts of a given split."""
-    units, unit_of = np.unique(pictures.content, return_inverse=True)
+def _duplicate_notes(images: _ReadableImages, parts: Parts) -> list[str]:
+    """Returns notes on identical images: their number, those in several classes, and those in several parts."""
+    units, unit_of = np.unique(images.content, return_inverse=True)
     if len(units) == len(unit_of):
         return []
     notes = [f"identical copies of other pictures: {len(unit_of) - len(units):,}"]
-    low, high = np.full(len(units), len(pictures.classes)), np.full(len(units), -1)
-    np.minimum.at(low, unit_of, pictures.labels)
-    np.maximum.at(high, unit_of, pictures.labels)
-    mixed = np.flatnonzero(low != high)
-    if len(mixed):
-        names = f"{pictures.classes[low[mixed[0]]]} and {pictures.classes[high[mixed[0]]]}"
-        notes.append(f"of these under several classes: {counted(len(mixed), 'picture')}, e.g. under {names}")
+    lowest, highest = np.full(len(units), len(images.classes)), np.full(len(units), -1)
+    np.minimum.at(lowest, unit_of, images.labels)
+    np.maximum.at(highest, unit_of, images.labels)
+    conflicting = np.flatnonzero(lowest != highest)
+    if len(conflicting):
+        names = f"{images.classes[lowest[conflicting[0]]]} and {images.classes[highest[conflicting[0]]]}"
+        notes.append(f"{counted(len(conflicting), 'identical picture')} in several classes, e.g. in {names}")
     trained = np.unique(unit_of[parts == TRAIN])
     for part in (VAL, TEST):
         leaked = int(np.isin(unit_of[parts == part], trained).sum())
         if leaked:
             notes.append(
-                f"in {SPLITS[part]} and in train, which flatters results: {counted(leaked, 'identical picture')}"
+                f"{counted(leaked, 'identical picture')} both in {SPLITS[part]} and in train, so results look too good"
             )
     return notes

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folder_names import classes_in_file_names, own_folder, part_folders
-from stagewright.data.sources.walk import Excluded, Walk, is_folder, notes_on, passed_over, walk, written_out
+from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, notes_on, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
 from stagewright.text import counted, some
@@ -27,7 +27,7 @@ PART_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
 TABLES = frozenset({".csv", ".tsv", ".parquet"})
 
 
-def place_of(source: str | Path) -> Path:
+def absolute_path(source: str | Path) -> Path:
     """The absolute path of DATA, a folder or a file (:func:`~stagewright.storage.files.user_path`)."""
     return Path(os.path.abspath(user_path(source)))
 
@@ -50,7 +50,7 @@ class Listing:
     excluded: tuple[Excluded, ...] = ()
 
     @classmethod
-    def of(
+    def from_unsorted(
         cls,
         root: str,
         paths: pa.StringArray,
@@ -130,7 +130,7 @@ class _Level:
             raise DataError(
                 f"the folder {folder} cannot be opened: {error.strerror or error}", remedy="check its permissions"
             ) from error
-        seen = [entry for entry in entries if not passed_over(entry.name)]
+        seen = [entry for entry in entries if not is_ignored(entry.name)]
         folders = [entry.name for entry in seen if is_folder(entry)]
         files = tuple(entry.name for entry in seen if not is_folder(entry))
         unnamable = [name for name in folders if written_out(name) != name]
@@ -223,7 +223,7 @@ def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed:
             f"the outer folders are the classes; {some((f'{place}/' for place in deep), 3)} hold folders, whose images are "
             f"joined. To have the inner folders as classes: mkdir classes && ln -s {root}/*/* classes/, and point at classes/"
         )
-    listing = Listing.of(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
+    listing = Listing.from_unsorted(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
     return replace(listing, notes=tuple(notes), excluded=tuple(one for found in walks for one in found.excluded))
 
 

@@ -1,11 +1,11 @@
-"""What stands at a path: a folder of images, a table, an archive."""
+"""Lists the images of DATA on the local disk: a folder, a table or digits. Other forms are refused with an explanation."""
 
 from __future__ import annotations
 
 import os
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
-from stagewright.data.sources.folders import TABLES, Listing, list_folder, place_of
+from stagewright.data.sources.folders import TABLES, Listing, absolute_path, list_folder
 from stagewright.data.sources.tables import list_table
 from stagewright.errors import DataError, nearest
 from stagewright.recipe.recipe import Data
@@ -18,16 +18,16 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst
 
 
 def list_source(source: str, settings: Data) -> Listing:
-    """The files of ``source``, a folder, a table or digits; DataError if it is no form of data that is known."""
+    """Lists the files of ``source``: a folder, a table or digits. DataError for anything else."""
     if source == "digits":
         return list_folder(digits_folder())
     if source.startswith("hf:") or "://" in source:
         raise DataError(
-            f"{source!r} is not on this machine, and data is read from local files only",
+            f"{source!r} is a remote address, and data is read from local files only",
             FORMS,
             "download it (aws s3 sync, huggingface-cli download, wget) and point at the folder",
         )
-    path = place_of(source)
+    path = absolute_path(source)
     if path.name.lower().endswith(_ARCHIVES):
         raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
     if os.path.isdir(path):
@@ -35,10 +35,10 @@ def list_source(source: str, settings: Data) -> Listing:
     if os.path.isfile(path) and path.suffix.lower() in TABLES:
         return list_table(path, settings)
     if path.exists():
-        raise DataError(f"{source!r} is neither a folder nor a table", FORMS, "point at the folder that it lies in")
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"{source!r} is neither a folder nor a table", FORMS, "point at the folder that contains it")
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise DataError(
-        f"there is no {source!r}{nearest(path.name, [*beside, 'digits'])}",
+        f"there is no {source!r}{nearest(path.name, [*siblings, 'digits'])}",
         FORMS,
         "check the path; digits needs no files",
     )

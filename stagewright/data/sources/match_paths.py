@@ -1,6 +1,6 @@
-"""Matching: which file a table means by a path, where it names it without extension, with a wrong one or elsewhere.
+"""Finds the files that a table names, also if a path has no extension, a wrong extension or another root folder.
 
-Nothing is matched that could mean two files. A path keeps its own folders: ``cat/1.jpg`` never becomes ``dog/1.jpg``.
+An ambiguous path is not matched. The folders of a path must match too: ``cat/1.jpg`` never becomes ``dog/1.jpg``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from stagewright.data.images.decode import picture_extensions
+from stagewright.data.images.decode import image_extensions
 from stagewright.data.sources.walk import walk
 from stagewright.text import counted, some
 
@@ -22,32 +22,32 @@ NO_FILE = "there is no such file"
 
 @dataclass
 class Match:
-    """What was found for each name, in their order."""
+    """The file found for each name, in the order of the names."""
 
     paths: list[str | None]
-    """Relative to the folder, with ``/``; None where there is no file, or more than one that could be meant."""
+    """Relative to the folder, with ``/``; None if there is no matching file, or more than one."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """Why there is none, for each None."""
+    """Index of each None in ``paths`` -> why no file was chosen."""
     notes: list[str] = field(default_factory=list)
 
 
 def match_files(base: str, names: Sequence[str]) -> Match:
-    """The files in ``base``, at any depth, that ``names`` from a table mean.
+    """Finds the files in ``base``, at any depth, for the ``names`` of a table.
 
-    In this order: the path as it stands; the same path but for its extension and upper or lower case; the only file
-    whose path ends like that. Where no path at all leads to a file, the folders that all of them start with (those of
-    another machine) are given up one by one.
+    Tried in this order: the exact path; the same path with another extension or letter case; the only file whose path
+    ends with the name. If no name at all leads to a file, the leading folders that all names share (paths of another
+    machine) are dropped one by one.
     """
-    asked = [_tidy(base, name) for name in names]
-    match = Match([name if os.path.isfile(os.path.join(base, name)) else None for name in asked])
+    normalized = [_normalized(base, name) for name in names]
+    match = Match([name if os.path.isfile(os.path.join(base, name)) else None for name in normalized])
     rows = [row for row, path in enumerate(match.paths) if path is None]
     if not rows:
         return match
     files = [path for path in walk(base).files if _extension(path)]
-    shared = _shared_folders(asked) if len(rows) == len(asked) else 0
+    shared = _shared_folders(normalized) if len(rows) == len(normalized) else 0
     candidates: list[list[str]] = []
-    for given_up in range(shared + 1):
-        tails = [asked[row].split("/", given_up)[-1] for row in rows]
+    for dropped in range(shared + 1):
+        tails = [normalized[row].split("/", dropped)[-1] for row in rows]
         candidates = _files_ending(tails, files)
         if any(candidates):
             break
@@ -55,29 +55,29 @@ def match_files(base: str, names: Sequence[str]) -> Match:
         if len(found) == 1:
             match.paths[row] = found[0]
         else:
-            match.reasons[row] = f"it could be {some(found, 3)}" if found else NO_FILE
-    match.notes = _differences(names, match) + _missing(names, match)
+            match.reasons[row] = f"several files match: {some(found, 3)}" if found else NO_FILE
+    match.notes = _difference_notes(names, match) + _missing_notes(names, match)
     return match
 
 
-def _tidy(base: str, name: str) -> str:
-    """``name`` with ``/``, without ``./`` and ``..`` where possible, and relative to ``base`` if it exists elsewhere."""
+def _normalized(base: str, name: str) -> str:
+    """Returns ``name`` with ``/``, without ``./`` and ``..`` if possible; absolute paths become relative to ``base``."""
     name = posixpath.normpath(name.strip().replace("\\", "/"))
     if os.path.isabs(name):
         if not os.path.isfile(name):
             return name.lstrip("/")
-        # As the system sees it: ``..`` of a link leads beside what it points at, not beside the link.
+        # realpath, since ``..`` after a link leads to the parent of the link's target, not to the parent of the link.
         return os.path.relpath(os.path.realpath(name), os.path.realpath(base)).replace(os.sep, "/")
     return name
 
 
 def _extension(path: str) -> str:
-    """The extension if it is a picture's, in lower case, else nothing: ``img.0001`` has none."""
+    """Returns the extension in lower case if it is one of an image format, else an empty string (``img.0001``)."""
     extension = os.path.splitext(path)[1].lower()
-    return extension if extension in picture_extensions() else ""
+    return extension if extension in image_extensions() else ""
 
 
-def _fold(path: str) -> str:
+def _case_folded(path: str) -> str:
     return unicodedata.normalize("NFC", path).casefold()
 
 
@@ -86,65 +86,64 @@ def _stem(path: str) -> str:
 
 
 def _shared_folders(paths: Sequence[str]) -> int:
-    """How many leading folders all ``paths`` have in common."""
+    """Returns how many leading folders all ``paths`` have in common."""
     first, last = (path.split("/")[:-1] for path in (min(paths), max(paths)))
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def _files_ending(tails: Sequence[str], files: Sequence[str]) -> list[list[str]]:
-    """For each of ``tails`` the files that it may mean: one, several or none.
+    """Returns the matching files for each of ``tails``: one, several or none.
 
-    Files that end in the whole of it go before files that only do without the extension, and a file that is no deeper
-    (it lies in the very folder) before others.
+    Files that end with the full tail are preferred to files that match without the extension. Of several files, one in
+    exactly the folder of the tail is preferred.
     """
-    keys = [_fold(tail) for tail in tails]
-    wanted = set(keys) | {_stem(key) for key in keys}
+    keys = [_case_folded(tail) for tail in tails]
+    searched = set(keys) | {_stem(key) for key in keys}
     depths = sorted({tail.count("/") + 1 for tail in tails})
     whole: defaultdict[str, list[str]] = defaultdict(list)
     stems: defaultdict[str, list[str]] = defaultdict(list)
     for file in files:
-        folders = _fold(file).split("/")
+        folders = _case_folded(file).split("/")
         for depth in depths:
             if depth > len(folders):
                 break
             tail = "/".join(folders[-depth:])
-            if tail in wanted:
+            if tail in searched:
                 whole[tail].append(file)
-            if (stem := _stem(tail)) in wanted:
+            if (stem := _stem(tail)) in searched:
                 stems[stem].append(file)
     found = []
     for key in keys:
         candidates = whole.get(key) or stems.get(_stem(key)) or []
-        own_folder = [file for file in candidates if file.count("/") == key.count("/")]
-        found.append(own_folder if len(own_folder) == 1 else candidates)
+        same_depth = [file for file in candidates if file.count("/") == key.count("/")]
+        found.append(same_depth if len(same_depth) == 1 else candidates)
     return found
 
 
-def _differences(names: Sequence[str], match: Match) -> list[str]:
-    """Notes on files that are not where, or what, the table says."""
-    seen: defaultdict[str, list[str]] = defaultdict(list)
+def _difference_notes(names: Sequence[str], match: Match) -> list[str]:
+    """Returns notes on files whose extension or folder differs from the table."""
+    examples_of: defaultdict[str, list[str]] = defaultdict(list)
     for name, path in zip(names, match.paths, strict=True):
         if path is None or path == name:
             continue
-        told = _tidy("", name) if not os.path.isabs(name) else name
+        given = _normalized("", name) if not os.path.isabs(name) else name
         example = f"{name} is {path}"
-        if not _extension(told):
-            seen["named without extension"].append(example)
-        elif _extension(told) != _extension(path):
-            seen["with another extension than the table says"].append(example)
-        if _fold(posixpath.dirname(told)) != _fold(posixpath.dirname(path)):
-            seen["in another folder than the table says"].append(example)
-    return [f"{counted(len(examples), 'file')} {what}, e.g. {examples[0]}" for what, examples in seen.items()]
+        if not _extension(given):
+            examples_of["named without an extension in the table"].append(example)
+        elif _extension(given) != _extension(path):
+            examples_of["with another extension than in the table"].append(example)
+        if _case_folded(posixpath.dirname(given)) != _case_folded(posixpath.dirname(path)):
+            examples_of["in another folder than in the table"].append(example)
+    return [f"{counted(len(examples), 'file')} {what}, e.g. {examples[0]}" for what, examples in examples_of.items()]
 
 
-def _missing(names: Sequence[str], match: Match) -> list[str]:
+def _missing_notes(names: Sequence[str], match: Match) -> list[str]:
+    """Returns notes on rows without a file, and on rows with several possible files."""
     absent = [names[row] for row, reason in match.reasons.items() if reason == NO_FILE]
     unclear = [f"{names[row]}: {reason}" for row, reason in match.reasons.items() if reason != NO_FILE]
     notes = []
     if absent:
-        notes.append(
-            f"left out {len(absent):,} of {counted(len(names), 'row')}, which have no file, e.g. {some(absent, 3)}"
-        )
+        notes.append(f"left out {len(absent):,} of {counted(len(names), 'row')} without a file, e.g. {some(absent, 3)}")
     if unclear:
-        notes.append(f"left out {counted(len(unclear), 'row')} that could mean several files, e.g. {unclear[0]}")
+        notes.append(f"left out {counted(len(unclear), 'row')} with several possible files, e.g. {unclear[0]}")
     return notes

@@ -1,8 +1,8 @@
-"""Scan: every file is opened and decoded before anything is planned, and what was found is kept for the next time.
+"""Scans image files: opens and decodes each of them before anything is planned, and caches the results.
 
-The results of a scan lie in the cache folder in one Parquet file for each root, by path, size, inode and the times of the last
-change, so that the second look at 60,000 files takes a second. What was found damaged is looked at every time: it may have been
-repaired, with the size and time that it should have. Damaged files give a reason, never an exception.
+Results are cached in one Parquet file per root folder. A cached result is used if path, size, inode and times of the last
+change are the same, so a second scan of 60,000 files takes one second. Damaged files are not cached, since they may be
+repaired without a change of size and time. A damaged file is reported with a reason, never with an exception.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from stagewright.data.images.decode import NOT_IDENTIFIED, identified, measure, picture_extensions
+from stagewright.data.images.decode import NOT_IDENTIFIED, identified, image_extensions, measure
 from stagewright.data.images.stored import read_file
 from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
@@ -38,84 +38,84 @@ Progress = Callable[[int, int], None]
 DIGEST_BYTES = 16
 _CHUNK = 64
 _INODE_BITS = 2**63 - 1
-_READ_WHOLE = 1 << 26
-"""Files without a picture's extension are only read beyond their head if they are smaller than this many bytes."""
+_MAX_UNKNOWN_BYTES = 1 << 26
+"""A larger file without an image extension is read completely only if its first bytes look like an image."""
 
 
 @dataclass(eq=False)
 class Scan:
-    """What the files of a scan hold, in their order."""
+    """The results of a scan of N files, in the order of the files."""
 
     digests: NDArray[np.uint8]
-    """(N, 16): blake2b-128 of the bytes; zeros where a file could not be opened."""
+    """(N, 16): blake2b-128 of the bytes; zeros if a file could not be opened."""
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
-    """(N,): upright size in pixels; 0 where a file cannot be read."""
+    """(N,): upright size in pixels (EXIF orientation applied); 0 if a file cannot be read."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """Row -> why it is not a readable picture."""
-    not_pictures: set[int] = field(default_factory=set)
-    """Those of ``reasons`` that do not claim to be pictures either, by content or by name."""
+    """Row -> why the file is not a readable image."""
+    not_images: set[int] = field(default_factory=set)
+    """The rows of ``reasons`` whose content and extension are both not those of an image."""
     notes: list[str] = field(default_factory=list)
     stamps: NDArray[np.int64] | None = None
-    """(N, 3): size in bytes, times of the last change of content and of anything (st_mtime_ns, st_ctime_ns); None where the
-    pictures lie in no files of their own."""
+    """(N, 3): size in bytes, st_mtime_ns and st_ctime_ns of each file; None if the images are not separate files."""
 
     @classmethod
     def empty(cls, count: int) -> Scan:
-        """A scan of ``count`` files that has found nothing yet."""
+        """Returns a scan of ``count`` files without results."""
         size = np.zeros(count, np.int32)
         return cls(np.zeros((count, DIGEST_BYTES), np.uint8), size, size.copy())
 
 
 def digest_of(data: bytes) -> bytes:
-    """blake2b of ``data`` in 16 bytes."""
+    """Returns the blake2b hash of ``data``, 16 bytes."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def hex_strings(digests: NDArray[np.uint8]) -> pa.StringArray:
-    """(N, 16) bytes as N strings of 32 hexadecimal digits."""
+    """Converts (N, 16) bytes to N strings of 32 hexadecimal digits."""
     text = binascii.hexlify(np.ascontiguousarray(digests).tobytes())
     offsets = np.arange(0, 2 * DIGEST_BYTES * (len(digests) + 1), 2 * DIGEST_BYTES, dtype=np.int32)
     return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets.tobytes()), pa.py_buffer(text))
 
 
 def scan(root: str, paths: pa.StringArray, *, workers: int = 2, progress: Progress | None = None) -> Scan:
-    """Looks at every file of ``paths`` (relative to ``root``, no path twice) with ``workers`` threads.
+    """Scans every file of ``paths`` (relative to ``root``, each path once) with ``workers`` threads.
 
-    ``progress(done, total)`` is called as it goes on. What an interrupted scan has done is kept.
+    ``progress(done, total)`` is called from time to time. The results of an interrupted scan are cached too.
     """
-    task = _Task.of(root, paths)
-    with _remembered(task), Pool(max(workers, 1), "scan") as pool:
+    task = _Task.create(root, paths)
+    with _result_cache(task), Pool(max(workers, 1), "scan") as pool:
         todo = np.flatnonzero(~task.done)
         finished = len(paths) - len(todo)
         if progress is not None:
             progress(finished, len(paths))
-        chunks = (todo[at : at + _CHUNK] for at in range(0, len(todo), _CHUNK))
-        for future in as_completed([pool.submit(_look, task, chunk) for chunk in chunks]):
+        chunks = (todo[index : index + _CHUNK] for index in range(0, len(todo), _CHUNK))
+        for future in as_completed([pool.submit(_scan_rows, task, chunk) for chunk in chunks]):
             finished += future.result()
             if progress is not None:
                 progress(finished, len(paths))
     for row, reason in task.found.reasons.items():
-        if reason == NOT_IDENTIFIED and not claims_to_be_picture(paths[row].as_py()):
-            task.found.not_pictures.add(row)
+        if reason == NOT_IDENTIFIED and not has_image_extension(paths[row].as_py()):
+            task.found.not_images.add(row)
     return task.found
 
 
 @dataclass(eq=False)
 class _Task:
-    """Files to look at, and what is known of them so far."""
+    """The files of a scan, and the results so far."""
 
     root: str
     paths: pa.StringArray
     stamps: NDArray[np.int64]
-    """(N, 3) as in Scan; -1 where there is no file."""
+    """(N, 3) as in Scan; -1 if there is no file."""
     inodes: NDArray[np.int64]
     found: Scan
     done: NDArray[np.bool_]
-    """What may be kept: looked at, and sound."""
+    """(N,): True for scanned files that are not damaged; only these are cached."""
 
     @classmethod
-    def of(cls, root: str, paths: pa.StringArray) -> _Task:
+    def create(cls, root: str, paths: pa.StringArray) -> _Task:
+        """Returns a scan without results; reads size, times and inode of each file."""
         stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
         for row, path in enumerate(paths.to_pylist()):
             try:
@@ -130,16 +130,16 @@ class _Task:
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file does: its size, and the times of its last change."""
+    """Returns what changes if a file changes: size in bytes, st_mtime_ns, st_ctime_ns."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _look(task: _Task, rows: NDArray[np.int64]) -> int:
-    """Fills in ``rows`` of ``task``; returns how many that are."""
+def _scan_rows(task: _Task, rows: NDArray[np.int64]) -> int:
+    """Scans the files ``rows`` of ``task`` and stores the results in it; returns the number of rows."""
     found = task.found
     for row, path in zip(rows.tolist(), task.paths.take(pa.array(rows)).to_pylist(), strict=True):
         try:
-            data = read_picture(os.path.join(task.root, path), int(task.stamps[row, 0]))
+            data = read_image(os.path.join(task.root, path), int(task.stamps[row, 0]))
         except OSError as error:
             found.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
             continue
@@ -156,47 +156,52 @@ def _look(task: _Task, rows: NDArray[np.int64]) -> int:
     return len(rows)
 
 
-def read_picture(path: str, size: int) -> bytes | None:
-    """The bytes of the file; None where it is large and neither its name nor its head is a picture's."""
-    if size > _READ_WHOLE and not claims_to_be_picture(path) and not identified(path):
+def read_image(path: str, size: int) -> bytes | None:
+    """Returns the bytes of the file, or None if it is large and neither its name nor its first bytes are of an image."""
+    if size > _MAX_UNKNOWN_BYTES and not has_image_extension(path) and not identified(path):
         return None
     return read_file(path)
 
 
-def claims_to_be_picture(path: str) -> bool:
-    """Whether the extension of ``path`` is one of an image."""
-    return os.path.splitext(path)[1].lower() in picture_extensions()
+def has_image_extension(path: str) -> bool:
+    """Whether the extension of ``path`` is that of an image format."""
+    return os.path.splitext(path)[1].lower() in image_extensions()
 
 
 @contextmanager
-def _remembered(task: _Task) -> Iterator[None]:
-    """Fills in what an earlier scan of the same root knows; on leaving, however that comes about, keeps the news."""
+def _result_cache(task: _Task) -> Iterator[None]:
+    """Restores cached results of the same root on entry; on exit, also after an error, caches the new results."""
     root = os.fsencode(os.path.abspath(task.root))
     file = cache_folder("scans", hashlib.blake2b(root, digest_size=16).hexdigest() + ".parquet")
     try:
-        known = _recall(file)
-    except OSError as error:  # it stays as it is: at the next time it may be read again
-        task.found.notes.append(f"what earlier scans found is not used: {file}: {error.strerror or error}")
+        cached = _read_cache(file)
+    except OSError as error:  # the cache file is not replaced, since it may be readable next time
+        task.found.notes.append(
+            f"the cached results of earlier scans cannot be read: {file}: {error.strerror or error}"
+        )
         yield
         return
-    _fill_in(task, known)
+    _restore(task, cached)
     before = int(task.done.sum())
     try:
         yield
     finally:
         if int(task.done.sum()) > before:
-            others = known.filter(pc.invert(pc.is_in(known["path"], task.paths)))
+            other_rows = cached.filter(pc.invert(pc.is_in(cached["path"], task.paths)))
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_table(pa.concat_tables([others, _as_table(task)]), file)
+                write_table(pa.concat_tables([other_rows, _as_table(task)]), file)
             except (OSError, StorageError) as error:
                 reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-                task.found.notes.append(f"what the scan found could not be kept in {file.parent}: {reason}")
+                task.found.notes.append(f"the results of the scan could not be cached in {file.parent}: {reason}")
 
 
-def _recall(file: Path) -> pa.Table:
-    """What an earlier scan wrote; nothing if there is none, it is damaged, or another Pillow wrote it. OSError if it cannot be
-    read now."""
+def _read_cache(file: Path) -> pa.Table:
+    """Returns the cached results of earlier scans.
+
+    The table is empty if there is no cache file, if it is damaged, or if another version of Pillow wrote it. OSError if the
+    file exists and cannot be read now.
+    """
     try:
         table = parse_table(read_file(str(file)))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
@@ -204,13 +209,18 @@ def _recall(file: Path) -> pa.Table:
     return table if table.schema.equals(_SCHEMA, check_metadata=True) else _SCHEMA.empty_table()
 
 
-def _fill_in(task: _Task, known: pa.Table) -> None:
-    at = pc.index_in(task.paths, one_array(known["path"])).fill_null(-1).to_numpy().astype(np.int64)
-    rows = np.flatnonzero(at >= 0)
+def _restore(task: _Task, cached: pa.Table) -> None:
+    """Copies the cached results of unchanged files into ``task``."""
+    index = pc.index_in(task.paths, one_array(cached["path"])).fill_null(-1).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(index >= 0)
     current = (*task.stamps[rows].T, task.inodes[rows])
-    before = [known[name].to_numpy()[at[rows]] for name in ("size", "mtime_ns", "ctime_ns", "inode")]
-    rows = rows[np.all([now == then for now, then in zip(current, before, strict=True)], axis=0)]
-    hits = known.take(pa.array(at[rows]))
+    before = [cached[name].to_numpy()[index[rows]] for name in ("size", "mtime_ns", "ctime_ns", "inode")]
+    rows = rows[
+        np.all(
+            [current_value == cached_value for current_value, cached_value in zip(current, before, strict=True)], axis=0
+        )
+    ]
+    hits = cached.take(pa.array(index[rows]))
     task.found.digests[rows] = np.frombuffer(b"".join(hits["digest"].to_pylist()), np.uint8).reshape(-1, DIGEST_BYTES)
     task.found.widths[rows], task.found.heights[rows] = hits["width"].to_numpy(), hits["height"].to_numpy()
     task.done[rows] = True
@@ -220,8 +230,8 @@ def _as_table(task: _Task) -> pa.Table:
     found = task.found
     buffers = [None, pa.py_buffer(found.digests.tobytes())]
     digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(task.paths), buffers)
-    kept = (*task.stamps.T, task.inodes, found.widths, found.heights)
-    columns = [task.paths, digests, *(pa.array(np.ascontiguousarray(column)) for column in kept)]
+    saved = (*task.stamps.T, task.inodes, found.widths, found.heights)
+    columns = [task.paths, digests, *(pa.array(np.ascontiguousarray(column)) for column in saved)]
     return pa.Table.from_arrays(columns, schema=_SCHEMA).filter(pa.array(task.done))
 
 
@@ -236,6 +246,6 @@ _SCHEMA = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
     },
-    # Another Pillow may read more, or less.
+    # Another version of Pillow may read other files.
     metadata={"stagewright.scan": f"2 pillow {PIL.__version__}"},
 )

@@ -1,7 +1,7 @@
-"""Tables: pictures and classes from a CSV or Parquet file with one row per picture.
+"""Lists images and classes from a CSV or Parquet table with one row per image.
 
-Owns how columns are found where they are not named. Everything is read as text, so that class ``007`` stays ``007``.
-Every row that is left out has a reason.
+Defines which column names are recognized. All values are read as text, so that class ``007`` stays ``007``. Every row that
+is left out has a reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class _Columns:
-    """Names of the columns that play a part; ``one_hot`` stands for ``label`` where there is none."""
+    """The names of the columns that are used; ``one_hot`` is used if ``label`` is None."""
 
     path: str
     label: str | None
@@ -53,13 +53,14 @@ class _Columns:
     split: str | None
 
     def note(self, file: Path) -> str:
+        """A note on which columns are used."""
         classes = f"column '{self.label}'" if self.label else f"the one-hot columns {some(self.one_hot)}"
         text = f"{file.name}: paths from column '{self.path}', classes from {classes}"
         return text + (f", train, val and test from column '{self.split}'" if self.split else "")
 
 
 def list_table(file: Path, settings: Data) -> Listing:
-    """The pictures that the table ``file`` names and that exist; DataError if columns or all files are missing."""
+    """Lists the existing images that the table ``file`` names; DataError if a column is missing or no file exists."""
     table = read_text(file)
     columns = _find_columns(file, table, settings)
     labels, left_out, notes = _classes(table, columns)
@@ -68,31 +69,31 @@ def list_table(file: Path, settings: Data) -> Listing:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
     base = _image_folder(file, settings)
-    match = match_files(str(base), [_at_home(base, names[row]) for row in rows])
+    match = match_files(str(base), [_expand_home(base, names[row]) for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
-    repeated, repeat_notes = _repeated(found, labels)
+    repeated, repeat_notes = _repeated_files(found, labels)
     left_out |= {row: reason for row, reason in repeated.items() if reason}
-    kept = [row for row in found if row not in repeated]
-    if not kept:
+    used_rows = [row for row in found if row not in repeated]
+    if not used_rows:
         raise _no_files(file, base, names, left_out)
-    listing = Listing.of(
+    listing = Listing.from_unsorted(
         str(base),
-        pa.array([found[row] for row in kept], pa.string()),
-        labels.take(pa.array(kept)),
-        _parts(file, table, columns.split)[kept],
-        _groups(table, columns.group, kept),
+        pa.array([found[row] for row in used_rows], pa.string()),
+        labels.take(pa.array(used_rows)),
+        _parts(file, table, columns.split)[used_rows],
+        _groups(table, columns.group, used_rows),
     )
-    notes = [columns.note(file), *notes, *match.notes, *_lost_classes(labels, listing.labels), *repeat_notes]
+    notes = [columns.note(file), *notes, *match.notes, *_empty_class_notes(labels, listing.labels), *repeat_notes]
     excluded = tuple(Excluded(names[row] or f"row {row + 1:,}", left_out[row]) for row in sorted(left_out))
     return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
 
 
 def read_text(file: Path) -> pa.Table:
-    """The table in ``file`` (.csv, .tsv or .parquet) with every column as text, trimmed; absent values are empty.
+    """Reads the table ``file`` (.csv, .tsv or .parquet) with all values as trimmed text; missing values are empty.
 
-    CSV may be separated by commas, semicolons, tabs or bars. DataError if it is no table or has no rows, Unreadable if it
-    cannot be read now.
+    CSV columns may be separated by commas, semicolons, tabs or ``|``. DataError if the file is not a table or has no rows,
+    Unreadable if it cannot be read now.
     """
     try:
         table = read_parsed(file, parse_table if file.suffix.lower() == ".parquet" else _parse_csv)
@@ -100,15 +101,15 @@ def read_text(file: Path) -> pa.Table:
         raise DataError(
             f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
             "a CSV in UTF-8 whose first row names the columns, or a Parquet file",
-            "open it in a text editor or a spreadsheet and save it anew",
+            "open it in a text editor or a spreadsheet and save it again",
         ) from error
     names = [name.strip() for name in table.column_names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise DataError(f"{file} has several columns of the name {twice[0]!r}", "each name once", "rename one of them")
+        raise DataError(f"{file} has several columns named {twice[0]!r}", "each name once", "rename one of them")
     if not len(table):
         raise DataError(f"{file} has no rows", "one row for each picture", "check how it was written")
-    return pa.table({name: _as_text(column) for name, column in zip(names, table.columns, strict=True)})
+    return pa.table({name: _to_text(column) for name, column in zip(names, table.columns, strict=True)})
 
 
 def _parse_csv(data: bytes) -> pa.Table:
@@ -123,10 +124,10 @@ def _parse_csv(data: bytes) -> pa.Table:
     )
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.StringArray:
+def _to_text(column: pa.ChunkedArray) -> pa.StringArray:
     try:
         text = one_array(column)
-    except pa.ArrowException:  # lists, structs, pictures as bytes: never a path, a class or a group
+    except pa.ArrowException:  # lists, structs or image bytes, which cannot be a path, a class or a group
         return pa.array([""] * len(column), pa.string())
     return pc.utf8_trim_whitespace(text.fill_null(""))
 
@@ -136,39 +137,42 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     path = _column(file, names, settings.path, PATH_NAMES, "path")
     split = _column(file, names, settings.split, SPLIT_NAMES, "split")
     if split and settings.split is None and split.casefold() != "split" and _unknown_parts(table[split]):
-        split = None  # "set" and the like mean other things as well
+        split = None  # a column named "set" or "partition" may mean something else
     group = _column(file, names, settings.group, GROUP_NAMES, "group")
     free = [name for name in names if name not in (path, split, group)]
     label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
     one_hot = () if label else tuple(name for name in free if _is_flag(table[name]))
     if path is None or (label is None and len(one_hot) < 2):
         kind, known = ("path", PATH_NAMES) if path is None else ("label", LABEL_NAMES)
-        what = "of paths" if path is None else "of classes, nor several columns of 0 and 1,"
+        what = "of paths" if path is None else "of classes, nor one-hot columns of 0 and 1,"
         guess = next((near for name in names if (near := nearest(name, known))), "")
         raise DataError(
-            f"{file} has no column {what} that can be told by its name; its columns are {some(names, 30)}{guess}",
+            f"{file} has no column {what} that is recognized by its name; its columns are {some(names, 30)}{guess}",
             f"a column named {some(known, 20)}" + ("" if path is None else "; or one-hot columns, one for each class"),
-            f"name the column: --set data.{kind}=NAME (the first row of a CSV must hold the names)",
+            f"name the column: --set data.{kind}=NAME (the first row of a CSV must have the column names)",
         )
     group = None if group == label else group
     return _Columns(path, label, one_hot, group, split)
 
 
-def _column(file: Path, names: Sequence[str], asked: str | None, known: Sequence[str], kind: str) -> str | None:
-    """The column that is ``asked`` for, or else the first of ``known`` that there is; upper or lower case alike."""
-    if asked == "none" and kind in ("group", "split"):
+def _column(file: Path, names: Sequence[str], requested: str | None, known: Sequence[str], kind: str) -> str | None:
+    """Returns the column ``requested`` for, else the first of the ``known`` names that exists; letter case is ignored.
+
+    Returns None if none of the known names exists. DataError if the table has no column ``requested``.
+    """
+    if requested == "none" and kind in ("group", "split"):
         return None
     folded = {name.casefold().replace(" ", "_").replace("-", "_"): name for name in reversed(names)}
-    if asked is None:
+    if requested is None:
         return next((folded[name] for name in known if name in folded), None)
-    if asked in names:
-        return asked
-    if asked.casefold() in folded:
-        return folded[asked.casefold()]
+    if requested in names:
+        return requested
+    if requested.casefold() in folded:
+        return folded[requested.casefold()]
     raise DataError(
-        f"{file} has no column {asked!r}{nearest(asked, names)}",
+        f"{file} has no column {requested!r}{nearest(requested, names)}",
         f"its columns: {some(names, 30)}",
-        f"correct data.{kind}, or leave it out to have the column found",
+        f"correct data.{kind}, or leave it out to use the usual column names",
     )
 
 
@@ -181,7 +185,7 @@ def _is_flag(column: pa.ChunkedArray) -> bool:
 
 
 def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str], list[str]]:
-    """The class of each row by name, why rows have none, and notes."""
+    """Returns the class name of each row, the reasons of rows without a class, and notes."""
     if columns.label is not None:
         labels = one_array(table[columns.label])
         blank = np.flatnonzero(pc.equal(labels, "").to_numpy(zero_copy_only=False))
@@ -194,8 +198,8 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
     count = matrix.sum(1)
     if (count == 1).sum() < len(count) / 2:
         raise DataError(
-            f"the columns {some(columns.one_hot)} hold 0 and 1, but only {(count == 1).sum():,} of {len(count):,} rows "
-            "have exactly one 1 among them",
+            f"the columns {some(columns.one_hot)} have values 0 and 1, but only {(count == 1).sum():,} of {len(count):,} rows "
+            "have exactly one 1 in them",
             "a column of classes, or one-hot columns with one 1 in each row",
             "name the column of classes: --set data.label=NAME",
         )
@@ -204,7 +208,7 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
         left_out[row] = f"several classes: {some(np.array(columns.one_hot)[matrix[row]].tolist())}"
     kinds = ((count == 0, "none"), (count > 1, "several"))
     notes = [
-        f"left out {counted(int(rows.sum()), 'row')} with {what} of the one-hot columns at 1"
+        f"left out {counted(int(rows.sum()), 'row')} with {what} of the one-hot columns equal to 1"
         for rows, what in kinds
         if rows.any()
     ]
@@ -212,6 +216,7 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
 
 
 def _image_folder(file: Path, settings: Data) -> Path:
+    """Returns the folder that the table's paths are relative to; DataError if ``data.images`` is not a folder."""
     if settings.images is None:
         return file.parent
     if os.path.isdir(file.parent / settings.images):
@@ -220,25 +225,26 @@ def _image_folder(file: Path, settings: Data) -> Path:
         return place
     raise DataError(
         f"there is no folder {settings.images!r} for the pictures of {file}",
-        f"a folder, absolute or relative to {file.parent} or to the current one",
+        f"an absolute path, or a path relative to {file.parent} or to the current folder",
         "correct data.images",
     )
 
 
-def _at_home(base: Path, name: str) -> str:
-    """``name`` with ``~/`` as the home folder, unless ``base`` has a folder of that name."""
+def _expand_home(base: Path, name: str) -> str:
+    """Expands ``~/`` in ``name`` to the home folder, unless ``base`` has a folder called ``~``."""
     return os.path.expanduser(name) if name.startswith("~/") and not os.path.lexists(base / "~") else name
 
 
 def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:
+    """Returns the part of each row (N,), UNDECIDED without a split column; DataError for unknown words."""
     if column is None:
         return np.full(len(table), UNDECIDED, np.int8)
     unknown = _unknown_parts(table[column])
     if unknown:
         raise DataError(
-            f"column '{column}' of {file} does not say train, val or test everywhere: {some(unknown)}",
+            f"column '{column}' of {file} has values other than train, val and test: {some(unknown)}",
             ", ".join(PART_WORDS),
-            "correct the words, or have the split made here: --set data.split=none",
+            "correct the values, or let stagewright make the split: --set data.split=none",
         )
     words = pc.unique(table[column])
     parts = np.array([PART_WORDS[word.casefold()] for word in words.to_pylist()], np.int8)
@@ -259,39 +265,47 @@ def _groups(table: pa.Table, column: str | None, rows: list[int]) -> pa.StringAr
     return pc.if_else(pc.equal(groups, ""), pa.scalar(None, pa.string()), groups)
 
 
-def _repeated(found: dict[int, str], labels: pa.StringArray) -> tuple[dict[int, str], list[str]]:
-    """Rows that name a file again, with a reason where the rows of that file disagree about its class; and notes."""
-    several = {path for path, count in Counter(found.values()).items() if count > 1}
-    rows_of: dict[str, list[int]] = {}
+def _repeated_files(found: dict[int, str], labels: pa.StringArray) -> tuple[dict[int, str], list[str]]:
+    """Returns the rows to drop because several rows name the same file, and notes.
+
+    The value is a reason if the rows of the file have different classes (all of them are dropped), else empty (the first
+    row is used).
+    """
+    repeated = {path for path, count in Counter(found.values()).items() if count > 1}
+    rows_by_path: dict[str, list[int]] = {}
     for row, path in found.items():
-        if path in several:
-            rows_of.setdefault(path, []).append(row)
-    again: dict[int, str] = {}
+        if path in repeated:
+            rows_by_path.setdefault(path, []).append(row)
+    dropped: dict[int, str] = {}
     unclear: list[str] = []
-    for path, rows in rows_of.items():
+    for path, rows in rows_by_path.items():
         classes = sorted({labels[row].as_py() for row in rows})
         if len(classes) > 1:
             unclear.append(f"{path} ({some(classes, 3)})")
-            again |= dict.fromkeys(rows, f"several classes for one file: {some(classes)}")
+            dropped |= dict.fromkeys(rows, f"several classes for one file: {some(classes)}")
         else:
-            again |= dict.fromkeys(rows[1:], "")
+            dropped |= dict.fromkeys(rows[1:], "")
     notes = []
-    if len(rows_of) > len(unclear):
-        notes.append(f"counted once: {counted(len(rows_of) - len(unclear), 'file')} in several rows of the same class")
+    if len(rows_by_path) > len(unclear):
+        notes.append(
+            f"{counted(len(rows_by_path) - len(unclear), 'file')} in several rows of the same class: each is used once"
+        )
     if unclear:
-        notes.append(f"left out {counted(len(unclear), 'file')} in rows of different classes, e.g. {some(unclear, 3)}")
-    return again, notes
+        notes.append(
+            f"left out {counted(len(unclear), 'file')} with different classes in several rows, e.g. {some(unclear, 3)}"
+        )
+    return dropped, notes
 
 
-def _lost_classes(before: pa.StringArray, after: pa.StringArray) -> list[str]:
-    lost = sorted(set(before.unique().to_pylist()) - set(after.unique().to_pylist()) - {""})
-    return [f"left out {counted(len(lost), 'class')} of the table without a picture: {some(lost)}"] if lost else []
+def _empty_class_notes(before: pa.StringArray, after: pa.StringArray) -> list[str]:
+    empty = sorted(set(before.unique().to_pylist()) - set(after.unique().to_pylist()) - {""})
+    return [f"left out {counted(len(empty), 'class')} of the table without a picture: {some(empty)}"] if empty else []
 
 
 def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str]) -> DataError:
     tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
     return DataError(
-        f"none of the {len(names):,} rows of {file} leads to a picture of one class in {base}: {some(tried, 3)}",
+        f"none of the {len(names):,} rows of {file} leads to a file with a class in {base}: {some(tried, 3)}",
         "paths relative to the folder of the table, or to data.images; a class in every row",
-        "say where the pictures lie: --set data.images=FOLDER",
+        "set the folder of the pictures: --set data.images=FOLDER",
     )

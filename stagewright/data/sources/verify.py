@@ -1,7 +1,7 @@
-"""Whether the pictures of a run are still those that it began with, and what to say where they are not.
+"""Verifies that the image files of a run are unchanged since its manifest was written.
 
-The manifest has every file's hash, and its size and times when it was looked at. A resume hashes what has another size or time
-(all of it, where asked), and a few of the others at random.
+The manifest has the hash, size and times of every file. A resume compares the hashes of files whose size or times differ (of
+all files on request), and of a small random sample of the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]
 _SAMPLE = 1000
 _SAMPLE_SECONDS = 2.0
 _CHUNK = 64
-_NAMED = 3
+_MAX_NAMED = 3
 _SAME, _OTHER, _GONE = 0, 1, 2
 
 
@@ -41,80 +41,86 @@ def verify_images(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> None:
-    """DataError where files of ``manifest`` (its ``rows``; None: all) are gone or hold other bytes than when it was written.
+    """DataError if files of ``manifest`` (its ``rows``; None: all) are missing or have changed since it was written.
 
-    Hashed are those whose size or times differ, or all with ``everything``, and of the rest 1 in 1,000 within 2 seconds.
-    ``progress(done, total)`` is told of the first. Packs and pictures in memory are checked where they are opened.
+    Hashes are compared for files whose size or times differ, or for all files with ``everything``. Of the other files, 1 in
+    1,000 is hashed, for at most 2 seconds. ``progress(done, total)`` reports the first kind only. Packs and images in memory
+    are not checked here, but when they are opened.
     """
     if manifest.variant or manifest.source.startswith("torchvision:") or not manifest.root:
         return
-    if manifest.source == "digits":  # made again where they are gone, so with other times
+    if manifest.source == "digits":  # missing digits are written again, with other times
         manifest = replace(manifest, root=str(digits_folder()))
     rows = np.arange(len(manifest)) if rows is None else rows
     with Pool(max(workers, 1), "verify") as pool:
 
-        def states(
-            look: object, rows: Rows, tell: Progress | None = None, until: float = float("inf")
+        def compared(
+            compare: object, rows: Rows, progress: Progress | None = None, until: float = float("inf")
         ) -> NDArray[np.int8]:
             found = np.zeros(len(rows), np.int8)
             chunks = [slice(at, at + _CHUNK) for at in range(0, len(rows), _CHUNK)]
-            futures = {pool.submit(look, manifest, rows[chunk], until): chunk for chunk in chunks}  # pyright: ignore
+            futures = {pool.submit(compare, manifest, rows[chunk], until): chunk for chunk in chunks}  # pyright: ignore
             done = 0
             for future in as_completed(futures):
                 chunk = futures[future]
                 found[chunk] = future.result()
                 done += len(found[chunk])
-                if tell is not None:
-                    tell(done, len(rows))
+                if progress is not None:
+                    progress(done, len(rows))
             return found
 
-        stamped = states(_compare_stamps, rows)
-        suspect = np.full(len(rows), True) if everything else stamped == _OTHER
-        suspect &= stamped != _GONE
-        stamped[suspect] = states(_compare_hashes, rows[suspect], progress)
-        quiet = np.flatnonzero(~suspect & (stamped == _SAME))
-        picked = np.random.default_rng().permutation(quiet)[: -(-len(quiet) // _SAMPLE)]  # any: it decides nothing
-        stamped[picked] = states(_compare_hashes, rows[picked], until=time.monotonic() + _SAMPLE_SECONDS)
-    _refuse(manifest, rows[stamped == _GONE], rows[stamped == _OTHER], len(rows))
+        states = compared(_compare_stamps, rows)
+        suspect = np.full(len(rows), True) if everything else states == _OTHER
+        suspect &= states != _GONE
+        states[suspect] = compared(_compare_hashes, rows[suspect], progress)
+        unchanged = np.flatnonzero(~suspect & (states == _SAME))
+        # Not from the seed: the choice has no effect on the training.
+        sampled = np.random.default_rng().permutation(unchanged)[: -(-len(unchanged) // _SAMPLE)]
+        states[sampled] = compared(_compare_hashes, rows[sampled], until=time.monotonic() + _SAMPLE_SECONDS)
+    _raise_if_changed(manifest, rows[states == _GONE], rows[states == _OTHER], len(rows))
 
 
 def moved(manifest: Manifest, source: str | Path) -> Manifest:
-    """``manifest`` with its pictures below the folder, table or pack ``source``, under the same relative paths."""
-    place = Path(os.path.abspath(source))
-    if not place.exists():
+    """Returns ``manifest`` for images that are now in the folder, table or pack ``source``, with the same relative paths."""
+    path = Path(os.path.abspath(source))
+    if not path.exists():
         raise DataError(
-            f"--data {source}: there is no such folder", "where the run's pictures are now", "check the path"
+            f"--data {source}: there is no such folder", "the folder that has the run's pictures now", "check the path"
         )
-    root = place if place.is_dir() or manifest.variant else place.parent
+    root = path if path.is_dir() or manifest.variant else path.parent
     return replace(manifest, root=str(root), source=str(source))
 
 
 def images_gone(manifest: Manifest, bad: Sequence[tuple[int, str]], count: int, total: int, what: str) -> DataError:
-    """The error of ``what``, in which ``count`` of ``total`` pictures could not be read, among them ``bad`` (row, reason)."""
+    """Returns the error for ``what`` (e.g. the val part), of which ``count`` of ``total`` images cannot be read.
+
+    ``bad`` has (row, reason) of some of them; the first is named if the folder itself is not the problem.
+    """
     first = f"{manifest.paths[bad[0][0]].as_py()} ({bad[0][1]})" if bad else ""
     return DataError(
-        f"{count:,} of {total:,} pictures of {what} cannot be read; {_where(manifest) or f'the first is {first}'}",
-        "at most data.max_unreadable of them (0.05 where the recipe says nothing)",
-        "bring the pictures back, then stagewright resume RUN (with --data where they are now, if they moved); or go on "
+        f"{count:,} of {total:,} pictures of {what} cannot be read; {_folder_problem(manifest) or f'the first is {first}'}",
+        "at most a share of data.max_unreadable (0.05 by default)",
+        "restore the pictures, then stagewright resume RUN (with --data DIR if they are in another folder now); or continue "
         "without them: --set data.max_unreadable=1",
     )
 
 
-def _where(manifest: Manifest) -> str:
-    """What is wrong with the pictures' folder itself; empty where it is there and holds something."""
+def _folder_problem(manifest: Manifest) -> str:
+    """Returns what is wrong with the folder of the images; empty if it exists and is not empty."""
     root = manifest.root
     if not root or manifest.source.startswith("torchvision:"):
         return ""
     if not os.path.exists(root):
-        return f"{root} is not there any more"
+        return f"{root} does not exist any more"
     try:
         empty = os.path.isdir(root) and not os.listdir(root)
     except OSError as error:
         return f"{root} cannot be opened: {error.strerror or error}"
-    return f"{root} is there, and empty: is its disk mounted?" if empty else ""
+    return f"{root} exists but is empty: is its disk mounted?" if empty else ""
 
 
 def _compare_stamps(manifest: Manifest, rows: Rows, until: float) -> NDArray[np.int8]:
+    """Compares size and times of the files ``rows``; returns _SAME, _OTHER or _GONE for each. ``until`` is not used."""
     found = np.full(len(rows), _SAME, np.int8)
     for at, (row, path) in enumerate(zip(rows.tolist(), manifest.paths.take(rows).to_pylist(), strict=True)):
         try:
@@ -128,6 +134,7 @@ def _compare_stamps(manifest: Manifest, rows: Rows, until: float) -> NDArray[np.
 
 
 def _compare_hashes(manifest: Manifest, rows: Rows, until: float) -> NDArray[np.int8]:
+    """Compares the hashes of the files ``rows`` as above; stops at the time ``until`` (time.monotonic), the rest are _SAME."""
     found = np.full(len(rows), _SAME, np.int8)
     for at, (row, path) in enumerate(zip(rows.tolist(), manifest.paths.take(rows).to_pylist(), strict=True)):
         if time.monotonic() > until:
@@ -141,28 +148,30 @@ def _compare_hashes(manifest: Manifest, rows: Rows, until: float) -> NDArray[np.
     return found
 
 
-def _refuse(manifest: Manifest, gone: Rows, changed: Rows, total: int) -> None:
-    if not len(gone) and not len(changed):
+def _raise_if_changed(manifest: Manifest, missing: Rows, changed: Rows, total: int) -> None:
+    """DataError if there are ``missing`` or ``changed`` rows."""
+    if not len(missing) and not len(changed):
         return
     parts = [
-        f"{_told(manifest, rows)} {what}"
-        for rows, what in ((changed, "changed"), (gone, "cannot be read"))
+        f"{_listed(manifest, rows)} {what}"
+        for rows, what in ((changed, "changed"), (missing, "cannot be read"))
         if len(rows)
     ]
-    where = _where(manifest)
+    folder_problem = _folder_problem(manifest)
     raise DataError(
-        f"the pictures of {manifest.source!r} are not what they were when the run began: of {total:,}, "
-        f"{'; '.join(parts)}{f'; {where}' if where else ''}",
-        "the same pictures, to the bit, in the same places",
-        "restore or mount them; --data DIR says where they are now, if they moved; or start a new run on the pictures as "
-        "they are",
+        f"the pictures of {manifest.source!r} have changed since the run began: of {total:,}, "
+        f"{'; '.join(parts)}{f'; {folder_problem}' if folder_problem else ''}",
+        "the same files with the same bytes",
+        "restore or mount them; if they are in another folder now, give it with --data DIR; or start a new run on the "
+        "pictures as they are now",
     )
 
 
-def _told(manifest: Manifest, rows: Rows) -> str:
-    """``12 pictures (cat 8, dog 4): a.jpg, b.jpg, ...``"""
+def _listed(manifest: Manifest, rows: Rows) -> str:
+    """Returns ``12 pictures (cat 8, dog 4), e.g. a.jpg, b.jpg, ...,``."""
     labels, counts = np.unique(manifest.labels[rows], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:5]
     classes = ", ".join(f"{manifest.classes[labels[at]]} {counts[at]:,}" for at in order)
     more = ", ..." if len(labels) > len(order) else ""
-    return f"{counted(len(rows), 'picture')} ({classes}{more}), as {some(manifest.paths.take(rows[:20]).to_pylist(), _NAMED)},"
+    names = some(manifest.paths.take(rows[:20]).to_pylist(), _MAX_NAMED)
+    return f"{counted(len(rows), 'picture')} ({classes}{more}), e.g. {names},"

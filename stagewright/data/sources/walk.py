@@ -72,7 +72,7 @@ def walk(folder: str, below: str = "") -> Walk:
             continue
         for entry in entries:
             path = f"{inner}/{entry.name}" if inner else entry.name
-            if passed_over(entry.name):
+            if is_ignored(entry.name):
                 found.ignored += 1
             elif written_out(path) != path:
                 found.excluded.append(Excluded(written_out(path), "its name is not valid Unicode; rename it"))
@@ -99,7 +99,7 @@ def notes_on(found: list[Walk]) -> list[str]:
     return notes
 
 
-def passed_over(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether files and folders of this name are ignored: hidden ones, and what storage systems leave behind."""
     return name.startswith(".") or name in _FOREIGN
 

@@ -22,7 +22,7 @@ from typing import Literal
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import Parts
 from stagewright.data.sources.scan import digest_of
-from stagewright.data.sources.walk import passed_over
+from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError, StorageError
 from stagewright.text import counted, some
 
@@ -119,7 +119,7 @@ def _folded(name: str) -> str:
 def _usable(name: str) -> str:
     """``name`` without what no file's name may hold, and such that :mod:`listing` does not pass over it."""
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", name)
-    if passed_over(name):
+    if is_ignored(name):
         name = f"_{name}"
     return name if len(name.encode()) <= _LONGEST else _marked(name, name)
 

@@ -24,7 +24,7 @@ from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import assemble, group_keys
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, list_folder, place_of
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.sources.walk import Excluded
@@ -70,8 +70,8 @@ def split(
     ``links`` is not empty, or as from load_dataset and :func:`~stagewright.data.splits.folds.deal`; StorageError if a place
     cannot be written.
     """
-    out = place_of(out)
-    links = None if links is None else place_of(links)
+    out = absolute_path(out)
+    links = None if links is None else absolute_path(links)
     _check_shares(settings, folds)
     tables = _table_names(out, folds)
     _check_places(source, tables, overwrite)
@@ -121,7 +121,7 @@ def _table_names(out: Path, folds: int | None) -> list[Path]:
 
 def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
     there = [table for table in tables if os.path.lexists(table)]
-    own = Path(os.path.realpath(place_of(source)))
+    own = Path(os.path.realpath(absolute_path(source)))
     if any(Path(os.path.realpath(table)) == own for table in there):
         raise DataError(f"{own} is DATA itself", "another file for the split", "name another one")
     if there and not overwrite:
@@ -141,7 +141,7 @@ def _load(
     """The pictures of ``source`` with their parts, notes, and what is left out; with ``anew``, whatever DATA says."""
     if source.startswith("torchvision:"):
         raise _no_files(source)
-    place = place_of(source)
+    place = absolute_path(source)
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
         listing = list_folder(place)

@@ -26,8 +26,8 @@ from stagewright.data.images.decode import (
     decode,
     decode_plain,
     identified,
+    image_extensions,
     measure,
-    picture_extensions,
     to_8_bit,
 )
 
@@ -237,8 +237,8 @@ def test_identified_reads_the_head_only(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("nothing to see")
     assert identified(str(tmp_path / "picture"))
     assert not identified(str(tmp_path / "text"))
-    assert {".jpg", ".jpeg", ".png", ".tif", ".webp", ".gif"} <= picture_extensions()
-    assert not {".eps", ".h5", ".mpg", ".txt"} & picture_extensions()
+    assert {".jpg", ".jpeg", ".png", ".tif", ".webp", ".gif"} <= image_extensions()
+    assert not {".eps", ".h5", ".mpg", ".txt"} & image_extensions()
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert set(manifest.widths) == {5} and set(manifest.heights) == {4}
     assert dataset.notes == (
         "60 pictures in 2 classes (cat 40, dog 20)",
-        "split made here (stratified by class, seed 0): train 70 % (42), val 15 % (9), test 15 % (9)",
+        "split made by stagewright (stratified by class, seed 0): train 70 % (42), val 15 % (9), test 15 % (9)",
     )
     row = int(manifest.rows("test")[0])
     with Image.open(root / manifest.paths[row].as_py()) as image:
@@ -84,7 +84,7 @@ def test_train_val_test_folders(tmp_path: Path) -> None:
     dataset = load(root)
     assert sizes(dataset) == (11, 3, 4)
     assert dataset.notes[1:] == (
-        "split as DATA gives it: train 61 % (11), val 17 % (3), test 22 % (4)",
+        "split as given by DATA: train 61 % (11), val 17 % (3), test 22 % (4)",
         "val has no picture of 1 class: b",
         "test has no picture of 1 class: a",
     )
@@ -104,7 +104,7 @@ def test_validation_is_split_off_where_there_is_none(tmp_path: Path) -> None:
     assert sizes(dataset) == (34, 6, 10)
     tests = dataset.manifest.paths.take(dataset.manifest.rows("test")).to_pylist()
     assert all(path.startswith("test/") for path in tests)
-    assert "split made here (test as DATA gives it, stratified by class, seed 0)" in dataset.notes[-1]
+    assert "split made by stagewright (test as given by DATA, stratified by class, seed 0)" in dataset.notes[-1]
     assert sizes(load(fill(tmp_path / "more", train__a=20, train__b=20))) == (28, 6, 6)
 
 
@@ -128,14 +128,14 @@ def test_copies_stay_together_and_are_told(tmp_path: Path) -> None:
         assert len({manifest.splits[row] for row, path in enumerate(paths) if path == "a/3.png" or "copy" in path}) == 1
     assert dataset.notes[-2:] == (
         "identical copies of other pictures: 11",
-        "of these under several classes: 1 picture, e.g. under a and b",
+        "1 identical picture in several classes, e.g. in a and b",
     )
 
 
 def test_leaks_of_a_given_split_are_told(tmp_path: Path) -> None:
     root = fill(tmp_path, train__a=5, train__b=5, val__a=3, val__b=3)
     shutil.copy(root / "train" / "a" / "1.png", root / "val" / "a" / "again.png")
-    assert load(root).notes[-1] == "in val and in train, which flatters results: 1 identical picture"
+    assert load(root).notes[-1] == "1 identical picture both in val and in train, so results look too good"
 
 
 def test_bad_files(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_groups_that_say_nothing(tmp_path: Path) -> None:
     rows = [["path", "label", "site"], *([f"{name}/{at}.png", name, "s"] for name in "ab" for at in range(6))]
     dataset = load(write_table(tmp_path, rows))
     assert dataset.manifest.groups is None
-    assert "column 'site' is the same everywhere and not used for groups" in dataset.notes
+    assert "column 'site' has the same value in all rows and is not used for groups" in dataset.notes
     assert refused(tmp_path / "t.csv", group="site").given == "1 group cannot give 3 parts (train, val, test)"
 
 
@@ -230,7 +230,7 @@ def test_pictures_without_a_group(tmp_path: Path) -> None:
     ]
     dataset = load(write_table(tmp_path, rows), val=0.05, test=0.05)  # less than a group of four
     assert dataset.manifest.groups is not None and dataset.manifest.groups.null_count == 8
-    assert "each counted for itself: 8 pictures without a value in column 'site'" in dataset.notes
+    assert "8 pictures without a value in column 'site': each is treated as its own group" in dataset.notes
     alone = dataset.manifest.groups.is_null().to_numpy(zero_copy_only=False)
     assert len(set(dataset.manifest.splits[alone])) > 1
 
@@ -242,18 +242,19 @@ def test_a_given_split_that_tears_groups_apart(tmp_path: Path) -> None:
     rows += [[f"{name}/{at}.png", name, "st"[at % 2], parts[at]] for name in "ab" for at in range(6)]
     table = write_table(tmp_path, rows)
     note = (
-        "the split that DATA gives tears apart 2 groups of column 'site' (s, t), so its results say less about new ones"
+        "the split given by DATA divides 2 groups of column 'site' between parts (s, t), "
+        "so results may be too good for new groups"
     )
     assert note in load(table).notes
     error = refused(table, group="site")
-    assert error.given == "the split that DATA gives tears apart 2 groups of column 'site': s, t"
+    assert error.given == "the split given by DATA divides 2 groups of column 'site' between parts: s, t"
     assert "--set data.split=none" in error.remedy
     assert sizes(load(table, group="none")) == (8, 4, 0)
 
 
 def test_single_pictures_train(tmp_path: Path) -> None:
     dataset = load(fill(tmp_path, a=10, b=10, rare=1))
-    assert dataset.notes[-1] == "classes with a single picture, which trains: rare"
+    assert dataset.notes[-1] == "classes with a single picture, which is used for training: rare"
     manifest = dataset.manifest
     assert manifest.splits[manifest.labels == 2].tolist() == [0]
 
@@ -287,17 +288,17 @@ def test_digits(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             "hf:beans",
-            "'hf:beans' is not on this machine, and data is read from local files only",
+            "'hf:beans' is a remote address, and data is read from local files only",
             "download it (aws s3 sync",
         ),
-        ("s3://bucket/x.csv", "'s3://bucket/x.csv' is not on this machine", "download it"),
-        ("https://host/x.zip", "'https://host/x.zip' is not on this machine", "download it"),
+        ("s3://bucket/x.csv", "'s3://bucket/x.csv' is a remote address", "download it"),
+        ("https://host/x.zip", "'https://host/x.zip' is a remote address", "download it"),
         ("photos.zip", "'photos.zip' is an archive", "unpack it and point at the folder"),
         ("photos.tar.gz", "'photos.tar.gz' is an archive", "unpack it and point at the folder"),
         ("digit", "there is no 'digit'; did you mean 'digits'?", "check the path; digits needs no files"),
         ("photo", "there is no 'photo'; did you mean 'photos'?", "check the path"),
         ("nowhere/at/all", "there is no 'nowhere/at/all'", "check the path"),
-        ("photos/a.txt", "'photos/a.txt' is neither a folder nor a table", "point at the folder that it lies in"),
+        ("photos/a.txt", "'photos/a.txt' is neither a folder nor a table", "point at the folder that contains it"),
     ],
 )
 def test_what_is_no_data(source: str, given: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,12 +313,12 @@ def test_what_is_no_data(source: str, given: str, remedy: str, tmp_path: Path, m
 
 def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     error = refused(fill(tmp_path / "one", cat=5))
-    assert error.given == f"all 5 readable pictures of '{tmp_path}/one' are of one class, 'cat'"
+    assert error.given == f"all 5 readable pictures of '{tmp_path}/one' have the same class, 'cat'"
     assert (error.allowed, error.remedy) == ("two classes or more", "add pictures of another class")
     error = refused(fill(tmp_path / "nested", photos__cat=3, photos__dog=3))
     assert error.remedy == f"if the folders in it are the classes, point at {tmp_path}/nested/photos"
     error = refused(fill(tmp_path / "each", a=1, b=1, c=1))
-    assert error.given == f"each of the 3 pictures of '{tmp_path}/each' is a class of its own, e.g. a, b, c"
+    assert error.given == f"each of the 3 pictures of '{tmp_path}/each' has a different class, e.g. a, b, c"
     assert error.remedy == "check the folders, or name another column: --set data.label=NAME"
     for name in ("bad/a/1.png", "bad/b/2.png"):
         (tmp_path / name).parent.mkdir(parents=True)
@@ -333,8 +334,8 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
 
 def test_classes_that_train_has_not(tmp_path: Path) -> None:
     error = refused(fill(tmp_path, train__a=4, train__b=4, val__a=2, val__bb=2))
-    assert error.given == "val has 1 class that train has no picture of: 'bb'"
-    assert error.allowed == "classes that train has too: a, b"
+    assert error.given == "val has 1 class without a picture in train: 'bb'"
+    assert error.allowed == "the classes of train: a, b"
     assert error.remedy == "add pictures of them to train, remove them, or correct their names"
 
 

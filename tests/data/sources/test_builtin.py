@@ -97,9 +97,9 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarr
 
 def test_torchvision_arrays(cifar: dict[str, np.ndarray]) -> None:
     arrays = load_arrays("torchvision:CIFAR10")
-    assert arrays.pictures.shape == (120, 32, 32, 3) and arrays.pictures.dtype == np.uint8
+    assert arrays.images.shape == (120, 32, 32, 3) and arrays.images.dtype == np.uint8
     last = cifar["test_batch"][19].reshape(3, 32, 32).transpose(1, 2, 0)
-    assert np.array_equal(arrays.pictures[119], last)
+    assert np.array_equal(arrays.images[119], last)
     assert arrays.listing.labels.to_pylist() == CIFAR_CLASSES * 12
     assert arrays.listing.paths[0].as_py() == "train/000000" and arrays.listing.paths[119].as_py() == "test/000019"
     assert arrays.listing.parts.tolist() == [TRAIN] * 100 + [TEST] * 20
@@ -115,7 +115,7 @@ def test_torchvision_data_set(cifar: dict[str, np.ndarray], tmp_path: Path) -> N
     assert len(manifest.rows("val")) == 15
     assert manifest.classes[manifest.labels[4]] == CIFAR_CLASSES[4]
     assert np.array_equal(np.asarray(open_images(manifest).load(7)), np.asarray(dataset.images.load(7)))
-    assert "split made here (test as DATA gives it, stratified by class, seed 0)" in dataset.notes[1]
+    assert "split made by stagewright (test as given by DATA, stratified by class, seed 0)" in dataset.notes[1]
     shutil.rmtree(tmp_path / "cifar-10-batches-py")
     rows = write_cifar(tmp_path)
     rows["test_batch"][0, 0] ^= 1
@@ -152,10 +152,10 @@ def test_layouts_of_torchvision(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("STAGEWRIGHT_DATA", str(tmp_path))
     monkeypatch.setattr(datasets, kind, type(kind, (Stand,), {"kind": kind}))
     arrays = load_arrays(f"torchvision:{kind}")
-    side = arrays.pictures.shape[1]
-    assert arrays.pictures.shape == (40, side, side, 3)
+    side = arrays.images.shape[1]
+    assert arrays.images.shape == (40, side, side, 3)
     first = np.random.default_rng(30).integers(0, 256, (30, 3 if kind == "SVHN" else 1, side, side)).astype(np.uint8)[0]
-    assert np.array_equal(arrays.pictures[0], np.broadcast_to(first.transpose(1, 2, 0), (side, side, 3)))
+    assert np.array_equal(arrays.images[0], np.broadcast_to(first.transpose(1, 2, 0), (side, side, 3)))
     names = arrays.listing.labels.to_pylist()
     assert names[:6] == (
         ["0 - name", "1 - name", "2 - name", "3 - name", "4 - name", "0 - name"] if kind == "MNIST" else [*"012340"]
@@ -183,8 +183,8 @@ def test_offline(name: str, files: list[str], tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError) as error:
         load_arrays(f"torchvision:{name}")
     assert error.value.given.startswith(f"torchvision:{name} is not in {tmp_path} and could not be downloaded: ")
-    assert error.value.allowed == "a network connection, or the files of the data set in their place"
-    assert error.value.remedy.startswith("download elsewhere and put here: ")
+    assert error.value.allowed == "a network connection, or the files of the data set in that folder"
+    assert error.value.remedy.startswith("download these files elsewhere and copy them here: ")
     for file in files:
         assert str(tmp_path / file) in error.value.remedy
     assert error.value.remedy.endswith("(or set STAGEWRIGHT_DATA to the folder that has them)")
@@ -198,4 +198,4 @@ def test_unknown_names(name: str, near: str) -> None:
         f"; did you mean {near}?" if near else ""
     )
     assert "torchvision:CIFAR100, torchvision:FashionMNIST" in error.value.allowed
-    assert error.value.remedy == "for any other, point at its pictures in class folders"
+    assert error.value.remedy == "for any other data set, point at its pictures in class folders"

@@ -46,7 +46,7 @@ def write_pictures(folder: Path, count: int) -> pa.StringArray:
 
 def same(one: Scan, two: Scan) -> bool:
     arrays = all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("digests", "widths", "heights"))
-    return arrays and one.reasons == two.reasons and one.not_pictures == two.not_pictures
+    return arrays and one.reasons == two.reasons and one.not_images == two.not_images
 
 
 def test_what_is_found(tmp_path: Path, cache: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_is_found(tmp_path: Path, cache: Path) -> None:
         "page.jpg": "not a picture in any format that Pillow reads",
         "gone.png": "the file cannot be opened: No such file or directory",
     }
-    assert {names[row] for row in found.not_pictures} == {"notes.txt", "Thumbs.db"}
+    assert {names[row] for row in found.not_images} == {"notes.txt", "Thumbs.db"}
     assert (found.widths[rows["002.png"]], found.heights[rows["002.png"]]) == (3, 3)
     assert found.digests[rows["picture.dat"]].tobytes() == hashlib.blake2b(whole, digest_size=16).digest()
     assert found.widths[rows["picture.dat"]] == 3
@@ -180,7 +180,7 @@ def test_reasons_outside_of_the_file_are_not_remembered(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(scanning, "read_picture", denied)
+        patch.setattr(scanning, "read_image", denied)
         assert set(scan(str(tmp_path / "pictures"), paths).reasons.values()) == {
             "the file cannot be opened: Permission denied"
         }
@@ -191,18 +191,18 @@ def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path, cache: Path) -
     cache.write_text("a file where the folder should be")
     found = scan(str(tmp_path / "pictures"), write_pictures(tmp_path / "pictures", 3))
     assert found.reasons == {}
-    assert found.notes == [f"what the scan found could not be kept in {cache / 'scans'}: Not a directory"]
+    assert found.notes == [f"the results of the scan could not be cached in {cache / 'scans'}: Not a directory"]
 
 
 def test_large_files_that_are_no_pictures_are_not_read(
     tmp_path: Path, cache: Path, looked_at: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "_READ_WHOLE", 1000)
+    monkeypatch.setattr(scanning, "_MAX_UNKNOWN_BYTES", 1000)
     Image.effect_noise((90, 90), 50).save(tmp_path / "picture", "PNG")
     (tmp_path / "film.mp4").write_bytes(bytes(5000))
     found = scan(str(tmp_path), pa.array(["film.mp4", "picture"]))
     assert len(looked_at) == 1
-    assert found.not_pictures == {0} and set(found.reasons) == {0}
+    assert found.not_images == {0} and set(found.reasons) == {0}
     assert found.widths.tolist() == [0, 90]
 
 

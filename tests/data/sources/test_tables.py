@@ -48,7 +48,7 @@ def test_label_column(folder: Path) -> None:
     assert listing.groups is None and listing.excluded == ()
     assert listing.notes == (
         "t.csv: paths from column 'id', classes from column 'Species'",
-        "1 file named without extension, e.g. b is b.jpg",
+        "1 file named without an extension in the table, e.g. b is b.jpg",
     )
 
 
@@ -98,14 +98,14 @@ def test_one_hot_rows_with_none_or_several(folder: Path) -> None:
     ]
     assert listing.notes[:3] == (
         "t.csv: paths from column 'id', classes from the one-hot columns hog, bird, blank",
-        "left out 1 row with none of the one-hot columns at 1",
-        "left out 1 row with several of the one-hot columns at 1",
+        "left out 1 row with none of the one-hot columns equal to 1",
+        "left out 1 row with several of the one-hot columns equal to 1",
     )
 
 
 def test_columns_of_flags_are_not_classes(folder: Path) -> None:
     error = refused(table(folder, "id,night,rain\na,1,1\nb,0,0\nc,1,1\nd,1,0\n"))
-    assert error.given == "the columns night, rain hold 0 and 1, but only 1 of 4 rows have exactly one 1 among them"
+    assert error.given == "the columns night, rain have values 0 and 1, but only 1 of 4 rows have exactly one 1 in them"
     assert error.remedy == "name the column of classes: --set data.label=NAME"
 
 
@@ -131,10 +131,10 @@ def test_split_column_with_other_words(folder: Path) -> None:
     error = refused(file)
     assert (
         error.given
-        == f"column 'split' of {file} does not say train, val or test everywhere: 'holdout' (2 rows), '' (1 row)"
+        == f"column 'split' of {file} has values other than train, val and test: 'holdout' (2 rows), '' (1 row)"
     )
     assert error.allowed == "train, training, val, valid, validation, dev, test, testing"
-    assert error.remedy == "correct the words, or have the split made here: --set data.split=none"
+    assert error.remedy == "correct the values, or let stagewright make the split: --set data.split=none"
     # A column of a name that means other things as well is not taken for a split unless its words are.
     assert list_table(table(folder, "id,label,set\na,x,1\nb,y,2\n"), Data()).parts.tolist() == [UNDECIDED] * 2
     assert list_table(table(folder, "id,label,set\na,x,train\nb,y,val\n"), Data()).parts.tolist() == [TRAIN, VAL]
@@ -158,8 +158,8 @@ def test_files_in_several_rows(folder: Path) -> None:
     rows = "a.jpg,x\na.jpg,x\na,x\nb.jpg,x\nb.jpg,y\nc.jpg,y\n"
     listing = list_table(table(folder, "file,label\n" + rows), Data())
     assert classes(listing) == {"a.jpg": "x", "c.jpg": "y"}
-    assert "counted once: 1 file in several rows of the same class" in listing.notes
-    assert "left out 1 file in rows of different classes, e.g. b.jpg (x, y)" in listing.notes
+    assert "1 file in several rows of the same class: each is used once" in listing.notes
+    assert "left out 1 file with different classes in several rows, e.g. b.jpg (x, y)" in listing.notes
     assert [item.reason for item in listing.excluded] == ["several classes for one file: x, y"] * 2
 
 
@@ -180,15 +180,15 @@ def test_rows_without_path_class_or_file(folder: Path) -> None:
         (
             "id,breeed\na,x\n",
             Data(),
-            "FILE has no column of classes, nor several columns of 0 and 1, that can be told by its name; "
+            "FILE has no column of classes, nor one-hot columns of 0 and 1, that is recognized by its name; "
             "its columns are id, breeed; did you mean 'breed'?",
             "a column named label, labels, class",
-            "name the column: --set data.label=NAME (the first row of a CSV must hold the names)",
+            "name the column: --set data.label=NAME (the first row of a CSV must have the column names)",
         ),
         (
             "a.jpg,x\nb.jpg,y\n",
             Data(),
-            "FILE has no column of paths that can be",
+            "FILE has no column of paths that is recognized",
             "a column named path",
             "name the column",
         ),
@@ -197,7 +197,7 @@ def test_rows_without_path_class_or_file(folder: Path) -> None:
             Data(label="lable"),
             "FILE has no column 'lable'; did you mean 'label'?",
             "its columns: id, label",
-            "correct data.label, or leave it out to have the column found",
+            "correct data.label, or leave it out to use the usual column names",
         ),
         (
             "id,label\na,x\n",
@@ -210,16 +210,16 @@ def test_rows_without_path_class_or_file(folder: Path) -> None:
         (
             "id,label\nx1,p\nx2,q\n",
             Data(),
-            "none of the 2 rows of FILE leads to a picture of one class in FOLDER: x1 (there is no such file), x2 (",
+            "none of the 2 rows of FILE leads to a file with a class in FOLDER: x1 (there is no such file), x2 (",
             "paths relative to the folder of the table, or to data.images",
-            "say where the pictures lie: --set data.images=FOLDER",
+            "set the folder of the pictures: --set data.images=FOLDER",
         ),
         (
             "id,label\na,x\na,y\n,x\n",
             Data(),
-            "none of the 3 rows of FILE leads to a picture of one class in FOLDER: a (several classes for one file: x, y), a",
+            "none of the 3 rows of FILE leads to a file with a class in FOLDER: a (several classes for one file: x, y), a",
             "paths relative to the folder of the table, or to data.images; a class in every row",
-            "say where the pictures lie",
+            "set the folder of the pictures",
         ),
         ("id,label\n", Data(), "FILE has no rows", "one row for each picture", "check how it was written"),
         ("", Data(), "FILE cannot be read as a table: Empty CSV file", "a CSV in UTF-8", "open it in a text editor"),
@@ -230,7 +230,7 @@ def test_rows_without_path_class_or_file(folder: Path) -> None:
             "a CSV in UTF-8",
             "open it in",
         ),
-        ("id,id,label\na,b,x\n", Data(), "FILE has several columns of the name 'id'", "each name once", "rename one"),
+        ("id,id,label\na,b,x\n", Data(), "FILE has several columns named 'id'", "each name once", "rename one"),
     ],
 )
 def test_what_is_refused(folder: Path, text: str, settings: Data, given: str, allowed: str, remedy: str) -> None:
@@ -264,9 +264,9 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
     assert len(set(listing.labels.to_pylist())) == 5
     assert len(listing.excluded) == 10_000
     text = "\n".join(listing.notes)
-    assert "5 files with another extension than the table says, e.g. Cat1018.jpg is train/Cat1018.png" in text
-    assert "1,000 files in another folder than the table says, e.g. Cat1.jpg is train/Cat1.jpg" in text
-    assert "left out 10,000 of 11,000 rows, which have no file, e.g. Cat1251.jpg" in text
+    assert "5 files with another extension than in the table, e.g. Cat1018.jpg is train/Cat1018.png" in text
+    assert "1,000 files in another folder than in the table, e.g. Cat1.jpg is train/Cat1.jpg" in text
+    assert "left out 10,000 of 11,000 rows without a file, e.g. Cat1251.jpg" in text
     assert "left out 50 classes of the table without a picture: Applehead Siamese, Balinese" in text
 
 

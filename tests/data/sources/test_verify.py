@@ -68,7 +68,9 @@ def test_other_pictures_are_refused_with_classes_and_counts(manifest: Manifest, 
         noise(path)
         if keep_time:
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(DataError, match=r"of 60, 20 pictures \(down 20\), as down/00\.png[\s\S]* changed[\s\S]*--data"):
+    with pytest.raises(
+        DataError, match=r"of 60, 20 pictures \(down 20\), e.g. down/00\.png[\s\S]* changed[\s\S]*--data"
+    ):
         verify_images(manifest)
     verify_images(manifest, manifest.rows("train")[manifest.labels[manifest.rows("train")] != 1])
 
@@ -84,13 +86,13 @@ def test_two_classes_whose_folders_were_exchanged(manifest: Manifest, data: Path
 
 def test_what_is_gone_and_what_is_not_mounted(manifest: Manifest, data: Path) -> None:
     (data / "down" / "03.png").unlink()
-    with pytest.raises(DataError, match=r"1 picture \(down 1\), as down/03\.png, cannot be read"):
+    with pytest.raises(DataError, match=r"1 picture \(down 1\), e.g. down/03\.png, cannot be read"):
         verify_images(manifest)
     shutil.rmtree(data)
-    with pytest.raises(DataError, match=r"data is not there any more"):
+    with pytest.raises(DataError, match=r"data does not exist any more"):
         verify_images(manifest)
     data.mkdir()
-    with pytest.raises(DataError, match=r"data is there, and empty: is its disk mounted\?"):
+    with pytest.raises(DataError, match=r"data exists but is empty: is its disk mounted\?"):
         verify_images(manifest)
 
 

@@ -88,7 +88,7 @@ def test_a_table_reads_back_as_the_split_of_a_run(tmp_path: Path, suffix: str) -
     again = read(table)
     assert contents(again) == contents(expected)
     assert again.paths.to_pylist() == [f"photos/{path}" for path in expected.paths.to_pylist()]
-    assert "split as DATA gives it" in load_dataset(str(table), Data(), 0).notes[2]
+    assert "split as given by DATA" in load_dataset(str(table), Data(), 0).notes[2]
     assert summary.tables == (table,) and summary.parts == ("train", "val", "test")
     assert summary.pictures.tolist() == [[28, 14], [8, 4], [4, 2]] and summary.groups is None
     if suffix == ".csv":
@@ -217,7 +217,7 @@ def test_a_broken_split_can_be_made_anew(tmp_path: Path) -> None:
     for at in range(8):
         draw(tmp_path / f"{at}.png", at)
     table = write_csv(tmp_path / "in.csv", [["path", "label", "split"], *rows])
-    assert "does not say train, val or test everywhere" in refused(table, tmp_path / "u.csv").given
+    assert "has values other than train, val and test" in refused(table, tmp_path / "u.csv").given
     assert split(str(table), Data(), 0, out=tmp_path / "u.csv", anew=True).pictures.sum() == 8
 
 
