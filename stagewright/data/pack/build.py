@@ -320,7 +320,7 @@ def _check_place(folder: Path, source: Path) -> None:
 
 
 def _cannot_write(folder: Path, error: OSError) -> Exception:
-    """Returns the error for a folder that cannot be written, or ``error`` itself if it has no number of a system error."""
+    """Returns the error for a folder that cannot be written, or ``error`` itself if it has no errno."""
     if error.errno in _DISK_FULL:
         return StorageError(
             f"the disk is full: {folder} cannot be written ({error.strerror})",

@@ -28,7 +28,7 @@ from stagewright.storage.files import is_there, size_of
 from stagewright.storage.parquet import one_array, read_table
 from stagewright.text import counted, some
 
-pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
+pc: Any = pyarrow.compute  # its functions are created at import, so type checkers do not know them
 
 
 def is_pack(folder: Path) -> bool:
