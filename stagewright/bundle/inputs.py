@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stagewright.data.images.decode import image_extensions
+from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
 
@@ -16,9 +17,10 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
     (also with ``**``).
 
-    They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. In folders, only files
-    with an extension that Pillow reads are used, and no hidden files or folders; named files and matches of globs are always
-    used. DataError for a path that does not exist, a glob without matches and a folder without images.
+    They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
+    for training (:func:`~stagewright.data.sources.walk.walk`: links are followed, hidden and foreign folders are ignored), and
+    only files with an extension that Pillow reads are used; named files and matches of globs are always used. DataError for a
+    path that does not exist, a glob without matches and a folder without images.
     """
     found: list[Path] = []
     for item in inputs:
@@ -39,16 +41,17 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    extensions = image_extensions()
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.is_file()]
-    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not shown:
+    found = walk(str(folder), any_name=True)
+    files = [folder / name for name in found.files if Path(name).suffix.lower() in image_extensions()]
+    # A folder that cannot be opened becomes an input that cannot be read, so that it is not left out silently.
+    files += [folder / one.path for one in found.excluded]
+    if not files:
         raise DataError(
             f"the folder {str(folder)!r} contains no pictures",
             "files with an extension that Pillow reads, such as .jpg, .png, .webp or .tif, at any depth",
             "name the files one by one if they have other extensions",
         )
-    return sorted(shown)
+    return sorted(files)
 
 
 def _matches(pattern: str) -> list[Path]:

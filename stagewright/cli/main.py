@@ -195,7 +195,7 @@ def predict(
     batch_size: BatchSize = 32,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the classes of pictures."""
+    """Predict the classes of pictures; exit code 2 if none of them can be read."""
     from rich.console import Console
 
     from stagewright.bundle.bundle import load_bundle
@@ -216,6 +216,14 @@ def predict(
         print(to_json(predictions))
     elif csv is None:
         Console().print(predictions_view(predictions))
+    failed = sum(not prediction.classes for prediction in predictions)
+    if failed:
+        print(
+            f"no prediction for {failed:,} of {len(predictions):,} pictures; the error of each is in the output",
+            file=sys.stderr,
+        )
+    if failed == len(predictions):
+        raise typer.Exit(2)
 
 
 @app.command()

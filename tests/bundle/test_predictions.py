@@ -94,3 +94,15 @@ def test_json_reads_back() -> None:
         },
         {"path": "b,c.jpg", "classes": [], "error": "the file is empty"},
     ]
+
+
+def test_a_folder_is_searched_as_for_training(tmp_path: Path) -> None:
+    """Links are followed, what storage systems leave behind is ignored, and a folder that cannot be opened is an input."""
+    for name in ("own/a.png", "@eaDir/b.png", "__MACOSX/c.png", "$RECYCLE.BIN/d.png", ".hidden/e.png", "notes.txt"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).touch()
+    (tmp_path / "shot").mkdir()
+    (tmp_path / "shot" / "f.png").touch()
+    (tmp_path / "new" / "monday").symlink_to("../shot")
+    found = expand_inputs([tmp_path / "new"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["new/monday/f.png", "new/own/a.png"]

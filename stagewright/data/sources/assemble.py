@@ -18,6 +18,7 @@ import pyarrow.compute
 
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
+from stagewright.data.sources.folder_names import combined_names, similar_names
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.scan import Scan, hex_strings
 from stagewright.data.sources.walk import Excluded
@@ -83,7 +84,15 @@ def assemble(
         stamps=None if scanned.stamps is None else scanned.stamps[rows],
         groups=images.groups,
     )
-    notes = [_summary(images), *listing.notes, *notes, *scanned.notes, *group_notes, *split_notes]
+    notes = [
+        _summary(images),
+        *_name_notes(images.classes),
+        *listing.notes,
+        *notes,
+        *scanned.notes,
+        *group_notes,
+        *split_notes,
+    ]
     return manifest, (*notes, *_duplicate_notes(images, splits)), (*listing.excluded, *excluded)
 
 
@@ -251,6 +260,20 @@ def _check_groups(images: _ReadableImages, parts: Parts, settings: Data) -> list
             "let stagewright make the split (--set data.split=none), or do without groups (--set data.group=none)",
         )
     return [f"{text} ({names}), so results may be too good for new groups"]
+
+
+def _name_notes(classes: tuple[str, ...]) -> list[str]:
+    """Returns notes about class names that may be one class by mistake, or several labels in one cell."""
+    notes = []
+    if similar := similar_names(classes):
+        pairs = some((" and ".join(map(repr, names)) for names in similar), 5)
+        notes.append(f"classes whose names differ only in case, blanks, '-', '_' or '.': {pairs}; are they one class?")
+    if combined := combined_names(classes):
+        notes.append(
+            f"classes whose names consist of other classes' names: {some(map(repr, combined), 5)}; stagewright predicts one "
+            "class for an image, and such a combination is a class of its own"
+        )
+    return notes
 
 
 def _coverage_notes(images: _ReadableImages, parts: Parts) -> list[str]:

@@ -9,6 +9,7 @@ from stagewright.data.sources.folders import TABLES, Listing, absolute_path, lis
 from stagewright.data.sources.tables import list_table
 from stagewright.errors import DataError, nearest
 from stagewright.recipe.recipe import Data
+from stagewright.text import some
 
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "
@@ -18,8 +19,10 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst
 
 
 def list_source(source: str, settings: Data) -> Listing:
-    """Lists the files of ``source``: a folder, a table or digits. DataError for anything else."""
+    """Lists the files of ``source``: a folder, a table or digits. DataError for anything else, and for settings of ``settings``
+    that only a table can follow."""
     if source == "digits":
+        refuse_columns(source, "digits", settings)
         return list_folder(digits_folder())
     if source.startswith("hf:") or "://" in source:
         raise DataError(
@@ -31,6 +34,7 @@ def list_source(source: str, settings: Data) -> Listing:
     if path.name.lower().endswith(_ARCHIVES):
         raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
     if os.path.isdir(path):
+        refuse_columns(source, "a folder", settings)
         return list_folder(path)
     if os.path.isfile(path) and path.suffix.lower() in TABLES:
         return list_table(path, settings)
@@ -42,3 +46,18 @@ def list_source(source: str, settings: Data) -> Listing:
         FORMS,
         "check the path; digits needs no files",
     )
+
+
+def refuse_columns(source: str, what: str, settings: Data) -> None:
+    """DataError if ``settings`` name columns or the folder of a table, and ``source`` is ``what``, which has no columns.
+
+    A setting without effect would let a user believe that, for example, groups are kept together.
+    """
+    given = {name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")}
+    named = [f"data.{name}={value}" for name, value in given.items() if value not in (None, "none")]
+    if named:
+        raise DataError(
+            f"{some(named)} with {source!r}, which is {what} and has no columns",
+            "these settings with a table (.csv, .tsv, .parquet) as DATA",
+            "leave them out, or give a table with a row for each image",
+        )

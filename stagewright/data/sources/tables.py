@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -141,7 +142,9 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     group = _column(file, names, settings.group, GROUP_NAMES, "group")
     free = [name for name in names if name not in (path, split, group)]
     label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
-    one_hot = () if label else tuple(name for name in free if _is_flag(table[name]))
+    one_hot = () if label else tuple(name for name in free if _is_flag(table[name]) and not _is_property(name))
+    if label is None and path is not None and (candidates := _label_candidates(table, free)):
+        raise _no_label(file, candidates, one_hot)
     if path is None or (label is None and len(one_hot) < 2):
         kind, known = ("path", PATH_NAMES) if path is None else ("label", LABEL_NAMES)
         what = "of paths" if path is None else "of classes, nor one-hot columns of 0 and 1,"
@@ -153,6 +156,42 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
         )
     group = None if group == label else group
     return _Columns(path, label, one_hot, group, split)
+
+
+_PROPERTY_WORDS = frozenset(
+    ("is", "has", "was", "sex", "gender", "male", "female", "man", "woman", "age", "flag", "valid", "public", "private")
+)
+"""Words in names of columns of 0 and 1 that are a property of the image or its subject, and not a class."""
+
+
+def _is_property(name: str) -> bool:
+    words = set(re.split(r"[^a-z0-9]+", name.casefold()))
+    return bool(words & _PROPERTY_WORDS) or any(word in PART_WORDS for word in words)
+
+
+def _label_candidates(table: pa.Table, names: Sequence[str]) -> list[str]:
+    """Returns the columns of text that may be the classes: two values or more, of which most come several times."""
+    found = []
+    for name in names:
+        values = [value for value in table[name].to_pylist() if value]
+        kinds = set(values)
+        numeric = all(_NUMBER.fullmatch(value) for value in kinds)
+        if not numeric and not _is_flag(table[name]) and 2 <= len(kinds) <= max(2, len(values) // 2):
+            found.append(name)
+    return found
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
+
+
+def _no_label(file: Path, candidates: list[str], one_hot: tuple[str, ...]) -> DataError:
+    others = f", or the columns of 0 and 1 ({some(one_hot, 5)})" if len(one_hot) > 1 else ""
+    places = some(map(repr, candidates), 8)
+    return DataError(
+        f"{file} has no column whose name says that it holds the classes; they may be in {places}{others}",
+        f"a column named {some(LABEL_NAMES, 20)}; or one-hot columns without other columns of text",
+        f"name the column: --set data.label={candidates[0]!r}",
+    )
 
 
 def _column(file: Path, names: Sequence[str], requested: str | None, known: Sequence[str], kind: str) -> str | None:

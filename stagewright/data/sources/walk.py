@@ -43,11 +43,12 @@ class Walk:
     """Links to folders that were read already by another path."""
 
 
-def walk(folder: str, below: str = "") -> Walk:
+def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
     """All files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
 
     Links are followed. A folder that links lead to several times is read once, by its own path if that is in the tree, and
-    never from within itself: so neither a loop nor a fan of links makes the walk long.
+    never from within itself: so neither a loop nor a fan of links makes the walk long. ``any_name`` includes files whose names
+    are not valid Unicode, which cannot be written into a manifest.
     """
     found = Walk()
     parents = {_identity(os.path.join(folder, parent)) for parent in PurePath(below).parents}
@@ -74,7 +75,7 @@ def walk(folder: str, below: str = "") -> Walk:
             path = f"{inner}/{entry.name}" if inner else entry.name
             if is_ignored(entry.name):
                 found.ignored += 1
-            elif written_out(path) != path:
+            elif not any_name and written_out(path) != path:
                 found.excluded.append(Excluded(written_out(path), "its name is not valid Unicode; rename it"))
             elif is_folder(entry):
                 (linked if entry.is_symlink() else real).append(path)

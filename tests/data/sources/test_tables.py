@@ -127,11 +127,11 @@ def test_split_column(folder: Path) -> None:
 
 
 def test_split_column_with_other_words(folder: Path) -> None:
-    file = table(folder, "id,label,split\na,x,train\nb,y,holdout\nc,y,holdout\nd,y,\n")
+    file = table(folder, "id,label,split\na,x,train\nb,y,spare\nc,y,spare\nd,y,\n")
     error = refused(file)
     assert (
         error.given
-        == f"column 'split' of {file} has values other than train, val and test: 'holdout' (2 rows), '' (1 row)"
+        == f"column 'split' of {file} has values other than train, val and test: 'spare' (2 rows), '' (1 row)"
     )
     assert error.allowed == "train, training, val, valid, validation, dev, test, testing"
     assert error.remedy == "correct the values, or let stagewright make the split: --set data.split=none"
@@ -288,3 +288,35 @@ def test_camera_traps(shared_data: Path, tmp_path: Path) -> None:
     assert len(listing.notes) == 1
     row = joined[1]
     assert classes(listing)[row[1]] == joined[0][3 + row[3:].index("1.0")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "candidates"),
+    [
+        ({"artist": "ab", "is_train": "01", "is_valid": "10"}, "'artist'"),
+        ({"diagnosis": "mn", "sex_male": "01", "sex_female": "10"}, "'diagnosis'"),
+        (
+            {"species_of_bird": "xy", "owl": "01", "tit": "10"},
+            "'species_of_bird', or the columns of 0 and 1 (owl, tit)",
+        ),
+    ],
+)
+def test_flags_are_no_classes_beside_a_column_of_text(tmp_path: Path, columns: dict[str, str], candidates: str) -> None:
+    rows = [f"{at}.png," + ",".join(values[at % 2] for values in columns.values()) for at in range(8)]
+    for at in range(8):
+        (tmp_path / f"{at}.png").touch()
+    (tmp_path / "l.csv").write_text("filepath," + ",".join(columns) + "\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError) as error:
+        list_table(tmp_path / "l.csv", Data())
+    assert f"they may be in {candidates}" in error.value.given
+    name = next(iter(columns))
+    assert f"--set data.label='{name}'" in error.value.remedy
+    assert set(list_table(tmp_path / "l.csv", Data(label=name)).labels.to_pylist()) == set(columns[name])
+
+
+def test_one_hot_columns_beside_ids_and_numbers_are_classes(tmp_path: Path) -> None:
+    for at in range(8):
+        (tmp_path / f"{at}.png").touch()
+    rows = "".join(f"{at}.png,p{at},{at * 0.5},{at % 2},{1 - at % 2},1\n" for at in range(8))
+    (tmp_path / "l.csv").write_text("filename,image_id,score,owl,tit,is_public\n" + rows)
+    assert set(list_table(tmp_path / "l.csv", Data()).labels.to_pylist()) == {"owl", "tit"}
