@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagewright.data.partition import TEST, TRAIN, VAL
+from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.tables import list_table, read_text
 from stagewright.errors import DataError
@@ -133,7 +134,7 @@ def test_split_column_with_other_words(folder: Path) -> None:
         error.given
         == f"column 'split' of {file} has values other than train, val and test: 'spare' (2 rows), '' (1 row)"
     )
-    assert error.allowed == "train, training, val, valid, validation, dev, test, testing"
+    assert error.allowed == ", ".join(PART_WORDS)
     assert error.remedy == "correct the values, or let stagewright make the split: --set data.split=none"
     # A column of a name that means other things as well is not taken for a split unless its words are.
     assert list_table(table(folder, "id,label,set\na,x,1\nb,y,2\n"), Data()).parts.tolist() == [UNDECIDED] * 2
