@@ -41,7 +41,8 @@ def inspect(
     """Find problems of a data set: damage, duplicates, leaks, conflicting labels. Exit code 1 if one of them is serious."""
     from rich.console import Console
 
-    from stagewright.data.inspect.inspect import inspect as look
+    from stagewright.cli.data_views import print_inspection
+    from stagewright.data.inspect.inspect import inspect as inspect_files
     from stagewright.data.inspect.page import write_page
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
@@ -50,13 +51,13 @@ def inspect(
     if on_stdout and as_json:
         raise DataError("--html - with --json", "one of them on standard output", "leave one out, or name a file")
     with ScanProgress(quiet=as_json or on_stdout) as progress:
-        found = look(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
+        found = inspect_files(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
     if html is not None:
         write_page(found, html)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        found.print(Console(stderr=on_stdout))
+        print_inspection(found, Console(stderr=on_stdout))
         if html is not None and not on_stdout:
             print(f"Page   {html}")
     if found.serious:
@@ -92,7 +93,8 @@ def split(
     """Write a stratified, grouped split, or K folds, as a table that train can read."""
     from rich.console import Console
 
-    from stagewright.data.splits.write import split as divide
+    from stagewright.cli.data_views import print_split
+    from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
 
@@ -101,7 +103,7 @@ def split(
     flags = {"data.val": val, "data.test": test, "data.group": group_by}
     settings = _settings(overrides, **{name: value for name, value in flags.items() if value is not None})
     with ScanProgress(quiet=as_json) as progress:
-        made = divide(
+        made = write_split(
             data,
             settings,
             seed,
@@ -114,7 +116,7 @@ def split(
             workers=workers or _cores(),
             progress=progress,
         )
-    print(json.dumps(made.to_dict(), indent=1)) if as_json else made.print(Console())
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else print_split(made, Console())
 
 
 @data_app.command()

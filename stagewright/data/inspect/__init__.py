@@ -1,1 +1,1 @@
-"""A look at a data set before it is trained on."""
+"""Inspection of a data set before training."""

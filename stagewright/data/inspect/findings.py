@@ -1,7 +1,6 @@
-"""Findings: what is wrong or odd about a set of pictures, how badly, why that matters, and what to do about it.
+"""Checks a data set and returns findings: what is wrong or unusual, how severe it is, why it matters and what to do.
 
-Owns the severities. Serious: results would be wrong, or training refuses. Warning: it likely costs something. Notice: good
-to know. A clean set gives no finding at all.
+A data set without problems has no findings.
 """
 
 from __future__ import annotations
@@ -9,130 +8,39 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stagewright.data.inspect.fingerprint import Looks, Pairs, Rows, blank, differ, joined
+from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Item, Severity, no_detail
+from stagewright.data.inspect.fingerprint import Fingerprints, Rows, blank, differ, joined
 from stagewright.data.manifest import SPLITS
 from stagewright.data.partition import TEST, TRAIN, VAL
-from stagewright.data.sources.folders import UNDECIDED, Listing
+from stagewright.data.sources.folders import UNDECIDED
 from stagewright.data.sources.match_paths import NO_FILE
 from stagewright.text import counted, some
 
-Severity = Literal["serious", "warning", "notice"]
-SEVERITIES: tuple[Severity, ...] = ("serious", "warning", "notice")
-
 _FEW, _VERY_FEW = 20, 5
 _IMBALANCE, _SHIFT = 10, 0.2
-_TELLING, _ENOUGH = 0.8, 5
+_REVEALING, _ENOUGH = 0.8, 5
 _HUGE_PIXELS = 40_000_000
 _SAME = {"MPO": "JPEG", "DIB": "BMP", "CUR": "ICO"}
 
-_ODD: tuple[tuple[str, Callable[[Looks], Any], str, str], ...] = (
-    ("exif-rotated", lambda x: x.orientations > 1, "turned upright by EXIF",
-     "stagewright turns them; a program that does not (a label tool, a bare PIL script) shows them on their side"),
-    ("cmyk", lambda x: x.modes == "CMYK", "stored as CMYK", "the conversion to RGB ignores print profiles, so tones are off"),
-    ("palette", lambda x: x.modes == "P", "stored with a palette", "256 colours at most: gradients are coarse"),
-    ("deep", lambda x: x.bits >= 16, "stored with 16 bits or more", "they are brought to 8 bits by a fixed rule"),
-    ("alpha", lambda x: x.alpha, "with transparency", "it is dropped; the colours beneath appear, whatever they are"),
+_ODD: tuple[tuple[str, Callable[[Fingerprints], Any], str, str], ...] = (
+    ("exif-rotated", lambda x: x.orientations > 1, "with an EXIF rotation",
+     "stagewright rotates them; programs that ignore EXIF (a label tool, a simple PIL script) show them rotated"),
+    ("cmyk", lambda x: x.modes == "CMYK", "stored as CMYK", "the conversion to RGB ignores colour profiles, so colours change"),
+    ("palette", lambda x: x.modes == "P", "stored with a palette", "at most 256 colours: gradients are coarse"),
+    ("deep", lambda x: x.bits >= 16, "stored with 16 bits or more", "they are converted to 8 bits by a fixed rule"),
+    ("alpha", lambda x: x.alpha, "with transparency", "it is ignored; hidden colours of transparent pixels become visible"),
     ("several-frames", lambda x: x.frames, "with several frames or pages", "only the first is used"),
 )  # fmt: skip
 
 
-def _nothing(row: int) -> str:
-    return ""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file or a row of a table that a finding is about."""
-
-    path: str
-    """Relative to the root, with ``/``; for rows of a table without a file what the table says."""
-    row: int = -1
-    """Row of the listing; -1 if it is not in it."""
-    detail: str = ""
-    set: int = -1
-    """Pictures of one set of copies share a number; -1 elsewhere."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was found, in words, with the files that it is about."""
-
-    kind: str
-    """A stable name, e.g. ``unreadable``."""
-    severity: Severity
-    what: str
-    why: str
-    todo: str
-    items: tuple[Item, ...] = ()
-    names: tuple[str, ...] = ()
-    """The classes or groups that it is about."""
-
-    @property
-    def sets(self) -> int:
-        """How many sets of copies ``items`` form."""
-        return len({item.set for item in self.items} - {-1})
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """All that is known of the N files of a listing, which is what findings are drawn from."""
-
-    listing: Listing
-    looks: Looks
-    pairs: Pairs
-    parts: NDArray[np.int8]
-    """(N,): the split as DATA gives it or as it would be made here; UNDECIDED where there is none."""
-    strict: bool = False
-    """Whether unreadable pictures stop a run (``data.bad_images=fail``)."""
-    refusal: str = ""
-    """Why training refuses this data; empty if it does not."""
-    unlisted: tuple[str, ...] = ()
-    """Pictures in the folder that no row of the table names."""
-
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        """The names of all classes, sorted."""
-        return tuple(sorted(set(self.listing.labels.to_pylist())))
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,): index into ``classes``."""
-        at = {name: label for label, name in enumerate(self.classes)}
-        return np.array([at[name] for name in self.listing.labels.to_pylist()], np.int64)
-
-    @cached_property
-    def units(self) -> NDArray[np.int64]:
-        """(N,): the same number for files of the same bytes; unreadable ones have numbers of their own."""
-        keys = np.ascontiguousarray(self.looks.digests).view("V16").ravel()
-        _, units = np.unique(keys, return_inverse=True)
-        bad = np.flatnonzero(~self.looks.readable)
-        units[bad] = len(units) + bad
-        return units
-
-    def counts(self, part: int | None = None) -> NDArray[np.int64]:
-        """Readable pictures of each class, of one part or of all."""
-        rows = self.looks.readable if part is None else self.looks.readable & (self.parts == part)
-        return np.bincount(self.labels[rows], minlength=len(self.classes))
-
-    def items(self, rows: Rows | Sequence[int], detail: Callable[[int], str] = _nothing) -> tuple[Item, ...]:
-        """The files of ``rows``, in their order."""
-        return tuple(Item(self.listing.paths[row].as_py(), row, detail(row)) for row in map(int, rows))
-
-    def size(self, row: int) -> str:
-        """``500 x 375``: the upright size of a picture in pixels."""
-        return f"{self.looks.widths[row]} x {self.looks.heights[row]}"
-
-
 def find(evidence: Evidence) -> tuple[Finding, ...]:
-    """All findings, the serious ones first."""
+    """Returns all findings, the serious ones first."""
     makers = (_copies, _near, _classes_apart, _groups, _unreadable, _table, _balance, _tells, _shapes, _odd)
     found = [finding for maker in makers for finding in maker(evidence)]
     explained = {"class-not-trained", "groups-straddle"} & {finding.kind for finding in found}
@@ -145,15 +53,15 @@ def find(evidence: Evidence) -> tuple[Finding, ...]:
 
 def _pictures(
     e: Evidence, kind: str, severity: Severity, rows: Rows | Sequence[int], what: str, why: str, todo: str,
-    detail: Callable[[int], str] = _nothing,
+    detail: Callable[[int], str] = no_detail,
 ) -> Iterator[Finding]:  # fmt: skip
-    """A finding on the pictures of ``rows``, if there are any; ``what`` follows their number."""
+    """Yields a finding about the images ``rows``, if there are any; its text is their number, then ``what``."""
     if len(rows):
         yield Finding(kind, severity, f"{counted(len(rows), 'picture')} {what}", why, todo, e.items(rows, detail))
 
 
 def _copies(e: Evidence) -> Iterator[Finding]:
-    units = np.unique(e.units[e.looks.readable])
+    units = np.unique(e.units[e.fingerprints.readable])
     several = units[np.bincount(e.units)[units] > 1]
     crossing = differ(e.units, e.listing.parts, several, several)
     conflicting = differ(e.units, e.labels, several, several)
@@ -166,47 +74,54 @@ def _near(e: Evidence) -> Iterator[Finding]:
     conflicting = differ(e.units, e.labels, first, second)
     for kind, noun, chosen in (
         ("near", "near duplicates", ~mirrored),
-        # A mirrored picture may well be of another class (left and right arrows): that is no contradiction.
+        # A mirrored image can have another class (left and right arrows), so this is not a conflict of classes.
         ("mirrored", "mirrored copies", mirrored & ~conflicting),
     ):
         one, two = first[chosen], second[chosen]
         apart = (made & ~crossing & ~conflicting)[chosen]
-        torn = len(joined(e.units, one[apart], two[apart]))
-        yield from _set_finding(e, noun, kind, one, two, crossing[chosen], conflicting[chosen], torn)
+        divided = len(joined(e.units, one[apart], two[apart]))
+        yield from _set_finding(e, noun, kind, one, two, crossing[chosen], conflicting[chosen], divided)
     if not e.pairs.complete:
-        what, why = "so many near duplicates that only the closest were looked for", "more are alike than listed"
-        yield Finding("near-incomplete", "notice", what, why, "thin out sequences")
+        what, why = "so many near duplicates that the search was limited to the closest", "there are more than listed"
+        yield Finding("near-incomplete", "notice", what, why, "keep fewer images of each sequence")
 
 
 def _set_finding(
-    e: Evidence, noun: str, kind: str, one: Rows, two: Rows, crossing: Any, conflicting: Any, torn: int = 0
+    e: Evidence, noun: str, kind: str, one: Rows, two: Rows, crossing: Any, conflicting: Any, divided: int = 0
 ) -> Iterator[Finding]:
-    """Findings on sets of copies: across splits, under several classes, and the rest. ``one`` and ``two`` are units."""
+    """Yields findings about sets of copies: in several splits, in several classes, and all others.
+
+    ``one`` and ``two`` (M,) are the units of the pairs; ``crossing`` and ``conflicting`` (M,) state whether a pair is in
+    several parts of the given split, and in several classes. ``divided`` is the number of sets that a split made here
+    would divide.
+    """
     if sets := joined(e.units, one[crossing], two[crossing]):
         yield Finding(
-            f"{kind}-across-splits", "serious", f"{_how_many(sets, noun)} stand in more than one of train, val and test",
-            "what validates or tests was seen in training, so results look better than they are",
-            "keep each set in one part, or have the split made here "
+            f"{kind}-across-splits", "serious", f"{_how_many(sets, noun)} are in more than one of train, val and test",
+            "val or test contains training data, so results look better than they are",
+            "keep each set in one part, or let stagewright make the split "
             "(class folders without train/ and val/; for a table --set data.split=none)", _set_items(e, sets),
         )  # fmt: skip
     if sets := joined(e.units, one[conflicting], two[conflicting]):
-        where = " (before a fixed camera a small animal may be all the difference: look)" if kind == "near" else ""
+        where = (
+            "; but check them: with a fixed camera, a small animal can be the only difference" if kind == "near" else ""
+        )
         yield Finding(
-            f"{kind}-conflicting", "serious", f"{_how_many(sets, noun)} carry different classes",
-            f"nothing can be right about all of them, in training or in a test{where}",
-            "open them, keep the right class and remove the others", _set_items(e, sets),
+            f"{kind}-conflicting", "serious", f"{_how_many(sets, noun)} have different classes",
+            f"at least one of the classes is wrong, which harms training and results{where}",
+            "look at them, keep the right class and remove the others", _set_items(e, sets),
         )  # fmt: skip
     rest = ~(crossing | conflicting)
     if sets := joined(e.units, one[rest], two[rest]):
         share = sum(len(rows) for rows in sets) / len(e.labels)
-        given = (e.parts == e.listing.parts)[e.looks.readable].all()
-        kept = "" if given else "; a split made here keeps them together"
+        given = (e.parts == e.listing.parts)[e.fingerprints.readable].all()
+        kept = "" if given else "; a split made by stagewright keeps them together"
         if kind != "copies" and not given:
-            kept = "; a split made here keeps identical files together, but not these"
-            kept += f": {counted(torn, 'set')} would stand on both sides of it" if torn else ""
-        severity = "warning" if torn or share >= 0.01 else "notice"
-        why = f"they count several times without telling more{kept}"
-        todo = "keep one of each set" + (", or name what they share as groups (data.group of a table)" if torn else "")
+            kept = "; a split made by stagewright keeps identical files together, but not these"
+            kept += f": {counted(divided, 'set')} would be divided between its parts" if divided else ""
+        severity = "warning" if divided or share >= 0.01 else "notice"
+        why = f"they count several times but add no information{kept}"
+        todo = "keep one of each set" + (", or put each set into one group (data.group of a table)" if divided else "")
         yield Finding(kind, severity, f"{_how_many(sets, noun)} within one class", why, todo, _set_items(e, sets))
 
 
@@ -220,15 +135,15 @@ def _how_many(sets: list[Rows], noun: str) -> str:
 
 
 def _classes_apart(e: Evidence) -> Iterator[Finding]:
-    given = e.looks.readable & (e.listing.parts != UNDECIDED)
-    trained = np.unique(e.labels[e.looks.readable & np.isin(e.listing.parts, (TRAIN, UNDECIDED))])
+    given = e.fingerprints.readable & (e.listing.parts != UNDECIDED)
+    trained = np.unique(e.labels[e.fingerprints.readable & np.isin(e.listing.parts, (TRAIN, UNDECIDED))])
     tested = np.unique(e.labels[given & np.isin(e.listing.parts, (VAL, TEST))])
     absent = np.setdiff1d(tested, trained)
     if len(absent):
         names = tuple(e.classes[label] for label in absent)
         rows = np.flatnonzero(given & np.isin(e.labels, absent))
         what = f"{counted(len(names), 'class')} in val or test without a picture in train: {some(names)}"
-        why = "they cannot be learned, and training refuses"
+        why = "the model cannot learn them, so training refuses this data"
         yield Finding("class-not-trained", "serious", what, why, "add pictures to train, or correct the names",
                       e.items(rows), names)  # fmt: skip
     for part in (VAL, TEST):
@@ -238,15 +153,13 @@ def _classes_apart(e: Evidence) -> Iterator[Finding]:
         names = tuple(e.classes[label] for label in np.flatnonzero((counts == 0) & (all_counts > 0)))
         if names:
             what = f"{counted(len(names), 'class')} of train without a picture in {SPLITS[part]}: {some(names)}"
-            yield Finding(f"class-not-in-{SPLITS[part]}", "warning", what, "the result says nothing about them",
+            yield Finding(f"class-not-in-{SPLITS[part]}", "warning", what, "the results do not cover them",
                           f"move some of their pictures to {SPLITS[part]}", names=names)  # fmt: skip
         shift = 0.5 * np.abs(counts / counts.sum() - all_counts / all_counts.sum()).sum()
         if shift >= _SHIFT and not names and not len(absent):
-            what = (
-                f"the shares of the classes in {SPLITS[part]} differ from those in train by {100 * shift:.0f} % in all"
-            )
-            yield Finding("class-shares-differ", "warning", what, "one of the two is unlike what the model will meet",
-                          "see the class table; split anew if that was not meant")  # fmt: skip
+            what = f"the shares of the classes in {SPLITS[part]} differ from those in train by {100 * shift:.0f} % in total"
+            yield Finding("class-shares-differ", "warning", what, "at least one of them differs from the data in use",
+                          "see the class table; make a new split if this was not intended")  # fmt: skip
 
 
 def _groups(e: Evidence) -> Iterator[Finding]:
@@ -254,29 +167,29 @@ def _groups(e: Evidence) -> Iterator[Finding]:
         return
     parts, rows_of = e.listing.parts, {}
     for row, group in enumerate(e.listing.groups.to_pylist()):
-        if group is not None and e.looks.readable[row]:
+        if group is not None and e.fingerprints.readable[row]:
             rows_of.setdefault(group, []).append(row)
-    torn = {group: rows for group, rows in rows_of.items() if len(set(parts[rows].tolist())) > 1}
-    if torn:
-        what = f"{counted(len(torn), 'group')} of column '{e.listing.group_name}' in more than one part: {some(torn)}"
-        items = tuple(item for group, rows in torn.items() for item in e.items(rows, lambda row, name=group: name))
-        why = "pictures of one group are alike, so results look better than they will be on new groups"
-        todo = "have the split made here, which keeps groups whole: --set data.split=none"
-        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(torn))
+    divided = {group: rows for group, rows in rows_of.items() if len(set(parts[rows].tolist())) > 1}
+    if divided:
+        what = f"{counted(len(divided), 'group')} of column '{e.listing.group_name}' in more than one part: {some(divided)}"
+        items = tuple(item for group, rows in divided.items() for item in e.items(rows, lambda row, name=group: name))
+        why = "pictures of one group are similar, so results look better than they will be on new groups"
+        todo = "let stagewright make the split, which does not divide groups: --set data.split=none"
+        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(divided))
 
 
 def _unreadable(e: Evidence) -> Iterator[Finding]:
-    reasons, foreign = e.looks.reasons, e.looks.not_images
+    reasons, foreign = e.fingerprints.reasons, e.fingerprints.not_images
     bad = sorted(reasons.keys() - foreign)
     if bad:
         serious = e.strict or len(bad) > 0.1 * (len(e.labels) - len(foreign))
-        why = "they stop a run, since data.bad_images is fail" if e.strict else "they are left out of every run"
-        todo = "copy them anew from where they came, or remove them"
+        why = "they stop a run, because data.bad_images is fail" if e.strict else "every run leaves them out"
+        todo = "copy them again from their source, or remove them"
         severity: Severity = "serious" if serious else "warning"
         yield from _pictures(e, "unreadable", severity, bad, "that cannot be read", why, todo, reasons.__getitem__)
     if foreign:
-        yield Finding("not-pictures", "notice", f"{counted(len(foreign), 'file')} among the pictures that hold none",
-                      "they are ignored", "nothing, unless a picture was meant",
+        yield Finding("not-pictures", "notice", f"{counted(len(foreign), 'file')} that are not pictures",
+                      "they are ignored", "nothing, unless they should be pictures",
                       e.items(sorted(foreign), reasons.__getitem__))  # fmt: skip
 
 
@@ -287,11 +200,11 @@ def _table(e: Evidence) -> Iterator[Finding]:
     unlisted = [Item(path) for path in e.unlisted]
     for kind, items, what, why, todo in (
         ("rows-without-file", missing, f"{counted(len(missing), 'row')} of the table without a file", "they are left out",
-         "check that all pictures were copied, and data.images"),
+         "check that all pictures were copied, and that data.images is right"),
         ("left-out", others, f"{len(others):,} rows or files that cannot be used", "they are left out",
-         "correct them; each has its reason"),
+         "correct them; the reason is given for each"),
         ("files-without-row", unlisted, f"{counted(len(unlisted), 'picture')} without a row in the table",
-         "they have no class and are not used", "add rows for them, or move them away"),
+         "they have no class and are not used", "add rows for them, or remove them from the folder"),
     ):  # fmt: skip
         if items:
             yield Finding(kind, "warning", what, why, todo, tuple(items))
@@ -301,7 +214,7 @@ def _balance(e: Evidence) -> Iterator[Finding]:
     empty = tuple(e.classes[label] for label in np.flatnonzero(e.counts() == 0))
     if empty:
         what = f"{counted(len(empty), 'class')} without a readable picture: {some(empty)}"
-        yield Finding("class-empty", "warning", what, "a run leaves them out", "see why their files cannot be read",
+        yield Finding("class-empty", "warning", what, "every run leaves them out", "find out why their files cannot be read",
                       names=empty)  # fmt: skip
     trained = e.counts(TRAIN) if (e.parts == TRAIN).any() else e.counts()
     present = np.flatnonzero(trained)
@@ -314,43 +227,46 @@ def _balance(e: Evidence) -> Iterator[Finding]:
         least = some(f"{e.classes[label]} {trained[label]:,}" for label in few)
         yield Finding("few-pictures", "warning" if very else "notice",
                       f"{counted(len(few), 'class')} with fewer than {_FEW} pictures to train on ({least})",
-                      "too little to learn from, and too little to judge by",
-                      "collect more, join classes, or start from pretrained weights",
+                      "too few for training, and too few for reliable results",
+                      "collect more, merge classes, or start from pretrained weights",
                       names=tuple(e.classes[label] for label in few))  # fmt: skip
     low, high = present[trained[present].argmin()], present[trained[present].argmax()]
     if (ratio := trained[high] / trained[low]) >= _IMBALANCE:
         text = f"{e.classes[high]} {trained[high]:,}, {e.classes[low]} {trained[low]:,}"
         yield Finding("imbalance", "warning", f"the largest class has {ratio:,.0f} times as many pictures as the smallest "
-                      f"({text})", "top-1 over all pictures hides how small classes fare",
-                      "read the results class by class", names=(e.classes[high], e.classes[low]))  # fmt: skip
+                      f"({text})", "top-1 over all pictures hides the accuracy of small classes",
+                      "look at the accuracy of each class", names=(e.classes[high], e.classes[low]))  # fmt: skip
 
 
 def _tells(e: Evidence) -> Iterator[Finding]:
-    rows = np.flatnonzero(e.looks.readable)
+    rows = np.flatnonzero(e.fingerprints.readable)
     sizes = np.array([e.size(int(row)) for row in rows], object)
-    colours = np.where(e.looks.grey[rows], "grey", "in colour").astype(object)
+    colours = np.where(e.fingerprints.grey[rows], "grey", "in colour").astype(object)
     given = e.listing.parts[rows]
-    for name, column in (("colour", colours), ("format", e.looks.formats[rows]), ("size", sizes)):
+    for name, column in (("colour", colours), ("format", e.fingerprints.formats[rows]), ("size", sizes)):
         columns = (("class", e.labels[rows], e.classes), ("split", np.maximum(given, 0), SPLITS))
         for by, group_of, names in columns:
             if by == "split" and (given == UNDECIDED).any():
                 continue
-            if told := _telling(column, group_of):
-                value, high, low, most, least = told
+            if revealing := _revealing_value(column, group_of):
+                value, high, low, most, least = revealing
                 what = f"{100 * most:.0f} % of {names[high]} are {value}, and {100 * least:.0f} % of {names[low]}"
-                why = f"a model can tell the {by} by that alone"
-                why += ", and fails where it no longer holds" if by == "class" else ", and results say less"
+                why = f"a model can recognize the {by} by this alone"
+                why += ", and fails when it no longer holds" if by == "class" else ", so results are less reliable"
                 items = e.items(rows[(column == value) & (group_of == high)])
-                yield Finding(f"{name}-tells-{by}", "warning", what, why, "treat all pictures alike before training",
+                yield Finding(f"{name}-tells-{by}", "warning", what, why, "process all pictures in the same way before training",
                               items, (names[high], names[low]))  # fmt: skip
-    grey = rows[e.looks.grey[rows]]
+    grey = rows[e.fingerprints.grey[rows]]
     if len(grey) < len(rows):
-        what, todo = "without colour among coloured ones", "nothing, if such pictures will come again"
-        yield from _pictures(e, "grey", "notice", grey, what, "they are trained on as grey RGB", todo)
+        what, todo = "without colour, while others have colour", "nothing, if the model will see such pictures in use"
+        yield from _pictures(e, "grey", "notice", grey, what, "they are used as RGB with equal channels", todo)
 
 
-def _telling(values: NDArray[np.object_], group_of: NDArray[Any]) -> tuple[Any, int, int, float, float] | None:
-    """The value whose share differs most between groups, where it gives them away, with these groups and shares."""
+def _revealing_value(values: NDArray[np.object_], group_of: NDArray[Any]) -> tuple[Any, int, int, float, float] | None:
+    """Returns the value whose share differs most between two groups, or None if no share differs by 0.8 or more.
+
+    Returns (value, group with the highest share, group with the lowest share, highest share, lowest share).
+    """
     sizes = np.bincount(group_of, minlength=1)
     groups = np.flatnonzero(sizes >= _ENOUGH)
     found = []
@@ -359,25 +275,25 @@ def _telling(values: NDArray[np.object_], group_of: NDArray[Any]) -> tuple[Any, 
         high, low = int(share.argmax()), int(share.argmin())
         found.append((value, int(groups[high]), int(groups[low]), float(share[high]), float(share[low])))
     best = max(found, key=lambda one: one[3] - one[4], default=None)
-    return best if best and best[3] - best[4] >= _TELLING else None
+    return best if best and best[3] - best[4] >= _REVEALING else None
 
 
 def _shapes(e: Evidence) -> Iterator[Finding]:
-    rows = np.flatnonzero(e.looks.readable)
-    width, height = e.looks.widths[rows].astype(np.float64), e.looks.heights[rows].astype(np.float64)
+    rows = np.flatnonzero(e.fingerprints.readable)
+    width, height = e.fingerprints.widths[rows].astype(np.float64), e.fingerprints.heights[rows].astype(np.float64)
     short, ratio = np.minimum(width, height), np.maximum(width, height) / np.minimum(width, height)
     tiny = rows[(short < 64) & (short < np.median(short) / 3)] if len(rows) else rows
     wide = rows[(ratio > 3) & (ratio > 1.5 * np.median(ratio))] if len(rows) else rows
     huge = rows[width * height > _HUGE_PIXELS]
-    empty = rows[blank(e.looks.thumbs[rows])]
+    empty = rows[blank(e.fingerprints.thumbs[rows])]
     table: tuple[tuple[str, Severity, Rows, str, str, str], ...] = (
-        ("tiny", "warning", tiny, "much smaller than the others", "enlarged, they are blurs", "find larger ones or remove them"),
-        ("extreme-aspect", "warning", wide, "more than three times as long as wide, or as wide as long",
-         "a square crop shows a small part of them, maybe not the one that counts", "crop them to what they are about"),
-        ("huge", "notice", huge, f"of more than {_HUGE_PIXELS // 10**6} million pixels", "each takes long to decode",
-         "make them smaller once, before training"),
-        ("blank", "warning", empty, "of a single tone", "there is nothing to see on them",
-         "look at them; remove what shows nothing, unless that is a class"),
+        ("tiny", "warning", tiny, "much smaller than the others", "enlarged, they are blurred", "use larger ones or remove them"),
+        ("extreme-aspect", "warning", wide, "with one side more than three times as long as the other",
+         "a square crop shows only a small part, perhaps without the object", "crop them to the object"),
+        ("huge", "notice", huge, f"of more than {_HUGE_PIXELS // 10**6} million pixels", "they are slow to decode",
+         "resize them once, before training"),
+        ("blank", "warning", empty, "of a single tone", "they show nothing that a model could learn",
+         "look at them; remove the empty ones, unless they are a class of their own"),
     )  # fmt: skip
     for kind, severity, chosen, what, why, todo in table:
         yield from _pictures(e, kind, severity, chosen, what, why, todo, e.size)
@@ -386,15 +302,15 @@ def _shapes(e: Evidence) -> Iterator[Finding]:
 def _odd(e: Evidence) -> Iterator[Finding]:
     known = Image.registered_extensions()
     wrong = {}
-    for row in np.flatnonzero(e.looks.readable):
+    for row in np.flatnonzero(e.fingerprints.readable):
         extension = os.path.splitext(e.listing.paths[int(row)].as_py())[1].lower()
-        form = e.looks.formats[row]
-        if _SAME.get(said := known.get(extension, ""), said) != _SAME.get(form, form):
+        form = e.fingerprints.formats[row]
+        if _SAME.get(expected := known.get(extension, ""), expected) != _SAME.get(form, form):
             wrong[int(row)] = f"holds {form}"
-    why = "stagewright goes by the content; other programs skip them or fail"
-    what = "of another format than the name says"
+    why = "stagewright uses the content; other programs skip them or fail"
+    what = "whose format does not match the file name extension"
     yield from _pictures(e, "wrong-extension", "warning", [*wrong], what, why, "rename them", wrong.__getitem__)
     for kind, chosen, what, why in _ODD:
-        rows = np.flatnonzero(np.asarray(chosen(e.looks), bool) & e.looks.readable)
-        detail = (lambda row: f"EXIF {e.looks.orientations[row]}") if kind == "exif-rotated" else _nothing
-        yield from _pictures(e, kind, "notice", rows, what, why, "nothing, if that was meant", detail)
+        rows = np.flatnonzero(np.asarray(chosen(e.fingerprints), bool) & e.fingerprints.readable)
+        detail = (lambda row: f"EXIF {e.fingerprints.orientations[row]}") if kind == "exif-rotated" else no_detail
+        yield from _pictures(e, kind, "notice", rows, what, why, "nothing, if this is intended", detail)

@@ -1,26 +1,33 @@
-"""Fingerprint: what one look at the bytes of a picture tells of it, and which pictures show the same.
+"""Fingerprints of image files (format, size and a 16 x 16 thumbnail) and the search for near duplicates.
 
-Owns the verdict of the data doctor on a single file, which is that of :func:`stagewright.data.images.decode.measure`, and the
-distance between pictures. A fingerprint is the upright picture as 16 x 16 RGB; JPEGs come from a decode at an eighth.
+A file counts as readable exactly if :func:`stagewright.data.images.decode.measure` can read it. The thumbnail is the
+upright image, resized to 16 x 16 RGB; a JPEG is decoded at a reduced size (about 1/8 of a photo's) for it.
 
-Two pictures are near duplicates if, each brought to mean 0 and deviation 1,
-- the 14 lowest frequencies of their grey (DCT-II) lie within a root mean square of 0.25,
-- their pixels differ by 0.2 on average, and by no more than 0.45 + 6 times that average anywhere: a small thing that
-  came or went is not a copy,
-- what is left of their grey without the mean of each row and column correlates by 0.85: two seas under two skies are
-  no copies, the ships on them decide. Without colour there is less to go by (digits, scans, nights before one camera):
-  there it takes 0.1 on average and 0.98.
+Two images are near duplicates if their thumbnails, each normalized to mean 0 and standard deviation 1, fulfil all of
+these conditions:
 
-All pairs within these bounds are found: the frequencies go into a k-d tree, and the tree's pairs are checked pixel by
-pixel. A 64-bit hash of the signs of the same DCT was measured against it on CIFAR-10: at Hamming radius 8 it lost a
-quarter of the pairs.
+- The 14 lowest frequencies of the grey image (DCT-II) have a root mean square difference of at most 0.25.
+- The pixels differ by at most 0.2 on average, and nowhere by more than 0.45 + 6 times the average difference. So two
+  images that differ by one small object are not near duplicates.
+- The grey images, after the mean of each row and each column is subtracted, have a correlation of at least 0.85. So two
+  images with the same background (sea and sky, for example) but different objects are not near duplicates.
 
-Measured. Of 750 photos (photos of natural size, Imagenette at 224) every copy is found that was saved again at JPEG
-quality 20 or 50 or as PNG, halved, mirrored, or darkened by 15 levels, and 99.6 % brightened by a tenth; of 500 CIFAR-10
-pictures 94, 99, 100, 85, 100, 99.8 and 100 %. Crops by 2 % on each side: 85 % and 63 %. False alarms among 250 photos
-of 250 kinds and 4,000 of Imagenette: none. In CIFAR-10 668 pairs; those looked at (some 200) were copies, crops by a
-pixel, or the same car from the same angle; without the correlation about every eighth was none of these.
-Among 1,797 handwritten digits of 8 x 8 pixels 1 pair; by the rule for colour it would be 2,560.
+Images without colour (digits, scans, night images of a fixed camera) carry less information; for them the limits are
+0.1 for the average difference and 0.98 for the correlation.
+
+The search finds all pairs within these limits: the frequencies are put into a k-d tree, and its pairs are compared pixel
+by pixel. The alternative, a 64-bit hash of the signs of the same DCT with Hamming radius 8, missed a quarter of the pairs
+on CIFAR-10.
+
+Measured recall (share of copies found) of 750 photos (full-size photos, and Imagenette at 224 pixels) and of 500 images
+of CIFAR-10: JPEG quality 20: 100 % and 94 %; JPEG quality 50: 100 % and 99 %; PNG: 100 % and 100 %; half the size: 100 %
+and 85 %; mirrored: 100 % and 100 %; 15 levels darker: 100 % and 99.8 %; 10 % brighter: 99.6 % and 100 %; 2 % cropped on
+each side: 85 % and 63 %.
+
+Measured precision: no false pairs among 250 photos of 250 kinds and 4,000 images of Imagenette. CIFAR-10 gave 668 pairs;
+about 200 of them were checked by eye and were copies, crops by one pixel, or the same car from the same angle. Without
+the condition on the correlation, about one pair in eight was none of these. 1,797 handwritten digits of 8 x 8 pixels gave
+1 pair; with the limits for colour images it would be 2,560.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ from stagewright.data.images import decode
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan
 
 SIDE = 16
-"""Width and height of a fingerprint in pixels."""
+"""Width and height of a thumbnail in pixels."""
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -49,49 +56,52 @@ _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BITS = {"1": 1, "I": 32, "F": 32}
 _SEVERAL_FRAMES = frozenset({"GIF", "WEBP", "PNG", "TIFF", "AVIF"})
 _NEUTRAL = 4
-"""Levels by which the channels of a grey picture differ once it was stored as a colour JPEG."""
+"""Levels (0 to 255) by which the channels of a grey image can differ after it was saved as a colour JPEG."""
 _BLANK = 4.0
-"""Pictures whose fingerprint deviates by fewer grey levels show nothing that could be compared: noise decides."""
+"""Standard deviation in grey levels below which a thumbnail is blank: a comparison would only compare its noise."""
 
 _DOWN, _ACROSS = np.array([(down, total - down) for total in range(1, 5) for down in range(total + 1)]).T
 _MIRROR = np.where(_ACROSS % 2, -1, 1).astype(np.float32)
-"""The lowest frequencies, vertical and horizontal, the first (0, 1); and what mirroring does to them."""
+"""The lowest frequencies, vertical and horizontal, beginning with (0, 1); and the sign that mirroring gives to each."""
 
 _RADIUS, _MEAN, _LOCAL, _LOCAL_SLOPE, _CORRELATION = 0.25, 0.2, 0.45, 6.0, 0.85
 _GREY_MEAN, _GREY_CORRELATION = 0.1, 0.98
 _MOST_PAIRS, _SAMPLE = 20_000_000, 4096
-_STAR = 30
+_MOST_EQUAL = 30
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the bytes of one file hold."""
+class Fingerprint:
+    """Properties of one image file, and a thumbnail for comparison."""
 
     format: str = ""
-    """Pillow's name of the format: JPEG, PNG, ...; empty if it is none."""
+    """Pillow's name of the file format: JPEG, PNG, ...; empty if Pillow cannot identify it."""
     mode: str = ""
-    """Pillow's name of how pixels are stored: L, RGB, P, CMYK, I;16, ..."""
+    """Pillow's name of the pixel format in the file: L, RGB, P, CMYK, I;16, ..."""
     bits: int = 8
-    """Bits of one channel of one pixel, as stored."""
+    """Bits per channel in the file."""
     width: int = 0
     height: int = 0
-    """Upright size in pixels; 0 if it cannot be read."""
+    """Size in pixels with the EXIF orientation applied; 0 if the file cannot be read."""
     orientation: int = 1
     """EXIF orientation, 1 to 8; 1 is upright."""
     grey: bool = False
-    """Whether it is stored without colour."""
+    """Whether the pixel format has no colour."""
     alpha: bool = False
     frames: bool = False
-    """Whether there are further pictures in the file: an animation, pages."""
+    """Whether the file has several frames: an animation, or pages."""
     reason: str = ""
-    """Why it cannot be read; empty if it can."""
+    """Why the file cannot be read; empty if it can."""
     thumb: Pixels | None = None
-    """The fingerprint: uint8 (16, 16, 3)."""
+    """The thumbnail, (16, 16, 3) uint8; None if the file cannot be read."""
 
 
-def look(data: bytes) -> Look:
-    """What the file with the bytes ``data`` holds. It is readable exactly if :func:`decode.measure` says so."""
+def fingerprint(data: bytes) -> Fingerprint:
+    """Returns the fingerprint of an image file with the content ``data``.
+
+    Never raises: ``reason`` is not empty exactly if :func:`stagewright.data.images.decode.measure` cannot read the file.
+    """
     form = mode = ""
     bits = 8
     try:
@@ -109,21 +119,21 @@ def look(data: bytes) -> Look:
             upright = decode.upright_rgb(image)
             orientation, size, small = decode.orientation_of(image), upright.size, _small(upright, None)
     except Exception as error:
-        return Look(form, mode, bits, reason=str(decode.read_error(error)))
+        return Fingerprint(form, mode, bits, reason=str(decode.read_error(error)))
     thumb = np.asarray(small)
     grey = mode in _GREY_MODES or mode.startswith("I;16")
     alpha = mode in _ALPHA_MODES or "transparency" in image.info
-    return Look(form, mode, bits, *size, orientation, grey, alpha, _several(image), "", thumb)
+    return Fingerprint(form, mode, bits, *size, orientation, grey, alpha, _several(image), "", thumb)
 
 
 @dataclass(eq=False)
-class Looks:
-    """What N files hold, in their order: the columns are those of :class:`Look`."""
+class Fingerprints:
+    """Fingerprints of N files, as one array for each field of :class:`Fingerprint`."""
 
     digests: Pixels
-    """(N, 16): blake2b-128 of the bytes; zeros where a file could not be opened."""
+    """(N, 16): blake2b-128 of the file's bytes; zeros if the file could not be opened."""
     sizes: Rows
-    """Bytes of each file; -1 where it could not be opened."""
+    """(N,): file size in bytes; -1 if the file could not be opened."""
     formats: NDArray[np.object_]
     modes: NDArray[np.object_]
     bits: NDArray[np.int32]
@@ -134,15 +144,15 @@ class Looks:
     alpha: NDArray[np.bool_]
     frames: NDArray[np.bool_]
     thumbs: Pixels
-    """(N, 16, 16, 3)."""
+    """(N, 16, 16, 3) uint8; zeros for unreadable files."""
     reasons: dict[int, str] = field(default_factory=dict)
-    """Row -> why it cannot be read."""
+    """Why a file cannot be read, by row."""
     not_images: set[int] = field(default_factory=set)
-    """Those of ``reasons`` that do not claim to be pictures either, by content or by name."""
+    """The unreadable rows that are no image files at all, neither by content nor by file name."""
 
     @classmethod
-    def empty(cls, count: int) -> Looks:
-        """Looks at ``count`` files that have found nothing yet."""
+    def empty(cls, count: int) -> Fingerprints:
+        """Returns the arrays for ``count`` files before any file has been read."""
         number, flag, text = np.zeros(count, np.int32), np.zeros(count, bool), np.full(count, "", object)
         return cls(
             digests=np.zeros((count, DIGEST_BYTES), np.uint8),
@@ -159,8 +169,8 @@ class Looks:
             thumbs=np.zeros((count, SIDE, SIDE, 3), np.uint8),
         )
 
-    def put(self, row: int, found: Look) -> None:
-        """Writes down the look at the file of ``row``."""
+    def put(self, row: int, found: Fingerprint) -> None:
+        """Stores the fingerprint ``found`` of the file ``row``, except its digest and its size."""
         self.formats[row], self.modes[row], self.bits[row] = found.format, found.mode, found.bits
         self.widths[row], self.heights[row], self.orientations[row] = found.width, found.height, found.orientation
         self.stored_grey[row], self.alpha[row], self.frames[row] = found.grey, found.alpha, found.frames
@@ -171,53 +181,56 @@ class Looks:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """(N,): which files are pictures that can be read."""
+        """(N,): whether each file is an image that can be read."""
         return self.widths > 0
 
     @cached_property
     def grey(self) -> NDArray[np.bool_]:
-        """(N,): which pictures show no colour, however they are stored; to be asked once all files are looked at."""
+        """(N,): whether each image has no visible colour, in whatever pixel format it is stored.
+
+        Cached: valid only if all files have been read before.
+        """
         return self.readable & (self.stored_grey | _neutral(self.thumbs))
 
     def scan(self) -> Scan:
-        """The same as :func:`stagewright.data.sources.scan.scan` would have found."""
+        """Returns the same result as :func:`stagewright.data.sources.scan.scan` of these files."""
         return Scan(self.digests, self.widths, self.heights, dict(self.reasons), set(self.not_images))
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Near duplicates, each pair once, ``first < second``."""
+    """Pairs of near duplicates, as rows; each pair once, with ``first < second``."""
 
     first: Rows
     second: Rows
     mirrored: NDArray[np.bool_]
-    """Whether one is near the mirror image (left to right) of the other only."""
+    """(M,): whether one image is a near duplicate only of the other's mirror image (left to right)."""
     complete: bool = True
-    """False if there were so many pairs that only the nearest were looked for."""
+    """False if there were so many pairs that the search was limited to the closest ones."""
 
 
 def blank(thumbs: Pixels) -> NDArray[np.bool_]:
-    """(N,): which fingerprints show nothing but a single tone."""
+    """Returns (N,): whether each thumbnail shows nothing but a single tone."""
     grey = _grey(thumbs)
     return grey.reshape(len(grey), SIDE * SIDE).std(axis=1) < _BLANK
 
 
 def near_pairs(thumbs: Pixels) -> Pairs:
-    """All near duplicates among ``thumbs`` (N, 16, 16, 3), as they are or mirrored; blank ones apart.
+    """Returns all pairs of near duplicates among ``thumbs`` (N, 16, 16, 3) uint8, mirrored ones too, without blank ones.
 
-    Where more than 30 fingerprints are equal to the last bit, each is paired with the first of them alone.
+    If more than 30 thumbnails are exactly equal, each of them is paired only with the first.
 
-    60,000 pictures of CIFAR-10 take 20 s on one core, 4,000 photos half a second.
+    The 60,000 images of CIFAR-10 take 20 s on one core, 4,000 photos take half a second.
     """
     rows = np.flatnonzero(~blank(thumbs))
-    hubs, equal = _stars(thumbs[rows])
+    hubs, equal = _equal_thumbs(thumbs[rows])
     hubs, equal = rows[hubs], rows[equal]
     pixels = thumbs[hubs]
-    pairs, mirrored, complete = _close(_features(_grey(pixels)))
-    alike = _alike(pixels, pairs, mirrored)
-    first, second = np.sort(np.concatenate([equal, hubs[pairs[alike]]]), axis=1).T
-    mirrored = np.concatenate([np.zeros(len(equal), bool), mirrored[alike]])
-    order = np.lexsort((mirrored, second, first))  # a pair that is near as it is comes before the same one mirrored
+    pairs, mirrored, complete = _close_pairs(_features(_grey(pixels)))
+    near = _pixels_agree(pixels, pairs, mirrored)
+    first, second = np.sort(np.concatenate([equal, hubs[pairs[near]]]), axis=1).T
+    mirrored = np.concatenate([np.zeros(len(equal), bool), mirrored[near]])
+    order = np.lexsort((mirrored, second, first))  # of a pair found both ways, the one that is not mirrored comes first
     first, second, mirrored = first[order], second[order], mirrored[order]
     new = np.ones(len(first), bool)
     new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
@@ -225,9 +238,10 @@ def near_pairs(thumbs: Pixels) -> Pairs:
 
 
 def joined(units: Rows, one: Rows, two: Rows) -> list[Rows]:
-    """The rows of units that pairs join, through others too, set by set in the order of each set's first row.
+    """Returns the rows of each connected component of a graph of units, ordered by the component's first row.
 
-    ``units`` (N,) are numbers from 0; ``one`` and ``two`` (M,) are the units of the pairs.
+    ``units`` (N,) is the unit of each row, from 0; ``one`` and ``two`` (M,) are the units that each edge connects. Units
+    without an edge are in no component.
     """
     if not len(one):
         return []
@@ -242,9 +256,10 @@ def joined(units: Rows, one: Rows, two: Rows) -> list[Rows]:
 
 
 def differ(units: Rows, values: NDArray[np.signedinteger], one: Rows, two: Rows) -> NDArray[np.bool_]:
-    """(M,): whether the rows of two units hold different ``values`` (N,) among them; negative ones do not count.
+    """Returns (M,): whether the rows of units ``one[i]`` and ``two[i]`` together have more than one value.
 
-    ``one`` and ``two`` (M,) may be the same units.
+    ``units`` (N,) is the unit of each row and ``values`` (N,) its value; negative values are ignored. ``one`` and ``two``
+    (M,) may be the same units.
     """
     number = int(units.max(initial=-1)) + 1
     low, high = np.full(number, np.iinfo(np.int64).max), np.full(number, -1)
@@ -255,7 +270,10 @@ def differ(units: Rows, values: NDArray[np.signedinteger], one: Rows, two: Rows)
 
 
 def _bits(image: Image.Image) -> int:
-    """Bits per channel. Pillow reads 16-bit colour as 8 bits; what was stored shows in how the pixels are unpacked."""
+    """Returns the bits per channel in the file.
+
+    Pillow reads 16-bit colour as 8 bits, but the raw mode of the image's tile states how the file stores it.
+    """
     tile = getattr(image, "tile", None)
     raw = str(tile[0][3]) if tile else ""
     return 16 if "16" in image.mode or ";16" in raw else _BITS.get(image.mode, 8)
@@ -271,13 +289,13 @@ def _several(image: Image.Image) -> bool:
 
 
 def _small(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
-    # A JPEG decoded at an eighth ends in a block that is only part picture: the box says which part.
-    # Triangles, not boxes: Pillow's box filter snaps to whole pixels, which moves edges by 0.06 deviations.
+    # The last block of a JPEG that is decoded at a reduced size can extend beyond the image: `box` excludes that part.
+    # Bilinear, since Pillow's box filter rounds to whole pixels, which changes edges by 0.06 standard deviations.
     return image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box, reducing_gap=4.0)
 
 
 def _neutral(thumbs: Pixels) -> NDArray[np.bool_]:
-    """(N,): which fingerprints show no colour."""
+    """Returns (N,): whether each thumbnail shows no colour."""
     spread = thumbs.max(axis=3).astype(np.int16) - thumbs.min(axis=3)
     return (spread <= _NEUTRAL).mean(axis=(1, 2)) >= 0.98
 
@@ -287,7 +305,10 @@ def _grey(thumbs: Pixels) -> NDArray[np.float32]:
 
 
 def _features(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, 14) coordinates whose distance is the root mean square between pictures smoothed to these frequencies."""
+    """Returns (N, 14): the lowest DCT-II coefficients of ``grey`` (N, 16, 16), normalized to standard deviation 1.
+
+    The Euclidean distance of two rows is the root mean square difference of the two images, low-pass filtered.
+    """
     place, frequency = np.arange(SIDE), np.arange(6)[:, None]
     cosines = np.cos(np.pi * (2 * place + 1) * frequency / (2 * SIDE)) * np.where(frequency == 0, 1, 2**0.5)
     cosines = (cosines / SIDE).astype(np.float32)
@@ -296,8 +317,11 @@ def _features(grey: NDArray[np.float32]) -> NDArray[np.float32]:
     return spectrum[:, _DOWN, _ACROSS] / np.maximum(deviation, _BLANK)[:, None]
 
 
-def _stars(thumbs: Pixels) -> tuple[Rows, Rows]:
-    """Rows to compare with each other, and (M, 2) pairs of the first of many equal ones with the others."""
+def _equal_thumbs(thumbs: Pixels) -> tuple[Rows, Rows]:
+    """Returns the rows to compare, and (M, 2) pairs of equal thumbnails, if more than 30 are equal.
+
+    Each pair is the first of the equal thumbnails and one of the others; the others need not be compared.
+    """
     if not len(thumbs):
         return np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
     flat = np.ascontiguousarray(thumbs).reshape(len(thumbs), -1)
@@ -306,22 +330,23 @@ def _stars(thumbs: Pixels) -> tuple[Rows, Rows]:
     )
     rows = np.arange(len(thumbs))
     hub = first[group]
-    spoke = (count[group] > _STAR) & (hub != rows)
+    spoke = (count[group] > _MOST_EQUAL) & (hub != rows)
     return rows[~spoke], np.stack([hub[spoke], rows[spoke]], axis=1)
 
 
-def _close(features: NDArray[np.float32]) -> tuple[Rows, NDArray[np.bool_], bool]:
-    """(M, 2) pairs of rows within the radius, which of them if one is mirrored, and whether these are all.
+def _close_pairs(features: NDArray[np.float32]) -> tuple[Rows, NDArray[np.bool_], bool]:
+    """Returns (M, 2) pairs of rows within the radius, (M,) whether one of the two is mirrored, and whether all were found.
 
-    Mirroring changes the sign of every odd horizontal frequency. So all are mirrored such that the first of these is
-    positive, and those where it is within half the radius of 0 are put into the tree both ways: no pair is missed.
+    Mirroring changes the sign of every odd horizontal frequency. So each image enters the tree in the orientation in which
+    the first of these frequencies is positive, and in both orientations if its absolute value is at most half the radius.
+    This misses no pair.
     """
     as_is = np.flatnonzero(features[:, 0] >= -_RADIUS / 2)
-    turned = np.flatnonzero(features[:, 0] <= _RADIUS / 2)
-    points = np.concatenate([features[as_is], features[turned] * _MIRROR])
+    flipped = np.flatnonzero(features[:, 0] <= _RADIUS / 2)
+    points = np.concatenate([features[as_is], features[flipped] * _MIRROR])
     if not len(points):
         return np.zeros((0, 2), np.int64), np.zeros(0, bool), True
-    rows = np.concatenate([as_is, turned])
+    rows = np.concatenate([as_is, flipped])
     tree, radius = KDTree(points), _RADIUS
     sample = KDTree(points[:: max(1, len(points) // _SAMPLE)])
     while (
@@ -335,9 +360,9 @@ def _close(features: NDArray[np.float32]) -> tuple[Rows, NDArray[np.bool_], bool
     return pairs[other], mirrored[other], radius == _RADIUS
 
 
-def _alike(pixels: Pixels, pairs: Rows, mirrored: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which of ``pairs`` agree pixel by pixel, the second of them turned round where ``mirrored`` says so."""
-    alike = np.zeros(len(pairs), bool)
+def _pixels_agree(pixels: Pixels, pairs: Rows, mirrored: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns (M,): whether the pixels of each pair are within the limits; ``mirrored`` (M,): mirror the second first."""
+    agree = np.zeros(len(pairs), bool)
     for at in range(0, len(pairs), _CHUNK):
         part = slice(at, at + _CHUNK)
         one, two = pixels[pairs[part, 0]], pixels[pairs[part, 1]]
@@ -346,20 +371,23 @@ def _alike(pixels: Pixels, pairs: Rows, mirrored: NDArray[np.bool_]) -> NDArray[
         mean = apart.mean(axis=(1, 2))
         grey = _neutral(one) & _neutral(two)
         near = (mean <= np.where(grey, _GREY_MEAN, _MEAN)) & (apart.max(axis=(1, 2)) <= _LOCAL + _LOCAL_SLOPE * mean)
-        wanted = np.where(grey, _GREY_CORRELATION, _CORRELATION)
-        alike[part] = near & (_correlation(_grey(one), _grey(two)) >= wanted)
-    return alike
+        lowest = np.where(grey, _GREY_CORRELATION, _CORRELATION)
+        agree[part] = near & (_correlation(_grey(one), _grey(two)) >= lowest)
+    return agree
 
 
 def _normal(thumbs: Pixels) -> NDArray[np.float32]:
-    """(N, 256, 3): each channel at mean 0, the picture at deviation 1."""
+    """Returns (N, 256, 3): each channel with mean 0, the whole image with standard deviation 1."""
     flat = thumbs.reshape(len(thumbs), SIDE * SIDE, 3).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(flat.std(axis=(1, 2), keepdims=True), _BLANK)
 
 
 def _correlation(one: NDArray[np.float32], two: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N,): how far grey pictures agree beyond the means of their rows and columns, -1 to 1; 0 where that is nothing."""
+    """Returns (N,): correlation of grey images after the means of rows and columns are subtracted, -1 to 1.
+
+    It is 0 if nothing remains after the subtraction.
+    """
     one, two = (
         grey
         - grey.mean(axis=1, keepdims=True)

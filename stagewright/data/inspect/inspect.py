@@ -1,7 +1,6 @@
-"""Inspect: the doctor for data. One look at every file, findings in words, a verdict, nothing changed.
+"""Inspects a data set: reads every file once, without changing anything, and returns findings and a verdict.
 
-Owns the pass over the files and what is told of it: on the terminal (``print``) and to programs (``to_dict``). The page for
-people is in :mod:`stagewright.data.inspect.page`.
+The terminal output is in ``stagewright.cli.data_views``, the HTML page in :mod:`stagewright.data.inspect.page`.
 """
 
 from __future__ import annotations
@@ -12,15 +11,16 @@ from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from stagewright.data.images.decode import NOT_IDENTIFIED, image_extensions
-from stagewright.data.inspect.findings import SEVERITIES, Evidence, Finding, Item, Severity, find
-from stagewright.data.inspect.fingerprint import Looks, Rows, look, near_pairs
+from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Item, Severity
+from stagewright.data.inspect.findings import find
+from stagewright.data.inspect.fingerprint import Fingerprints, Rows, fingerprint, near_pairs
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
@@ -31,59 +31,59 @@ from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.system.threads import Pool
-from stagewright.text import counted, printable, seconds_text, shortened
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from stagewright.text import counted
 
 _CHUNK = 64
-_SHOWN_CLASSES, _SHOWN_FILES = 14, 3
-_STYLES: dict[Severity, str] = {"serious": "bold red", "warning": "yellow", "notice": "cyan"}
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What was found in a set of pictures."""
+    """The result of an inspection."""
 
     source: str
-    """DATA as it was given."""
+    """DATA as the user gave it."""
     evidence: Evidence
     findings: tuple[Finding, ...]
     """The serious ones first."""
     split: str
-    """``given`` by DATA, ``made`` here from the seed (also in part), or ``none`` where that was refused."""
+    """Where the split comes from: ``given`` by DATA, ``made`` from the seed (in whole or in part), or ``none`` if training
+    refuses the data."""
     seed: int
+    """Seed of the split."""
     seconds: float
+    """Duration of the inspection."""
 
     @property
     def serious(self) -> bool:
-        """Whether anything found makes results wrong or training refuse."""
+        """Whether any finding is serious: results would be wrong, or training refuses the data."""
         return any(finding.severity == "serious" for finding in self.findings)
 
     @property
     def counts(self) -> dict[Severity, int]:
-        """How many findings there are of each severity."""
+        """Number of findings of each severity."""
         found = Counter(finding.severity for finding in self.findings)
         return {severity: found[severity] for severity in SEVERITIES}
 
     @property
     def verdict(self) -> str:
-        """One sentence on the whole."""
+        """One sentence that sums up the findings."""
         count = self.counts
         if self.serious:
             found = counted(count["serious"], "serious finding")
             return f"Not ready: {found}. Results on this data would be wrong, or training refuses."
         if count["warning"]:
-            return f"Usable, with {counted(count['warning'], 'warning')}: nothing stands in the way of training."
-        return "Nothing to complain about." if not self.findings else "Sound: nothing but notices."
+            return f"Usable, with {counted(count['warning'], 'warning')}: nothing prevents training."
+        return "No problems found." if not self.findings else "Ready: only notices."
 
     def class_rows(self) -> list[tuple[str, dict[str, int]]]:
-        """For each class, the largest first: its name and pictures in ``train``, ``val``, ``test``, ``undecided``, and
-        ``unreadable``."""
+        """Returns the name of each class with its numbers of images, the largest class first.
+
+        The keys of the numbers are ``train``, ``val``, ``test``, ``undecided`` and ``unreadable``.
+        """
         evidence = self.evidence
         columns = {name: evidence.counts(part) for part, name in enumerate(SPLITS)}
         columns["undecided"] = evidence.counts(UNDECIDED)
-        bad = np.array(sorted(evidence.looks.reasons.keys() - evidence.looks.not_images), np.int64)
+        bad = np.array(sorted(evidence.fingerprints.reasons.keys() - evidence.fingerprints.not_images), np.int64)
         columns["unreadable"] = np.bincount(evidence.labels[bad], minlength=len(evidence.classes))
         order = np.argsort(-evidence.counts(), kind="stable")
         return [
@@ -91,10 +91,10 @@ class Inspection:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON has it; docs/inspect.md describes the keys, which stay."""
-        evidence, looks = self.evidence, self.evidence.looks
-        rows = np.flatnonzero(looks.readable)
-        width, height = looks.widths[rows], looks.heights[rows]
+        """Returns the content of ``--json``, whose keys docs/inspect.md describes; they stay the same in later versions."""
+        evidence, fingerprints = self.evidence, self.evidence.fingerprints
+        rows = np.flatnonzero(fingerprints.readable)
+        width, height = fingerprints.widths[rows], fingerprints.heights[rows]
         groups = evidence.listing.groups
         return {
             "version": 1,
@@ -103,16 +103,16 @@ class Inspection:
             "verdict": self.verdict,
             "serious": self.serious,
             "seconds": round(self.seconds, 3),
-            "files": len(looks.sizes),
+            "files": len(fingerprints.sizes),
             "pictures": len(rows),
-            "bytes": int(looks.sizes[rows].sum()),
+            "bytes": int(fingerprints.sizes[rows].sum()),
             "split": self.split,
             "seed": self.seed,
             "classes": [{"name": name, **counts} for name, counts in self.class_rows()],
             "groups": None if groups is None else len(groups.drop_null().unique()),
-            "formats": _tally(looks.formats[rows]),
-            "modes": _tally(looks.modes[rows]),
-            "grey": int(looks.grey[rows].sum()),
+            "formats": _tally(fingerprints.formats[rows]),
+            "modes": _tally(fingerprints.modes[rows]),
+            "grey": int(fingerprints.grey[rows].sum()),
             "width": _spread(width),
             "height": _spread(height),
             "aspect": _spread(np.round(width / np.maximum(height, 1), 4)),
@@ -121,7 +121,7 @@ class Inspection:
         }
 
     def where(self, item: Item) -> tuple[str, str]:
-        """The class and the part (train, val, test or nothing) of a file; nothing for what is not in the listing."""
+        """Returns the class and the split (train, val or test) of a file; each is "" if unknown."""
         if item.row < 0:
             return "", ""
         part = int(self.evidence.parts[item.row])
@@ -137,34 +137,8 @@ class Inspection:
         texts = {key: getattr(finding, key) for key in keys}
         return {**texts, "count": len(files), "sets": finding.sets, "names": list(finding.names), "files": files}
 
-    def print(self, console: Console) -> None:
-        """Shows it on the terminal: overview, classes, findings, verdict."""
-        from rich.padding import Padding
-        from rich.text import Text
-
-        console.print(Text(self._headline(), style="bold"))
-        for line in self.facts():
-            console.print(Text(line))
-        console.print(self._class_table())
-        for note in self.evidence.listing.notes:
-            console.print(Text(f"· {printable(note)}", style="dim"))
-        for finding in self.findings:
-            head = Text(f"\n{finding.severity:<8}", style=_STYLES[finding.severity])
-            head.append(f" {printable(finding.what)}", style="bold")
-            console.print(head)
-            console.print(Padding(Text(f"{printable(finding.why)}. To do: {printable(finding.todo)}."), (0, 0, 0, 9)))
-            for line in self._file_lines(finding, console.width):
-                console.print(Text(f"         {line}", style="dim"), soft_wrap=True)
-        style = "red" if self.serious else "yellow" if self.counts["warning"] else "green"
-        console.print(Text(f"\n{self.verdict}", style=f"bold {style}"))
-
-    def _headline(self) -> str:
-        evidence = self.evidence
-        text = f"{printable(self.source)}: {counted(int(evidence.looks.readable.sum()), 'picture')}"
-        return f"{text} in {counted(len(evidence.classes), 'class')}, looked at in {seconds_text(self.seconds)}"
-
     def facts(self) -> list[str]:
-        """Formats, sizes and split in a few lines for a person."""
+        """Returns formats, sizes and split in a few lines for the user."""
         plain = self.to_dict()
         if not plain["pictures"]:
             return []
@@ -173,8 +147,8 @@ class Inspection:
                 for what in ("width", "height")]  # fmt: skip
         how = {
             "given": "split as DATA gives it",
-            "made": f"split made here, where DATA has none, with seed {self.seed}: identical files stay together, near "
-            "duplicates need not",
+            "made": f"DATA has no complete split; this one was made with seed {self.seed}: identical files stay together, "
+            "near duplicates may not",
             "none": "no split can be made",
         }
         lines = [f"{formats}; {plain['bytes'] / 1e6:,.1f} MB", ", ".join(size), how[self.split]]
@@ -182,120 +156,92 @@ class Inspection:
             lines.append(f"{counted(plain['groups'], 'group')} in column '{self.evidence.listing.group_name}'")
         return lines
 
-    def _class_table(self) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
-        rows = self.class_rows()
-        names = [name for name in (*SPLITS, "undecided", "unreadable") if any(counts[name] for _, counts in rows)]
-        table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in names:
-            table.add_column(name, justify="right")
-        hidden = len(rows) - _SHOWN_CLASSES
-        for at, (label, counts) in enumerate(rows):
-            if hidden > 0 and _SHOWN_CLASSES - 4 <= at < len(rows) - 4:
-                if at == _SHOWN_CLASSES - 4:
-                    table.add_row(Text(f"… {counted(hidden, 'class')} between …", style="dim"))
-                continue
-            table.add_row(Text(shortened(printable(label), 40)), *(f"{counts[name]:,}" for name in names))
-        return table
-
-    def _file_lines(self, finding: Finding, width: int) -> list[str]:
-        lines, seen = [], set()
-        for item in finding.items:
-            if len(lines) >= _SHOWN_FILES + (finding.sets > 0):
-                break
-            label, part = self.where(item)
-            extra = ", ".join(printable(text) for text in (part, label, item.detail) if text)
-            mark = "" if item.set < 0 else "  = " if item.set in seen else "    "
-            seen.add(item.set)
-            path = shortened(printable(item.path), max(24, width - 14 - len(extra)))
-            lines.append(f"{mark}{path}" + (f"  ({extra})" if extra else ""))
-        more = len(finding.items) - len(lines)
-        return [*lines, f"and {more:,} more"] if more else lines
-
 
 def inspect(
     source: str, settings: Data, seed: int = 0, *, workers: int = 2, progress: scan.Progress | None = None
 ) -> Inspection:
-    """Looks at every file of ``source`` with ``workers`` threads, each read once, and says what it found.
+    """Reads every file of ``source`` once, with ``workers`` threads, and returns what is wrong with the data set.
 
-    ``settings`` and ``seed`` are those a run would have: the split is the one it would get. ``progress(done, total)`` is
-    called as it goes on. DataError where ``source`` is not a folder or a table of files.
+    The split is the one that a run with the same ``settings`` and ``seed`` would use. ``progress(done, total)`` is called
+    with the number of files during the inspection. Raises DataError if ``source`` is not a folder or a table of files.
     """
     began = time.perf_counter()
     if source.startswith("torchvision:") or is_pack(absolute_path(source)):
         raise DataError(
-            f"{source!r} is not a set of files",
+            f"{source!r} is not a set of image files",
             "a folder of class folders; a folder with train/, val/ and test/; a table; digits",
             "inspect the files that it was made from",
         )
     listing = list_source(source, settings)
-    looks = _look_at(listing, workers, progress)
-    parts, split, refusal = _split(source, listing, looks, settings, seed)
-    readable = np.flatnonzero(looks.readable)
-    _, first = np.unique(np.ascontiguousarray(looks.digests[readable]).view("V16").ravel(), return_index=True)
+    fingerprints = _read_all(listing, workers, progress)
+    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
+    readable = np.flatnonzero(fingerprints.readable)
+    _, first = np.unique(np.ascontiguousarray(fingerprints.digests[readable]).view("V16").ravel(), return_index=True)
     first = readable[np.sort(first)]
-    pairs = near_pairs(looks.thumbs[first])
+    pairs = near_pairs(fingerprints.thumbs[first])
     pairs = type(pairs)(first[pairs.first], first[pairs.second], pairs.mirrored, pairs.complete)
     strict = settings.bad_images == "fail"
-    evidence = Evidence(listing, looks, pairs, parts, strict, refusal, _unlisted(source, listing))
+    evidence = Evidence(listing, fingerprints, pairs, parts, strict, refusal, _unlisted(source, listing))
     return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 
 
-def _look_at(listing: Listing, workers: int, progress: scan.Progress | None) -> Looks:
-    """Looks at all files of ``listing``."""
+def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) -> Fingerprints:
+    """Returns the fingerprints of all files of ``listing``."""
     paths = listing.paths
-    looks = Looks.empty(len(paths))
+    fingerprints = Fingerprints.empty(len(paths))
     chunks = [np.arange(at, min(at + _CHUNK, len(paths))) for at in range(0, len(paths), _CHUNK)]
     finished = 0
     with Pool(max(workers, 1), "inspect") as pool:
         if progress is not None:
             progress(0, len(paths))
-        futures = [pool.submit(_fill_in, listing.root, paths, looks, chunk) for chunk in chunks]
+        futures = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk) for chunk in chunks]
         for future in as_completed(futures):
             finished += future.result()
             if progress is not None:
                 progress(finished, len(paths))
-    looks.not_images.update(
+    fingerprints.not_images.update(
         row
-        for row, reason in looks.reasons.items()
+        for row, reason in fingerprints.reasons.items()
         if reason == NOT_IDENTIFIED and not scan.has_image_extension(paths[row].as_py())
     )
-    return looks
+    return fingerprints
 
 
-def _fill_in(root: str, paths: pa.StringArray, looks: Looks, rows: Rows) -> int:
+def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows) -> int:
+    """Reads the files of ``rows`` into ``fingerprints``; returns their number."""
     for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
         file = os.path.join(root, path)
         try:
             data = scan.read_image(file, os.path.getsize(file))
         except OSError as error:
-            looks.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
+            fingerprints.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
             continue
         if data is None:
-            looks.reasons[row] = NOT_IDENTIFIED
+            fingerprints.reasons[row] = NOT_IDENTIFIED
             continue
-        looks.sizes[row] = len(data)
-        looks.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)
-        looks.put(row, look(data))
+        fingerprints.sizes[row] = len(data)
+        fingerprints.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)
+        fingerprints.put(row, fingerprint(data))
     return len(rows)
 
 
-def _split(source: str, listing: Listing, looks: Looks, settings: Data, seed: int) -> tuple[NDArray[np.int8], str, str]:
-    """The part of each file as a run would have it, where it comes from, and why a run refuses the data."""
-    parts = np.where(looks.readable, listing.parts, UNDECIDED).astype(np.int8)
+def _split(
+    source: str, listing: Listing, fingerprints: Fingerprints, settings: Data, seed: int
+) -> tuple[NDArray[np.int8], str, str]:
+    """Returns the split that a run would use, (N,) int8; :attr:`Inspection.split`; and why training refuses the data, or
+    ""."""
+    parts = np.where(fingerprints.readable, listing.parts, UNDECIDED).astype(np.int8)
     try:
-        manifest, _, _ = assemble(source, listing, looks.scan(), settings, seed)
+        manifest, _, _ = assemble(source, listing, fingerprints.scan(), settings, seed)
     except DataError as error:
         return parts, "given" if (listing.parts != UNDECIDED).any() else "none", str(error)
-    made = bool((parts[looks.readable] != manifest.splits).any())
-    parts[looks.readable] = manifest.splits
+    made = bool((parts[fingerprints.readable] != manifest.splits).any())
+    parts[fingerprints.readable] = manifest.splits
     return parts, "made" if made else "given", ""
 
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
-    """Pictures in the folder of a table that none of its rows names."""
+    """Returns the images in a table's folder that no row of the table names."""
     if Path(source).suffix.lower() not in TABLES or not os.path.isfile(absolute_path(source)):
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}

@@ -1,7 +1,7 @@
-"""The page of the data doctor: one self-contained HTML file, verdict first, with the pictures that findings are about.
+"""HTML page of an inspection: one self-contained file with the verdict, the findings and thumbnails of their images.
 
-No script, no network: thumbnails are data URIs, bounded in number and bytes; charts are SVG in the page's own colours, for
-light and dark. Everything that comes from files, folders and tables is escaped where it is put in.
+The page has no scripts and loads nothing from the network: thumbnails are data URIs, limited in number and size; charts
+are SVG, in colours for light and dark mode. All text that comes from files, folders and tables is escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.images.decode import decode
-from stagewright.data.inspect.findings import SEVERITIES, Finding, Item
+from stagewright.data.inspect.evidence import SEVERITIES, Finding, Item
 from stagewright.data.inspect.inspect import Inspection
 from stagewright.rng import Stream, keys
 from stagewright.storage.files import FORBIDDEN, read_file, write_for_user
@@ -27,7 +27,7 @@ _STYLE = (Path(__file__).parent / "page.css").read_text("utf-8")
 
 _SIDE, _QUALITY = 144, 72
 _MOST_BYTES = 6_000_000
-"""Of all thumbnails together, in base64: the page stays small enough to mail."""
+"""Maximum size of all thumbnails together, in base64, so that the page is small enough to be sent by mail."""
 _FILES, _SETS, _PER_SET = 12, 12, 4
 _SAMPLED_CLASSES, _SAMPLES = 40, 8
 _LISTED, _CLASS_ROWS, _BARS = 200, 1000, 24
@@ -40,7 +40,7 @@ def write_page(inspection: Inspection, path: str | Path) -> None:
 
 
 def page(inspection: Inspection) -> str:
-    """The whole page as text."""
+    """Returns the page as HTML."""
     thumbs = _Thumbs(inspection)
     parts = (
         _head(inspection),
@@ -59,16 +59,16 @@ def page(inspection: Inspection) -> str:
 
 
 class _Thumbs:
-    """Small JPEGs of the files of an inspection, as long as the bytes last; each file is decoded once."""
+    """Makes JPEG thumbnails of the files of an inspection until ``_MOST_BYTES`` are used; decodes each file once."""
 
     def __init__(self, inspection: Inspection) -> None:
         self.listing = inspection.evidence.listing
-        self.readable = inspection.evidence.looks.readable
+        self.readable = inspection.evidence.fingerprints.readable
         self.left = _MOST_BYTES
         self.known: dict[int, str] = {}
 
     def html(self, row: int, alt: str = "") -> str:
-        """The picture of ``row`` in its frame, or what stands for it."""
+        """Returns the thumbnail of ``row`` as HTML, or a short text if it cannot be shown."""
         if row < 0:
             return '<div class="pic">no file</div>'
         if not self.readable[row]:
@@ -84,7 +84,7 @@ class _Thumbs:
     def _made(self, row: int) -> str:
         try:
             picture = decode(read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN))
-        except OSError:  # gone since it was looked at
+        except OSError:  # the file was removed after the inspection
             return ""
         small = ' class="small"' if max(picture.size) <= _SIDE // 2 else ""
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
@@ -95,7 +95,7 @@ class _Thumbs:
 
 
 def _text(value: object) -> str:
-    """Anything that files or a user gave, safe within the page."""
+    """Returns ``value``, which comes from files or the user, as escaped text."""
     return escape(printable(value))
 
 
@@ -108,8 +108,8 @@ def _head(inspection: Inspection) -> str:
     worst = next((severity for severity in SEVERITIES if counts[severity]), "good")
     evidence = inspection.evidence
     overview = (
-        f"{counted(int(evidence.looks.readable.sum()), 'picture')} in {counted(len(evidence.classes), 'class')}, "
-        f"looked at in {seconds_text(inspection.seconds)}"
+        f"{counted(int(evidence.fingerprints.readable.sum()), 'picture')} in {counted(len(evidence.classes), 'class')}, "
+        f"inspected in {seconds_text(inspection.seconds)}"
     )
     lines = "".join(f"<p>{_text(line)}</p>" for line in (overview, *inspection.facts()))
     marks = "".join(
@@ -138,13 +138,13 @@ def _finding(inspection: Inspection, finding: Finding, thumbs: _Thumbs) -> str:
 
 
 def _sets(inspection: Inspection, finding: Finding, thumbs: _Thumbs) -> str:
-    """The first sets of copies, side by side."""
+    """Returns the first sets of copies, each with its images side by side."""
     by_set: dict[int, list[Item]] = {}
     for item in finding.items:
         by_set.setdefault(item.set, []).append(item)
     blocks = []
     for items in list(by_set.values())[:_SETS]:
-        figures = "".join(_figure(inspection, item, thumbs) for item in _telling_ones(inspection, items))
+        figures = "".join(_figure(inspection, item, thumbs) for item in _examples(inspection, items))
         more = len(items) - _PER_SET
         note = f'<figcaption class="more">and {more:,} more</figcaption>' if more > 0 else ""
         blocks.append(f'<div class="set">{figures}{note}</div>')
@@ -154,8 +154,8 @@ def _sets(inspection: Inspection, finding: Finding, thumbs: _Thumbs) -> str:
     )
 
 
-def _telling_ones(inspection: Inspection, items: Sequence[Item]) -> list[Item]:
-    """A few of a set, one of each class and part before others."""
+def _examples(inspection: Inspection, items: Sequence[Item]) -> list[Item]:
+    """Returns a few images of a set; first one of each class and split, then others."""
     seen: set[tuple[str, str]] = set()
     first, rest = [], []
     for item in items:
@@ -166,8 +166,10 @@ def _telling_ones(inspection: Inspection, items: Sequence[Item]) -> list[Item]:
 
 
 def _files(inspection: Inspection, finding: Finding, thumbs: _Thumbs) -> str:
-    """The first files, where there are pictures to see."""
-    items = [item for item in finding.items if item.row >= 0 and inspection.evidence.looks.readable[item.row]][:_FILES]
+    """Returns the first files whose images can be shown."""
+    items = [item for item in finding.items if item.row >= 0 and inspection.evidence.fingerprints.readable[item.row]][
+        :_FILES
+    ]
     if not items:
         return ""
     return f'<div class="grid">{"".join(_figure(inspection, item, thumbs) for item in items)}</div>'
@@ -181,7 +183,7 @@ def _figure(inspection: Inspection, item: Item, thumbs: _Thumbs) -> str:
 
 
 def _list(inspection: Inspection, finding: Finding) -> str:
-    """All files in words, folded away; beyond some hundreds the JSON has them."""
+    """Returns a collapsed table of the first 200 files; ``--json`` lists all."""
     if not finding.items:
         return ""
     rows = []
@@ -197,7 +199,7 @@ def _list(inspection: Inspection, finding: Finding) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
-    """A table of ready HTML cells; the last ``numbers`` columns are numbers."""
+    """Returns a table of cells that are HTML already; the last ``numbers`` columns are numbers."""
     kinds = ["" if at < len(head) - numbers else ' class="n"' for at in range(len(head))]
     top = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, head, strict=True))
     lines = "".join(
@@ -213,22 +215,22 @@ def _parts(inspection: Inspection) -> list[str]:
 
 
 def _charts(inspection: Inspection) -> str:
-    looks = inspection.evidence.looks
-    rows = np.flatnonzero(looks.readable)
+    fingerprints = inspection.evidence.fingerprints
+    rows = np.flatnonzero(fingerprints.readable)
     if not len(rows):
         return ""
-    width, height = looks.widths[rows].astype(float), looks.heights[rows].astype(float)
+    width, height = fingerprints.widths[rows].astype(float), fingerprints.heights[rows].astype(float)
     charts = [
         _bars(inspection),
         _histogram("Shorter side, pixels", np.minimum(width, height), log=True),
         _histogram("Width / height", width / height, log=True, form=".2f"),
-        _histogram("File size, kB", looks.sizes[rows] / 1000, log=True, form=",.1f"),
+        _histogram("File size, kB", fingerprints.sizes[rows] / 1000, log=True, form=",.1f"),
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def _histogram(title: str, values: NDArray[np.float64], *, log: bool, form: str = ",.0f") -> str:
-    """Counts in equal steps, of the logarithm if ``log``; one value alone is said in words."""
+    """Returns a histogram with bins of equal width, on a logarithmic axis if ``log``; one sentence if all values are equal."""
     low, high = float(values.min()), float(values.max())
     if high <= low * 1.001:
         return f"<figure><figcaption><b>{title}</b>: {low:{form}} everywhere</figcaption></figure>"
@@ -251,7 +253,7 @@ def _histogram(title: str, values: NDArray[np.float64], *, log: bool, form: str 
 
 
 def _bars(inspection: Inspection) -> str:
-    """Pictures of each class, stacked by part: all classes, or the largest and smallest ones."""
+    """Returns a bar chart of images by class, stacked by split; of many classes, only the largest and the smallest."""
     rows, parts = inspection.class_rows(), _parts(inspection)
     half = _BARS // 2
     shown = rows if len(rows) <= _BARS else [*rows[:half], *rows[-half:]]
@@ -291,10 +293,10 @@ def _class_table(inspection: Inspection) -> str:
 
 
 def _samples(inspection: Inspection, thumbs: _Thumbs) -> str:
-    """Some pictures of each class, drawn by their content: the same ones on every call."""
+    """Returns some images of each class. The choice depends only on their content, so it is the same on every call."""
     evidence = inspection.evidence
-    content = np.ascontiguousarray(evidence.looks.digests[:, :8]).view("<u8").ravel().astype(np.uint64)
-    rows = np.flatnonzero(evidence.looks.readable)
+    content = np.ascontiguousarray(evidence.fingerprints.digests[:, :8]).view("<u8").ravel().astype(np.uint64)
+    rows = np.flatnonzero(evidence.fingerprints.readable)
     rows = rows[np.argsort(keys(0, Stream.SPLIT, content[rows]), kind="stable")]
     blocks = []
     names = [label for label, _ in inspection.class_rows()]

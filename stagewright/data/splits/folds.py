@@ -1,8 +1,8 @@
-"""Folds: pictures dealt into K parts of like size and like classes, each of which validates once.
+"""K-fold cross-validation: assigns each image to one of K folds of similar size and class shares.
 
-Pure functions of (seed, content of the pictures, labels, groups), as in :mod:`stagewright.data.partition`: the order of the
-rows never matters. Owns three promises: identical pictures share a fold, a group never straddles two, and whatever
-fold validates, every class has something to train on.
+Pure functions of (seed, content of the images, labels, groups), as in :mod:`stagewright.data.partition`: the order of the
+rows does not matter. This module guarantees that identical images are in the same fold, that a group is never divided
+between folds, and that every class has training images, whichever fold validates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stagewright.text import counted, some
 MOST_FOLDS = 100
 
 _REPAIRS = 200
-"""Moves tried to give each class a second fold; a few are enough wherever it can be done at all."""
+"""Maximum number of moves that :func:`_every_class_trains` tries; a few are enough if there is a solution."""
 
 Folds = NDArray[np.int16]
 
@@ -28,15 +28,18 @@ Folds = NDArray[np.int16]
 def deal(
     content: Keys, labels: Labels, num_folds: int, seed: int, classes: Sequence[str], groups: Keys | None = None
 ) -> tuple[Folds, tuple[str, ...]]:
-    """The fold 0 .. ``num_folds`` - 1 of each picture, (N,) int16, and notes.
+    """Returns the fold of each image, (N,) int16 from 0 to ``num_folds`` - 1, and notes for the user.
 
-    ``content`` (N,) holds 64 bits of each picture's hash, ``groups`` (N,) hashes of the groups' names, ``classes`` the
-    names that ``labels`` (N,) count through. Where all pictures differ and there are no groups, the sizes of the folds
-    differ by one picture at most, and so do those of each class. With groups, sizes and class shares are as even as a
-    local search finds (see :func:`~stagewright.data.partition.grouped`); groups that share an identical picture are kept
-    together too, unless that would join more than half of the pictures, which is noted.
+    ``content`` (N,) holds 64 bits of the hash of each image, ``groups`` (N,) holds hashes of the group names, and
+    ``labels`` (N,) are indices into ``classes``.
 
-    DataError if ``num_folds`` is not 2 to 100, or if there are too few different pictures or groups, in all or in a class.
+    If all images are different and there are no groups, the fold sizes differ by at most one image, in total and within
+    each class. With groups, a local search makes sizes and class shares as even as it can (see
+    :func:`~stagewright.data.partition.grouped`). Groups that share an identical image are put into the same fold, unless
+    this would join more than half of the images; then a note reports it.
+
+    Raises DataError if ``num_folds`` is not in 2 to 100, or if there are too few different images or groups, in total or
+    in a class.
     """
     if not 2 <= num_folds <= MOST_FOLDS:
         raise DataError(
@@ -63,48 +66,57 @@ def deal(
 
 
 def _units_of_groups(content: Keys, groups: Keys) -> tuple[Keys, Index, tuple[str, ...]]:
-    """Keys of what stays together, the unit of each picture, and notes."""
+    """Returns the key of each unit, the unit of each image, and notes. A unit is a set of images that share a fold."""
     unit_keys, unit_of = np.unique(groups, return_inverse=True)
     sets, crossing = join_by_content(unit_of, content)
     if np.bincount(sets[unit_of]).max() <= max(len(content) / 2, np.bincount(unit_of).max()):
-        first = np.unique(sets, return_index=True)[1]  # of each set, the group with the lowest key
+        first = np.unique(sets, return_index=True)[1]  # the group with the lowest key represents its set
         return unit_keys[first], sets[unit_of], ()
     note = (
-        f"{crossing:,} pictures have identical copies in other groups and may stand in several folds: keeping such "
-        "groups together would leave too little to deal"
+        f"{crossing:,} pictures have identical copies in other groups, and the copies may be in different folds: "
+        "putting such groups into the same fold would join more than half of all pictures"
     )
     return unit_keys, unit_of, (note,)
 
 
 def _check_enough(pairs: Index, num_folds: int, classes: Sequence[str], kind: str) -> None:
-    """DataError if there are fewer units than folds, or a class has but one; ``pairs`` (P, 2) are (unit, class)."""
+    """Raises DataError if there are fewer units than folds, or only one unit in a class.
+
+    ``pairs`` (P, 2) are the different pairs of (unit, class).
+    """
     num_units = int(pairs[:, 0].max()) + 1
     if num_units < num_folds:
         raise DataError(
             f"{counted(num_units, kind)} cannot give {num_folds} folds",
             f"at least one {kind} for each fold; {_STAYS[kind]}",
-            (f"ask for {num_units} folds or fewer" if num_units > 1 else "add more of them") + _WITHOUT[kind],
+            (f"request {num_units} folds or fewer" if num_units > 1 else f"add more {kind}s") + _WITHOUT[kind],
         )
     units = np.bincount(pairs[:, 1])
     single = [f"{classes[int(label)]!r}" for label in np.flatnonzero(units == 1)]
     if single:
         raise DataError(
-            f"{counted(len(single), 'class')} with one {kind} only, which validates in one of the folds and leaves "
-            f"nothing to train on: {some(single)}",
-            f"at least two of a {kind} in every class; {_STAYS[kind]}",
-            "add pictures to them or leave these classes out" + _WITHOUT[kind],
+            f"{counted(len(single), 'class')} with only one {kind}, so that there is nothing to train on when its fold "
+            f"validates: {some(single)}",
+            f"at least two {kind}s in every class; {_STAYS[kind]}",
+            "add pictures to these classes or remove the classes" + _WITHOUT[kind],
         )
 
 
-_STAYS = {"different picture": "identical ones stay together", "group": "groups never straddle a split"}
-_WITHOUT = {"different picture": "", "group": ", or give up the groups (--set data.group=none)"}
+_STAYS = {
+    "different picture": "identical pictures are always in the same fold",
+    "group": "a group is never divided between folds",
+}
+_WITHOUT = {"different picture": "", "group": ", or do not use groups (--set data.group=none)"}
 
 
 def _dealt(unit_of: Index, labels: Labels, draws: Keys, num_folds: int) -> Folds:
-    """The fold of each unit of identical pictures, class by class: first the units of several, then single pictures."""
+    """Returns the fold of each unit of identical images.
+
+    Goes class by class, and assigns units of several images before single images.
+    """
     sizes = np.bincount(unit_of)
     unit_labels = np.full(len(sizes), np.iinfo(np.int32).max, np.int32)
-    np.minimum.at(unit_labels, unit_of, labels)  # identical pictures in several classes count for the first
+    np.minimum.at(unit_labels, unit_of, labels)  # identical images with several classes count for the first class
     order = np.lexsort((draws, -sizes, unit_labels))
     ends = np.cumsum(np.bincount(unit_labels))
     folds = np.zeros(len(sizes), np.int16)
@@ -124,13 +136,15 @@ def _dealt(unit_of: Index, labels: Labels, draws: Keys, num_folds: int) -> Folds
 
 
 def _level(here: Index, totals: Index, number: int) -> Index:
-    """How many of ``number`` pictures each fold gets so that ``here``, its pictures of a class, become level.
+    """Returns how many of ``number`` images each fold receives so that its counts of one class become equal.
 
-    What does not go round goes to the folds with the fewest pictures of all classes; ``totals`` are those before.
+    ``here`` (K,) are the images of the class that each fold has before, ``totals`` (K,) those of all earlier classes.
+    The remainder goes to the folds with the fewest images in total.
     """
     order = np.lexsort((totals + here, here))
     heights = here[order]
-    needed = np.arange(len(heights)) * heights - (np.cumsum(heights) - heights)  # to raise all lower ones to this one
+    # Images needed to raise all lower folds to the height of this one.
+    needed = np.arange(len(heights)) * heights - (np.cumsum(heights) - heights)
     filled = order[: np.searchsorted(needed, number, side="right")]
     height, left_over = divmod(number + int(here[filled].sum()), len(filled))
     more = np.zeros_like(here)
@@ -140,10 +154,11 @@ def _level(here: Index, totals: Index, number: int) -> Index:
 
 
 def _every_class_trains(folds: Folds, pairs: Index, sizes: Index, draws: Keys, num_folds: int, kind: str) -> Folds:
-    """``folds`` of the units after moving some, where needed, so that each class stands in two and no fold is empty.
+    """Returns ``folds`` after moving units, if needed, so that each class is in at least two folds and no fold is empty.
 
-    A search by least conflicts: the move that leaves the fewest classes in a single fold, of these the one that keeps
-    the sizes most even. DataError if that finds no way (of 3,539 small cases that have one, it missed 1).
+    Min-conflicts search: each step makes the move that leaves the fewest classes in a single fold; of equally good moves,
+    the one that keeps the fold sizes most even. Raises DataError if the search finds no solution (it missed 1 of 3,539
+    small cases that have a solution).
     """
     folds = folds.copy()
     for _ in range(_REPAIRS):
@@ -169,16 +184,20 @@ def _every_class_trains(folds: Folds, pairs: Index, sizes: Index, draws: Keys, n
             break
         folds[best[1]] = best[2]
     raise DataError(
-        f"no way was found to deal the {kind}s into {num_folds} folds such that every class can be trained on without each",
-        "classes that stand in several groups" if kind == "group" else "classes of several different pictures",
-        "ask for more folds, or leave out classes of two or three " + f"{kind}s" + _WITHOUT[kind],
+        f"found no assignment of the {kind}s to {num_folds} folds in which every class keeps pictures to train on, "
+        "whichever fold validates",
+        "classes with pictures in several groups" if kind == "group" else "classes with several different pictures",
+        f"request more folds, or remove classes of two or three {kind}s" + _WITHOUT[kind],
     )
 
 
 def _thin(pairs: Index, num_folds: int, classes: Sequence[str], kind: str) -> tuple[str, ...]:
-    """A note on classes that cannot stand in every fold."""
+    """Returns a note that lists the classes with fewer units than folds, or no note if there are none."""
     units = np.bincount(pairs[:, 1])
     thin = [f"{classes[int(label)]} ({units[label]})" for label in np.flatnonzero((units > 0) & (units < num_folds))]
     if not thin:
         return ()
-    return (f"{counted(len(thin), 'class')} with fewer {kind}s than folds, so that some folds have none: {some(thin)}",)
+    return (
+        f"{counted(len(thin), 'class')} with fewer {kind}s than folds, so that some folds have no pictures of the class: "
+        f"{some(thin)}",
+    )

@@ -1,7 +1,7 @@
-"""Links: a split as a tree of folders, ``DIR/train/CLASS/file``, of symbolic links, hard links or copies.
+"""Writes a split as a tree of folders, ``DIR/train/CLASS/file``, of symbolic links, hard links or copies.
 
-Owns the names in the tree: no two pictures get the same one, and they depend on nothing but the pictures' paths and
-classes. The tree appears when all of it is there.
+This module chooses the names in the tree: they are unique, and depend only on the paths and classes of the images. The
+tree is built in a temporary folder and moved to its place when it is complete.
 """
 
 from __future__ import annotations
@@ -29,28 +29,35 @@ from stagewright.text import counted, some
 Mode = Literal["symlink", "hardlink", "copy"]
 
 _LONGEST = 255
-"""Bytes of a file name, on all usual file systems."""
+"""Maximum length of a file name in bytes, on all usual file systems."""
 
 
 def check_links_folder(folder: Path, root: str | None = None) -> None:
-    """DataError if ``folder`` holds anything, is a file, or lies in ``root``, where its links would count as pictures."""
+    """Raises DataError if ``folder`` is not empty, is a file, or is inside ``root``, the folder of the images.
+
+    Inside ``root``, the next run would read the links as additional images.
+    """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file", "a folder that is empty or not there yet", "name another one")
+        raise DataError(f"{folder} is a file", "a folder that is empty or does not exist yet", "name another folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"the folder {folder} is not empty", "one that is empty or not there yet", "name another one")
+        raise DataError(
+            f"the folder {folder} is not empty", "a folder that is empty or does not exist yet", "name another folder"
+        )
     if root is not None and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(root)):
         raise DataError(
-            f"{folder} lies in {root}, the folder of the pictures",
-            "a folder outside of it; in it the links would be taken for more pictures the next time",
-            "name another one",
+            f"{folder} is inside {root}, the folder of the pictures",
+            "a folder outside of it; inside, the next run would read the links as additional pictures",
+            "name another folder",
         )
 
 
 def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mode: Mode) -> tuple[str, ...]:
-    """Fills ``folder`` with one tree for each of ``trees`` (name, e.g. ``fold1`` or nothing; part of each picture).
+    """Writes one tree of links or copies into ``folder`` for each of ``trees``; returns notes on names that were changed.
 
-    Returns notes on names that could not be kept. DataError as :func:`check_links_folder`, or if hard links are asked
-    for between two file systems; StorageError if the folder cannot be written. Nothing is left of a tree that fails.
+    ``trees`` maps the name of a tree, e.g. ``fold1``, or "" for ``folder`` itself, to the part of each image.
+
+    Raises DataError like :func:`check_links_folder`, or if ``mode`` is ``hardlink`` and ``folder`` is on another file
+    system than the images; StorageError if the folder cannot be written. On an error, everything written is removed.
     """
     check_links_folder(folder, manifest.root)
     paths = manifest.paths.to_pylist()
@@ -61,14 +68,14 @@ def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mo
     try:
         building.mkdir(parents=True)
         for tree, parts in trees.items():
-            _plant(building, folder, tree, manifest, folders, names, parts, mode)
+            _build_tree(building, folder, tree, manifest, folders, names, parts, mode)
         for entry in sorted(building.iterdir()):
             entry.rename(folder / entry.name)
         building.rmdir()
     except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
         if new:
-            with contextlib.suppress(OSError):  # it is not empty, or the disk that failed fails again
+            with contextlib.suppress(OSError):  # the folder is not empty, or the disk fails again
                 folder.rmdir()
         if isinstance(error, OSError):
             raise _failed(folder, mode, error) from error
@@ -78,62 +85,63 @@ def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mo
     notes = []
     if changed:
         notes.append(
-            f"links: {counted(len(changed), 'class')} under another name, since it is no folder's: {some(changed)}"
+            f"links: {counted(len(changed), 'class')} renamed, because the class name cannot be used as a folder name: "
+            f"{some(changed)}"
         )
     if renamed:
-        notes.append(f"links: {counted(renamed, 'file')} under another name, for others of the class have the same")
+        notes.append(f"links: {counted(renamed, 'file')} renamed, because other files of the class have the same name")
     return tuple(notes)
 
 
 def class_folders(classes: Sequence[str]) -> list[str]:
-    """A folder's name for each class: its own where it can be one and is read as one, else one like it."""
-    wanted = [_usable(name) for name in classes]
-    several = {name for name, count in Counter(wanted).items() if count > 1}
+    """Returns a folder name for each class: the class name if it is a valid folder name, or else a similar one."""
+    valid = [_valid_name(name) for name in classes]
+    several = {name for name, count in Counter(valid).items() if count > 1}
     return [
-        name if name == class_ or name not in several else _marked(name, class_)
-        for class_, name in zip(classes, wanted, strict=True)
+        name if name == class_ or name not in several else _with_hash(name, class_)
+        for class_, name in zip(classes, valid, strict=True)
     ]
 
 
 def file_names(paths: Sequence[str], labels: Sequence[int]) -> list[str]:
-    """A file's name for each of ``paths``: its own, marked by a hash of the path where others of the class share it.
+    """Returns a file name for each of ``paths``: its own, with a hash of the path if other files of the class share it.
 
-    Names that differ in upper and lower case alone count as the same, since on some file systems they are.
+    Names that differ only in upper and lower case are treated as equal, because some file systems do so.
     """
-    wanted = [_usable(posixpath.basename(path)) for path in paths]
+    valid = [_valid_name(posixpath.basename(path)) for path in paths]
     rows_of: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
-    for row, (name, label) in enumerate(zip(wanted, labels, strict=True)):
-        rows_of[label, _folded(name)].append(row)
-    names = list(wanted)
+    for row, (name, label) in enumerate(zip(valid, labels, strict=True)):
+        rows_of[label, _case_folded(name)].append(row)
+    names = list(valid)
     for rows in rows_of.values():
         if len(rows) > 1:
             for row in rows:
-                names[row] = _marked(wanted[row], paths[row])
+                names[row] = _with_hash(valid[row], paths[row])
     return names
 
 
-def _folded(name: str) -> str:
+def _case_folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _usable(name: str) -> str:
-    """``name`` without what no file's name may hold, and such that :mod:`listing` does not pass over it."""
+def _valid_name(name: str) -> str:
+    """Returns ``name`` as a valid file name that :mod:`stagewright.data.sources.folders` does not ignore."""
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", name)
     if is_ignored(name):
         name = f"_{name}"
-    return name if len(name.encode()) <= _LONGEST else _marked(name, name)
+    return name if len(name.encode()) <= _LONGEST else _with_hash(name, name)
 
 
-def _marked(name: str, identity: str) -> str:
-    """``name`` with 40 bits of the hash of ``identity`` before its extension, shortened where it gets too long."""
+def _with_hash(name: str, identity: str) -> str:
+    """Returns ``name`` with 40 bits of the hash of ``identity`` before the extension, shortened if it is too long."""
     stem, extension = os.path.splitext(name)
-    mark = f"-{digest_of(identity.encode())[:5].hex()}{extension}"
-    if len(mark) > 40:  # no extension, but a name with a dot far ahead
-        stem, mark = name, mark[:11]
-    return stem.encode()[: _LONGEST - len(mark.encode())].decode(errors="ignore") + mark
+    suffix = f"-{digest_of(identity.encode())[:5].hex()}{extension}"
+    if len(suffix) > 40:  # not an extension, but a long name that has a dot near its start
+        stem, suffix = name, suffix[:11]
+    return stem.encode()[: _LONGEST - len(suffix.encode())].decode(errors="ignore") + suffix
 
 
-def _plant(
+def _build_tree(
     building: Path,
     folder: Path,
     tree: str,
@@ -143,9 +151,9 @@ def _plant(
     parts: Parts,
     mode: Mode,
 ) -> None:
-    """Fills ``building``/``tree``, which will be moved to ``folder``/``tree``: relative links are made for there."""
+    """Fills ``building``/``tree``, which is moved to ``folder``/``tree`` later: relative links are valid only there."""
     real: Callable[[str], str] = cache(lambda at: os.path.realpath(at))
-    away: Callable[[str, str], str] = cache(lambda to, at: os.path.relpath(to, at))
+    relative: Callable[[str, str], str] = cache(lambda to, at: os.path.relpath(to, at))
     made: dict[tuple[int, int], str] = {}
     rows = zip(manifest.paths.to_pylist(), manifest.labels.tolist(), names, parts.tolist(), strict=True)
     for path, label, name, part in rows:
@@ -153,15 +161,15 @@ def _plant(
         if (part, label) not in made:
             made[part, label] = os.path.join(building, inner)
             os.makedirs(os.path.dirname(made[part, label]), exist_ok=True)
-            os.mkdir(made[part, label])  # fails where two classes would share a folder
+            os.mkdir(made[part, label])  # fails if two classes would share a folder
         link = os.path.join(made[part, label], name)
         at, file = os.path.split(os.path.join(manifest.root, path))
         if mode == "symlink":
-            os.symlink(os.path.join(away(real(at), f"{real(str(folder))}/{inner}"), file), link)
+            os.symlink(os.path.join(relative(real(at), f"{real(str(folder))}/{inner}"), file), link)
         elif mode == "hardlink":
             os.link(os.path.realpath(os.path.join(at, file)), link)
         else:
-            with open(link, "xb"):  # fails where two files would share a name
+            with open(link, "xb"):  # fails if two files would share a name
                 pass
             shutil.copy2(os.path.join(at, file), link)
 
@@ -169,12 +177,12 @@ def _plant(
 def _failed(folder: Path, mode: Mode, error: OSError) -> DataError | StorageError:
     if error.errno == errno.EXDEV:
         return DataError(
-            f"{folder} lies on another file system than the pictures",
-            "one file system for hard links",
-            "take symbolic links or copies, or a folder on the pictures' disk",
+            f"{folder} is on another file system than the pictures",
+            "the same file system, for hard links",
+            "use symbolic links or copies, or name a folder on the file system of the pictures",
         )
     return StorageError(
-        f"the {'copies' if mode == 'copy' else 'links'} in {folder} cannot be made: {error.strerror or error}",
-        "a folder that can be written, with room for what is put there",
+        f"cannot create the {'copies' if mode == 'copy' else 'links'} in {folder}: {error.strerror or error}",
+        "a folder that can be written, with enough free space",
         "check permissions and free space, or name another folder",
     )

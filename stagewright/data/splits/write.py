@@ -1,7 +1,7 @@
-"""Splitting: a split or K folds of DATA, written down as tables, and as folders of links, that are DATA themselves.
+"""Makes a split or K folds of DATA and writes them as tables, and as folders of links, which can be used as DATA again.
 
-Owns two promises: a table that is written reads back as the same pictures, classes and parts, which is checked before
-it appears; and a split that DATA brings is never made anew unless that is asked for.
+This module guarantees that a written table reads back as the same images, classes and parts (this is checked before the
+table gets its name), and that a split that DATA contains is replaced only on request.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FORMATS = (".csv", ".parquet")
 Loaded = tuple[Manifest, tuple[str, ...], tuple[Excluded, ...]]
 
 
-def split(
+def split(  # the function behind `stagewright data split`: each keyword is one of its options
     source: str,
     settings: Data,
     seed: int,
@@ -55,19 +55,25 @@ def split(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> SplitSummary:
-    """Splits the pictures of ``source`` as a run with ``settings`` and ``seed`` would, and writes the table ``out``.
+    """Splits the images of ``source`` like a run with ``settings`` and ``seed``, writes the table ``out``, and returns a
+    summary.
 
-    The table (.csv or .parquet) has one row for each readable picture, with its path, label, split, group (if there are
-    groups) and hash. With ``folds`` = K it has the fold, 1 to K, instead of the split (and a split too if there is a
-    test part, which folds leave alone), and beside it stand K tables ``NAME-fold1ofK`` in which one fold validates and
-    the others train. ``links`` is a folder to fill with ``train/CLASS/file`` in ``mode``; with folds, with
-    ``fold1/train/CLASS/file``. ``workers`` and ``progress`` are those of :func:`~stagewright.data.dataset.load_dataset`.
+    The table (.csv or .parquet) has one row for each readable image, with the columns path, label, split, group (if there
+    are groups) and hash.
 
-    What DATA says of train, val and test is kept; with ``anew`` it is set aside. A share counts as asked for if it is set
-    in ``settings``, not left at its default: with folds only such a ``test`` is split off.
+    ``folds`` = K makes K folds instead: the table has a column with the fold, 1 to K, instead of the split. In addition,
+    K tables ``NAME-fold1ofK`` to ``NAME-foldKofK`` are written; in each of them, one fold is val and the others are train.
+    A test part is not divided into folds; if there is one, the table also has a column split.
 
-    DataError if a split that is kept leaves no room for what is asked, if ``out`` exists and may not be overwritten, if
-    ``links`` is not empty, or as from load_dataset and :func:`~stagewright.data.splits.folds.deal`; StorageError if a place
+    ``links`` is a folder in which ``train/CLASS/file`` is created for each image; with folds, ``fold1/train/CLASS/file``.
+    ``mode`` selects symbolic links, hard links or copies. ``overwrite`` allows existing tables to be replaced. ``workers``
+    and ``progress`` are passed to :func:`~stagewright.data.dataset.load_dataset`.
+
+    A split that DATA contains is kept; ``anew`` ignores it and makes a new one. With folds, a test part is split off only
+    if ``settings`` sets ``test`` explicitly.
+
+    Raises DataError if the request would change a split that is kept, if ``out`` exists and ``overwrite`` is False, if
+    ``links`` is not empty, and like load_dataset and :func:`~stagewright.data.splits.folds.deal`; StorageError if a file
     cannot be written.
     """
     out = absolute_path(out)
@@ -82,10 +88,10 @@ def split(
     fold_of = None
     if folds is not None:
         fold_of, fold_notes = _deal(manifest, folds, seed)
-        notes = [note for note in notes if not note.startswith("split ")]  # what it says of train is no longer so
+        notes = [note for note in notes if not note.startswith("split ")]  # its number of training images is wrong now
         notes += fold_notes
     elif not len(manifest.rows("val")):
-        notes.append("there is no val: a run on what is written here splits its own off train (data.val)")
+        notes.append("there is no val part: a run on this table splits its own val off from train (data.val)")
     paths, path_notes = _paths_from(out.parent, manifest)
     notes += path_notes
     notes += _write_all(manifest, tables, paths, fold_of, links, mode)
@@ -93,13 +99,13 @@ def split(
 
 
 def _check_shares(settings: Data, folds: int | None) -> None:
-    """DataError for shares that leave nothing to train on, or that folds have no use for."""
+    """Raises DataError if the shares leave nothing to train on, or do not fit together with folds."""
     if folds is not None and not 2 <= folds <= MOST_FOLDS:
         raise DataError(f"{counted(folds, 'fold')}", f"2 to {MOST_FOLDS} folds", "5 and 10 are usual")
     if folds is not None and "val" in settings.model_fields_set:
         raise DataError(
             f"a share of {settings.val} for val, and {folds} folds",
-            f"one of the two: each fold validates once, which is 1/{folds} of the pictures",
+            f"one of the two: each fold is val once, which is 1/{folds} of the pictures",
             "leave out the share for val",
         )
     if folds is None and settings.val + settings.test >= 1:
@@ -109,36 +115,41 @@ def _check_shares(settings: Data, folds: int | None) -> None:
             "for example 0.15 and 0.15",
         )
     if folds is None and settings.val == settings.test == 0:
-        raise DataError("no share for val and none for test", "a share above 0 for one of them", "for example 0.15")
+        raise DataError(
+            "no share for val and no share for test", "a share above 0 for at least one of them", "for example 0.15"
+        )
 
 
 def _table_names(out: Path, folds: int | None) -> list[Path]:
-    """The table ``out``, and those of the folds."""
+    """Returns the path of the table, and those of the tables of the folds."""
     if out.suffix.lower() not in FORMATS:
-        raise DataError(f"a table named {out.name!r}", f"a name that ends in {' or '.join(FORMATS)}", "name it so")
+        raise DataError(
+            f"a table named {out.name!r}", f"a name that ends in {' or '.join(FORMATS)}", "change the extension"
+        )
     return [out, *(out.with_name(f"{out.stem}-fold{k}of{folds}{out.suffix}") for k in range(1, (folds or 0) + 1))]
 
 
 def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
-    there = [table for table in tables if os.path.lexists(table)]
+    """Raises DataError if a table would replace DATA, a folder, or, without ``overwrite``, an existing file."""
+    existing = [table for table in tables if os.path.lexists(table)]
     own = Path(os.path.realpath(absolute_path(source)))
-    if any(Path(os.path.realpath(table)) == own for table in there):
-        raise DataError(f"{own} is DATA itself", "another file for the split", "name another one")
-    if there and not overwrite:
+    if any(Path(os.path.realpath(table)) == own for table in existing):
+        raise DataError(f"{own} is DATA itself", "another file for the split", "name another file with --out")
+    if existing and not overwrite:
         raise DataError(
-            f"{some(map(str, there), 3)} {'is' if len(there) == 1 else 'are'} there already",
+            f"{some(map(str, existing), 3)} {'exists' if len(existing) == 1 else 'exist'} already",
             "files that do not exist yet",
             "name another file with --out, or give --overwrite",
         )
-    folders = [table for table in there if table.is_dir()]
+    folders = [table for table in existing if table.is_dir()]
     if folders:
-        raise DataError(f"{folders[0]} is a folder", "a file's name", "name another one")
+        raise DataError(f"{folders[0]} is a folder", "the name of a file", "name another file with --out")
 
 
 def _load(
     source: str, settings: Data, seed: int, folds: int | None, anew: bool, workers: int, progress: Progress | None
 ) -> Loaded:
-    """The pictures of ``source`` with their parts, notes, and what is left out; with ``anew``, whatever DATA says."""
+    """Returns the manifest of ``source``, notes, and what was left out; with ``anew``, ignores the split of DATA."""
     if source.startswith("torchvision:"):
         raise _no_files(source)
     place = absolute_path(source)
@@ -157,8 +168,8 @@ def _load(
         found = scan(open_.root, open_.paths, workers=workers, progress=progress)
         manifest, notes, excluded = assemble(source, open_, found, settings, seed)
         given = _given(listing)
-        set_aside = f"the split that DATA gives ({given}) is set aside"
-        return manifest, (*notes, set_aside) if given else notes, excluded
+        ignored = f"the split that DATA contains ({given}) is ignored"
+        return manifest, (*notes, ignored) if given else notes, excluded
     dataset = load_dataset(source, settings, seed, workers=workers, progress=progress)
     if not isinstance(dataset.images, FileImages):
         raise _no_files(source)
@@ -166,22 +177,22 @@ def _load(
 
 
 def _check_room(source: str, listing: Listing, settings: Data, folds: int | None) -> None:
-    """DataError if DATA brings parts that what is asked for would have to change."""
+    """Raises DataError if the requested shares or folds would change a split that DATA contains."""
     has_val, has_test = ((listing.parts == part).any() for part in (VAL, TEST))
     kept = {"val", "test"} if has_val else {"test"} if has_test else set()
-    asked = [f"a share for {name}" for name in ("val", "test") if name in kept & settings.model_fields_set]
+    requested = [f"a share for {name}" for name in ("val", "test") if name in kept & settings.model_fields_set]
     if folds is not None and has_val:
-        asked = [f"{folds} folds"]
-    if asked:
+        requested = [f"{folds} folds"]
+    if requested:
         raise DataError(
-            f"{source!r} brings a split of its own ({_given(listing)}), and {' and '.join(asked)} would change it",
-            "the split as it is, or one made anew of all its pictures",
-            "leave them out to keep it, or ask for a new one (--anew)",
+            f"{source!r} contains a split already ({_given(listing)}), and {' and '.join(requested)} would change it",
+            "the split as it is, or a new split of all pictures",
+            "leave out these options to keep the split, or give --anew to make a new one",
         )
 
 
 def _given(listing: Listing) -> str:
-    """The parts that DATA names, if these are more than train."""
+    """Returns the parts of the split that DATA contains and their sizes, as text; "" if it names only train."""
     sizes = np.bincount(listing.parts[listing.parts >= 0], minlength=len(SPLITS))
     if not sizes[1:].any():
         return ""
@@ -190,14 +201,14 @@ def _given(listing: Listing) -> str:
 
 def _no_files(source: str) -> DataError:
     return DataError(
-        f"the pictures of {source!r} are not files that a table could name",
+        f"the pictures of {source!r} are not files, so a table cannot list them",
         "a folder of pictures, or a table of them",
-        "train on it as it is; its split is kept in the run's manifest.parquet",
+        "train on it directly; each run stores its split in its manifest.parquet",
     )
 
 
 def _deal(manifest: Manifest, num_folds: int, seed: int) -> tuple[Folds, tuple[str, ...]]:
-    """The fold of each picture, -1 for those that test; and notes."""
+    """Returns the fold of each image, (N,) int16 from 0, or -1 if it is in the test part; and notes."""
     raw = np.frombuffer(binascii.unhexlify("".join(manifest.hashes.to_pylist())), np.uint8)
     content = np.ascontiguousarray(raw.reshape(-1, DIGEST_BYTES)[:, :8]).view("<u8").ravel().astype(np.uint64)
     rows = np.flatnonzero(manifest.splits != TEST)
@@ -208,27 +219,30 @@ def _deal(manifest: Manifest, num_folds: int, seed: int) -> tuple[Folds, tuple[s
 
 
 def _parts_of_fold(fold_of: Folds, fold: int) -> Parts:
-    """Train, val and test when ``fold`` validates."""
+    """Returns the part of each image, (N,) int8, if ``fold`` is val."""
     return np.where(fold_of < 0, TEST, np.where(fold_of == fold, VAL, TRAIN)).astype(np.int8)
 
 
 def _paths_from(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """The pictures' paths relative to ``folder``, absolute if the two have nothing in common; and a note if so."""
+    """Returns the paths of the images relative to ``folder``, or absolute if the two have no folder in common; and notes.
+
+    The notes report paths that are absolute or lead out of ``folder``.
+    """
     root, base = os.path.abspath(manifest.root), str(folder)
     inside = Path(root).is_relative_to(base)
-    if not inside:  # the way up must neither start from a link to a folder nor end in one
+    if not inside:  # ".." is the parent of a link's target, so links to folders must be resolved first
         root, base = os.path.realpath(root), os.path.realpath(base)
     try:
         shared = os.path.commonpath([root, base])
-    except ValueError:  # on two drives
+    except ValueError:  # the two are on different drives
         shared = ""
     near = inside or os.path.dirname(shared) != shared
     prefix = os.path.relpath(root, base) if near else root
     notes = []
     if not near:
-        notes.append(f"the paths are absolute, since {folder} and the pictures in {root} have no folder in common")
+        notes.append(f"the paths are absolute, because {folder} and the pictures in {root} have no folder in common")
     elif prefix.startswith(".."):
-        notes.append(f"the paths lead out of {folder} to {prefix}: move table and pictures together, or neither")
+        notes.append(f"the paths lead out of {folder} to {prefix}: if you move the table, move the pictures with it")
     joined = (os.path.normpath(os.path.join(prefix, path)).replace(os.sep, "/") for path in manifest.paths.to_pylist())
     return list(joined), notes
 
@@ -236,7 +250,7 @@ def _paths_from(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]
 def _write_all(
     manifest: Manifest, tables: list[Path], paths: list[str], fold_of: Folds | None, links: Path | None, mode: Mode
 ) -> tuple[str, ...]:
-    """Writes and checks all tables and links before any of them gets its name; returns notes."""
+    """Writes all tables and links and checks them before any table gets its final name; returns notes."""
     places = {table: table.with_name(f".{table.stem}.{os.getpid()}.part{table.suffix}") for table in tables}
     out, *fold_tables = tables
     parts_of = {out: manifest.splits} if fold_of is None else {}
@@ -248,7 +262,9 @@ def _write_all(
             _write(places[out], _columns(manifest, paths, fold_of=fold_of))
         for table, parts in parts_of.items():
             _write(places[table], _columns(manifest, paths, parts=parts))
-        checked, parts = next(iter(parts_of.items()))  # the tables of the folds differ in their parts alone
+        checked, parts = next(
+            iter(parts_of.items())
+        )  # one check is enough: the tables of the folds differ only in parts
         _check_reads_back(places[checked], manifest, paths, parts)
         if links is not None:
             trees = {f"fold{at}": parts for at, parts in enumerate(parts_of.values(), 1)}
@@ -257,9 +273,9 @@ def _write_all(
             write_whole(table, partial(_copy, place))
     except OSError as error:
         raise StorageError(
-            f"the split cannot be written to {out.parent}: {error.strerror or error}",
+            f"cannot write the split to {out.parent}: {error.strerror or error}",
             "a folder that can be written",
-            "check permissions and free space, or name another place",
+            "check permissions and free space, or name another file with --out",
         ) from error
     finally:
         for place in places.values():
@@ -275,7 +291,7 @@ def _copy(file: Path, out: BinaryIO) -> None:
 def _columns(
     manifest: Manifest, paths: list[str], *, parts: Parts | None = None, fold_of: Folds | None = None
 ) -> dict[str, list[str | None]]:
-    """The columns of a table with a split, or of the table of all folds."""
+    """Returns the columns of a table, by name: with ``parts`` those of a split, with ``fold_of`` those of all folds."""
     columns: dict[str, list[str | None]] = {
         "path": [*paths],
         "label": [manifest.classes[label] for label in manifest.labels.tolist()],
@@ -307,7 +323,7 @@ def _write(file: Path, columns: dict[str, list[str | None]]) -> None:
 
 
 def _check_reads_back(file: Path, manifest: Manifest, paths: list[str], parts: Parts) -> None:
-    """DataError if the table would not be read as it was meant: spaces at the ends of names are trimmed, for example."""
+    """Raises DataError if the table reads back differently, e.g. because spaces at the ends of names are trimmed."""
     read = list_table(file, Data())
     groups = [None] * len(read.paths) if read.groups is None else read.groups.to_pylist()
     folder = str(file.parent)
@@ -326,7 +342,7 @@ def _check_reads_back(file: Path, manifest: Manifest, paths: list[str], parts: P
     ]
     if lost:
         raise DataError(
-            f"{counted(len(lost), 'picture')} would not be read from a table as they are, e.g. {some(map(repr, lost), 3)}",
+            f"{counted(len(lost), 'picture')} cannot be stored in a table exactly as named, e.g. {some(map(repr, lost), 3)}",
             "names of files, classes and groups without spaces at their ends and without backslashes",
             "rename them",
         )

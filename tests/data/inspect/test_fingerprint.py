@@ -1,4 +1,4 @@
-"""fingerprint: the same verdict as the scan, copies found whatever was done to them, and no false alarms."""
+"""Fingerprints: readable exactly if the scan can read the file; near duplicates are found, and nothing else is."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from stagewright.data.images.decode import decode, measure
-from stagewright.data.inspect import fingerprint
-from stagewright.data.inspect.fingerprint import SIDE, Look, Looks, Pairs, blank, differ, joined, look, near_pairs
+from stagewright.data.inspect import fingerprint as fingerprint_module
+from stagewright.data.inspect.fingerprint import (
+    SIDE,
+    Fingerprint,
+    Fingerprints,
+    Pairs,
+    blank,
+    differ,
+    fingerprint,
+    joined,
+    near_pairs,
+)
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Something like a photo: blobs of colour at every scale, no two seeds alike."""
+    """Returns a synthetic photo: blobs of colour at every scale, different for each seed."""
     random = np.random.default_rng(seed)
     picture = np.full((size[1], size[0], 3), 128.0)
     for cells in (2, 3, 5, 9, 17, 40):
@@ -37,7 +47,7 @@ def as_bytes(picture: Image.Image, form: str = "JPEG", **options: object) -> byt
 
 
 def thumb(data: bytes) -> np.ndarray:
-    found = look(data).thumb
+    found = fingerprint(data).thumb
     assert found is not None
     return found
 
@@ -111,23 +121,23 @@ def test_blank_pictures_are_left_alone() -> None:
 
 
 def test_the_tree_misses_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compared with looking at every pair in turn, on pictures close enough to have many pairs at the bounds."""
+    """The search finds the same pairs as a comparison of all pairs, on images with many pairs near the limits."""
     random = np.random.default_rng(3)
     base = np.stack([np.asarray(scene(seed, (SIDE, SIDE))) for seed in range(6)]).astype(float)
     base = np.concatenate([base, base[:, :, ::-1]])
-    # Symmetric but for a slope this way or that: the sign by which mirror images are told is unsure.
+    # Symmetric except for a slight slope to one side: the sign that decides the orientation is uncertain.
     slopes = (base[0] + base[6]) / 2 + np.linspace(-1, 1, SIDE)[:, None] * np.linspace(-16, 16, 24)[:, None, None, None]
     noise = random.normal(0, 1, (120, SIDE, SIDE, 3)) * random.uniform(2, 22, (120, 1, 1, 1))
     thumbs = np.concatenate([base[random.integers(0, 12, 96)] + noise[:96], slopes]).clip(0, 255).astype(np.uint8)
     found = near_pairs(thumbs)
-    features = fingerprint._features(fingerprint._grey(thumbs))
-    turned = fingerprint._features(fingerprint._grey(thumbs[:, :, ::-1]))
+    features = fingerprint_module._features(fingerprint_module._grey(thumbs))
+    turned = fingerprint_module._features(fingerprint_module._grey(thumbs[:, :, ::-1]))
     one, two = np.triu_indices(120, 1)
     pairs = np.stack([one, two], axis=1)
     expected: dict[tuple[int, int], bool] = {}
     for mirrored, others in ((True, turned), (False, features)):
         near = np.linalg.norm(features[one] - others[two], axis=1) <= 0.25
-        near &= fingerprint._alike(thumbs, pairs, np.full(len(pairs), mirrored))
+        near &= fingerprint_module._pixels_agree(thumbs, pairs, np.full(len(pairs), mirrored))
         expected |= {(int(a), int(b)): mirrored for a, b in pairs[near]}
     got = {(int(a), int(b)): bool(m) for a, b, m in zip(found.first, found.second, found.mirrored, strict=True)}
     assert len(expected) > 100 and len(set(expected.values())) == 2
@@ -138,8 +148,8 @@ def test_many_equal_ones_and_too_many_pairs(monkeypatch: pytest.MonkeyPatch) -> 
     one = thumb(as_bytes(scene(0)))
     pairs = near_pairs(np.stack([one] * 50))
     assert pairs.first.tolist() == [0] * 49 and pairs.second.tolist() == list(range(1, 50))
-    monkeypatch.setattr(fingerprint, "_MOST_PAIRS", 3)
-    monkeypatch.setattr(fingerprint, "_SAMPLE", 4)
+    monkeypatch.setattr(fingerprint_module, "_MOST_PAIRS", 3)
+    monkeypatch.setattr(fingerprint_module, "_SAMPLE", 4)
     several = np.stack([thumb(as_bytes(scene(0), quality=quality)) for quality in range(50, 70)])
     assert not near_pairs(several).complete
 
@@ -176,19 +186,19 @@ def test_differ_looks_at_all_rows_of_both_units(rows: list[tuple[int, int]]) -> 
 def test_what_a_look_tells(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[274] = 6
-    found = look(as_bytes(scene(0), exif=turned))
+    found = fingerprint(as_bytes(scene(0), exif=turned))
     assert (found.format, found.mode, found.width, found.height, found.orientation) == ("JPEG", "RGB", 120, 160, 6)
     upright = thumb(as_bytes(scene(0).transpose(Image.Transpose.ROTATE_270)))
     assert np.abs(thumb(as_bytes(scene(0), exif=turned)).astype(int) - upright).max() <= 6
-    assert look(as_bytes(scene(0).convert("L"))).grey and not look(as_bytes(scene(0))).grey
-    assert look(as_bytes(scene(0).convert("CMYK"))).mode == "CMYK"
-    assert look(as_bytes(scene(0).convert("P"), "PNG")).mode == "P"
-    assert look(as_bytes(scene(0).convert("RGBA"), "PNG")).alpha
+    assert fingerprint(as_bytes(scene(0).convert("L"))).grey and not fingerprint(as_bytes(scene(0))).grey
+    assert fingerprint(as_bytes(scene(0).convert("CMYK"))).mode == "CMYK"
+    assert fingerprint(as_bytes(scene(0).convert("P"), "PNG")).mode == "P"
+    assert fingerprint(as_bytes(scene(0).convert("RGBA"), "PNG")).alpha
     deep = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16)
-    assert look(as_bytes(deep, "PNG")).bits == 16
+    assert fingerprint(as_bytes(deep, "PNG")).bits == 16
     frames = as_bytes(scene(0), "GIF", save_all=True, append_images=[scene(1)])
-    assert look(frames).frames and not look(as_bytes(scene(0), "GIF")).frames
-    assert look(as_bytes(scene(0))[:900]).reason and look(b"").reason == "the file is empty"
+    assert fingerprint(frames).frames and not fingerprint(as_bytes(scene(0), "GIF")).frames
+    assert fingerprint(as_bytes(scene(0))[:900]).reason and fingerprint(b"").reason == "the file is empty"
 
 
 @pytest.mark.parametrize("size", [(500, 371), (333, 255), (257, 130)])
@@ -207,12 +217,12 @@ def test_handwritten_digits_are_not_copies_of_each_other() -> None:
 
 def test_grey_content_in_colour_files() -> None:
     pictures = (scene(0).convert("L").convert("RGB"), scene(0))
-    looks = Looks.empty(3)
+    fingerprints = Fingerprints.empty(3)
     for row, picture in enumerate(pictures):
-        looks.put(row, look(as_bytes(picture, quality=80)))
-    looks.put(2, Look(reason="damaged"))
-    assert looks.grey.tolist() == [True, False, False]
-    assert looks.readable.tolist() == [True, True, False]
+        fingerprints.put(row, fingerprint(as_bytes(picture, quality=80)))
+    fingerprints.put(2, Fingerprint(reason="damaged"))
+    assert fingerprints.grey.tolist() == [True, False, False]
+    assert fingerprints.readable.tolist() == [True, True, False]
 
 
 def test_the_verdict_is_that_of_the_scan(shared_data: Path) -> None:
@@ -220,7 +230,7 @@ def test_the_verdict_is_that_of_the_scan(shared_data: Path) -> None:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     readable = 0
     for name, data in files.items():
-        found = look(data)
+        found = fingerprint(data)
         try:
             size, reason = measure(data), ""
         except OSError as error:
@@ -230,13 +240,13 @@ def test_the_verdict_is_that_of_the_scan(shared_data: Path) -> None:
             readable += 1
             whole = np.asarray(decode(data).resize((SIDE, SIDE), Image.Resampling.BILINEAR)).astype(int)
             apart = np.abs(thumb(data).astype(int) - whole).mean()
-            # The data of one is damaged in a way that libjpeg passes over; what it makes up depends on the scale.
+            # One file is damaged in a way that libjpeg ignores; the pixels it fills in depend on the decoding scale.
             assert apart < 3 or name.endswith("hopper_bad_exif.jpg"), f"{name}: {apart:.1f} levels from the picture"
     assert readable > 60
 
 
 def test_photos_are_told_apart_and_copies_found(shared_data: Path) -> None:
-    """The figures of the docstring, on a part that is quick: every copy but one in a hundred, and no false alarm."""
+    """The recall in the module's docstring, on a small subset: at least 99 % of the copies are found, and no false pair."""
     with zipfile.ZipFile(shared_data / "photos-250.zip") as archive:
         names = [name for name in archive.namelist() if name.lower().endswith(".jpeg")][:80]
         photos = [archive.read(name) for name in names]

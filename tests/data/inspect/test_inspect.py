@@ -1,4 +1,4 @@
-"""inspect: each planted fault is found with exactly its files, clean sets give nothing, and all of it can be told."""
+"""inspect: each planted fault is found with exactly its files, clean data gives no finding, and all outputs work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from stagewright.cli.data_views import print_inspection
 from stagewright.data.dataset import load_dataset
-from stagewright.data.inspect.findings import Finding
+from stagewright.data.inspect.evidence import Finding
 from stagewright.data.inspect.inspect import Inspection, inspect
 from stagewright.data.inspect.page import _MOST_BYTES, page, write_page
 from stagewright.errors import DataError, StorageError
@@ -24,7 +25,7 @@ from stagewright.recipe.recipe import Data
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """Something like a photo: blobs of colour at every scale, no two seeds alike."""
+    """Returns a synthetic photo: blobs of colour at every scale, different for each seed."""
     random = np.random.default_rng(seed)
     picture = np.full((size[1], size[0], 3), 128.0)
     for cells in (2, 3, 5, 9, 17):
@@ -35,7 +36,7 @@ def scene(seed: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
 
 
 def make(root: Path, classes: dict[str, int], first: int = 0) -> Path:
-    """Folders (``train/cat`` or ``cat``) of so many JPEGs ``00.jpg`` ... each, all different."""
+    """Writes folders (``train/cat`` or ``cat``) with the given number of JPEGs ``00.jpg``, ... each, all different."""
     seed = first
     for name, count in classes.items():
         (root / name).mkdir(parents=True)
@@ -60,13 +61,13 @@ def split(clean_split: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def flat(clean_split: Path, tmp_path: Path) -> Path:
     shutil.copytree(clean_split / "train", tmp_path / "flat")
-    for name in ("cat", "dog"):  # so that 20 of each train
+    for name in ("cat", "dog"):  # so that train has 20 of each class
         for at in range(10):
             scene(1000 + at + 50 * (name == "dog")).save(tmp_path / "flat" / name / f"more{at}.jpg", quality=92)
     return tmp_path / "flat"
 
 
-def look_at(source: Path, **data: object) -> Inspection:
+def inspected(source: Path, **data: object) -> Inspection:
     return inspect(str(source), Data.model_validate(data))
 
 
@@ -85,9 +86,9 @@ def sets(finding: Finding) -> list[list[str]]:
 
 def test_clean_sets_give_nothing(clean_split: Path, flat: Path) -> None:
     for source, split in ((clean_split, "given"), (flat, "made")):
-        found = look_at(source)
+        found = inspected(source)
         assert found.findings == ()
-        assert (found.serious, found.verdict, found.split) == (False, "Nothing to complain about.", split)
+        assert (found.serious, found.verdict, found.split) == (False, "No problems found.", split)
 
 
 def test_identical_files(split: Path) -> None:
@@ -95,7 +96,7 @@ def test_identical_files(split: Path) -> None:
     shutil.copy(split / "train/cat/04.jpg", split / "train/dog/other.jpg")
     shutil.copy(split / "train/dog/05.jpg", split / "train/dog/again.jpg")
     shutil.copy(split / "train/cat/06.jpg", split / "val/dog/both.jpg")
-    found = look_at(split)
+    found = inspected(split)
     by_kind = kinds(found)
     assert set(by_kind) == {"copies-across-splits", "copies-conflicting", "copies"}
     assert sets(by_kind["copies-across-splits"]) == [
@@ -122,7 +123,7 @@ def test_near_duplicates(split: Path) -> None:
     Image.open(split / "train/dog/07.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
         split / "val/cat/arrow.jpg", quality=80
     )
-    by_kind = kinds(look_at(split))
+    by_kind = kinds(inspected(split))
     assert set(by_kind) == {"near-across-splits", "near-conflicting", "near", "mirrored-across-splits"}
     assert sets(by_kind["near-across-splits"]) == [["train/cat/03.jpg", "val/cat/leak.jpg"]]
     assert sets(by_kind["near-conflicting"]) == [["train/cat/04.jpg", "train/dog/other.png"]]
@@ -131,10 +132,10 @@ def test_near_duplicates(split: Path) -> None:
 
 
 def test_a_near_duplicate_leaks_through_an_identical_copy(split: Path) -> None:
-    """The copy in val is near only by way of a file whose first appearance is in val too."""
+    """The search sees only the first of identical files, here one in val; the leak is to its copy in train."""
     Image.open(split / "val/cat/01.jpg").save(split / "val/cat/near.jpg", quality=40)
     shutil.copy(split / "val/cat/01.jpg", split / "train/cat/zz.jpg")
-    by_kind = kinds(look_at(split))
+    by_kind = kinds(inspected(split))
     assert sets(by_kind["copies-across-splits"]) == [["train/cat/zz.jpg", "val/cat/01.jpg"]]
     assert sets(by_kind["near-across-splits"]) == [["train/cat/zz.jpg", "val/cat/01.jpg", "val/cat/near.jpg"]]
 
@@ -143,13 +144,13 @@ def test_without_a_given_split_copies_cannot_leak(flat: Path) -> None:
     for at in range(20):
         shutil.copy(flat / f"cat/{at:02d}.jpg", flat / f"cat/copy{at:02d}.jpg")
         Image.open(flat / f"dog/{at:02d}.jpg").save(flat / f"dog/near{at:02d}.jpg", quality=40)
-    found = look_at(flat)
+    found = inspected(flat)
     by_kind = kinds(found)
     assert set(by_kind) == {"copies", "near"} and not found.serious
     assert "keeps them together" in by_kind["copies"].why
     parts = {item.path: found.where(item)[1] for item in by_kind["near"].items}
     torn = sum(len({parts[path] for path in each}) > 1 for each in sets(by_kind["near"]))
-    assert torn > 0 and f"{torn} sets would stand on both sides" in by_kind["near"].why
+    assert torn > 0 and f"{torn} sets would be divided between its parts" in by_kind["near"].why
     copies = {item.path: found.where(item)[1] for item in by_kind["copies"].items}
     assert all(len({copies[path] for path in each}) == 1 for each in sets(by_kind["copies"]))
 
@@ -173,7 +174,7 @@ def test_files_that_are_not_what_they_seem(split: Path) -> None:
     scene(507, (40, 160)).save(folder / "narrow.jpg", quality=92)
     scene(508, (16, 12)).save(folder / "tiny.png")
     Image.new("RGB", (96, 72), (3, 3, 4)).save(folder / "night.png")
-    by_kind = kinds(look_at(split))
+    by_kind = kinds(inspected(split))
     expected = {
         "unreadable": ["cut.jpg", "empty.png"],
         "not-pictures": ["notes.txt"],
@@ -193,14 +194,14 @@ def test_files_that_are_not_what_they_seem(split: Path) -> None:
     details = {item.path.split("/")[-1]: item.detail for finding in by_kind.values() for item in finding.items}
     assert "truncated" in details["cut.jpg"] and details["empty.png"] == "the file is empty"
     assert details["01.png"] == "holds JPEG" and "0" not in by_kind["unreadable"].why
-    assert not look_at(split).serious
-    strict = look_at(split, bad_images="fail")
+    assert not inspected(split).serious
+    strict = inspected(split, bad_images="fail")
     assert kinds(strict)["unreadable"].severity == "serious" and strict.serious
 
 
 def test_classes_that_differ_between_splits(split: Path) -> None:
     make(split, {"val/fox": 3, "train/owl": 20}, first=700)
-    found = look_at(split)
+    found = inspected(split)
     by_kind = kinds(found)
     assert set(by_kind) == {"class-not-trained", "class-not-in-val"}
     assert paths(by_kind["class-not-trained"]) == [f"val/fox/{at:02d}.jpg" for at in range(3)]
@@ -212,7 +213,7 @@ def test_classes_that_differ_between_splits(split: Path) -> None:
 
 def test_balance(tmp_path: Path) -> None:
     root = make(tmp_path / "few", {"train/cat": 60, "train/dog": 4, "val/cat": 4, "val/dog": 6})
-    by_kind = kinds(look_at(root))
+    by_kind = kinds(inspected(root))
     assert set(by_kind) == {"few-pictures", "imbalance", "class-shares-differ"}
     assert by_kind["few-pictures"].names == ("dog",) and by_kind["imbalance"].names == ("cat", "dog")
     assert "15 times" in by_kind["imbalance"].what and "54 %" in by_kind["class-shares-differ"].what
@@ -226,7 +227,7 @@ def test_what_gives_a_class_or_a_split_away(split: Path) -> None:
     for path in (split / "val/cat").iterdir():
         Image.open(path).resize((60, 45)).save(path.with_suffix(".png"))
         path.unlink()
-    by_kind = kinds(look_at(split))
+    by_kind = kinds(inspected(split))
     assert set(by_kind) == {"colour-tells-class", "size-tells-split", "grey"}
     assert set(by_kind["colour-tells-class"].names) == {"cat", "dog"}
     assert by_kind["size-tells-split"].severity == "warning" and len(by_kind["grey"].items) == 25
@@ -234,7 +235,7 @@ def test_what_gives_a_class_or_a_split_away(split: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """60 pictures, a site for every four, a split that keeps sites whole."""
+    """Writes a table of 60 images from six sites, with a split that does not divide sites."""
     root = make(tmp_path / "table", {"pictures": 60})
     rows = ["path,label,site,split"]
     for at in range(60):
@@ -245,11 +246,11 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_tables(table: Path) -> None:
-    assert look_at(table).findings == ()
+    assert inspected(table).findings == ()
     text = table.read_text().replace("04.jpg,cat,s0val", "04.jpg,cat,s0train").replace("07.jpg,", "07,")
     table.write_text(text + "\npictures/gone.jpg,cat,s1train,train\npictures/07,dog,s1train,train\n")
     scene(900).save(table.parent / "pictures/stray.jpg")
-    found = look_at(table)
+    found = inspected(table)
     by_kind = kinds(found)
     assert set(by_kind) == {"groups-straddle", "rows-without-file", "left-out", "files-without-row"}
     straddling = [f"pictures/{at:02d}.jpg" for at in range(20) if at != 7 and (at % 5 != 4 or at == 4)]
@@ -262,14 +263,14 @@ def test_tables(table: Path) -> None:
 
 
 def test_data_that_training_refuses(tmp_path: Path) -> None:
-    found = look_at(make(tmp_path / "one", {"cat": 25}))
+    found = inspected(make(tmp_path / "one", {"cat": 25}))
     assert set(kinds(found)) == {"refused"} and found.serious and found.split == "none"
     assert "cat" in found.findings[0].what and found.findings[0].todo
     (tmp_path / "bad/cat").mkdir(parents=True)
     (tmp_path / "bad/cat/a.jpg").write_bytes(b"nothing")
-    nothing = look_at(tmp_path / "bad")
+    nothing = inspected(tmp_path / "bad")
     assert {"unreadable", "refused"} <= set(kinds(nothing)) and nothing.to_dict()["pictures"] == 0
-    nothing.print(Console(file=io.StringIO()))
+    print_inspection(nothing, Console(file=io.StringIO()))
     assert "Not ready" in page(nothing)
     for source in ("torchvision:CIFAR10", str(tmp_path / "absent"), str(tmp_path / "one" / "cat" / "00.jpg")):
         with pytest.raises(DataError):
@@ -288,7 +289,7 @@ def test_the_split_is_that_of_a_run_and_threads_change_nothing(flat: Path) -> No
 
 def test_plain_is_json_with_all_files(split: Path) -> None:
     shutil.copy(split / "train/cat/03.jpg", split / "val/cat/leak.jpg")
-    plain = json.loads(json.dumps(look_at(split).to_dict()))
+    plain = json.loads(json.dumps(inspected(split).to_dict()))
     assert set(plain) == {
         *("version", "source", "root", "verdict", "serious", "seconds", "files", "pictures", "bytes", "split", "seed"),
         *("classes", "groups", "formats", "modes", "grey", "width", "height", "aspect", "findings", "notes"),
@@ -308,11 +309,11 @@ def test_the_terminal_fits_a_screen_and_is_not_fooled_by_names(tmp_path: Path) -
     root = make(tmp_path / "many", {f"train/class {at:02d}": 2 for at in range(40)} | {"train/[red]x": 2})
     shutil.copytree(root / "train", root / "val")
     file = io.StringIO()
-    look_at(root).print(Console(file=file, width=100))
+    print_inspection(inspected(root), Console(file=file, width=100))
     text = file.getvalue()
     assert "27 classes between" in text
     assert any(line.startswith("[red]x") for line in text.splitlines())
-    assert "82 sets of identical files (164 pictures) stand in more than one of train, val and test" in text
+    assert "82 sets of identical files (164 pictures) are in more than one of train, val and test" in text
     assert "and 160 more" in text and "Not ready" in text.splitlines()[-1]
     assert len(text.splitlines()) < 60
 
@@ -340,7 +341,7 @@ def test_the_page_is_whole_safe_and_alone(split: Path, tmp_path: Path) -> None:
     make(split, {f"train/{evil}": 20, f"val/{evil}": 5}, first=300)
     shutil.copy(split / f"train/{evil}/03.jpg", split / f"val/{evil}/\"onload='x'.jpg")
     (split / "train/cat/cut.jpg").write_bytes((split / "train/cat/00.jpg").read_bytes()[:400])
-    found = look_at(split)
+    found = inspected(split)
     write_page(found, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text("utf-8")
     parser = _Tags()
@@ -361,7 +362,7 @@ def test_the_page_is_whole_safe_and_alone(split: Path, tmp_path: Path) -> None:
 
 
 def test_thumbnails_are_bounded(clean_split: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = look_at(clean_split)
+    found = inspected(clean_split)
     whole = page(found)
     assert whole.count("data:image/jpeg") == 16 and len(whole) < _MOST_BYTES
     monkeypatch.setattr("stagewright.data.inspect.page._MOST_BYTES", 20_000)
@@ -373,7 +374,7 @@ def test_all_that_a_run_leaves_out_is_told(shared_data: Path, tmp_path: Path) ->
     with zipfile.ZipFile(shared_data / "awkward-images.zip") as archive:
         archive.extractall(tmp_path)
     root = tmp_path / "awkward-images"
-    found = look_at(root)
+    found = inspected(root)
     told = {(item.path, item.detail) for finding in found.findings for item in finding.items}
     excluded = load_dataset(str(root), Data(), 0).excluded
     assert len(excluded) >= 9
@@ -385,7 +386,7 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(shared_data / "breeds-csv.zip") as archive:
         archive.extractall(tmp_path)
     table = next(tmp_path.rglob("labels.csv"))
-    found = look_at(table)
+    found = inspected(table)
     by_kind = kinds(found)
     assert len(paths(by_kind["rows-without-file"])) == 10_000
     assert paths(by_kind["wrong-extension"]) == ["train/Cat1035.png"]

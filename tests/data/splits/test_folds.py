@@ -1,4 +1,4 @@
-"""deal: folds are even, stratified and whole; small cases against all that could be done, large ones against scikit-learn."""
+"""deal: folds are even, stratified and complete; small cases against all solutions, large ones against scikit-learn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_sizes_and_classes_differ_by_one_picture_at_most(sizes: list[int], num_f
 
 @st.composite
 def copied(draw: st.DrawFn) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint64] | None]:
-    """Pictures with copies, within and across classes, and groups or none."""
+    """Draws images with copies, within and across classes, with or without groups."""
     sizes = draw(class_sizes)
     labels = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     number = len(labels)
@@ -81,10 +81,10 @@ def test_promises_hold_for_any_pictures(
         return
     assert set(folds) == set(range(num_folds))
     for label in np.unique(labels):
-        assert len(set(folds[labels == label])) > 1  # whatever validates, something of it trains
+        assert len(set(folds[labels == label])) > 1  # whichever fold validates, the class has images to train on
     if groups is not None:
         assert all(len(set(folds[groups == group])) == 1 for group in np.unique(groups))
-    if groups is None or not any("stand in several folds" in note for note in notes):
+    if groups is None or not any("copies may be in different folds" in note for note in notes):
         assert all(len(set(folds[content == picture])) == 1 for picture in np.unique(content))
     again, again_notes = deal(content[order], labels[order], num_folds, seed, NAMES, mixed)
     assert (again == folds[order]).all() and again_notes == notes
@@ -113,14 +113,14 @@ def test_a_class_comes_before_the_total_and_the_total_decides_the_rest() -> None
         folds, _ = deal(content, labels, 2, seed, NAMES)
         counts = table(folds, labels, 2)
         assert sorted(counts[:, 1]) == [4, 5]
-        assert sorted(counts.sum(1)) == [6, 13]  # the last one goes to the smaller fold
+        assert sorted(counts.sum(1)) == [6, 13]  # the last image goes to the smaller fold
         even = content_of(10)[[0, 1, 2, 3, 4, 5, 5, 6, 7, 8]]
         folds, _ = deal(even, np.repeat(np.array([0, 1], np.int32), 5), 2, seed, NAMES)
         assert np.bincount(folds).tolist() == [5, 5]
 
 
 def test_a_class_of_copies_of_others_gets_a_second_fold() -> None:
-    """Its pictures count for the other class when they are dealt, so some seeds put both into one fold at first."""
+    """Such images are counted for their other class, so for some seeds both are in one fold before the repair."""
     content = content_of(8)[[0, 1, 2, 3, 4, 5, 6, 7, 0, 1]]
     labels = np.repeat(np.array([0, 1], np.int32), [8, 2])
     for seed in range(30):
@@ -129,7 +129,7 @@ def test_a_class_of_copies_of_others_gets_a_second_fold() -> None:
 
 
 def distance(assignment: tuple[int, ...], units: NDArray[np.int64], num_folds: int) -> float:
-    """The measure of ``grouped``, from its definition: squared deviations of class shares and of total shares."""
+    """The objective of ``grouped``, from its definition: squared deviations of class shares and of total shares."""
     counts = np.zeros((num_folds, units.shape[1]))
     np.add.at(counts, list(assignment), units)
     classes = ((counts / units.sum(0) - 1 / num_folds) ** 2).mean(1)
@@ -138,7 +138,7 @@ def distance(assignment: tuple[int, ...], units: NDArray[np.int64], num_folds: i
 
 @pytest.mark.parametrize("num_folds", [2, 3])
 def test_small_groups_are_dealt_as_well_as_can_be(num_folds: int) -> None:
-    """Every way to fill six groups with up to three pictures of each of two classes, one in 347 of them tried."""
+    """Tests one in 347 of all ways to fill six groups with up to three images of each of two classes."""
     kinds = [(a, b) for a, b in product(range(4), repeat=2) if a + b]
     best, found = [], []
     for case in list(combinations_with_replacement(kinds, 6))[::347]:
@@ -158,7 +158,7 @@ def test_small_groups_are_dealt_as_well_as_can_be(num_folds: int) -> None:
 @pytest.mark.parametrize("num_folds", [2, 3])
 @pytest.mark.parametrize("num_units", [3, 4, 5])
 def test_every_class_gets_a_second_fold_wherever_that_can_be(num_folds: int, num_units: int) -> None:
-    """All ways to spread three classes over a few units, from the worst start: everything in one fold."""
+    """Tests all ways to distribute three classes over a few units, from the worst start: all units in one fold."""
     subsets = [subset for subset in product([0, 1], repeat=3) if any(subset)]
     for case in combinations_with_replacement(subsets, num_units):
         stands = np.array(case)
@@ -176,7 +176,7 @@ def test_every_class_gets_a_second_fold_wherever_that_can_be(num_folds: int, num
         if possible:
             assert fine(_every_class_trains(np.zeros(num_units, np.int16), *args))
         else:
-            with pytest.raises(DataError, match="no way was found"):
+            with pytest.raises(DataError, match="found no assignment"):
                 _every_class_trains(np.zeros(num_units, np.int16), *args)
 
 
@@ -191,20 +191,22 @@ def test_too_little_to_deal() -> None:
 
     assert refused(1, labels).given == "1 fold" and refused(1, labels).allowed == "2 to 100 folds"
     assert refused(6, labels).given == "5 different pictures cannot give 6 folds"
-    assert refused(6, labels).remedy == "ask for 5 folds or fewer"
+    assert refused(6, labels).remedy == "request 5 folds or fewer"
     error = refused(3, labels, [0, 1, 0, 1, 1])
     assert error.given == "2 groups cannot give 3 folds"
-    assert error.remedy == "ask for 2 folds or fewer, or give up the groups (--set data.group=none)"
+    assert error.remedy == "request 2 folds or fewer, or do not use groups (--set data.group=none)"
     error = refused(2, np.array([0, 0, 0, 1], np.int32))
-    assert error.given.startswith("1 class with one different picture only, which validates in one of the folds")
+    assert error.given.startswith("1 class with only one different picture, so that there is nothing to train on")
     assert error.given.endswith("'c1'")
-    assert "1 class with one group only" in refused(2, labels, [0, 0, 1, 2, 3]).given
+    assert "1 class with only one group" in refused(2, labels, [0, 0, 1, 2, 3]).given
 
 
 def test_thin_classes_are_told() -> None:
     labels = np.repeat(np.array([0, 1], np.int32), [20, 3])
     folds, notes = deal(content_of(23), labels, 5, 0, NAMES)
-    assert notes == ("1 class with fewer different pictures than folds, so that some folds have none: c1 (3)",)
+    assert notes == (
+        "1 class with fewer different pictures than folds, so that some folds have no pictures of the class: c1 (3)",
+    )
     assert len(set(folds[20:])) == 3
 
 
@@ -216,9 +218,11 @@ def test_groups_that_share_a_picture() -> None:
     for seed in range(5):
         folds, notes = deal(content, labels, 5, seed, NAMES, keys(1, group))
         assert notes == () and len(set(folds[np.isin(group, [0, 11, 22])])) == 1
-    content[::4] = content[0]  # every camera has the same black picture
+    content[::4] = content[0]  # every camera has the same black image
     folds, notes = deal(content, labels, 5, 0, NAMES, keys(1, group))
-    assert notes[0].startswith("32 pictures have identical copies in other groups and may stand in several folds")
+    assert notes[0].startswith(
+        "32 pictures have identical copies in other groups, and the copies may be in different folds"
+    )
     assert all(len(set(folds[group == at])) == 1 for at in range(30)) and set(folds) == set(range(5))
 
 
@@ -228,20 +232,20 @@ def test_seeds_and_numbers_of_folds_deal_anew() -> None:
     agree = [(a == b).mean() for a in dealt for b in dealt if a is not b]
     assert 0.15 < np.mean(agree) < 0.25 and max(agree) < 0.35  # as much as chance
     fifth, tenth = dealt[0], deal(content_of(300), labels, 10, 0, NAMES)[0]
-    inside = table(tenth, fifth.astype(np.int32), 10).max(1)  # of a tenth, the most that lies in one fifth
-    assert inside.mean() < 18  # 30 if tenths were halves of fifths
+    inside = table(tenth, fifth.astype(np.int32), 10).max(1)  # of a tenth of the rows, the largest number in one fifth
+    assert inside.mean() < 18  # it would be 30 if each tenth were half of a fifth
     assert dealt[0][:12].tolist() == [3, 1, 0, 3, 1, 4, 1, 1, 1, 3, 4, 2]  # for ever
 
 
 def class_distance(folds: NDArray[np.int64], labels: NDArray[np.int32]) -> float:
-    """Mean over folds of the total variation between their class shares and those of the whole."""
+    """Mean over folds of the total variation distance between their class shares and those of all images."""
     counts = table(folds.astype(np.int16), labels, int(folds.max()) + 1)
     whole = counts.sum(0) / counts.sum()
     return float(np.abs(counts / counts.sum(1, keepdims=True) - whole).sum(1).mean() / 2)
 
 
 def test_camera_traps_against_scikit_learn(shared_data: Path) -> None:
-    """3,819 rows of 8 classes at 40 real sites, of which the largest has 557."""
+    """3,819 rows of 8 classes at 40 real sites; the largest site has 557."""
     with (shared_data / "camera-traps-features.csv").open() as file:
         sites = np.unique([row["site"] for row in csv.DictReader(file)], return_inverse=True)[1]
     with (shared_data / "camera-traps-labels.csv").open() as file:

@@ -1,4 +1,4 @@
-"""split: what is written reads back as it was meant, keeps what DATA brings, and loses nothing."""
+"""split: a written table reads back as the same data, a split of DATA is kept, and nothing is lost on errors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from stagewright.cli.data_views import print_split
 from stagewright.data.dataset import load_dataset
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.splits import links as links_module
@@ -31,7 +32,7 @@ from stagewright.recipe.recipe import Data
 
 
 def draw(file: Path, value: int) -> Path:
-    """A picture of its own for each value."""
+    """Returns a different PNG image for each value."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 256, (4, 5, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(file)
@@ -52,7 +53,7 @@ def write_csv(file: Path, rows: list[list[str]]) -> Path:
 
 
 def grouped(root: Path, pictures: int = 40, groups: int = 10) -> Path:
-    """A table of two classes with a column ``site``; one picture in 8 has no site."""
+    """Writes a table of two classes with a column ``site``; one image in 8 has no site."""
     fill(root / "pictures", a=pictures // 2, b=pictures // 2)
     rows = [["file", "species", "site"]]
     for at in range(pictures):
@@ -61,7 +62,7 @@ def grouped(root: Path, pictures: int = 40, groups: int = 10) -> Path:
 
 
 def contents(manifest: Manifest) -> list[tuple[str, str, str]]:
-    """Hash, class and part of every picture, sorted."""
+    """Returns hash, class and part of every image, sorted."""
     names = [manifest.classes[label] for label in manifest.labels]
     return sorted(zip(manifest.hashes.to_pylist(), names, [SPLITS[part] for part in manifest.splits], strict=True))
 
@@ -75,7 +76,7 @@ def refused(source: Path | str, out: Path, settings: Data | None = None, **optio
     with pytest.raises(StagewrightError) as error:
         split(str(source), settings or Data(), 0, out=out, **options)
     assert error.value.given and error.value.allowed and error.value.remedy
-    assert sorted(out.parent.rglob("*")) == before  # nothing is left behind
+    assert sorted(out.parent.rglob("*")) == before  # an error leaves no files
     return error.value
 
 
@@ -113,7 +114,7 @@ def test_groups_are_written_and_read_back(tmp_path: Path) -> None:
 
 
 def test_folders_reached_by_links(tmp_path: Path) -> None:
-    """The way from the table to the pictures must be right where the folders really are."""
+    """The relative paths must be valid in the folders that the links point to."""
     root = fill(tmp_path / "disk" / "deep" / "photos", a=8, b=8)
     (tmp_path / "photos").symlink_to(root)
     (tmp_path / "here" / "real").mkdir(parents=True)
@@ -134,7 +135,7 @@ def test_paths_without_a_common_folder_are_absolute(tmp_path: Path) -> None:
     manifest = load_dataset(str(fill(tmp_path, a=2, b=2)), Data(), 0).manifest
     paths, notes = write._paths_from(Path("/nowhere/tables"), manifest)
     assert paths[0] == f"{os.path.realpath(tmp_path)}/a/0.png"
-    assert notes[0].startswith("the paths are absolute, since /nowhere/tables and the pictures in ")
+    assert notes[0].startswith("the paths are absolute, because /nowhere/tables and the pictures in ")
 
 
 def test_awkward_names_are_written_or_refused(tmp_path: Path) -> None:
@@ -144,11 +145,11 @@ def test_awkward_names_are_written_or_refused(tmp_path: Path) -> None:
     assert contents(read(table)) == contents(load_dataset(str(root), Data(), 0).manifest)
     draw(tmp_path / "end.png", 9998).rename(root / "007" / "end.png ")
     error = refused(root, tmp_path / "other.csv")
-    assert error.given == "1 picture would not be read from a table as they are, e.g. 'photos/007/end.png '"
+    assert error.given == "1 picture cannot be stored in a table exactly as named, e.g. 'photos/007/end.png '"
     (root / "007" / "end.png ").unlink()
     draw(root / "cat " / "1.png", 1)
     draw(root / "cat " / "2.png", 2)
-    assert "2 pictures would not be read" in refused(root, tmp_path / "other.csv").given
+    assert "2 pictures cannot be stored in a table" in refused(root, tmp_path / "other.csv").given
 
 
 def test_places_that_are_taken(tmp_path: Path) -> None:
@@ -156,12 +157,12 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
     out = tmp_path / "t.csv"
     split(str(root), Data(), 0, out=out)
     old = out.read_bytes()
-    assert refused(root, out).given == f"{out} is there already"
+    assert refused(root, out).given == f"{out} exists already"
     assert out.read_bytes() == old
     split(str(root), Data(), 1, out=out, overwrite=True)
     assert out.read_bytes() != old
     (tmp_path / "k-fold2of3.csv").write_text("mine")
-    assert "k-fold2of3.csv is there already" in refused(root, tmp_path / "k.csv", folds=3).given
+    assert "k-fold2of3.csv exists already" in refused(root, tmp_path / "k.csv", folds=3).given
     assert refused(out, out, overwrite=True).given == f"{out} is DATA itself"
     assert refused(root, tmp_path / "t.txt").allowed == "a name that ends in .csv or .parquet"
     assert "are not files" in refused("torchvision:CIFAR10", tmp_path / "c.csv").given
@@ -195,14 +196,14 @@ def test_a_split_that_data_brings_is_kept(tmp_path: Path) -> None:
     for data in (root, table):
         error = refused(data, tmp_path / "no.csv", Data(val=0.2, test=0.1))
         assert error.given == (
-            f"'{data}' brings a split of its own (train 12, val 5, test 2), "
+            f"'{data}' contains a split already (train 12, val 5, test 2), "
             "and a share for val and a share for test would change it"
         )
         assert "--anew" in error.remedy
         assert "and 3 folds would change it" in refused(data, tmp_path / "no.csv", folds=3).given
     made = split(str(root), Data(val=0.2, test=0.0), 7, out=tmp_path / "anew.csv", anew=True)
     assert made.pictures.sum(1).tolist() == [15, 4] and contents(read(made.tables[0])) != kept
-    assert "the split that DATA gives (train 12, val 5, test 2) is set aside" in made.notes
+    assert "the split that DATA contains (train 12, val 5, test 2) is ignored" in made.notes
     from_table = split(str(table), Data(val=0.2, test=0.0), 7, out=tmp_path / "table.csv", anew=True)
     assert contents(read(from_table.tables[0])) == contents(read(made.tables[0]))
     flat = split(str(root), Data(val=0.2, test=0.0), 7, out=tmp_path / "folds.csv", anew=True, links=tmp_path / "l")
@@ -237,7 +238,7 @@ def test_a_test_part_that_data_brings_is_kept(tmp_path: Path) -> None:
 def test_without_val_it_is_said(tmp_path: Path) -> None:
     summary = split(str(fill(tmp_path / "p", a=10, b=10)), Data(val=0.0, test=0.2), 0, out=tmp_path / "t.csv")
     assert summary.parts == ("train", "test")
-    assert any(note.startswith("there is no val") for note in summary.notes)
+    assert any(note.startswith("there is no val part") for note in summary.notes)
     parts = Counter(part for _, _, part in contents(read(summary.tables[0], val=0.0)))
     assert parts == {"train": 16, "test": 4}
 
@@ -289,7 +290,7 @@ def test_folds_that_cannot_be(tmp_path: Path) -> None:
     assert refused(root, out, folds=11).given == "10 different pictures cannot give 11 folds"
     assert refused(root, out, Data(val=0.2), folds=3).given == "a share of 0.2 for val, and 3 folds"
     draw(root / "rare" / "1.png", 77)
-    assert refused(root, out, folds=2).given.endswith("nothing to train on: 'rare'")
+    assert refused(root, out, folds=2).given.endswith("nothing to train on when its fold validates: 'rare'")
     assert (
         refused(grouped(tmp_path / "g"), tmp_path / "g" / "k.csv", folds=16).given == "15 groups cannot give 16 folds"
     )
@@ -302,7 +303,7 @@ def test_links_read_back(tmp_path: Path, mode: Any) -> None:
     links = tmp_path / "deep" / "links"
     assert summary.links == links and contents(read(links)) == contents(read(summary.tables[0]))
     assert any(
-        note == "links: 12 files under another name, for others of the class have the same" for note in summary.notes
+        note == "links: 12 files renamed, because other files of the class have the same name" for note in summary.notes
     )
     file = next(file for file in sorted(links.rglob("*.png")))
     if mode == "symlink":
@@ -324,7 +325,7 @@ def test_links_read_back(tmp_path: Path, mode: Any) -> None:
 
 def test_links_of_folds(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=9, b=9)
-    (tmp_path / "links").mkdir()  # empty is as good as absent
+    (tmp_path / "links").mkdir()  # an empty folder is treated like one that does not exist
     summary = split(str(root), Data(), 0, out=tmp_path / "t.csv", folds=3, links=tmp_path / "links")
     assert sorted(entry.name for entry in (tmp_path / "links").iterdir()) == ["fold1", "fold2", "fold3"]
     for fold, table in enumerate(summary.tables[1:], 1):
@@ -348,7 +349,8 @@ def test_class_names_that_are_no_folders(tmp_path: Path) -> None:
     expected = [(content, names[name], part) for content, name, part in contents(read(summary.tables[0]))]
     assert contents(again) == sorted(expected)
     assert any(
-        note.startswith("links: 5 classes under another name, since it is no folder's") for note in summary.notes
+        note.startswith("links: 5 classes renamed, because the class name cannot be used as a folder name")
+        for note in summary.notes
     )
 
 
@@ -360,7 +362,7 @@ def test_file_names_do_not_clash() -> None:
     assert names[0].startswith("i-") and names[0].endswith(".jpg") and names[2].endswith(".JPG")
     assert all(len(name.encode()) <= 255 for name in names) and names[5].endswith(".png")
     assert len({name.casefold() for name in file_names(["s/x.png", "t/X.png"], [0, 0])}) == 2
-    assert file_names(paths[::-1], [0] * 7) == names[::-1]  # whatever the order
+    assert file_names(paths[::-1], [0] * 7) == names[::-1]  # independent of the order
     assert file_names(paths, [0, 1, 2, 0, 0, 0, 1])[:3] == ["i.jpg", "i.jpg", "I.JPG"]  # other classes, other folders
 
 
@@ -386,7 +388,7 @@ def test_links_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def shown(summary: SplitSummary) -> str:
     stream = io.StringIO()
-    summary.print(Console(file=stream, width=80))
+    print_split(summary, Console(file=stream, width=80))
     return stream.getvalue()
 
 
