@@ -212,7 +212,7 @@ def test_a_split_that_data_brings_is_kept(tmp_path: Path) -> None:
 
 def test_a_broken_split_can_be_made_anew(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=6, train__b=6, val__a=3, val__c=4)
-    assert "val has 1 class that train has no picture of" in refused(root, tmp_path / "t.csv").given
+    assert "val has 1 class without a picture in train" in refused(root, tmp_path / "t.csv").given
     assert split(str(root), Data(), 0, out=tmp_path / "t.csv", anew=True).classes == ("a", "b", "c")
     rows = [[f"{at}.png", "ab"[at % 2], "tarin" if at == 3 else "train"] for at in range(8)]
     for at in range(8):
