@@ -36,15 +36,15 @@ shares = st.sampled_from([(0.15, 0.15), (0.2, 0.0), (0.0, 0.3), (0.4, 0.5), (0.0
 
 
 @given(pictures(), shares, st.integers(0, 2**40))
-def test_promises_hold_for_any_pictures(case: Case, share: tuple[float, float], seed: int) -> None:
+def test_guarantees_hold_for_random_images(case: Case, share: tuple[float, float], seed: int) -> None:
     content, labels = case
     parts = stratified(content, labels, *share, seed)
     assert parts.dtype == np.int8 and parts.shape == labels.shape
     assert set(np.unique(labels[parts == TRAIN])) == set(np.unique(labels))
     for picture in np.unique(content):
         assert len(set(parts[content == picture])) == 1
-    for part, asked in ((VAL, share[0]), (TEST, share[1])):
-        assert asked > 0 or not (parts == part).any()
+    for part, requested in ((VAL, share[0]), (TEST, share[1])):
+        assert requested > 0 or not (parts == part).any()
 
 
 @given(pictures(), shares, st.integers(0, 99), st.randoms(use_true_random=False))
@@ -68,17 +68,17 @@ def test_row_order_does_not_matter(
 
 
 @given(pictures(copies=False), st.sampled_from([(0.15, 0.15), (0.2, 0.0), (0.25, 0.5)]), st.integers(0, 99))
-def test_shares_are_met_to_the_picture(case: Case, share: tuple[float, float], seed: int) -> None:
+def test_shares_are_exact_to_one_image(case: Case, share: tuple[float, float], seed: int) -> None:
     content, labels = case
     parts = stratified(content, labels, *share, seed)
     sizes = np.bincount(labels)
-    for part, asked in ((VAL, share[0]), (TEST, share[1])):
+    for part, requested in ((VAL, share[0]), (TEST, share[1])):
         counts = np.bincount(labels[parts == part], minlength=len(sizes))
-        assert (np.abs(counts - asked * sizes) <= 1).all()
+        assert (np.abs(counts - requested * sizes) <= 1).all()
         enough = sizes >= 3
-        assert (counts[enough] >= (asked > 0)).all()
+        assert (counts[enough] >= (requested > 0)).all()
         if (sizes * min(value for value in share if value) >= 1).all() and (sizes >= 10).all():
-            assert abs(counts.sum() - asked * sizes.sum()) <= 0.5
+            assert abs(counts.sum() - requested * sizes.sum()) <= 0.5
 
 
 def test_small_classes() -> None:
@@ -88,7 +88,7 @@ def test_small_classes() -> None:
     assert counts == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [5, 1, 1]]
 
 
-def test_a_class_whose_pictures_all_stand_in_another_still_trains() -> None:
+def test_a_class_whose_images_all_have_copies_in_another_class_has_training_images() -> None:
     labels = np.array([0] * 6 + [1] * 2, np.int32)
     content = content_of(6)[[0, 1, 2, 3, 4, 5, 2, 3]]
     for seed in range(30):
@@ -96,7 +96,7 @@ def test_a_class_whose_pictures_all_stand_in_another_still_trains() -> None:
         assert (parts[labels == 1] == TRAIN).any()
 
 
-def test_seeds_differ_and_a_seed_is_for_ever() -> None:
+def test_seeds_differ_and_the_split_of_a_seed_never_changes() -> None:
     labels = np.arange(200, dtype=np.int32) % 4
     content = content_of(200)
     splits = [stratified(content, labels, 0.2, 0.2, seed) for seed in range(20)]
@@ -129,7 +129,7 @@ def groups_of_pictures(draw: st.DrawFn) -> tuple[NDArray[np.uint64], NDArray[np.
 
 @settings(max_examples=60, deadline=None)
 @given(groups_of_pictures(), st.integers(0, 99))
-def test_groups_never_straddle(
+def test_groups_are_never_divided(
     case: tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint64]], seed: int
 ) -> None:
     content, labels, groups = case
@@ -195,7 +195,7 @@ def test_groups_that_share_a_picture_stay_together() -> None:
         assert len(set(parts[np.isin(group, [0, 11, 22, 29])])) == 1
 
 
-def test_groups_that_all_share_a_picture_are_split_all_the_same_and_it_is_said() -> None:
+def test_groups_that_all_share_an_image_are_split_with_a_note() -> None:
     group = np.repeat(np.arange(30), 4)
     content = content_of(120)
     content[::4] = content[0]  # every camera has the same black image
