@@ -1,7 +1,4 @@
-"""Sources: from DATA as a person gives it to a manifest, its pictures, and notes on what was found and left out.
-
-Owns the forms that DATA may take.
-"""
+"""Loads a data set: from the argument DATA to a manifest, the images, and notes on what was found and left out."""
 
 from __future__ import annotations
 
@@ -26,25 +23,26 @@ from stagewright.storage.parquet import pc
 
 @dataclass(frozen=True)
 class Dataset:
-    """What DATA comes to."""
+    """A data set that is ready for training."""
 
     manifest: Manifest
     images: Images
-    """The pictures, by row of the manifest."""
+    """The images, in the order of the manifest's rows."""
     notes: tuple[str, ...]
-    """What was found, decided and left out, in sentences for a person."""
+    """Sentences for the user: what was found, decided and left out."""
     excluded: tuple[Excluded, ...]
-    """Every picture or row that DATA names and the run leaves out."""
+    """The files and table rows of DATA that a run does not use."""
 
 
 def load_dataset(
     source: str, settings: Data, seed: int, *, workers: int = 2, progress: Progress | None = None
 ) -> Dataset:
-    """Finds, opens and splits the pictures of ``source``; a pure function of files, ``settings`` and ``seed``.
+    """Finds, checks and splits the images of ``source``, and returns the data set.
 
-    Every file is decoded once, with ``workers`` threads, unless an earlier call has done so; ``progress(done, total)`` is
-    called meanwhile. Of a pack, every record's checksum is compared instead, and the manifest is the one that its originals
-    give, but for the variant. DataError where ``source`` is none of :data:`FORMS` or cannot be trained on.
+    The result depends only on the files, ``settings`` and ``seed``. Each file is decoded once with ``workers`` threads,
+    unless an earlier call has done so; ``progress(done, total)`` is called with the number of files meanwhile. For a pack,
+    the checksums of all records are verified instead; its manifest equals that of the original files, except for
+    ``variant``. Raises DataError if ``source`` has an unknown form or cannot be used for training.
     """
     if settings.val + settings.test >= 1:
         raise DataError(
@@ -66,13 +64,16 @@ def load_dataset(
 
 
 def open_images(manifest: Manifest) -> Images:
-    """The pictures of ``manifest``, by row, where they lay when it was made; DataError if they are no longer there."""
+    """Returns the images of ``manifest``, in the order of its rows, from the place where they were when it was made.
+
+    Raises DataError if this place does not exist any more or its content has changed.
+    """
     if manifest.source.startswith("torchvision:"):
         arrays = load_arrays(manifest.source)
         rows = pc.index_in(manifest.paths, arrays.listing.paths).fill_null(0).to_numpy()
         if not hex_strings(arrays.scan.digests).take(rows).equals(manifest.hashes):
             raise DataError(
-                f"{manifest.source} is not what it was when the run began",
+                f"{manifest.source} has changed since the run began",
                 "the same pictures in the same order",
                 "restore its files, or start a new run",
             )
@@ -82,9 +83,9 @@ def open_images(manifest: Manifest) -> Images:
     root = str(digits_folder()) if manifest.source == "digits" else manifest.root
     if not os.path.isdir(root):
         raise DataError(
-            f"the pictures of {manifest.source!r} lay in {root}, which is not there",
+            f"the pictures of {manifest.source!r} were in {root}, which does not exist now",
             "the folder as it was when the run began",
-            "mount or move it back; or say where the pictures are now: stagewright resume RUN --data DIR",
+            "mount it or move it back, or name the new folder: stagewright resume RUN --data DIR",
         )
     return FileImages(root, manifest.paths)
 
@@ -98,13 +99,13 @@ def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int,
 
 
 def _open_pack(manifest: Manifest) -> Images:
-    """The pictures of ``manifest`` in the pack that it was made of; DataError if it is another one now."""
+    """Returns the images of ``manifest`` from its pack; raises DataError if another pack is there now."""
     pack = Pack.open(Path(manifest.root))
     if pack.head.variant != manifest.variant:
         raise DataError(
-            f"{manifest.root} is a {pack.head.variant}, and was a {manifest.variant} when the run began",
-            "the pack that the run was begun with",
-            "restore it, or start a new run",
+            f"{manifest.root} is a {pack.head.variant}, but was a {manifest.variant} when the run began",
+            "the pack that the run began with",
+            "restore the pack, or start a new run",
         )
     check_records(pack)
     return pack.images(manifest.paths, manifest.hashes)

@@ -1,7 +1,7 @@
-"""Manifest: which pictures a run uses, with hash, label, group and split; written down once, in one Parquet file.
+"""Manifest: the table of all images that a run uses, with hash, label, group and split, stored in one Parquet file.
 
-Owns the order of the rows: everywhere else a picture is the number of its row here. Pictures in folders and tables are
-sorted by path, so that the order of a listing or of a table's rows changes nothing.
+The manifest defines the order of the images: all other modules identify an image by its row in the manifest. Images from
+folders and tables are sorted by path, so the order of files in a folder or of rows in a table makes no difference.
 """
 
 from __future__ import annotations
@@ -35,31 +35,33 @@ _VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """One row per usable picture, in compact columns of equal length."""
+    """N usable images, one per row, stored as columns of length N."""
 
     root: str
-    """Folder that paths are relative to; empty for built-in arrays."""
+    """Folder that ``paths`` are relative to; empty for images in arrays (torchvision)."""
     source: str
-    """DATA as it was given, e.g. ``photos/``, ``digits``, ``torchvision:CIFAR100``."""
+    """DATA as the user gave it, e.g. ``photos/``, ``digits``, ``torchvision:CIFAR100``."""
     classes: tuple[str, ...]
-    """Sorted names; label i is ``classes[i]``."""
+    """Class names, sorted; label i is the class ``classes[i]``."""
     paths: pa.StringArray
-    """Relative to ``root``, with ``/``; ``train/000123`` for arrays."""
+    """Paths relative to ``root``, with ``/``; ``train/000123`` for images in arrays."""
     hashes: pa.StringArray
-    """Hexadecimal blake2b-128 of the file's bytes, or of the array's."""
+    """Hexadecimal blake2b-128 of the file's bytes, or of the array's bytes."""
     labels: NDArray[np.int32]
+    """Indices into ``classes``."""
     splits: NDArray[np.int8]
-    """Index into :data:`SPLITS`."""
+    """Indices into :data:`SPLITS`."""
     widths: NDArray[np.int32]
-    """Upright width in pixels (EXIF orientation applied)."""
+    """Widths in pixels, with the EXIF orientation applied."""
     heights: NDArray[np.int32]
+    """Heights in pixels, with the EXIF orientation applied."""
     groups: pa.StringArray | None = None
-    """What never straddles a split (site, patient); null where a picture has none of its own."""
+    """Groups that are not divided between splits (site, patient); null if an image belongs to no group."""
     stamps: NDArray[np.int64] | None = None
-    """(N, 3): size in bytes and times of the last change (st_mtime_ns, st_ctime_ns) when the file was looked at; None where
-    the pictures lie in no files of their own, or an older version wrote this. No part of the digest."""
+    """(N, 3): size in bytes, st_mtime_ns and st_ctime_ns of each file when it was read; None if the images are not in
+    separate files, or if an older version wrote the manifest. Not part of the digest."""
     variant: str = ""
-    """What was made of the pictures before training reads them, e.g. ``pack of 256 px, jpeg q90``; empty: nothing."""
+    """How the images were converted before training, e.g. ``pack of 256 px, jpeg q90``; empty if they are the originals."""
 
     def __post_init__(self) -> None:
         columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups, self.stamps)
@@ -73,33 +75,33 @@ class Manifest:
         return len(self.paths)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """The rows of ``split`` (train, val or test), ascending."""
+        """Returns the rows of ``split`` (train, val or test), in ascending order."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
 
     @cached_property
     def digest(self) -> str:
-        """sha256 in hexadecimal over the classes, every row's path, hash, label, group and split, in order, and the variant.
+        """Hexadecimal SHA-256 of the classes, of path, hash, label, group and split of all rows in order, and of the variant.
 
-        Where the pictures lie (``root``) and how they were named (``source``) make no difference.
+        ``root`` and ``source`` are not part of it, so it stays the same if the images are moved.
         """
         digest = hashlib.sha256(json.dumps(["stagewright manifest", _VERSION, len(self), self.classes]).encode())
         for column in (self.paths, self.hashes, self.groups):
             digest.update(b"-" if column is None else column_bytes(column))
         digest.update(np.ascontiguousarray(self.labels, "<i4").tobytes())
         digest.update(np.ascontiguousarray(self.splits, "<i1").tobytes())
-        if self.variant:  # without one, the digest is that of versions which knew none
+        if self.variant:  # if it is empty, the digest is the same as in older versions, which had no variant
             digest.update(json.dumps(["variant", self.variant]).encode())
         return digest.hexdigest()
 
     def info(self) -> DatasetInfo:
-        """What a plan needs to know: sizes of the splits, classes and digest."""
+        """Returns what a plan needs to know: sizes of the splits, classes and digest."""
         from stagewright.plan.plan import DatasetInfo
 
         train, val, test = (int(count) for count in np.bincount(self.splits, minlength=len(SPLITS)))
         return DatasetInfo(num_train=train, num_val=val, num_test=test, classes=self.classes, digest=self.digest)
 
     def write(self, path: str | Path) -> None:
-        """Writes one Parquet file in the place of ``path``, whole or not at all."""
+        """Writes the Parquet file ``path`` atomically; an existing file is replaced."""
         head: dict[str, Any] = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
         if self.variant:
             head["variant"] = self.variant
@@ -120,12 +122,14 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path) -> Manifest:
-        """The manifest in the file ``path``; DataError if there is none, or it is not as it was written, and Unreadable where
-        it cannot be read now."""
+        """Returns the manifest in the file ``path``.
+
+        Raises DataError if the file does not exist or is damaged, and Unreadable if it cannot be read at the moment.
+        """
         try:
             return read_parsed(path, cls._parsed)
         except FileNotFoundError:
-            raise DataError(f"there is no manifest {path}", "manifest.parquet as a run writes it") from None
+            raise DataError(f"there is no manifest {path}", "a manifest.parquet that a run has written") from None
         except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
 
@@ -148,7 +152,7 @@ class Manifest:
             variant=head.get("variant", ""),
         )
         if manifest.digest != head["digest"]:
-            raise ValueError("its rows do not match its own digest")
+            raise ValueError("its rows do not match the digest that is stored in it")
         return manifest
 
 

@@ -1,4 +1,4 @@
-"""A small part of a data set, with pictures of every class: what a rehearsal works on."""
+"""Takes a small subset of a data set with images of every class, e.g. for a rehearsal of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rows = NDArray[np.int64]
 
 
 def sample(dataset: Dataset, *, train: int, val: int, test: int) -> Dataset:
-    """``dataset`` with about so many pictures of each split, as :func:`sample_manifest` chooses them; a note says so."""
+    """Returns a subset of ``dataset``, chosen by :func:`sample_manifest`, with a note that states its size."""
     manifest = sample_manifest(dataset.manifest, train=train, val=val, test=test)
     counts = [f"{len(manifest.rows(name))} of {len(dataset.manifest.rows(name)):,} {name}" for name in SPLITS]
     note = f"A sample of the pictures is used: {', '.join(counts)}."
@@ -23,10 +23,10 @@ def sample(dataset: Dataset, *, train: int, val: int, test: int) -> Dataset:
 
 
 def sample_manifest(manifest: Manifest, *, train: int, val: int, test: int) -> Manifest:
-    """A manifest of up to ``train``, ``val`` and ``test`` pictures of the splits, the same ones every time.
+    """Returns a manifest of at most ``train``, ``val`` and ``test`` images of the three splits; it is deterministic.
 
-    A split keeps at least one picture of every class that it has, even where these are more than was asked for: data
-    fractions count on it. Classes that have pictures enough get equal shares.
+    A split keeps at least one image of each of its classes, even if it then exceeds its limit, because training on a
+    fraction of the data requires this. Classes with enough images get the same number of images.
     """
     limits = zip(SPLITS, (train, val, test), strict=True)
     rows = np.sort(np.concatenate([spread(manifest.rows(name), manifest.labels, limit) for name, limit in limits]))
@@ -44,9 +44,9 @@ def sample_manifest(manifest: Manifest, *, train: int, val: int, test: int) -> M
 
 
 def spread(rows: Rows, labels: NDArray[np.int32], limit: int) -> Rows:
-    """Up to ``limit`` of ``rows``, and one of each class at least: every class in turn, and from all over each class.
+    """Returns at most ``limit`` of ``rows``, but at least one of each class; sorted, int64.
 
-    ``labels`` is indexed by row. Ascending, int64.
+    Takes the classes in turn, and rows from all over each class. ``labels`` is indexed by row.
     """
     if len(rows) <= limit:
         return np.sort(rows)
@@ -54,8 +54,8 @@ def spread(rows: Rows, labels: NDArray[np.int32], limit: int) -> Rows:
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rounds: list[tuple[Rows, Rows]] = []
     for start, count in zip(starts, counts, strict=True):
-        # Neighbours in a folder or table are often of one series, so the picks lie far apart; a class with few pictures
-        # leaves its share to others, which is why up to `limit` are picked of each.
+        # Neighbours in a folder or table are often from one sequence, so the chosen rows are far apart. Up to `limit` rows
+        # are candidates in each class, because they also replace what smaller classes lack.
         picked = by_class[start + np.unique(np.linspace(0, count - 1, min(limit, int(count))).astype(np.int64))]
         rounds.append((_far_apart(len(picked)), picked))
     turn = np.concatenate([order for order, _ in rounds])
@@ -66,7 +66,7 @@ def spread(rows: Rows, labels: NDArray[np.int32], limit: int) -> Rows:
 
 @lru_cache(maxsize=64)
 def _far_apart(count: int) -> Rows:
-    """In which turn each of ``count`` places comes when those far from all before come first: the ends, then halves."""
+    """Returns the rank of each of ``count`` positions in an order that starts with the ends, then halves the gaps."""
     turns = np.full(count, -1, np.int64)
     turn, parts = 0, 1
     while turn < count:

@@ -1,4 +1,4 @@
-"""Manifest: what is written comes back, what is damaged is noticed, and every fact that matters is in the digest."""
+"""Manifest: it reads back as written, damage is detected, and the digest covers everything that training depends on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(**changes: Any) -> Manifest:
 
 @pytest.mark.parametrize("groups", [pa.array(["a", None, "", "b"]), None])
 def test_write_and_read(tmp_path: Path, groups: pa.StringArray | None) -> None:
-    # A folder that looks like a column of a partitioned data set must not become one.
+    # A folder named like a column of a partitioned Parquet data set must not be read as a column.
     file = tmp_path / "lr=0.1" / "manifest.parquet"
     file.parent.mkdir()
     made = manifest(groups=groups)
@@ -106,7 +106,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     table = pq.ParquetFile(pa.BufferReader(good)).read()
     labels = table.set_column(table.column_names.index("label"), "label", pa.array([0, 1, 2, 0], pa.int32()))
     write_table(labels, file)
-    with pytest.raises(DataError, match="do not match its own digest") as error:
+    with pytest.raises(DataError, match="do not match the digest that is stored in it") as error:
         Manifest.read(file)
     assert error.value.allowed == "the file as the run wrote it"
     assert error.value.remedy == "restore it from a copy, or start a new run on the same data"

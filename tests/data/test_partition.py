@@ -1,4 +1,4 @@
-"""split: shares, strata and groups, as properties of any data; the order of the rows and copies never matter."""
+"""partition: shares, strata and groups, as properties of random data; the order of the rows does not matter."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ shares = st.sampled_from([(0.15, 0.15), (0.2, 0.0), (0.0, 0.3), (0.4, 0.5), (0.0
 
 
 @given(pictures(), shares, st.integers(0, 2**40))
-def test_promises_hold_for_any_pictures(case: Case, share: tuple[float, float], seed: int) -> None:
+def test_guarantees_hold_for_random_images(case: Case, share: tuple[float, float], seed: int) -> None:
     content, labels = case
     parts = stratified(content, labels, *share, seed)
     assert parts.dtype == np.int8 and parts.shape == labels.shape
     assert set(np.unique(labels[parts == TRAIN])) == set(np.unique(labels))
     for picture in np.unique(content):
         assert len(set(parts[content == picture])) == 1
-    for part, asked in ((VAL, share[0]), (TEST, share[1])):
-        assert asked > 0 or not (parts == part).any()
+    for part, requested in ((VAL, share[0]), (TEST, share[1])):
+        assert requested > 0 or not (parts == part).any()
 
 
 @given(pictures(), shares, st.integers(0, 99), st.randoms(use_true_random=False))
@@ -68,17 +68,17 @@ def test_row_order_does_not_matter(
 
 
 @given(pictures(copies=False), st.sampled_from([(0.15, 0.15), (0.2, 0.0), (0.25, 0.5)]), st.integers(0, 99))
-def test_shares_are_met_to_the_picture(case: Case, share: tuple[float, float], seed: int) -> None:
+def test_shares_are_exact_to_one_image(case: Case, share: tuple[float, float], seed: int) -> None:
     content, labels = case
     parts = stratified(content, labels, *share, seed)
     sizes = np.bincount(labels)
-    for part, asked in ((VAL, share[0]), (TEST, share[1])):
+    for part, requested in ((VAL, share[0]), (TEST, share[1])):
         counts = np.bincount(labels[parts == part], minlength=len(sizes))
-        assert (np.abs(counts - asked * sizes) <= 1).all()
+        assert (np.abs(counts - requested * sizes) <= 1).all()
         enough = sizes >= 3
-        assert (counts[enough] >= (asked > 0)).all()
+        assert (counts[enough] >= (requested > 0)).all()
         if (sizes * min(value for value in share if value) >= 1).all() and (sizes >= 10).all():
-            assert abs(counts.sum() - asked * sizes.sum()) <= 0.5
+            assert abs(counts.sum() - requested * sizes.sum()) <= 0.5
 
 
 def test_small_classes() -> None:
@@ -88,7 +88,7 @@ def test_small_classes() -> None:
     assert counts == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [5, 1, 1]]
 
 
-def test_a_class_whose_pictures_all_stand_in_another_still_trains() -> None:
+def test_a_class_whose_images_all_have_copies_in_another_class_has_training_images() -> None:
     labels = np.array([0] * 6 + [1] * 2, np.int32)
     content = content_of(6)[[0, 1, 2, 3, 4, 5, 2, 3]]
     for seed in range(30):
@@ -96,7 +96,7 @@ def test_a_class_whose_pictures_all_stand_in_another_still_trains() -> None:
         assert (parts[labels == 1] == TRAIN).any()
 
 
-def test_seeds_differ_and_a_seed_is_for_ever() -> None:
+def test_seeds_differ_and_the_split_of_a_seed_never_changes() -> None:
     labels = np.arange(200, dtype=np.int32) % 4
     content = content_of(200)
     splits = [stratified(content, labels, 0.2, 0.2, seed) for seed in range(20)]
@@ -108,7 +108,7 @@ def test_seeds_differ_and_a_seed_is_for_ever() -> None:
 
 
 def test_more_pictures_move_few_of_the_others() -> None:
-    """A picture's draw is its own: adding one in twenty must not deal everything anew."""
+    """The draw of an image depends on this image only: 5 % more images must not change the parts of all others."""
     labels = np.arange(420, dtype=np.int32) % 2
     content = content_of(420)
     before = stratified(content[:400], labels[:400], 0.2, 0.2, 1)
@@ -129,7 +129,7 @@ def groups_of_pictures(draw: st.DrawFn) -> tuple[NDArray[np.uint64], NDArray[np.
 
 @settings(max_examples=60, deadline=None)
 @given(groups_of_pictures(), st.integers(0, 99))
-def test_groups_never_straddle(
+def test_groups_are_never_divided(
     case: tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint64]], seed: int
 ) -> None:
     content, labels, groups = case
@@ -161,7 +161,7 @@ def test_many_groups_are_as_good_as_none() -> None:
 
 
 def test_camera_traps(shared_data: Path) -> None:
-    """40 real sites from 1 to 557 pictures: what the docstring of ``grouped`` says, with room for other seeds."""
+    """40 real sites of 1 to 557 images: the figures in the docstring of ``grouped``, with a margin for other seeds."""
     with (shared_data / "camera-traps-features.csv").open() as file:
         sites = [row["site"] for row in csv.DictReader(file)]
     with (shared_data / "camera-traps-labels.csv").open() as file:
@@ -187,7 +187,7 @@ def test_groups_that_share_a_picture_stay_together() -> None:
     group = np.repeat(np.arange(30), 4)
     content = content_of(120)
     content[[0, 47, 90]] = content[0]  # groups 0, 11 and 22
-    content[[46, 119]] = content[46]  # and 29 by way of 11
+    content[[46, 119]] = content[46]  # group 29 is joined through group 11
     labels = np.arange(120, dtype=np.int32) % 2
     for seed in range(10):
         parts, notes = grouped(content, labels, keys(1, group), 0.2, 0.2, seed)
@@ -195,14 +195,16 @@ def test_groups_that_share_a_picture_stay_together() -> None:
         assert len(set(parts[np.isin(group, [0, 11, 22, 29])])) == 1
 
 
-def test_groups_that_all_share_a_picture_are_split_all_the_same_and_it_is_said() -> None:
+def test_groups_that_all_share_an_image_are_split_with_a_note() -> None:
     group = np.repeat(np.arange(30), 4)
     content = content_of(120)
-    content[::4] = content[0]  # every camera has the same black picture
+    content[::4] = content[0]  # every camera has the same black image
     labels = np.arange(120, dtype=np.int32) % 2
     parts, notes = grouped(content, labels, keys(1, group), 0.2, 0.2, 0)
     assert set(parts) == {TRAIN, VAL, TEST}
-    assert notes[0].startswith("30 pictures have identical copies in other groups and may stand on both sides")
+    assert notes[0].startswith(
+        "30 pictures have identical copies in other groups, and the copies may be in different parts"
+    )
     assert all(len(set(parts[group == at])) == 1 for at in range(30))
 
 
@@ -211,10 +213,8 @@ def test_too_few_groups() -> None:
     with pytest.raises(DataError) as error:
         grouped(content_of(4), labels, keys(1, np.array([0, 0, 1, 1])), 0.15, 0.15, 0)
     assert error.value.given == "2 groups cannot give 3 parts (train, val, test)"
-    assert error.value.allowed == "at least one group for each part; groups never straddle a split"
-    assert (
-        error.value.remedy == "ask for fewer parts (--set data.test=0), or give up the groups (--set data.group=none)"
-    )
+    assert error.value.allowed == "at least one group for each part; a group is never divided between parts"
+    assert error.value.remedy == "request fewer parts (--set data.test=0), or do not use groups (--set data.group=none)"
     parts, _ = grouped(content_of(4), labels, keys(1, np.array([0, 0, 1, 1])), 0.3, 0.0, 0)
     assert sorted(parts.tolist()) == [TRAIN, TRAIN, VAL, VAL]
 
@@ -223,7 +223,9 @@ def test_classes_of_one_group_each() -> None:
     labels = np.repeat(np.arange(3, dtype=np.int32), 10)
     with pytest.raises(DataError) as error:
         grouped(content_of(30), labels, keys(1, labels), 0.15, 0.15, 0)
-    assert error.value.given == "the groups leave nothing for val and test: all are needed to train on every class"
+    assert (
+        error.value.given == "no group is left for val and test: train needs all groups to have pictures of every class"
+    )
     assert "data.group=none" in error.value.remedy
 
 
@@ -232,6 +234,6 @@ def test_a_class_of_one_group_trains() -> None:
     labels = (np.arange(100) % 2).astype(np.int32)
     labels[group == 7] = 2
     for seed in range(10):
-        # With these shares a class of one group would be better off, as far as shares go, in val.
+        # With these shares, the deviations alone would put a class of one group into val.
         parts, _ = grouped(content_of(100), labels, keys(1, group), 0.45, 0.45, seed)
         assert (parts[group == 7] == TRAIN).all()

@@ -86,14 +86,14 @@ def test_mirrored_copies_are_found_as_such() -> None:
     assert pairs.mirrored.all()
 
 
-def test_a_small_thing_that_came_is_no_copy() -> None:
+def test_a_small_new_object_makes_no_near_duplicate() -> None:
     empty = scene(1)
     visited = empty.copy()
     visited.paste((250, 240, 20), (110, 80, 130, 95))
     assert not len(near_pairs(np.stack([thumb(as_bytes(p, quality=90)) for p in (empty, visited)])).first)
 
 
-def test_two_skies_over_two_seas_are_no_copies() -> None:
+def test_similar_backgrounds_are_no_near_duplicates() -> None:
     def ship(left: int, width: int, seed: int) -> Image.Image:
         rows = np.r_[np.linspace(220, 180, 60), np.linspace(90, 60, 60)]
         noise = np.random.default_rng(seed).normal(0, 2, (120, 160, 1))
@@ -110,7 +110,7 @@ def test_two_skies_over_two_seas_are_no_copies() -> None:
     ]
 
 
-def test_blank_pictures_are_left_alone() -> None:
+def test_blank_images_are_ignored() -> None:
     random = np.random.default_rng(0)
     dusk = np.linspace(3, 8, 90)[:, None, None] + random.normal(0, 1.5, (20, 90, 120, 3))
     nights = [Image.fromarray(night.clip(0, 255).astype(np.uint8)) for night in dusk]
@@ -160,7 +160,7 @@ def test_nothing_to_compare() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), st.lists(st.integers(0, 9), max_size=20))
-def test_joined_sets_are_those_of_a_walk(edges: list[tuple[int, int]], units: list[int]) -> None:
+def test_joined_sets_are_the_connected_components(edges: list[tuple[int, int]], units: list[int]) -> None:
     units = [*units, *range(10)]
     sets = {at: {at} for at in range(10)}
     for a, b in edges:
@@ -175,7 +175,7 @@ def test_joined_sets_are_those_of_a_walk(edges: list[tuple[int, int]], units: li
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 2)), min_size=1, max_size=20))
-def test_differ_looks_at_all_rows_of_both_units(rows: list[tuple[int, int]]) -> None:
+def test_differ_considers_all_rows_of_both_units(rows: list[tuple[int, int]]) -> None:
     units, values = (np.array([row[side] for row in rows], np.int64) for side in (0, 1))
     a, b = (grid.ravel() for grid in np.meshgrid(np.unique(units), np.unique(units)))
     held = {unit: {value for other, value in rows if other == unit and value >= 0} for unit in units.tolist()}
@@ -183,7 +183,7 @@ def test_differ_looks_at_all_rows_of_both_units(rows: list[tuple[int, int]]) -> 
     assert differ(units, values, a, b).tolist() == expected
 
 
-def test_what_a_look_tells(tmp_path: Path) -> None:
+def test_properties_of_a_file(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[274] = 6
     found = fingerprint(as_bytes(scene(0), exif=turned))
@@ -225,7 +225,7 @@ def test_grey_content_in_colour_files() -> None:
     assert fingerprints.readable.tolist() == [True, True, False]
 
 
-def test_the_verdict_is_that_of_the_scan(shared_data: Path) -> None:
+def test_readable_exactly_if_the_scan_can_read_it(shared_data: Path) -> None:
     with zipfile.ZipFile(shared_data / "awkward-images.zip") as archive:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     readable = 0

@@ -84,7 +84,7 @@ def sets(finding: Finding) -> list[list[str]]:
     return [[item.path for item in finding.items if item.set == number] for number in range(finding.sets)]
 
 
-def test_clean_sets_give_nothing(clean_split: Path, flat: Path) -> None:
+def test_clean_data_gives_no_findings(clean_split: Path, flat: Path) -> None:
     for source, split in ((clean_split, "given"), (flat, "made")):
         found = inspected(source)
         assert found.findings == ()
@@ -219,7 +219,7 @@ def test_balance(tmp_path: Path) -> None:
     assert "15 times" in by_kind["imbalance"].what and "54 %" in by_kind["class-shares-differ"].what
 
 
-def test_what_gives_a_class_or_a_split_away(split: Path) -> None:
+def test_properties_that_reveal_a_class_or_a_split(split: Path) -> None:
     for path in (split / "train/dog").iterdir():
         Image.open(path).convert("L").save(path, quality=92)
     for path in (split / "val/dog").iterdir():
@@ -305,7 +305,7 @@ def test_plain_is_json_with_all_files(split: Path) -> None:
     assert cat == {"name": "cat", "train": 20, "val": 6, "test": 0, "undecided": 0, "unreadable": 0}
 
 
-def test_the_terminal_fits_a_screen_and_is_not_fooled_by_names(tmp_path: Path) -> None:
+def test_terminal_output_is_short_and_escapes_names(tmp_path: Path) -> None:
     root = make(tmp_path / "many", {f"train/class {at:02d}": 2 for at in range(40)} | {"train/[red]x": 2})
     shutil.copytree(root / "train", root / "val")
     file = io.StringIO()
@@ -336,7 +336,7 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_safe_and_alone(split: Path, tmp_path: Path) -> None:
+def test_the_page_is_complete_escaped_and_self_contained(split: Path, tmp_path: Path) -> None:
     evil = "<script>alert('1')&"
     make(split, {f"train/{evil}": 20, f"val/{evil}": 5}, first=300)
     shutil.copy(split / f"train/{evil}/03.jpg", split / f"val/{evil}/\"onload='x'.jpg")
@@ -370,7 +370,7 @@ def test_thumbnails_are_bounded(clean_split: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < small.count("data:image/jpeg") < 16 and "not shown" in small and len(small) < 60_000
 
 
-def test_all_that_a_run_leaves_out_is_told(shared_data: Path, tmp_path: Path) -> None:
+def test_everything_that_a_run_leaves_out_is_reported(shared_data: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(shared_data / "awkward-images.zip") as archive:
         archive.extractall(tmp_path)
     root = tmp_path / "awkward-images"

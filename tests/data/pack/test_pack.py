@@ -578,7 +578,7 @@ def test_open_images(copied: Path, photos: Path, jpeg: Path) -> None:
     with pytest.raises(DataError, match="does not contain 3 pictures of the run"):
         open_images(replace(part, hashes=pa.array(["0" * 32] * 3)))
     make(photos, copied, quality=80, overwrite=True)
-    with pytest.raises(DataError, match=r"is a pack of 32 px, jpeg q80, and was a pack of 32 px, jpeg q90 when"):
+    with pytest.raises(DataError, match=r"is a pack of 32 px, jpeg q80, but was a pack of 32 px, jpeg q90 when"):
         open_images(part)
     shutil.rmtree(copied)
     with pytest.raises(DataError, match="there is no pack"):

@@ -267,8 +267,8 @@ def test_open_images(tmp_path: Path) -> None:
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(DataError) as error:
         open_images(manifest)
-    assert error.value.given == f"the pictures of '{tmp_path}/data' lay in {tmp_path}/data, which is not there"
-    assert error.value.remedy.startswith("mount or move it back")
+    assert error.value.given == f"the pictures of '{tmp_path}/data' were in {tmp_path}/data, which does not exist now"
+    assert error.value.remedy.startswith("mount it or move it back")
 
 
 def test_digits(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

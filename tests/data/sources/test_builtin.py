@@ -121,7 +121,7 @@ def test_torchvision_data_set(cifar: dict[str, np.ndarray], tmp_path: Path) -> N
     rows["test_batch"][0, 0] ^= 1
     changed = pickle.dumps({"data": rows["test_batch"], "labels": [at % 10 for at in range(20)]})
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(changed)
-    with pytest.raises(DataError, match="torchvision:CIFAR10 is not what it was when the run began") as error:
+    with pytest.raises(DataError, match="torchvision:CIFAR10 has changed since the run began") as error:
         open_images(manifest)
     assert error.value.remedy == "restore its files, or start a new run"
 

@@ -62,7 +62,7 @@ def copied(draw: st.DrawFn) -> tuple[NDArray[np.uint64], NDArray[np.int32], NDAr
 
 @settings(max_examples=150, deadline=None)
 @given(copied(), st.integers(2, 5), st.integers(0, 99), st.randoms(use_true_random=False))
-def test_promises_hold_for_any_pictures(
+def test_guarantees_hold_for_random_images(
     case: tuple[NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint64] | None],
     num_folds: int,
     seed: int,
@@ -91,7 +91,7 @@ def test_promises_hold_for_any_pictures(
 
 
 @given(st.lists(st.integers(1, 4), min_size=6, max_size=30), st.integers(2, 4), st.integers(0, 99))
-def test_copies_unbalance_a_class_by_no_more_than_they_are(copies: list[int], num_folds: int, seed: int) -> None:
+def test_a_class_is_uneven_by_at_most_its_largest_set_of_copies(copies: list[int], num_folds: int, seed: int) -> None:
     content = np.repeat(content_of(len(copies)), copies)
     labels = np.repeat(np.arange(len(copies), dtype=np.int32) % 2, copies)
     folds, _ = deal(content, labels, num_folds, seed, NAMES)
@@ -99,7 +99,7 @@ def test_copies_unbalance_a_class_by_no_more_than_they_are(copies: list[int], nu
         assert spread <= max(copies[label::2])
 
 
-def test_singles_make_up_for_copies() -> None:
+def test_single_images_compensate_for_copies() -> None:
     content = np.concatenate([np.repeat(content_of(3, 1), [5, 4, 3]), content_of(28)])
     labels = np.zeros(40, np.int32)
     for seed in range(10):
@@ -107,7 +107,7 @@ def test_singles_make_up_for_copies() -> None:
         assert np.bincount(folds).tolist() == [10, 10, 10, 10]
 
 
-def test_a_class_comes_before_the_total_and_the_total_decides_the_rest() -> None:
+def test_class_counts_are_balanced_first_and_totals_second() -> None:
     content, labels = np.repeat(content_of(7), [9, 1, 2, 2, 2, 2, 1]), np.repeat(np.array([0, 1], np.int32), [10, 9])
     for seed in range(5):
         folds, _ = deal(content, labels, 2, seed, NAMES)
@@ -137,7 +137,7 @@ def distance(assignment: tuple[int, ...], units: NDArray[np.int64], num_folds: i
 
 
 @pytest.mark.parametrize("num_folds", [2, 3])
-def test_small_groups_are_dealt_as_well_as_can_be(num_folds: int) -> None:
+def test_few_groups_are_assigned_almost_optimally(num_folds: int) -> None:
     """Tests one in 347 of all ways to fill six groups with up to three images of each of two classes."""
     kinds = [(a, b) for a, b in product(range(4), repeat=2) if a + b]
     best, found = [], []
@@ -157,7 +157,7 @@ def test_small_groups_are_dealt_as_well_as_can_be(num_folds: int) -> None:
 
 @pytest.mark.parametrize("num_folds", [2, 3])
 @pytest.mark.parametrize("num_units", [3, 4, 5])
-def test_every_class_gets_a_second_fold_wherever_that_can_be(num_folds: int, num_units: int) -> None:
+def test_every_class_gets_a_second_fold_if_possible(num_folds: int, num_units: int) -> None:
     """Tests all ways to distribute three classes over a few units, from the worst start: all units in one fold."""
     subsets = [subset for subset in product([0, 1], repeat=3) if any(subset)]
     for case in combinations_with_replacement(subsets, num_units):
@@ -180,7 +180,7 @@ def test_every_class_gets_a_second_fold_wherever_that_can_be(num_folds: int, num
                 _every_class_trains(np.zeros(num_units, np.int16), *args)
 
 
-def test_too_little_to_deal() -> None:
+def test_too_few_images_or_groups() -> None:
     labels = np.array([0, 0, 1, 1, 1], np.int32)
 
     def refused(num_folds: int, labels: NDArray[np.int32], groups: list[int] | None = None) -> DataError:
@@ -201,7 +201,7 @@ def test_too_little_to_deal() -> None:
     assert "1 class with only one group" in refused(2, labels, [0, 0, 1, 2, 3]).given
 
 
-def test_thin_classes_are_told() -> None:
+def test_a_note_lists_classes_with_fewer_images_than_folds() -> None:
     labels = np.repeat(np.array([0, 1], np.int32), [20, 3])
     folds, notes = deal(content_of(23), labels, 5, 0, NAMES)
     assert notes == (
@@ -226,7 +226,7 @@ def test_groups_that_share_a_picture() -> None:
     assert all(len(set(folds[group == at])) == 1 for at in range(30)) and set(folds) == set(range(5))
 
 
-def test_seeds_and_numbers_of_folds_deal_anew() -> None:
+def test_seed_and_number_of_folds_change_the_folds() -> None:
     labels = np.arange(300, dtype=np.int32) % 3
     dealt = [deal(content_of(300), labels, 5, seed, NAMES)[0] for seed in range(10)]
     agree = [(a == b).mean() for a in dealt for b in dealt if a is not b]
@@ -234,7 +234,7 @@ def test_seeds_and_numbers_of_folds_deal_anew() -> None:
     fifth, tenth = dealt[0], deal(content_of(300), labels, 10, 0, NAMES)[0]
     inside = table(tenth, fifth.astype(np.int32), 10).max(1)  # of a tenth of the rows, the largest number in one fifth
     assert inside.mean() < 18  # it would be 30 if each tenth were half of a fifth
-    assert dealt[0][:12].tolist() == [3, 1, 0, 3, 1, 4, 1, 1, 1, 3, 4, 2]  # for ever
+    assert dealt[0][:12].tolist() == [3, 1, 0, 3, 1, 4, 1, 1, 1, 3, 4, 2]  # must never change
 
 
 def class_distance(folds: NDArray[np.int64], labels: NDArray[np.int32]) -> float:

@@ -138,7 +138,7 @@ def test_paths_without_a_common_folder_are_absolute(tmp_path: Path) -> None:
     assert notes[0].startswith("the paths are absolute, because /nowhere/tables and the pictures in ")
 
 
-def test_awkward_names_are_written_or_refused(tmp_path: Path) -> None:
+def test_unusual_names_are_written_or_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", **{'a,"b"': 4, "ünï": 4, "007": 4})
     draw(root / "007" / "odd\nname, with;all 'quotes'.png", 9999)
     table = split(str(root), Data(), 0, out=tmp_path / "t.csv").tables[0]
@@ -152,7 +152,7 @@ def test_awkward_names_are_written_or_refused(tmp_path: Path) -> None:
     assert "2 pictures cannot be stored in a table" in refused(root, tmp_path / "other.csv").given
 
 
-def test_places_that_are_taken(tmp_path: Path) -> None:
+def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=6, b=6)
     out = tmp_path / "t.csv"
     split(str(root), Data(), 0, out=out)
@@ -188,7 +188,7 @@ def test_a_failure_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.Monk
     assert isinstance(error, StorageError) and "the links in" in error.given and out.read_bytes() == old
 
 
-def test_a_split_that_data_brings_is_kept(tmp_path: Path) -> None:
+def test_a_split_in_data_is_kept(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=6, train__b=6, valid__a=3, valid__b=2, test__a=2)
     kept = contents(load_dataset(str(root), Data(), 0).manifest)
     table = split(str(root), Data(), 0, out=tmp_path / "kept.csv").tables[0]
@@ -210,7 +210,7 @@ def test_a_split_that_data_brings_is_kept(tmp_path: Path) -> None:
     assert contents(read(tmp_path / "l")) == contents(read(flat.tables[0]))
 
 
-def test_a_broken_split_can_be_made_anew(tmp_path: Path) -> None:
+def test_an_invalid_split_can_be_replaced(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=6, train__b=6, val__a=3, val__c=4)
     assert "val has 1 class without a picture in train" in refused(root, tmp_path / "t.csv").given
     assert split(str(root), Data(), 0, out=tmp_path / "t.csv", anew=True).classes == ("a", "b", "c")
@@ -222,7 +222,7 @@ def test_a_broken_split_can_be_made_anew(tmp_path: Path) -> None:
     assert split(str(table), Data(), 0, out=tmp_path / "u.csv", anew=True).pictures.sum() == 8
 
 
-def test_a_test_part_that_data_brings_is_kept(tmp_path: Path) -> None:
+def test_a_test_part_in_data_is_kept(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=20, train__b=20, test__a=5, test__b=5)
     assert "a share for test would change it" in refused(root, tmp_path / "no.csv", Data(test=0.1)).given
     summary = split(str(root), Data(val=0.25), 0, out=tmp_path / "t.csv")
@@ -235,7 +235,7 @@ def test_a_test_part_that_data_brings_is_kept(tmp_path: Path) -> None:
         assert all("/test/" in path for path in manifest.paths.take(manifest.rows("test")).to_pylist())
 
 
-def test_without_val_it_is_said(tmp_path: Path) -> None:
+def test_a_note_reports_a_missing_val_part(tmp_path: Path) -> None:
     summary = split(str(fill(tmp_path / "p", a=10, b=10)), Data(val=0.0, test=0.2), 0, out=tmp_path / "t.csv")
     assert summary.parts == ("train", "test")
     assert any(note.startswith("there is no val part") for note in summary.notes)
@@ -282,7 +282,7 @@ def test_folds_keep_groups_together(tmp_path: Path) -> None:
     assert summary.groups is not None and sum(summary.groups) == 10
 
 
-def test_folds_that_cannot_be(tmp_path: Path) -> None:
+def test_impossible_folds(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=5, b=5)
     out = tmp_path / "t.csv"
     assert refused(root, out, folds=1).given == "1 fold"
@@ -332,7 +332,7 @@ def test_links_of_folds(tmp_path: Path) -> None:
         assert contents(read(tmp_path / "links" / f"fold{fold}")) == contents(read(table))
 
 
-def test_class_names_that_are_no_folders(tmp_path: Path) -> None:
+def test_class_names_that_are_invalid_folder_names(tmp_path: Path) -> None:
     classes = ["a/b", "a_b", "..", ".hidden", "lost+found", "x" * 300, "train", "plain"]
     rows = [["path", "label"]]
     for at, name in enumerate(classes):
