@@ -49,7 +49,7 @@ from stagewright.training.setup import RunInputs, open_session
 from stagewright.training.summary import summarise
 
 
-def train(
+def train(  # the function behind `stagewright train`: most keywords are its options
     data: str | Path,
     recipe: str | Path | Recipe | RecipeRequest = "auto",
     *,
@@ -122,7 +122,7 @@ def train(
         return done
 
 
-def resume(
+def resume(  # the function behind `stagewright resume`: most keywords are its options
     run: str | Path,
     *,
     overrides: Sequence[str] = (),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 
-def vit(
+def vit(  # each keyword is one of the options that a recipe gives
     num_classes: int,
     *,
     image_size: int,
