@@ -13,7 +13,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.partition import TEST, TRAIN, VAL
-from stagewright.data.sources.folder_names import classes_in_file_names, own_folder, part_folders
+from stagewright.data.sources.folder_names import PART_WORDS, classes_in_file_names, own_folder, part_folders
 from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, notes_on, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
@@ -83,8 +83,8 @@ def list_folder(root: Path) -> Listing:
     if by_part is None:
         return _list_classes(root, {UNDECIDED: ""}, top.left_out(), Walk(ignored=top.ignored, excluded=top.excluded))
     notes = [*top.left_out(), f"parts by their names: {_named(by_part)}"]
-    if list(by_part.values()) == [PART_NAMES[part] for part in by_part]:
-        notes.pop()  # train, val and test speak for themselves
+    if all(name.casefold() in PART_WORDS for name in by_part.values()):
+        notes.pop()  # train, valid and test need no explanation
     unlabelled = part_folders(top.folders).unlabelled
     if unlabelled:
         notes.append(f"left out {some(f'{name}/' for name in unlabelled)}: by its name without classes")

@@ -172,7 +172,8 @@ def _is_property(name: str) -> bool:
 def _label_candidates(table: pa.Table, names: Sequence[str]) -> list[str]:
     """Returns the columns of text that may be the classes: two values or more, of which most come several times."""
     found = []
-    for name in names:
+    known = {*PATH_NAMES, *GROUP_NAMES, *SPLIT_NAMES}
+    for name in [name for name in names if name.casefold() not in known]:
         values = [value for value in table[name].to_pylist() if value]
         kinds = set(values)
         numeric = all(_NUMBER.fullmatch(value) for value in kinds)

@@ -88,7 +88,6 @@ def test_a_tree_that_may_mean_two_things_is_refused_with_both(tmp_path: Path) ->
     [
         (("seg_train", "seg_test", "seg_pred"), "parts by their names: seg_train/ is train, seg_test/ is test"),
         (("training_set", "test_set"), "parts by their names: training_set/ is train, test_set/ is test"),
-        (("Training", "Testing"), "parts by their names: Training/ is train, Testing/ is test"),
     ],
 )
 def test_parts_by_other_names(tmp_path: Path, names: tuple[str, ...], note: str) -> None:
