@@ -36,11 +36,11 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Share:
-    """How many images of a class, or of a group, were answered rightly."""
+    """The accuracy on the images of a class or of a group."""
 
     name: str
     images: int
-    """That could be read."""
+    """Number of readable images."""
     top1: float
     """Percentage of them, in [0, 100]."""
     interval: tuple[float, float]
@@ -84,19 +84,19 @@ class EvaluationReport:
         return self.result.loss
 
     def by_class(self) -> list[Share]:
-        """A share for each class that has images, in the model's order."""
+        """Returns the accuracy on each class that has images, in the model's order."""
         names = np.array(self.classes, dtype=object)[self.labels[self._readable()]]
         return _shares(names, self._correct(), list(self.classes))
 
     def by_group(self) -> list[Share]:
-        """A share for each group, by name; empty where the data set has no groups."""
+        """Returns the accuracy on each group, by name; empty if the data set has no groups."""
         if self.groups is None:
             return []
         names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._readable()]
         return _shares(names, self._correct(), sorted(set(names)))
 
     def to_dict(self) -> dict[str, object]:
-        """The figures as plain data for JSON. Intervals are Wilson's at 95 %."""
+        """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""
         return {
             "source": self.source,
             **self.result.numbers(),

@@ -313,7 +313,7 @@ def _with_weights(
         try:
             model = spec.build()
             model.load_state_dict(tensors, strict=True)
-        except RecipeError as error:  # a function of one's own that cannot be imported or called
+        except RecipeError as error:  # a user's function that cannot be imported or called
             raise BundleError(
                 f"{folder}: its network is made by {spec.model}, which this Bundle does not hold: {error.given}",
                 "the code that the network was trained with, importable here",

@@ -1,4 +1,4 @@
-"""Versions of the libraries that a Bundle was saved with, and what has changed since."""
+"""Versions of the libraries with which a Bundle was saved, and their changes since."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LIBRARIES = ("stagewright", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def library_versions() -> dict[str, str]:
-    """The version of Python and of each library that answers may hang on, by name; ``unknown`` where none is installed."""
+    """Returns the versions of Python and of the libraries that may affect predictions, by name; ``unknown`` if not installed."""
     found = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
@@ -21,7 +21,7 @@ def library_versions() -> dict[str, str]:
 
 
 def changed_since(then: Mapping[str, str]) -> str:
-    """What differs from the versions ``then``, in brackets, as the end of a sentence; "" where nothing is known of then."""
+    """Returns the differences from the versions ``then``, in brackets, as the end of a sentence; empty if ``then`` is empty."""
     now = library_versions()
     differing = [f"{name} {old} then, {now[name]} now" for name, old in then.items() if now.get(name, old) != old]
     return f" ({'; '.join(differing)})" if differing else " (with the same versions of all libraries)" if then else ""

@@ -1,4 +1,4 @@
-"""An evaluation as a person reads it: a sentence, and tables of classes and groups."""
+"""Terminal output of ``stagewright evaluate``: a sentence, and tables of classes and groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LISTED = 30
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
-    """The figures of all images, and below them a table of the classes and one of the groups, where there are any."""
+    """Returns the accuracy over all images, a table of the classes, and one of the groups if there are any."""
     result, (low, high) = report.result, report.top1_interval
     top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
     text = (
@@ -30,7 +30,7 @@ def evaluation_view(report: EvaluationReport) -> RenderableType:
 
 
 def _table(title: str, shares: Sequence[Share]) -> Table:
-    """At most 30 rows; of more, the worst."""
+    """Returns a table of at most 30 rows: if there are more, those with the lowest accuracy."""
     if len(shares) > _LISTED:
         title = f"{title} (the {_LISTED} worst of {len(shares)})"
         shares = sorted(shares, key=lambda one: one.top1)[:_LISTED]

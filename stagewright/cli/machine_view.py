@@ -1,4 +1,4 @@
-"""What a machine offers as a person reads it: the checks of ``doctor``, and how fast it reads images."""
+"""Terminal output of ``stagewright doctor`` and ``stagewright data bench``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch comes with it
 
 
 def checks_view(checks: Sequence[Check]) -> RenderableType:
-    """A line or two for each check."""
+    """Returns one row for each check."""
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row("[green]ok[/]" if check.good else "[yellow]note[/]", check.name, Text(check.text))
@@ -26,7 +26,7 @@ def checks_view(checks: Sequence[Check]) -> RenderableType:
 
 
 def benchmark_view(found: Benchmark) -> RenderableType:
-    """A table of the ways to read, the split of the time, and the verdict."""
+    """Returns a table of the loaders, the time per image, and the summary."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("way")
     for name in ("size", "threads", "prefetch", "images/s", "x torchvision", "KB each"):

@@ -1,4 +1,4 @@
-"""Predictions as a person reads them: a table with one row for each image."""
+"""Terminal output of ``stagewright predict``: a table with one row for each image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from stagewright.bundle.predictions import Prediction
 
 
 def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
-    """A table with the most probable class of each picture with its percent, the two after it, and what could not be read.
+    """Returns a table with the most probable class of each image, its percentage, the next two classes, or the error.
 
-    A folder that all pictures share is said once, above them.
+    A folder that contains all images is shown once, above the table.
     """
     folders = {os.path.dirname(prediction.path) for prediction in predictions}
     shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
@@ -38,5 +38,5 @@ def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
 
 
 def _comparable(folders: Iterable[str]) -> bool:
-    """Whether all of ``folders`` are absolute or all relative, without which they share nothing."""
+    """Whether all of ``folders`` are absolute or all are relative; otherwise they have no common path."""
     return len({os.path.isabs(folder) for folder in folders}) == 1

@@ -1,4 +1,4 @@
-"""How a batch is cut into the micro-batches that go through the network at a time."""
+"""Divides a batch into micro-batches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from stagewright.plan.plan import StagePlan
 
 
 def micro_batch_sizes(batch_size: int, most: int) -> list[int]:
-    """Sizes of the micro-batches of a batch, in order: ``most`` images each, the last what is left.
+    """Returns the sizes of the micro-batches of a batch, in order: ``most`` images each, and the rest in the last.
 
-    A last one of a single image takes another from the one before it: batch norm over 1 x 1 pixels cannot train on one image.
+    If the rest is a single image, it gets a second one from the micro-batch before it: batch norm cannot train on one value.
     """
     whole, left = divmod(batch_size, most)
     sizes = [most] * whole + ([left] if left else [])
@@ -19,7 +19,7 @@ def micro_batch_sizes(batch_size: int, most: int) -> list[int]:
 
 
 def single_image_error(error: ValueError, stage: StagePlan, micro_batch_size: int) -> RecipeError | None:
-    """What to raise for torch's ``error`` about batch norm that was given one value per channel; None for any other."""
+    """Returns the error to raise if torch's ``error`` is about batch norm with one value per channel, else None."""
     if "more than 1 value per channel" not in str(error):
         return None
     size = stage.batch_size

@@ -43,7 +43,7 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer ``name`` over ready parameter groups (each with its own ``weight_decay`` and ``lr_scale``).
 
-    ``momentum`` is SGD's momentum or Adam's beta1. ``python:module:function`` calls a function of one's own
+    ``momentum`` is SGD's momentum or Adam's beta1. ``python:module:function`` calls a user's function
     (:mod:`stagewright.engine.own_optimizer`), which knows no ``nesterov``. ModelError for an unknown name or option. Build it
     when the parameters are on their device and in their memory format.
     """

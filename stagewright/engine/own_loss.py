@@ -1,9 +1,10 @@
-"""Losses of one's own: ``loss: python:module:function``, called for each micro-batch and tried once before anything is trained.
+"""Users' losses (``loss: python:module:function``): calls them for each micro-batch and tests them once before training.
 
-Convention: ``function(logits, targets)`` gets logits float32 (N, C) and targets float32 (N, C), and returns the loss of each
-image, (N,) of floating point. A row of ``targets`` is the wanted share of each class and sums to 1: mixing and label smoothing
-are in it. Mean, masks of unreadable images and class weights are the engine's: an image's loss must not depend on the others of
-its micro-batch, so that an update is the same in parts as in one. Evaluation is plain cross-entropy, whatever trains.
+``function(logits, targets)`` gets logits float32 (N, C) and targets float32 (N, C), and returns the loss of each image,
+(N,) of floating point. A row of ``targets`` is the target probability of each class and sums to 1; it includes mixing and
+label smoothing. The engine computes the mean, masks unreadable images and applies class weights. An image's loss must not
+depend on the other images of its micro-batch, so that the size of micro-batches does not change an update. Evaluation is
+always cross-entropy.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ _FIELD = "loss"
 _SIGNATURE = "a function of (logits float32 (N, C), targets float32 (N, C)) that returns the loss of each image, (N,)"
 _ROWS = 6
 _BLIND = 64
-"""Classes that a blind guess's loss is taken over at most; they are alike."""
+"""Most classes over which the loss of chance is averaged."""
 
 
 def own_losses(
     logits: Tensor, part: MixedBatch, name: str, label_smoothing: float, class_weights: Tensor | None = None
 ) -> Tensor:
-    """What the function ``name`` makes of ``logits`` float32 (N, C): float32 (N,).
+    """Returns the losses of the function ``name`` for ``logits`` float32 (N, C): float32 (N,).
 
-    With ``class_weights`` (float32 (C,)) an image counts as much as its labels do, in their shares: as if it came so many times
-    as often. ModelError where the result is no loss per image.
+    With ``class_weights`` (float32 (C,)) a loss is multiplied by the weight of the image's label, or by the mean of its two
+    labels as they are mixed. ModelError if the result is not one loss per image.
     """
     losses = _called(name, logits, soft_targets(part, logits.shape[1], label_smoothing)).float()
     if class_weights is None:
@@ -40,8 +41,8 @@ def own_losses(
 
 
 def soft_targets(part: MixedBatch, num_classes: int, label_smoothing: float) -> Tensor:
-    """Wanted share of each class, float32 (N, num_classes): ``lam`` of the own label and the rest of the partner's, of which
-    ``label_smoothing`` is spread evenly over all classes."""
+    """Returns the target probabilities of the classes, float32 (N, num_classes): ``lam`` of the own label and the rest of the
+    partner's, of which ``label_smoothing`` is spread evenly over all classes."""
     targets = torch.zeros(len(part.labels_a), num_classes, device=part.labels_a.device)
     targets.scatter_(1, part.labels_a[:, None], part.lam)
     if part.lam != 1.0:
@@ -67,10 +68,10 @@ def _called(name: str, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_loss(name: str, num_classes: int, device: torch.device) -> None:
-    """Tries the loss ``name`` on random logits and targets.
+    """Tests the loss ``name`` on random logits and targets.
 
-    RecipeError where it cannot be imported or does not take two arguments; ModelError unless it gives finite losses, one for
-    each image and of that image alone, with gradients to the logits.
+    RecipeError if it cannot be imported or does not take two arguments. ModelError unless it returns finite losses, one for each
+    image and independent of the other images, with gradients for the logits.
     """
     function = load_function(name, _FIELD, _SIGNATURE)
     check_arguments(function, name, _FIELD, _SIGNATURE, (None, None), {})
@@ -86,7 +87,9 @@ def check_loss(name: str, num_classes: int, device: torch.device) -> None:
         raise
     except Exception as error:
         how = f"given logits and targets {tuple(logits.shape)} float32"
-        raise ModelError(f"loss: {name}, {how}: {raised_at(error, name)}", _SIGNATURE, "mend the function") from error
+        raise ModelError(
+            f"loss: {name}, {how}: {raised_at(error, name)}", _SIGNATURE, "correct the function"
+        ) from error
     if not bool(torch.isfinite(losses).all()):
         raise ModelError(
             f"loss: {name} gave losses that are not finite for logits from a normal distribution",
@@ -109,7 +112,7 @@ def check_loss(name: str, num_classes: int, device: torch.device) -> None:
 
 
 def blind_loss(name: str, num_classes: int) -> float:
-    """Mean loss of equal logits for all classes, what a network that knows nothing loses; 1 where that is not above 0."""
+    """Returns the mean loss of equal logits for all classes (the loss of chance), or 1 if it is not above 0."""
     classes = min(num_classes, _BLIND)
     with torch.no_grad():
         losses = _called(name, torch.zeros(classes, num_classes), torch.eye(num_classes)[:classes])

@@ -1,10 +1,10 @@
-"""Optimizers of one's own: ``optimizer.name: python:module:function``, called with the parameter groups and tried first.
+"""Users' optimizers (``optimizer.name: python:module:function``): tests them, then calls them with the parameter groups.
 
-Convention: ``function(groups, *, lr, momentum, weight_decay, **options)`` gets a list of dicts with ``params`` and
+``function(groups, *, lr, momentum, weight_decay, **options)`` gets a list of dicts with ``params`` and
 ``weight_decay`` (0 in the groups of biases and norms), and returns a :class:`torch.optim.Optimizer` that has every one of these
 parameters in exactly one group. It may split groups, by ``param.ndim`` for example, but not join them. Before each update the
 engine writes ``lr``, ``weight_decay`` and, where a group has them, ``momentum`` or ``betas[0]`` into its groups: ``step()``
-reads them there. State that is to survive a resume lies in ``optimizer.state``, as torch's own do it.
+reads them there. State that a resume must restore is stored in ``optimizer.state``, as in torch's optimizers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Groups = list[dict[str, Any]]
 
 
 def own_optimizer(groups: Groups, name: str, *, lr: float, momentum: float, options: Mapping[str, Any]) -> Optimizer:
-    """The optimizer of the function ``name`` over ``groups`` (:func:`stagewright.model.groups.parameter_groups`), its groups with
-    ``decays`` and ``lr_scale`` of those that their parameters came from.
+    """Returns the optimizer of the function ``name`` for ``groups`` (:func:`stagewright.model.groups.parameter_groups`). Its
+    groups have the ``decays`` and ``lr_scale`` of the given groups.
 
-    It is tried on small tensors of its own first. RecipeError where the function cannot be imported or does not take the options,
-    ModelError where it raises, returns something else, leaves parameters out or does not obey ``lr``.
+    It is tested on small tensors first. RecipeError if the function cannot be imported or does not take the options; ModelError
+    if it raises, returns something else, leaves parameters out or ignores ``lr``.
     """
     function = load_function(name, _FIELD, _SIGNATURE)
     decay = next((group["weight_decay"] for group in groups if group.get("decays", True)), 0.0)
@@ -37,7 +37,7 @@ def own_optimizer(groups: Groups, name: str, *, lr: float, momentum: float, opti
     if clash := sorted({"lr", "momentum", "weight_decay"} & set(options)):
         raise ModelError(
             f"optimizer.options.{clash[0]} with {name}",
-            "options of the function's own",
+            "other options of the function",
             "give it as a field of the recipe",
         )
     check_arguments(function, name, _FIELD, _SIGNATURE, (groups,), given)
@@ -59,7 +59,7 @@ def _made(function: Callable[..., Any], name: str, groups: Groups, given: Mappin
         raise ModelError(
             f"optimizer.name: {name}, called with {len(groups)} groups and {dict(given)}: {raised_at(error, name)}",
             _SIGNATURE,
-            "mend the function, or the options in the recipe",
+            "correct the function, or the options in the recipe",
         ) from error
     if not isinstance(optimizer, Optimizer):
         raise ModelError(
@@ -69,7 +69,7 @@ def _made(function: Callable[..., Any], name: str, groups: Groups, given: Mappin
 
 
 def _check_holds(name: str, optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Every parameter is in exactly one group, with none of another kind; the groups learn their kind."""
+    """Checks that every parameter is in exactly one group, and copies ``decays`` and ``lr_scale`` to the groups."""
     kinds = {
         id(parameter): (bool(group.get("decays", True)), float(group.get("lr_scale", 1.0)))
         for group in groups
@@ -81,7 +81,7 @@ def _check_holds(name: str, optimizer: Optimizer, groups: Sequence[Mapping[str, 
         raise ModelError(
             f"optimizer.name: {name} left out {missing} of {len(kinds)} parameters, and has {foreign} that it was not given",
             "each given parameter in exactly one group, frozen ones too: a later stage may train them",
-            "hand all groups on to the optimizer",
+            "pass all groups to the optimizer",
         )
     for group in optimizer.param_groups:
         found = {kinds[id(parameter)] for parameter in group["params"]}
@@ -95,7 +95,7 @@ def _check_holds(name: str, optimizer: Optimizer, groups: Sequence[Mapping[str, 
 
 
 def _check_obeys_lr(name: str, make: Callable[[Groups], Optimizer]) -> None:
-    """Two updates of small tensors: with learning rate 0 in the groups nothing may move, with 0.1 everything must."""
+    """Makes two updates of small tensors: with learning rate 0 nothing may change, with 0.1 everything must change."""
     shapes = ((4, 3), (4, 3, 3, 3), (4,))
     generator = torch.Generator().manual_seed(0)
     for lr in (0.0, 0.1):
@@ -118,6 +118,6 @@ def _check_obeys_lr(name: str, make: Callable[[Groups], Optimizer]) -> None:
             what = "moved parameters" if lr == 0.0 else f"moved {sum(moved)} of {len(moved)} parameters"
             raise ModelError(
                 f"optimizer.name: {name} {what} with a learning rate of {lr:g} in its groups",
-                'step() that takes its learning rate from group["lr"], which each update writes anew',
+                'step() that takes its learning rate from group["lr"], which is set before each update',
                 'read group["lr"] in step(), not what the constructor was given',
             )

@@ -117,6 +117,6 @@ def _unknown(name: str, plain: str, tag: str, allowed: list[Library]) -> ModelEr
     return ModelError(
         f"model {name!r} is unknown{nearest(plain, known)}",
         ", ".join(f"{count} of {library}" for library, count in counts.items())
-        or "NAME, torchvision:NAME or timm:NAME (or stagewright:NAME), python:module:function of one's own",
+        or "NAME, torchvision:NAME or timm:NAME (or stagewright:NAME), python:module:function (your own)",
         "stagewright models FILTER lists them, e.g. stagewright models resnet",
     )

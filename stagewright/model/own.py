@@ -1,7 +1,7 @@
-"""Networks of one's own: ``model.name: python:module:function``, called and tried once before anything is trained.
+"""Users' networks (``model.name: python:module:function``): builds them and tests them once before training.
 
-Convention: the function is called with ``num_classes`` and the recipe's ``model.options`` as keyword arguments, after torch's
-generator was seeded, and returns an ``nn.Module`` from normalised images, float (N, 3, S, S), to logits (N, num_classes), in
+The function is called with ``num_classes`` and the recipe's ``model.options`` as keyword arguments, after torch's
+generator is seeded, and returns an ``nn.Module`` from normalised images, float (N, 3, S, S), to logits (N, num_classes), in
 training mode too. A class whose constructor takes ``num_classes`` is such a function. The same call builds the network again on
 resume and from a bundle, before its tensors are loaded.
 """
@@ -28,19 +28,23 @@ _SIGNATURE = (
 def build_own(
     found: ModelName, num_classes: int, options: Mapping[str, Any], drop_path: float | None = None
 ) -> nn.Module:
-    """What the function of ``found`` returns.
+    """Calls the function of ``found`` and returns its network.
 
-    RecipeError where it cannot be imported or takes no such options, ModelError where it raises, returns no network with
-    parameters, or is given ``drop_path``, which it has among its options if at all.
+    RecipeError if the function cannot be imported or does not take the options. ModelError if it raises, if it does not return a
+    network with parameters, or if ``drop_path`` is given: such a function takes it among its options.
     """
     name = str(found)
     if drop_path is not None:
         raise ModelError(
-            f"model.drop_path: {drop_path} with {name}", "model.options of the function's own", "remove it"
+            f"model.drop_path: {drop_path} with {name}",
+            "drop_path among model.options, if the function has it",
+            "remove it",
         )
     if "num_classes" in options:
         raise ModelError(
-            f"model.options.num_classes with {name}", "options other than num_classes, which the data give", "remove it"
+            f"model.options.num_classes with {name}",
+            "options other than num_classes, which follows from the data",
+            "remove it",
         )
     function = load_function(name, _FIELD, _SIGNATURE)
     given = {"num_classes": num_classes, **options}
@@ -61,10 +65,10 @@ def build_own(
 def check_own(
     name: str, model: nn.Module, num_classes: int, image_size: int, memory_format: torch.memory_format
 ) -> None:
-    """Tries the network of the function ``name`` on two random images of ``image_size`` pixels, in evaluation and training mode.
+    """Runs the network of the function ``name`` on two random images of ``image_size`` pixels, in evaluation and training mode.
 
-    ModelError unless the logits are (2, num_classes), of floating point and finite, and gradients come to a parameter. Modes,
-    buffers, gradients and torch's random state stay as they are.
+    ModelError unless the logits are (2, num_classes), floating point and finite, and a parameter gets a gradient. Modes, buffers,
+    gradients and torch's random state are restored.
     """
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     with torch.random.fork_rng(devices=[]), modes_kept(model):
@@ -93,7 +97,7 @@ def _try_once(name: str, model: nn.Module, num_classes: int, images: Tensor) -> 
     if not isinstance(logits, Tensor) or logits.shape != (len(images), num_classes) or not logits.is_floating_point():
         what = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(
-            f"{name} gave {what} for {given}", wanted, "let its last layer have num_classes outputs, alone"
+            f"{name} gave {what} for {given}", wanted, "return only the logits, num_classes for each image"
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{name} gave logits that are not finite for {given}", wanted, "look at its initial weights")
@@ -105,11 +109,11 @@ def _try_once(name: str, model: nn.Module, num_classes: int, images: Tensor) -> 
     )
     if not any(gradient is not None for gradient in gradients):
         raise ModelError(
-            f"{name}: no gradient comes to a parameter from the logits, in {mode} mode",
-            "logits that hang on parameters that require gradients",
-            "look for detach(), no_grad() or requires_grad_(False); what is frozen is the recipe's affair (train: ...)",
+            f"{name}: no parameter gets a gradient from the logits, in {mode} mode",
+            "logits that depend on parameters that require gradients",
+            "look for detach(), no_grad() or requires_grad_(False); the recipe freezes parameters (train: ...)",
         )
 
 
 def _failed(name: str, how: str, error: Exception, remedy: str = "") -> ModelError:
-    return ModelError(f"{name}, {how}: {raised_at(error, name)}", _SIGNATURE, remedy or "mend the function")
+    return ModelError(f"{name}, {how}: {raised_at(error, name)}", _SIGNATURE, remedy or "correct the function")

@@ -21,7 +21,7 @@ Size = Annotated[int, Field(ge=4, le=4096)]
 Batch = Annotated[int, Field(ge=1, le=2**20)]
 Interpolation = Literal["bilinear", "bicubic"]
 FunctionName = Annotated[str, AfterValidator(check_form)]
-"""A function of one's own, ``python:module:function``."""
+"""A user's function, ``python:module:function``."""
 
 
 def _checked_if_named(value: str) -> str:
@@ -29,7 +29,7 @@ def _checked_if_named(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_checked_if_named)]
-"""A name that the package or a library knows, or a function of one's own, ``python:module:function``."""
+"""A name that the package or a library knows, or a user's function, ``python:module:function``."""
 
 
 class Part(Frozen):

@@ -159,7 +159,7 @@ class Recipe(Part):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     loss: Literal["cross_entropy", "bce"] | FunctionName = "cross_entropy"
     """``bce``: every class a yes or no of its own, averaged over classes (arXiv:2110.00476, section 2.1);
-    ``python:module:function``: one's own, from logits and soft targets to a loss per image (docs/extend.md)."""
+    ``python:module:function``: your own, from logits and soft targets to a loss per image (docs/extend.md)."""
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = "none"
     """Weight of each class in the loss, scaled to a mean of 1 over the training images. ``balanced``: every class has the same
     total weight. A mapping gives the weights of the classes that it names; the others have weight 1."""

@@ -1,8 +1,8 @@
-"""Reads YAML of a stranger: one reading of each value, bounded work, and errors with a line.
+"""Reads YAML from untrusted files: values as in YAML 1.2, limited work, and errors with a line number.
 
-PyYAML reads YAML 1.1, where ``1e-3`` is text, ``no`` is false and ``010`` is 8, and takes the last of several equal keys. Here
-plain values are read by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2, section 10.3.2), equal keys are refused, and
-size, depth and what aliases expand to are limited before anything is built.
+PyYAML implements YAML 1.1, where ``1e-3`` is text, ``no`` is false and ``010`` is 8, and uses the last of several equal
+keys. This reader uses the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2, section 10.3.2), refuses equal keys, and
+limits size, depth and the expansion of aliases before any object is built.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 MOST_BYTES = 1 << 20
 MOST_DEPTH = 40
 MOST_VALUES = 20_000
-"""Values of one text, each alias counted with all that it stands for."""
+"""Limit on the number of values of one text, with aliases expanded."""
 _MOST_DIGITS = 400
-"""Digits of one number: more than any double or 64-bit integer has."""
+"""Limit on the digits of one number."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -31,11 +31,11 @@ _BYTE_ORDER_MARKS = (
 
 
 class YamlError(ValueError):
-    """The text is no YAML that is read here; the message says what is wrong and on which line."""
+    """The text is not valid YAML or exceeds a limit; the message names the problem and the line."""
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; YamlError for any other encoding."""
+    """Returns the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark; YamlError for any other encoding."""
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
@@ -48,7 +48,7 @@ def decode_text(data: bytes) -> str:
 
 
 def load_yaml(text: str) -> Any:
-    """The value of ``text``: mappings, lists, text, numbers, booleans and None. YamlError for everything else."""
+    """Returns the value of ``text``: mappings, lists, text, numbers, booleans and None. YamlError for everything else."""
     if len(text) > MOST_BYTES:
         raise YamlError(f"{len(text):,} characters; at most {MOST_BYTES:,} are read")
     try:
@@ -78,7 +78,7 @@ def _code(character: int | str | bytes) -> str:
 
 
 def _check_values(root: Node) -> None:
-    """YamlError where aliases expand ``root`` to more than MOST_VALUES values, or to itself."""
+    """Raises YamlError if ``root``, with aliases expanded, has more than MOST_VALUES values or contains itself."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
@@ -103,7 +103,7 @@ def _check_values(root: Node) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the values of YAML 1.2, a limit on depth, and equal keys refused."""
+    """A SafeLoader with the values of YAML 1.2, a limit on depth, and without equal keys."""
 
     depth = 0
 
@@ -150,7 +150,7 @@ _Loader.yaml_implicit_resolvers = {}
 
 
 def _plain(kind: str, pattern: str, first: str) -> None:
-    """Plain values that match ``pattern`` and begin with one of ``first`` are of ``kind``."""
+    """Registers that plain values that match ``pattern`` and begin with one of ``first`` are of ``kind``."""
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"^(?:{pattern})$"), list(first))
 
 
@@ -169,15 +169,15 @@ for _tag in ("timestamp", "binary", "set", "omap", "pairs"):
 
 
 def write_yaml(value: Any) -> str:
-    """YAML that :func:`load_yaml`, and readers of YAML 1.1 too, read back as ``value``; text of several lines is a block."""
+    """Returns YAML that :func:`load_yaml` and readers of YAML 1.1 read back as ``value``; text of several lines is a block."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader of YAML 1.1 or 1.2 would take for something else."""
+    """Quotes text that readers of YAML 1.1 or 1.2 would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal parts are written out again each time."""
+        """Writes equal parts again instead of aliases."""
         return True
 
     def write_text(self, text: str) -> yaml.ScalarNode:

@@ -1,4 +1,4 @@
-"""Events as lines of ``events.jsonl``: how they are written, and checked against their class when they are read."""
+"""Writes events as lines of ``events.jsonl``, and checks lines against the class of their event when it reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UnknownKind(ValueError):
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """The event as plain data, its keys in the file's order: kind, step, its other fields, and ``clock`` with the rest.
+    """Returns the event as plain data, its keys in the file's order: kind, step, its other fields, and ``clock`` with the rest.
 
     Clock fields that are None or False are left out.
     """
@@ -29,19 +29,20 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def without_clock(event: Event) -> dict[str, Any]:
-    """As :func:`to_json`, without what depends on time and machine."""
+    """Returns the same as :func:`to_json`, without the fields that depend on time and machine."""
     own = {_key(one): _plain(getattr(event, one.name)) for one in fields(event) if not one.metadata.get("clock")}
     return {"kind": event.kind, **own}
 
 
 def to_line(event: Event) -> bytes:
-    """The event as a line with its end. Floats that are not finite are ``NaN`` and ``Infinity``, as Python reads them."""
+    """Returns the event as a line of JSON with its newline. Floats that are not finite are ``NaN`` and ``Infinity``, as Python
+    reads them."""
     return json.dumps(to_json(event)).encode() + b"\n"
 
 
 def from_line(line: bytes) -> Event:
-    """The event of a line; UnknownKind where this version does not know its kind, ValueError where the line is damaged: it is no
-    JSON, a field is missing or has another type. Fields that the class does not have are left out."""
+    """Returns the event of a line. UnknownKind if this version does not know its kind; ValueError if the line is damaged: not
+    JSON, or a field is missing or has another type. Fields that the class does not have are ignored."""
     try:
         content = json.loads(line)
     except RecursionError as error:
@@ -73,7 +74,7 @@ def _types(kind: type[Any]) -> dict[str, Any]:
 
 
 def _filled(kind: type[T], content: Mapping[str, Any], clock: Mapping[str, Any]) -> T:
-    """A ``kind`` with its fields from ``content``, and those of the clock from ``clock``."""
+    """Makes a ``kind`` with its fields from ``content``, and its clock fields from ``clock``."""
     given: dict[str, Any] = {}
     for one in fields(kind):  # type: ignore[arg-type]
         place = clock if one.metadata.get("clock") else content
@@ -86,7 +87,7 @@ def _filled(kind: type[T], content: Mapping[str, Any], clock: Mapping[str, Any])
 
 
 def _value(kind: Any, value: Any) -> Any:
-    """``value``, which JSON gave, as the type ``kind``; ValueError where it has another one."""
+    """Converts ``value``, read from JSON, to the type ``kind``; ValueError if it has another type."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
         fitting = next((one for one in inner if (one is NoneType) == (value is None)), NoneType)

@@ -1,8 +1,8 @@
-"""Functions of one's own that a recipe names: found when they are needed, and told of before their code runs.
+"""Imports users' functions that a recipe names, and warns before their code runs.
 
-``augment.custom`` writes ``module:function``. Where a field also takes names that the package knows (``model.name``, ``loss``,
-``optimizer.name``), ``python:module:function`` says that a function is meant. A class will do as well as a function. Modules are
-looked for in the installed packages and on PYTHONPATH, and in the current folder last, for this import alone.
+``augment.custom`` is ``module:function``. Fields that also accept names of the package (``model.name``, ``loss``,
+``optimizer.name``) use ``python:module:function``. A class can be named instead of a function. Modules are searched in the
+installed packages and on PYTHONPATH, and last in the current folder, only for this import.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 PREFIX = "python:"
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _told: set[str] = set()
-"""Names that a person knows of: this process has said whose code they are, or they were handed over as functions."""
+"""Names that need no warning: this process has reported them already, or the caller passed the functions themselves."""
 
 
 def is_named(value: str) -> bool:
-    """Whether ``value`` is of the form ``python:module:function``, or is meant to be."""
+    """Whether ``value`` begins with ``python:``."""
     return value.startswith(PREFIX)
 
 
 def check_form(value: str, prefix: str = PREFIX) -> str:
-    """``value`` itself; ValueError unless it is ``prefix`` and ``module:function``."""
+    """Returns ``value``; ValueError unless it is ``prefix`` and ``module:function``."""
     if not (value.startswith(prefix) and _FORM.fullmatch(value.removeprefix(prefix))):
         raise ValueError(
             f"{value!r} is not of the form {prefix}module:function, e.g. {prefix}my_package.my_module:make"
@@ -45,16 +45,16 @@ def check_form(value: str, prefix: str = PREFIX) -> str:
 
 
 def load_function(name: str, field: str, signature: str) -> Callable[..., Any]:
-    """The function that ``name`` stands for, with or without ``python:``; its module is imported.
+    """Imports the module of ``name``, with or without ``python:``, and returns its function.
 
-    A recipe, run or bundle that names a function is code: before the first import of each, a warning in the log, which Python
-    prints on the standard error unless told otherwise, says which function comes from which file.
+    A recipe, run or bundle that names a function is code. Before the first import of each name, a warning in the log, which
+    Python prints on the standard error by default, states the function and its file.
 
-    ``field`` of the recipe and ``signature``, what the function is to be, are for the RecipeError that is raised where there
-    is no such module, no such function in it, or it cannot be called.
+    RecipeError if there is no such module or function, or if it is not callable; ``field`` of the recipe and ``signature`` (what
+    the function must be) are used in its message.
     """
     module_name, function_name = _parts(name)
-    # Every update comes here: what is imported already costs nothing.
+    # Called in every update; a module that is imported already costs nothing.
     if name not in _told:
         _tell(name, field)
     module = sys.modules.get(module_name) or _imported(name, field, module_name)
@@ -63,7 +63,7 @@ def load_function(name: str, field: str, signature: str) -> Callable[..., Any]:
         raise RecipeError(
             f"{field}: {name}: module {module_name} has no {function_name!r}{nearest(function_name, vars(module))}",
             signature,
-            f"define it in {getattr(module, '__file__', None) or module_name}, or mend the name in the recipe",
+            f"define it in {getattr(module, '__file__', None) or module_name}, or correct the name in the recipe",
         )
     if not callable(function):
         raise RecipeError(f"{field}: {name} is a {type(function).__name__}", signature, "name a function")
@@ -82,14 +82,14 @@ def _imported(name: str, field: str, module_name: str) -> ModuleType:
             return importlib.import_module(module_name)
         except ImportError as error:
             raise RecipeError(
-                f"{field}: {name}: {error} (looked for in the installed packages, PYTHONPATH and {folder})",
-                "module:function, the module importable where the training runs",
-                f"install the package that has {module_name}, put its folder on PYTHONPATH, or start in that folder",
+                f"{field}: {name}: {error} (searched in the installed packages, PYTHONPATH and {folder})",
+                "module:function with a module that can be imported where the training runs",
+                f"install the package that contains {module_name}, add its folder to PYTHONPATH, or start in that folder",
             ) from error
 
 
 def _tell(name: str, field: str) -> None:
-    """Says whose code is about to run; nothing where it is not found, which the error will say."""
+    """Logs which file's code will run; nothing if the module does not exist, because an error follows."""
     _told.add(name)
     module_name, function_name = _parts(name)
     if (file := file_of(name)) is not None or module_name in sys.modules:
@@ -99,7 +99,7 @@ def _tell(name: str, field: str) -> None:
 def check_arguments(
     function: Callable[..., Any], name: str, field: str, signature: str, given: Sequence[Any], named: Mapping[str, Any]
 ) -> None:
-    """RecipeError where ``function(*given, **named)`` could not even be called: an argument is unknown or missing."""
+    """Raises RecipeError if ``function(*given, **named)`` has an unknown or a missing argument."""
     try:
         inspect.signature(function).bind(*given, **named)
     except ValueError:  # written in C, without a signature
@@ -108,12 +108,12 @@ def check_arguments(
         raise RecipeError(
             f"{field}: {name} cannot be called with {', '.join([*('...' for _ in given), *named])}: {error}",
             signature,
-            f"let {name.rpartition(':')[2]} take these arguments, or mend the options in the recipe",
+            f"let {name.rpartition(':')[2]} take these arguments, or correct the options in the recipe",
         ) from None
 
 
 def raised_at(error: BaseException, name: str) -> str:
-    """Kind and text of ``error``, and the last line within the file of the function ``name`` that led to it."""
+    """Returns the type and text of ``error``, and the last line in the file of the function ``name`` that led to it."""
     text = str(error).strip().split("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == str(file_of(name))]
@@ -122,10 +122,10 @@ def raised_at(error: BaseException, name: str) -> str:
 
 
 def name_of(function: Callable[..., Any], field: str) -> str:
-    """``python:module:function`` for a function or class that lies at the top of an importable module.
+    """Returns ``python:module:function`` for a function or class at the top level of an importable module.
 
-    RecipeError for what a later process could not find under such a name: lambdas, functions within functions, methods, and
-    whatever is defined in the script that was started.
+    RecipeError for anything that another process cannot import by this name: lambdas, nested functions, methods, and functions
+    of the script that was started.
     """
     module_name, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not callable(function) or module_name is None or name is None:
@@ -133,7 +133,7 @@ def name_of(function: Callable[..., Any], field: str) -> str:
     if name == "<lambda>":
         raise _without_name(field, "a lambda")
     if "." in name:
-        raise _without_name(field, f"{name.replace('.<locals>', '')}, which lies within a function or class")
+        raise _without_name(field, f"{name.replace('.<locals>', '')}, which is inside a function or class")
     if module_name in ("__main__", "__mp_main__"):
         raise _without_name(field, f"{name} of the script that was started, which no other process can import")
     full = f"{PREFIX}{module_name}:{name}"
@@ -149,21 +149,20 @@ def name_of(function: Callable[..., Any], field: str) -> str:
 def _without_name(field: str, what: str) -> RecipeError:
     return RecipeError(
         f"{field} is {what}",
-        "a function or class at the top of a module: the recipe holds its name, and a resume imports it again",
-        f"put it with def into a file of its own, e.g. my_{field.partition('.')[0]}.py in this folder, and import it from there",
+        "a function or class at the top level of a module: the recipe stores its name, and a resume imports it again",
+        f"define it in a separate file, e.g. my_{field.partition('.')[0]}.py in this folder, and import it from there",
     )
 
 
 def file_of(name: str) -> Path | None:
-    """The file that the module of ``name`` comes from, or would come from: nothing is run to find out. None where there is
-    no such file."""
+    """Returns the file of the module of ``name`` without importing it, or None if there is no such file."""
     module_name, _ = _parts(name)
     file = getattr(sys.modules[module_name], "__file__", None) if module_name in sys.modules else _found(module_name)
     return Path(file) if file else None
 
 
 def _found(module_name: str) -> str | None:
-    """The file of a module, looked for by Python's own finders, without running the module or its packages."""
+    """Returns the file of a module, found by Python's import finders without running the module or its packages."""
     importlib.invalidate_caches()
     names = module_name.split(".")
     within: Sequence[str] | None = None

@@ -100,7 +100,7 @@ def test_right_losses_pass_and_leave_the_random_state(classes: int) -> None:
         ("not_finite_loss", "losses that are not finite", "log_softmax"),
         ("detached_loss", "no finite gradient", "detach"),
         ("batch_loss", "another loss in a batch of 6 than alone", "normalisation"),
-        ("fails_loss", r"IndexError: .*\(.*own_parts.py, line \d+\)", "mend"),
+        ("fails_loss", r"IndexError: .*\(.*own_parts.py, line \d+\)", "correct"),
     ],
 )
 def test_wrong_losses_are_explained(name: str, given: str, remedy: str) -> None:

@@ -83,7 +83,7 @@ def test_trying_it_moves_nothing_of_the_network() -> None:
     ("name", "given", "remedy"),
     [
         ("gives_no_optimizer", "returned a str", "return the optimizer"),
-        ("one_group", r"left out \d+ of 12 parameters, and has 0", "hand all groups on"),
+        ("one_group", r"left out \d+ of 12 parameters, and has 0", "pass all groups"),
         ("joined", "joined groups of different weight decay or learning rate", "within each given one"),
         ("deaf", "moved parameters with a learning rate of 0 in its groups", 'group["lr"]'),
         ("needs_closure", r"its step\(\) on tensors of .*TypeError.*own_parts.py", "mend the optimizer"),

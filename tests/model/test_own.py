@@ -80,13 +80,13 @@ def test_trying_it_leaves_no_trace() -> None:
 @pytest.mark.parametrize(
     ("fault", "given", "remedy"),
     [
-        ("one class more", r"gave \(2, 5\) torch.float32 for images \(2, 3, 16, 16\) float32", "num_classes outputs"),
-        ("whole numbers", r"gave \(2, 4\) torch.int64", "num_classes outputs"),
-        ("tuple in training", "gave a tuple for .* in training mode", "num_classes outputs, alone"),
+        ("one class more", r"gave \(2, 5\) torch.float32 for images \(2, 3, 16, 16\) float32", "return only the logits"),
+        ("whole numbers", r"gave \(2, 4\) torch.int64", "return only the logits"),
+        ("tuple in training", "gave a tuple for .* in training mode", "return only the logits"),
         ("not finite", "gave logits that are not finite", "initial weights"),
-        ("detached", "no gradient comes to a parameter", "detach"),
+        ("detached", "no parameter gets a gradient", "detach"),
         ("view", "RuntimeError: view size is not compatible", "reshape"),
-        ("raises", r"ValueError: no such thing \(.*own_parts.py, line \d+\)", "mend the function"),
+        ("raises", r"ValueError: no such thing \(.*own_parts.py, line \d+\)", "correct the function"),
     ],
 )
 def test_networks_that_cannot_be_trained_are_explained(fault: str, given: str, remedy: str) -> None:

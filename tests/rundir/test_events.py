@@ -284,7 +284,7 @@ def test_a_full_disk_tears_no_line(path: Path, monkeypatch: pytest.MonkeyPatch, 
             patch.setattr(os, "write", full_disk(keep))
             with pytest.raises(StorageError, match="cannot be written: No space left on device") as error:
                 deed()
-        assert "a disk with room" in error.value.allowed
+        assert "a disk with free space" in error.value.allowed
         assert "nothing saved so far is lost" in error.value.remedy
     assert (path.read_bytes(), rows.path.read_bytes()) == before
     rows.append([[2, 0.25]])

@@ -91,8 +91,8 @@ def in_main(num_classes: int) -> None: ...
     ("function", "given"),
     [
         (lambda num_classes: None, "is a lambda"),
-        (within(), "is within.inner, which lies within a function or class"),
-        (own_parts.Net.forward, "is Net.forward, which lies within"),
+        (within(), "is within.inner, which is inside a function or class"),
+        (own_parts.Net.forward, "is Net.forward, which is inside"),
         (partial(own_parts.Net, width=3), "is a partial"),
         (3, "is a int"),
     ],
@@ -100,7 +100,7 @@ def in_main(num_classes: int) -> None: ...
 def test_what_no_other_process_could_find_is_refused(function: Any, given: str) -> None:
     with pytest.raises(RecipeError, match=given) as caught:
         name_of(function, "model.name")
-    assert "top of a module" in caught.value.allowed and "my_model.py" in caught.value.remedy
+    assert "top level of a module" in caught.value.allowed and "my_model.py" in caught.value.remedy
 
 
 def test_the_script_that_was_started_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:

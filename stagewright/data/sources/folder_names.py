@@ -1,6 +1,6 @@
-"""What the names of folders and files mean: parts of a data set, folders of stagewright's own, classes in file names.
+"""Interprets names of folders and files: parts of a data set, folders that stagewright wrote, classes in file names.
 
-Pure: it is given names and gives an answer; :mod:`stagewright.data.sources.folders` looks at the disk.
+Pure functions of names; :mod:`stagewright.data.sources.folders` reads the disk.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NEUTRAL = frozenset(
         *("photo", "photos", "jpg", "jpeg", "png", "hold", "out"),
     )
 )
-"""Words that say nothing beside a word for a part: ``training_set``, ``test-images``."""
+"""Words without meaning next to a word for a part: ``training_set``, ``test-images``."""
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_]+")
 
 
@@ -58,17 +58,17 @@ class PartFolders:
     """Sibling folders that are parts of one data set."""
 
     names: dict[int, list[str]]
-    """TRAIN, VAL, TEST -> folders that their names make it."""
+    """Maps TRAIN, VAL and TEST to the folders with such names."""
     unlabelled: tuple[str, ...]
     """Folders of images without classes, such as ``seg_pred``."""
     others: tuple[str, ...]
-    """Folders whose names say nothing of parts."""
+    """Folders whose names do not name a part."""
 
 
 def part_folders(names: Sequence[str]) -> PartFolders:
-    """Sorts sibling folders by what their names say: ``seg_train``, ``training_set``, ``test1``, ``Training``, ``valid``.
+    """Sorts sibling folders by their names: ``seg_train``, ``training_set``, ``test1``, ``Training``, ``valid``.
 
-    Further words in a name (``seg``) must be the same in all of them: ``bus_test`` and ``car_train`` are no parts.
+    Further words in a name (``seg``) must be the same in all parts: ``bus_test`` and ``car_train`` are not parts.
     """
     found = {name: _part(name) for name in names}
     rests = Counter(rest for part, rest in found.values() if part is not None)
@@ -89,7 +89,7 @@ _NO_CLASSES = -2
 
 
 def _part(name: str) -> tuple[int | None, tuple[str, ...]]:
-    """The part that ``name`` names, or None, and its words that say something else."""
+    """Returns the part that ``name`` names, or None, and its other words."""
     words = [word.casefold() for word in _TOKEN.findall(name)]
     meant = [word for word in words if word in PART_WORDS or word in _UNLABELLED]
     if {"hold", "out"} <= set(words) and not meant:
@@ -111,13 +111,13 @@ _OWN = (
 
 
 def own_folder(entries: Collection[str]) -> str | None:
-    """What a folder with ``entries`` is where stagewright made it: ``a run``, ``a pack``, ...; None for any other."""
+    """Returns what stagewright stored in a folder with these ``entries`` (``a run``, ``a pack``, ...), or None."""
     names = frozenset(entries)
     return next((what for files, what in _OWN if files <= names), None)
 
 
 def similar_names(classes: Iterable[str]) -> list[tuple[str, ...]]:
-    """Classes whose names differ in upper and lower case, blanks, ``-``, ``_`` and ``.`` alone, in sets of two or more."""
+    """Returns sets of class names that differ only in case, blanks, ``-``, ``_`` and ``.``."""
     by_key: dict[str, list[str]] = {}
     for name in classes:
         by_key.setdefault(re.sub(r"[\s\-_.]+", "", name).casefold() or name, []).append(name)
@@ -125,7 +125,7 @@ def similar_names(classes: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def combined_names(classes: Collection[str]) -> list[str]:
-    """Classes whose names consist of several other classes' names (``scab rust``): cells with several labels, most likely."""
+    """Returns classes whose names consist of several other classes' names (``scab rust``), probably cells with several labels."""
     known = set(classes)
     found = []
     for name in classes:
@@ -145,9 +145,9 @@ def _several_are_whole(combined: Sequence[str], known: set[str]) -> bool:
 
 
 def classes_in_file_names(files: Sequence[str]) -> list[str]:
-    """The words before the number in names such as ``cat.12.jpg`` and ``dog_3.png``, if they look like classes; else none.
+    """Returns the words before the number in names such as ``cat.12.jpg`` and ``dog_3.png`` if they may be classes, else [].
 
-    They do where there are 2 to 50, each in two files or more, and all files follow the pattern.
+    They may be if there are 2 to 50 words, each in at least two files, and all files have such names.
     """
     words = Counter[str]()
     for name in files:

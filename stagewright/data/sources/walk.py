@@ -1,6 +1,6 @@
-"""Walks a folder tree: every file once, with an account of what was passed over and why.
+"""Finds the files below a folder, each once, and reports what was ignored and why.
 
-The one walk for all commands: what ``train`` finds in a folder, ``inspect``, ``pack`` and ``predict`` find there too.
+All commands use it: ``train``, ``inspect``, ``pack`` and ``predict`` find the same files in a folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FOREIGN = frozenset(
 
 @dataclass(frozen=True)
 class Excluded:
-    """A file or a row that DATA names and the run leaves out."""
+    """A file or a row of DATA that the run does not use."""
 
     path: str
     reason: str
@@ -29,7 +29,7 @@ class Excluded:
 
 @dataclass
 class Walk:
-    """The files below a folder, and what was passed over."""
+    """The files below a folder, and what was ignored."""
 
     files: list[str] = field(default_factory=list)
     """Relative to the folder, with ``/``."""
@@ -40,14 +40,14 @@ class Walk:
     own: list[tuple[str, str]] = field(default_factory=list)
     """Folders that stagewright wrote, and what each is: (``runs/quick-1``, ``a run``). Their files are not among ``files``."""
     repeated: list[str] = field(default_factory=list)
-    """Links to folders that were read already by another path."""
+    """Links to folders that were already read by another path."""
 
 
 def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
-    """All files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
+    """Returns all files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
 
-    Links are followed. A folder that links lead to several times is read once, by its own path if that is in the tree, and
-    never from within itself: so neither a loop nor a fan of links makes the walk long. ``any_name`` includes files whose names
+    Links are followed. A folder that several paths lead to is read once, by its own path if that is in the tree, so that
+    neither loops nor fans of links make the walk long. ``any_name`` includes files whose names
     are not valid Unicode, which cannot be written into a manifest.
     """
     found = Walk()
@@ -87,7 +87,7 @@ def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
 
 
 def notes_on(found: list[Walk]) -> list[str]:
-    """Sentences on what was passed over in several walks."""
+    """Returns sentences about what was ignored in several walks."""
     ignored, notes = sum(one.ignored for one in found), []
     if ignored:
         notes.append(f"hidden or foreign files and folders passed over: {ignored:,}")
@@ -114,11 +114,11 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def written_out(name: str) -> str:
-    """``name`` with bytes that are not valid Unicode as escapes: ``caf\\\\xe9``."""
+    """Returns ``name`` with bytes that are not valid Unicode as escapes: ``caf\\\\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Device and inode: the same for a folder by whatever links it is reached."""
+    """Returns device and inode, which identify a folder independently of links."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
