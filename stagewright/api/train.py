@@ -60,9 +60,9 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     budget: Budget | None = None,
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
-    model: str | Callable[..., Any] | None = None,
-    loss: str | Callable[..., Any] | None = None,
-    optimizer: str | Callable[..., Any] | None = None,
+    model: str | Callable[..., object] | None = None,
+    loss: str | Callable[..., object] | None = None,
+    optimizer: str | Callable[..., object] | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
 ) -> Run:

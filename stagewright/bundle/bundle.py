@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stagewright.bundle.card import card
+from stagewright.bundle.description import Description
 from stagewright.bundle.predict import Picture, answer
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
@@ -33,10 +35,12 @@ from stagewright.data.images.decode import decode
 from stagewright.errors import BundleError, ModelError, RecipeError, StorageError
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
+from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
 
 FORMAT = 1
 """Version of the folder's layout. A newer version is refused; older versions must stay readable."""
+CARD = "README.md"
 MAX_GOLDEN = 16
 TOLERANCE = 1e-3
 """Largest difference between a logit and the recorded one, as a share of the largest recorded logit (of 0.1 if all are
@@ -139,7 +143,7 @@ def save_bundle(
         "versions": library_versions(),
         "golden": [name for name, _ in samples],
     }
-    files["README.md"] = card(content).encode()
+    files[CARD] = card(content).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["model.json"] = (json.dumps(content, indent=1, ensure_ascii=False, default=_plain) + "\n").encode()
     _write(folder, files)
@@ -202,17 +206,17 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
     """
     folder = _find_bundle(user_path(folder_or_run))
     content = _content(folder)
-    spec = _spec(folder, content)
-    files = _files(folder, content["files"])
+    spec = _spec(content)
+    files = _files(folder, content.files)
     try:
         tensors = load(files["weights.safetensors"])
     except (KeyError, SafetensorError) as error:
         raise _damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
-    model = _with_weights(spec, tensors, folder, content["versions"]).to(device)
+    model = _with_weights(spec, tensors, folder, content.versions).to(device)
     if verify:
         _verify(folder, model, spec, content, files)
-    return Bundle(folder, spec, model, content["versions"])
+    return Bundle(folder, spec, model, content.versions)
 
 
 def _find_bundle(given: Path) -> Path:
@@ -228,44 +232,33 @@ def _find_bundle(given: Path) -> Path:
     )
 
 
-def _content(folder: Path) -> dict[str, Any]:
+def _content(folder: Path) -> Description:
     path = folder / "model.json"
     try:
         content = read_parsed(path, json.loads)
-        newer = content["format"] > FORMAT
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+            raise BundleError(
+                f"{path} is of format {content['format']}",
+                f"formats up to {FORMAT}",
+                "update stagewright: pip install -U",
+            )
+        return Description.model_validate(content)
+    except ValidationError as error:
+        raise _damaged(path, ValueError(problems(error))) from None
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
-    if newer:
-        raise BundleError(
-            f"{path} is of format {content['format']}", f"formats up to {FORMAT}", "update stagewright: pip install -U"
-        )
-    return content
 
 
-def _spec(folder: Path, content: Mapping[str, Any]) -> BundleSpec:
-    try:
-        model, view = content["model"], dict(content["preprocessing"])
-        if len(content["classes"]) != content["num_classes"]:
-            raise ValueError(f"{len(content['classes'])} classes are named, num_classes is {content['num_classes']}")
-        if not (
-            isinstance(content["files"], dict)
-            and {f"golden/{name}" for name in content["golden"]} <= content["files"].keys()
-        ):
-            raise ValueError("files does not list the golden samples")
-        if not isinstance(content["versions"], dict):
-            raise ValueError("versions is not an object")
-        view |= {"mean": tuple(view["mean"]), "std": tuple(view["std"])}
-        return BundleSpec(
-            model=model["name"],
-            classes=tuple(content["classes"]),
-            preprocessing=Preprocessing(**view),
-            image_size=model["image_size"],
-            options=model["options"],
-            drop_path=model["drop_path"],
-            training=content["training"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / "model.json", error) from None
+def _spec(content: Description) -> BundleSpec:
+    return BundleSpec(
+        model=content.model.name,
+        classes=content.classes,
+        preprocessing=Preprocessing(**content.preprocessing.model_dump()),
+        image_size=content.model.image_size,
+        options=content.model.options,
+        drop_path=content.model.drop_path,
+        training=content.training,
+    )
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:
@@ -277,6 +270,8 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
     """Reads the files that model.json lists, checks their hashes and returns their bytes by name."""
     files: dict[str, bytes] = {}
     for name, expected in hashes.items():
+        if name == CARD:
+            continue  # documentation, which people may edit
         path = folder / name
         try:
             files[name] = read_parsed(path, partial(_checked_hash, path, expected))
@@ -330,9 +325,7 @@ def _with_weights(
     return model.eval()
 
 
-def _verify(
-    folder: Path, model: nn.Module, spec: BundleSpec, content: Mapping[str, Any], files: Mapping[str, bytes]
-) -> None:
+def _verify(folder: Path, model: nn.Module, spec: BundleSpec, content: Description, files: Mapping[str, bytes]) -> None:
     try:
         golden = files["golden.safetensors"]
         recorded = load(golden)["logits"]
@@ -348,7 +341,7 @@ def _verify(
             "class names in the order in which the model was trained",
             _REMEDY,
         )
-    samples = [(name, files[f"golden/{name}"]) for name in content["golden"]]
+    samples = [(name, files[f"golden/{name}"]) for name in content.golden]
     logits = _golden_logits(model, spec.preprocessing, samples, folder)
     if logits.shape != recorded.shape:
         raise _damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))
@@ -356,14 +349,14 @@ def _verify(
         _require_same(f"{folder}: the model's output has changed: on golden/{name}", spec, now, then, content)
 
 
-def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, content: Mapping[str, Any]) -> None:
+def _require_same(where: str, spec: BundleSpec, now: Tensor, then: Tensor, content: Description) -> None:
     drift = float((now - then).abs().max())
     allowed = TOLERANCE * max(0.1, float(then.abs().nan_to_num(0.0).max()))
     if not drift <= allowed:
         names = [spec.classes[int(row.argmax())] for row in (then, now)]
         raise BundleError(
             f"{where} a logit differs by {drift:.3g} (the class was {names[0]!r}, now it is {names[1]!r})",
-            f"differences up to {allowed:.3g}{changed_since(content['versions'])}",
+            f"differences up to {allowed:.3g}{changed_since(content.versions)}",
             "install the versions with which it was saved, or copy the folder again from where it was made; "
             "load_bundle(..., verify=False) loads it without this check",
         )

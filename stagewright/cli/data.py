@@ -172,14 +172,14 @@ def pack(
 def bench(
     data: Source,
     image_size: Annotated[
-        list[int] | None, typer.Option("--img-size", help="Image sizes to measure, in pixels; repeatable.")
+        list[int] | None, typer.Option("--img-size", min=4, help="Image sizes to measure, in pixels; repeatable.")
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", "-j", help="Numbers of threads to measure; repeatable.")
+        list[int] | None, typer.Option("--threads", "-j", min=0, help="Numbers of threads to measure; repeatable.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Also measure how fast this model trains on this machine.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement in seconds.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement in seconds.")] = 2.0,
     sample: Annotated[int, typer.Option(min=8, help="Number of pictures for the measurements.")] = 500,
     packs: Annotated[bool, typer.Option(help="Also measure packed copies of these pictures.")] = True,
     peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,

@@ -17,13 +17,18 @@ def plan_view(plan: Plan) -> RenderableType:
     """Returns a rich table with one row per stage, and sentences below it; fits into 80 columns."""
     title = f"Plan {plan.digest[:12]}: recipe {plan.recipe.name}, model {plan.recipe.model.name}"
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("stage", no_wrap=True)
     for name in ("steps", "epochs", "pictures", "px", "batch", "LR first", "peak", "last"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
-        table.add_row(*_cells(stage))
+        table.add_row(*map(Text, _cells(stage)))
     return Group(table, *(Text(line) for line in _sentences(plan)))
 
 

@@ -122,7 +122,7 @@ class RecipeRequest:
 def as_request(
     recipe: str | Path | Recipe | RecipeRequest,
     overrides: Sequence[str] = (),
-    own: Mapping[str, str | Callable[..., Any] | None] | None = None,
+    own: Mapping[str, str | Callable[..., object] | None] | None = None,
 ) -> RecipeRequest:
     """Returns a request for ``recipe`` with ``overrides`` added to its own. RecipeError if the recipe is invalid; for ``auto``
     only the user's values are checked.

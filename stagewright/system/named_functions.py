@@ -121,7 +121,7 @@ def raised_at(error: BaseException, name: str) -> str:
     return f"{type(error).__name__}: {text}" + (f" ({at.filename}, line {at.lineno})" if at else "")
 
 
-def name_of(function: Callable[..., Any], field: str) -> str:
+def name_of(function: Callable[..., object], field: str) -> str:
     """Returns ``python:module:function`` for a function or class at the top level of an importable module.
 
     RecipeError for anything that another process cannot import by this name: lambdas, nested functions, methods, and functions

@@ -198,7 +198,7 @@ def test_classes_in_another_order_are_found(folder: Path) -> None:
         load_bundle(folder)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors", "golden/01.webp", "README.md"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "golden.safetensors", "golden/01.webp"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
@@ -208,7 +208,12 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("classes"), "'classes' is missing"),
+        (lambda content: content.pop("classes"), "classes: .*field required"),
+        (lambda content: content.update(classes=[1, 2, 3, 4]), "classes.0: 1: input should be a valid string"),
+        (lambda content: content["preprocessing"].update(image_size=10**9), "preprocessing.image_size: 1000000000"),
+        (lambda content: content["preprocessing"].update(std=[0, 1, 1]), "preprocessing.std.0: 0"),
+        (lambda content: content["preprocessing"].update(crop="x"), "preprocessing.crop: 'x'"),
+        (lambda content: content.update(versions=[]), "versions"),
         (lambda content: content["preprocessing"].pop("crop"), "crop"),
         (lambda content: content.update(num_classes=3), "4 classes are named, num_classes is 3"),
         (lambda content: content.update(golden=["99.jpg"]), "files does not list the golden samples"),
@@ -306,3 +311,27 @@ def test_a_model_of_timm_and_one_of_torchvision_come_back(tmp_path: Path) -> Non
 
 
 WIDE = Preprocessing(32, 1.0, "squash", "bicubic", VIEW.mean, VIEW.std)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/proc/kmsg", "golden/../../x.png", "golden/", ""])
+def test_a_path_out_of_the_folder_is_refused_before_it_is_opened(folder: Path, name: str) -> None:
+    content = json.loads((folder / "model.json").read_text())
+    content["files"][name] = "0" * 64
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"model.json is damaged: files"):
+        load_bundle(folder)
+
+
+def test_the_card_is_for_people(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_bytes((card + "Trained for the spring count.\n").replace("\n", "\r\n").encode())
+    load_bundle(folder)
+    (folder / "README.md").unlink()
+    load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "null", '"x"', "{}", "[" * 100_000, "{", "\xff"])
+def test_model_json_of_any_other_content_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError, match=r"model.json is damaged"):
+        load_bundle(folder)

@@ -167,9 +167,9 @@ def test_names_that_are_no_classes_are_refused_with_the_plan() -> None:
     recipe = recipes.from_dict({"class_weights": {"bird": 2.0, "hogg": 3.0}})
     with pytest.raises(RecipeError) as error:
         resolve(recipe, manifest([3, 2, 1]).info())
-    assert error.value.given == "class_weights: 'hogg' is no class of the data; did you mean 'hog'?"
+    assert error.value.given == "class_weights: 'hogg' is not a class of the data; did you mean 'hog'?"
     assert error.value.allowed == "its 3 classes: bird, blank, hog"
-    assert "count 1" in error.value.remedy
+    assert "have weight 1" in error.value.remedy
     many = DatasetInfo(num_train=99, num_val=0, num_test=0, classes=tuple(f"c{at}" for at in range(99)), digest="")
     with pytest.raises(RecipeError) as error:
         resolve(recipe, many)

@@ -80,7 +80,11 @@ def test_trying_it_leaves_no_trace() -> None:
 @pytest.mark.parametrize(
     ("fault", "given", "remedy"),
     [
-        ("one class more", r"gave \(2, 5\) torch.float32 for images \(2, 3, 16, 16\) float32", "return only the logits"),
+        (
+            "one class more",
+            r"gave \(2, 5\) torch.float32 for images \(2, 3, 16, 16\) float32",
+            "return only the logits",
+        ),
         ("whole numbers", r"gave \(2, 4\) torch.int64", "return only the logits"),
         ("tuple in training", "gave a tuple for .* in training mode", "return only the logits"),
         ("not finite", "gave logits that are not finite", "initial weights"),

@@ -98,7 +98,7 @@ def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="contains a list"):
         recipes.load(str(tmp_path / "list.yaml"))
     (tmp_path / "torn.yaml").write_text("a: [1\n")
-    with pytest.raises(RecipeError, match="is not YAML"):
+    with pytest.raises(RecipeError, match="is not valid YAML"):
         recipes.load(str(tmp_path / "torn.yaml"))
 
 

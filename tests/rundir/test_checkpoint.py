@@ -398,7 +398,7 @@ def test_room(tmp_path: Path) -> None:
     check_room(tmp_path / "not" / "yet", 1)
     with pytest.raises(StorageError, match=f"GB are free in {tmp_path}") as error:
         check_room(tmp_path / "not" / "yet", 10**18)
-    assert error.value.allowed == "1e+09 GB, for the checkpoints and files of the run"
+    assert error.value.allowed == "at least 1e+09 GB, for the checkpoints and files of the run"
     assert "--out" in error.value.remedy
 
 
@@ -422,7 +422,7 @@ def test_a_file_system_without_locks(
 ) -> None:
     monkeypatch.setattr("fcntl.flock", fail_with(errno.ENOLCK))
     with lock(tmp_path):
-        assert "no locks" in caplog.text
+        assert "does not support locks" in caplog.text
 
 
 KILLS = """

@@ -195,7 +195,7 @@ def test_a_scan_goes_without_a_cache_that_cannot_be_read_and_leaves_it(
     Faults(monkeypatch, cache).failing = 99
     again = scan.scan(str(picture_folder), paths)
     assert np.array_equal(first.digests, again.digests) and cache.read_bytes() == content
-    assert [note for note in again.notes if "is not used" in note and "Input/output error" in note]
+    assert [note for note in again.notes if "cannot be read" in note and "Input/output error" in note]
 
 
 def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""The schema of model.json. A Bundle may come from anyone: nothing in it is used before it has passed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from stagewright.recipe.schema import Frozen
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^(weights\.safetensors|golden\.safetensors|README\.md|golden/\w+\.\w+)$")
+]
+"""Files within the Bundle, and no path that leads out of it."""
+Colours = tuple[float, float, float]
+
+
+class _Network(Frozen):
+    name: Text
+    options: dict[str, Any]
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None
+    image_size: Side
+
+
+class _Preprocessing(Frozen):
+    image_size: Side
+    crop: Annotated[float, Field(gt=0, le=1)]
+    fit: Literal["crop", "squash"]
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: Colours
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class Description(Frozen):
+    """The content of model.json."""
+
+    format: Annotated[int, Field(ge=1)]
+    model: _Network
+    num_classes: Annotated[int, Field(ge=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    preprocessing: _Preprocessing
+    training: dict[str, Any]
+    versions: dict[str, str]
+    golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
+    files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
+    """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Description:
+        if len(self.classes) != self.num_classes:
+            raise ValueError(f"{len(self.classes)} classes are named, num_classes is {self.num_classes}")
+        if not {f"golden/{name}" for name in self.golden} <= self.files.keys():
+            raise ValueError("files does not list the golden samples")
+        if missing := {"weights.safetensors", "golden.safetensors"} - self.files.keys():
+            raise ValueError(f"files does not list {min(missing)}")
+        return self
