@@ -167,7 +167,7 @@ def test_where_its_code_is_not_a_bundle_is_refused(
         BundleError, match=r"made by python:their_parts:Net, which this Bundle does not hold.*No module"
     ) as e:
         sw.load_bundle(run)
-    assert "put its folder on PYTHONPATH" in e.value.remedy
+    assert "add its folder to PYTHONPATH" in e.value.remedy
     code, _, err = typed(capsys, monkeypatch, "predict", run, picture_folder / "down", "--device", "cpu")
     assert code == 2 and "their_parts" in err
 
