@@ -123,11 +123,7 @@ def _value(path: Sequence[str], text: str, override_: str) -> Any:
 
 def _is_text(path: Sequence[str]) -> bool:
     """Whether the recipe field at ``path`` takes text and nothing else."""
-    model: type[BaseModel] = Recipe
-    for part in path[:-1]:
-        if part in model.model_fields:
-            model = _part_in(model.model_fields[part].annotation) or model
-    field = model.model_fields.get(path[-1])
+    field = _part_at(path[:-1]).model_fields.get(path[-1])
     return field is not None and set(typing.get_args(field.annotation) or (field.annotation,)) <= {str, types.NoneType}
 
 
@@ -194,7 +190,7 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
         where.append(detail["loc"][-1])  # an unknown key may look like a form
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(where[:-1])
+        known = list(_part_at(where[:-1]).model_fields)
         if (renamed := RENAMED.get(str(where[-1]))) is not None:
             return f"{path}: this field is now called {renamed}", ""
         return f"{path}: unknown field{nearest(str(where[-1]), known)}", f"here: {', '.join(known)}"
@@ -210,13 +206,13 @@ def _is_form(part: str) -> bool:
     return part in ("str", "float", "int", "bool") or "[" in part or "-" in part
 
 
-def _fields_at(path: Sequence[str | int]) -> list[str]:
-    """Returns the names of the fields of the recipe part at ``path``."""
+def _part_at(path: Sequence[str | int]) -> type[BaseModel]:
+    """Returns the class of the recipe part at ``path``; list indices and unknown names in it are skipped."""
     model: type[BaseModel] = Recipe
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             model = _part_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
+    return model
 
 
 def _part_in(annotation: Any) -> type[BaseModel] | None:

@@ -13,7 +13,13 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.partition import TEST, TRAIN, VAL
-from stagewright.data.sources.folder_names import PART_WORDS, classes_in_file_names, own_folder, part_folders
+from stagewright.data.sources.folder_names import (
+    PART_WORDS,
+    PartFolders,
+    classes_in_file_names,
+    own_folder,
+    part_folders,
+)
 from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, notes_on, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
@@ -77,18 +83,18 @@ def list_folder(root: Path) -> Listing:
     if not top.folders:
         raise _no_class_folders(root, top.files)
     tables = [name for name in top.files if Path(name).suffix.lower() in TABLES]
-    if tables and len(top.folders) == 1 and not part_folders(top.folders).names:
+    found = part_folders(top.folders)
+    if tables and len(top.folders) == 1 and not found.names:
         raise _table_beside(root, top.folders[0], tables)
-    by_part = _part_folders(root, top)
+    by_part = _chosen_parts(root, found)
     if by_part is None:
         return _list_classes(root, {UNDECIDED: ""}, top.left_out(), Walk(ignored=top.ignored, excluded=top.excluded))
-    notes = [*top.left_out(), f"parts by their names: {_named(by_part)}"]
-    if all(name.casefold() in PART_WORDS for name in by_part.values()):
-        notes.pop()  # train, valid and test need no explanation
-    unlabelled = part_folders(top.folders).unlabelled
-    if unlabelled:
-        notes.append(f"left out {some(f'{name}/' for name in unlabelled)}: by its name without classes")
-    others = [f"{name}/" for name in top.folders if name not in (*by_part.values(), *unlabelled)]
+    notes = top.left_out()
+    if any(name.casefold() not in PART_WORDS for name in by_part.values()):  # train, valid and test need no explanation
+        notes.append(f"parts by their names: {_named(by_part)}")
+    if found.unlabelled:
+        notes.append(f"left out {some(f'{name}/' for name in found.unlabelled)}: by its name without classes")
+    others = [f"{name}/" for name in found.others]
     if others:
         notes.append(f"left out {some(others)}: not train, val or test")
     passed = Walk(ignored=top.ignored, excluded=top.excluded)
@@ -152,9 +158,8 @@ class _Level:
         return [*notes, *(f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables)]
 
 
-def _part_folders(root: Path, top: _Level) -> dict[int, str] | None:
+def _chosen_parts(root: Path, found: PartFolders) -> dict[int, str] | None:
     """The folder of each part, or None if the folders are classes, one of which may well be called train."""
-    found = part_folders(top.folders)
     several = next((names for names in found.names.values() if len(names) > 1), None)
     if several:
         raise DataError(
