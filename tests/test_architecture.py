@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ MODULES = {
     ".".join(("stagewright", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
+MODEL_CLASSES = {"CifarResNet"}
+"""Classes that people see when they print a model."""
 FACADE = "stagewright"
 """The package itself hands out names of api, bundle, plan and recipe, and is imported by nobody in it."""
 
@@ -158,6 +161,18 @@ def test_modules_and_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno:
                 assert node.end_lineno - node.lineno < 80, f"{name}.{node.name} has more than 80 lines"
+
+
+def test_a_class_is_public_where_another_file_names_it() -> None:
+    """Also where a test or an example does; every other class has a name that begins with an underscore."""
+    root = PACKAGE.parent
+    texts = {path: path.read_text() for path in [*MODULES.values(), *(root / "tests").rglob("*.py")]}
+    words = {path: set(re.findall(r"\w+", text)) for path, text in texts.items()}
+    for path in MODULES.values():
+        for node in ast.parse(texts[path]).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name not in MODEL_CLASSES:
+                where = [other for other in words if other != path and node.name in words[other]]
+                assert where, f"{path.name}: {node.name} is named in no other file: call it _{node.name}"
 
 
 def test_public_things_have_docstrings() -> None:

@@ -61,7 +61,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Space:
+class _Space:
     """The N operations from which a policy chooses, each with M bins of strength."""
 
     ops: NDArray[np.int8]
@@ -73,7 +73,7 @@ class Space:
 
 
 @cache
-def space(policy: str, image_size: int) -> Space:
+def space(policy: str, image_size: int) -> _Space:
     """Returns the operations of ``randaugment`` (31 bins), ``trivialaugment`` (31) or ``augmix`` (10), for images of
     ``image_size`` pixels."""
     bins = 10 if policy == "augmix" else 31
@@ -87,7 +87,7 @@ def space(policy: str, image_size: int) -> Space:
     values[ops == Op.POSTERIZE] = np.rint(values[ops == Op.POSTERIZE])
     centre = np.isin(ops, _FACTORS)[:, None].astype(np.float64)
     sign = np.where(np.isin(ops, _SIGNED), -1.0, 1.0)[:, None]
-    return Space(ops, centre + values, centre + sign * values)
+    return _Space(ops, centre + values, centre + sign * values)
 
 
 def policy_layers(augment: Augment, keys: NDArray[np.uint64], image_size: int) -> tuple[Layer, ...]:
@@ -119,7 +119,7 @@ def augmix_chains(keys: NDArray[np.uint64], image_size: int) -> tuple[tuple[tupl
     return chains, np.concatenate([own[:, None], (1 - own[:, None]) * shares], axis=1)
 
 
-def _chain(chosen: Space, uniforms: Floats) -> tuple[Layer, ...]:
+def _chain(chosen: _Space, uniforms: Floats) -> tuple[Layer, ...]:
     depth = 1 + _below(uniforms[:, 0], CHAIN_DEPTH)
     layers = []
     for at in range(CHAIN_DEPTH):
@@ -129,7 +129,7 @@ def _chain(chosen: Space, uniforms: Floats) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _layer(chosen: Space, uniforms: Floats, bins: NDArray[np.integer]) -> Layer:
+def _layer(chosen: _Space, uniforms: Floats, bins: NDArray[np.integer]) -> Layer:
     """Returns the layer drawn from ``uniforms`` (B, 2 or more: which, sign); ``bins`` (B,) are the bins of the strengths."""
     which = _below(uniforms[:, 0], len(chosen.ops))
     values = np.where(uniforms[:, 1] < 0.5, chosen.negative[which, bins], chosen.values[which, bins])

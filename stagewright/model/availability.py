@@ -50,7 +50,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class _Architecture:
     """A network as a recipe specifies it: name and constructor options."""
 
     model: str
@@ -101,7 +101,7 @@ def answers(address: str, seconds: float) -> bool:
     return bool(found and found[0])
 
 
-def architecture_of(source: Path) -> Architecture | None:
+def architecture_of(source: Path) -> _Architecture | None:
     """Returns the network that the weights in ``source`` belong to, or None if it is unknown.
 
     A run or Bundle states its network. The tensors of any other file are compared with torchvision networks whose name occurs
@@ -113,7 +113,7 @@ def architecture_of(source: Path) -> Architecture | None:
         card = path.with_name("model.json")
         if path.name == "weights.safetensors" and card.is_file():
             spec = read_parsed(card, json.loads)["model"]
-            return Architecture(str(spec["name"]), dict(spec["options"]))
+            return _Architecture(str(spec["name"]), dict(spec["options"]))
         state, _ = read_tensors(path)
     except Unreadable:
         raise
@@ -123,7 +123,7 @@ def architecture_of(source: Path) -> Architecture | None:
     hinted = [name for name in model_names("torchvision") if name in path.stem.lower()]
     for name in dict.fromkeys([*sorted(hinted, key=len, reverse=True), *_COMMON]):
         if _share(name, shapes) >= _MIN_SHARE:
-            return Architecture(name)
+            return _Architecture(name)
     return None
 
 

@@ -27,7 +27,7 @@ def _stochastic_depth(rate: float | None) -> nn.Module:
     return StochasticDepth(rate, "row")
 
 
-class BasicBlock(nn.Module):
+class _BasicBlock(nn.Module):
     """Residual block conv-norm-relu-conv-norm; ReLU follows the addition of the shortcut (arXiv:1512.03385, figure 5 left)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, drop_path: float | None) -> None:
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         return self.relu(self.drop_path(residual) + self.shortcut(x))
 
 
-class PreActBlock(nn.Module):
+class _PreActBlock(nn.Module):
     """Pre-activation block: norm-relu-conv twice, plus the shortcut (arXiv:1603.05027, figure 1b).
 
     A projection shortcut is applied to the input after its first norm and ReLU.
@@ -85,7 +85,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(width, blocks)
-        block = PreActBlock if preact else BasicBlock
+        block = _PreActBlock if preact else _BasicBlock
         stem = [_conv3x3(3, width)] if preact else [_conv3x3(3, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         self.stem = nn.Sequential(*stem)
         self.stages: list[str] = []

@@ -117,7 +117,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class BudgetedPlan:
+class _BudgetedPlan:
     """A plan that fits a budget."""
 
     budget: Budget
@@ -159,7 +159,7 @@ class BudgetedPlan:
         return text
 
 
-def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0) -> BudgetedPlan:
+def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0) -> _BudgetedPlan:
     """Returns ``plan`` scaled to the longest length that ends within ``budget``; ``costs`` were measured for its stages.
 
     Time of the budget that has already passed is taken into account. RecipeError, with the smallest possible budget, if not
@@ -188,7 +188,7 @@ def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0)
         else:
             low, best = middle, found
     choice, chosen, expected = best
-    return BudgetedPlan(
+    return _BudgetedPlan(
         budget, choice, chosen, expected, spent + expected.ahead_seconds, costs.probe_seconds, plan.recipe
     )
 

@@ -97,7 +97,7 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True)
-class StageForecast:
+class _StageForecast:
     """Predicted seconds of a stage."""
 
     entry_seconds: float
@@ -113,7 +113,7 @@ class StageForecast:
 class Forecast:
     """Predicted seconds of a run, from the start to the end of its process."""
 
-    stages: tuple[StageForecast, ...]
+    stages: tuple[_StageForecast, ...]
     startup_seconds: float
     setup_seconds: float
     """Preparing run directory, model and device, and the beginnings of the stages."""
@@ -166,8 +166,8 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
     )
 
 
-def _stage_forecast(plan: Plan, stage: StagePlan, cost: StageCost) -> StageForecast:
-    return StageForecast(
+def _stage_forecast(plan: Plan, stage: StagePlan, cost: StageCost) -> _StageForecast:
+    return _StageForecast(
         entry_seconds=cost.entry_seconds,
         train_seconds=stage.num_steps * cost.step_seconds,
         eval_seconds=plan.num_evaluations(stage) * evaluation_seconds(plan, cost),

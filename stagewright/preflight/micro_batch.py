@@ -37,7 +37,7 @@ _HEADROOM = 0.05
 
 
 @dataclass(frozen=True)
-class Fit:
+class _Fit:
     """The result of the search."""
 
     micro_batch_size: int | None
@@ -46,7 +46,7 @@ class Fit:
     """A notice for the user, or None."""
 
 
-def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int = 0) -> Fit:
+def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int = 0) -> _Fit:
     """Finds the largest of B, B/2, B/4 ... images that can go through the network of ``plan`` at once on the CUDA ``device``.
 
     ``reserved_bytes`` are left free in addition, for images that will be cached on the device. Weights are not loaded and
@@ -54,7 +54,7 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
     (:mod:`stagewright.system.isolation` restores them). RecipeError if not even one image fits.
     """
     if device.type != "cuda":
-        return Fit(None, None)
+        return _Fit(None, None)
     free, total = torch.cuda.mem_get_info(device)
     ballast = min(reserved_bytes, free // 2) + round(_HEADROOM * total)
     recipe = plan.recipe.changed(model={**plan.recipe.model.model_dump(), "weights": None}, compile=False)
@@ -68,7 +68,7 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
         del held, state
         _free_memory(device)
     batch_size = max(stage.batch_size for stage in plan.stages)
-    return Fit(found, notice(found, batch_size, batch_norm=normed)) if found < batch_size else Fit(None, None)
+    return _Fit(found, notice(found, batch_size, batch_norm=normed)) if found < batch_size else _Fit(None, None)
 
 
 def resident_bytes(plan: Plan, dataset: Dataset) -> int:

@@ -30,7 +30,7 @@ _RAW_BINS, _SMOOTH_POINTS = 400, 600
 
 
 @dataclass(frozen=True)
-class Along:
+class _Along:
     """The horizontal axis: ``step``, or ``minute`` for training time, whose unit depends on the run's length."""
 
     name: str
@@ -45,13 +45,13 @@ class Along:
         return record.seconds_at(steps) / self.seconds
 
 
-def axes_of(record: RunRecord) -> list[Along]:
+def axes_of(record: RunRecord) -> list[_Along]:
     """Returns the horizontal axes for which the run has data."""
-    axes = [Along("step", "step")]
+    axes = [_Along("step", "step")]
     longest = float(record.clocks["train_seconds"][-1])
     if longest > 0:
         unit, seconds = ("s", 1.0) if longest < 180 else ("min", 60.0) if longest < 36_000 else ("h", 3600.0)
-        axes.append(Along("minute", f"training time ({unit})", seconds))
+        axes.append(_Along("minute", f"training time ({unit})", seconds))
     return axes
 
 
@@ -87,7 +87,7 @@ _ALT = {
 }
 
 
-def _drawing(record: RunRecord, along: Along, name: str, figure: Figure) -> theme.Drawing:
+def _drawing(record: RunRecord, along: _Along, name: str, figure: Figure) -> theme.Drawing:
     unit = "step" if along.name == "step" else along.label
     return theme.render(f"{name}_{along.name}", f"{_ALT[name]} of run {record.name} by {unit}", figure)
 
@@ -144,7 +144,7 @@ def evaluated(record: RunRecord, weights: str, key: str) -> tuple[Series, Series
     return table[:, 0], table[:, 1]
 
 
-def _loss(record: RunRecord, along: Along) -> Figure:
+def _loss(record: RunRecord, along: _Along) -> Figure:
     figure, axes = _frame(record, along, "Loss", panels=1)
     shown = _curves(record, along, axes[0], "loss")
     axes[0].set_ylabel("cross-entropy (nats)")
@@ -153,7 +153,7 @@ def _loss(record: RunRecord, along: Along) -> Figure:
     return figure
 
 
-def _accuracy(record: RunRecord, along: Along) -> Figure:
+def _accuracy(record: RunRecord, along: _Along) -> Figure:
     figure, axes = _frame(record, along, "Top-1 accuracy", panels=1)
     shown = _curves(record, along, axes[0], "top1")
     axes[0].set_ylabel("correct (%)")
@@ -165,7 +165,7 @@ def _accuracy(record: RunRecord, along: Along) -> Figure:
     return figure
 
 
-def _curves(record: RunRecord, along: Along, axes: Axes, key: str) -> Series:
+def _curves(record: RunRecord, along: _Along, axes: Axes, key: str) -> Series:
     """Draws training and validation curves; returns the finite values that the axis should show."""
     shown: list[Series] = []
     if len(record.steps["step"]):
@@ -199,7 +199,7 @@ def _limit_loss(axes: Axes, shown: Series) -> None:
     axes.set_ylim(low - margin if low < margin else max(0.0, low - margin), high + margin)
 
 
-def _lr(record: RunRecord, along: Along) -> Figure:
+def _lr(record: RunRecord, along: _Along) -> Figure:
     figure, axes = _frame(record, along, "Learning rate and momentum", panels=2)
     for panel, key, name in ((axes[0], "lr", "LR"), (axes[1], "momentum", "momentum")):
         x = along.at(record, record.steps["step"])
@@ -219,7 +219,7 @@ def _lr(record: RunRecord, along: Along) -> Figure:
     return figure
 
 
-def _frame(record: RunRecord, along: Along, name: str, *, panels: int) -> tuple[Figure, list[Axes]]:
+def _frame(record: RunRecord, along: _Along, name: str, *, panels: int) -> tuple[Figure, list[Axes]]:
     """Returns a figure with ``panels`` axes, one above the other, in which stages are shaded and named and restarts are
     marked."""
     height = 3.5 if panels == 1 else 3.9
@@ -248,11 +248,11 @@ def _frame(record: RunRecord, along: Along, name: str, *, panels: int) -> tuple[
     return figure, axes
 
 
-def _known_end(record: RunRecord, along: Along) -> float:
+def _known_end(record: RunRecord, along: _Along) -> float:
     return min(float(record.step), float(record.clocks["step"][-1])) if along.name == "minute" else float(record.step)
 
 
-def _bands(record: RunRecord, along: Along, end: float) -> list[tuple[float, float, dict[str, Any]]]:
+def _bands(record: RunRecord, along: _Along, end: float) -> list[tuple[float, float, dict[str, Any]]]:
     """Returns (first, last, stage) for each stage that has begun; first and last are positions on the axis."""
     bands = []
     for stage in record.stages:
@@ -263,7 +263,7 @@ def _bands(record: RunRecord, along: Along, end: float) -> list[tuple[float, flo
     return bands
 
 
-def _finish(record: RunRecord, along: Along, figure: Figure, axes: list[Axes], best_key: str | None) -> None:
+def _finish(record: RunRecord, along: _Along, figure: Figure, axes: list[Axes], best_key: str | None) -> None:
     """Adds tick labels, stage names, the point of the chosen weights, and the legend above the data."""
     best = chosen(record)
     if best is not None and best_key is not None and best.result is not None:
@@ -301,7 +301,7 @@ def _chosen_label(record: RunRecord, best: Chosen) -> str:
     return "chosen" if record.status == "finished" else "best so far"
 
 
-def _mark_chosen(record: RunRecord, along: Along, axes: Axes, best: Chosen, value: float) -> None:
+def _mark_chosen(record: RunRecord, along: _Along, axes: Axes, best: Chosen, value: float) -> None:
     axes.plot(
         along.at(record, [best.step]),
         [value],
@@ -333,7 +333,7 @@ def _step_and_epoch(record: RunRecord) -> FuncFormatter:
     return FuncFormatter(text)
 
 
-def _name_stages(record: RunRecord, along: Along, figure: Figure, axes: Axes) -> None:
+def _name_stages(record: RunRecord, along: _Along, figure: Figure, axes: Axes) -> None:
     """Writes each stage's name and image size above its band; a shorter text or nothing if there is too little space."""
     end = axes.get_xlim()[1]
     per_unit = axes.get_window_extent().width / end

@@ -61,7 +61,7 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
-class DataSummary:
+class _DataSummary:
     """Facts about the data set, from the manifest."""
 
     source: str
@@ -89,7 +89,7 @@ class RunRecord:
     """TIMING_COLUMNS, each (T,) float64, with increasing steps."""
     predictions: dict[str, Predictions]
     """Predictions by split, ``val`` and ``test``."""
-    data: DataSummary | None
+    data: _DataSummary | None
     range_test: tuple[RangeTest, Suggestions, str] | None = None
     """The curve of ``lr: auto``, its suggestions, and a description of the sweep."""
     problems: tuple[str, ...] = ()
@@ -319,7 +319,7 @@ def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestio
         return None
 
 
-def _data_summary(path: Path, problems: list[str]) -> DataSummary | None:
+def _data_summary(path: Path, problems: list[str]) -> _DataSummary | None:
     table = _parquet(path, ("label", "split", "group"), problems)
     if table is None or not {"label", "split"} <= set(table.column_names):
         return None
@@ -339,7 +339,7 @@ def _data_summary(path: Path, problems: list[str]) -> DataSummary | None:
         named = (column.filter(pa.array(split_at == at)).drop_null().unique().to_pylist() for at in range(3))
         first, second, third = (frozenset(str(name) for name in names) for names in named)
         groups = (first, second, third)
-    return DataSummary(source, counts, groups, _excluded(path.with_name("excluded.csv")))
+    return _DataSummary(source, counts, groups, _excluded(path.with_name("excluded.csv")))
 
 
 def _excluded(path: Path) -> tuple[tuple[str, str], ...]:

@@ -136,7 +136,7 @@ def stage_name_at(record: RunRecord, step: int) -> str:
 
 
 @dataclass(frozen=True)
-class StageRow:
+class _StageRow:
     """A stage as planned, and its results."""
 
     plan: dict[str, Any]
@@ -151,7 +151,7 @@ class StageRow:
     """Highest memory use, of the device or, on a CPU, of the process; None if it was not recorded."""
 
 
-def stage_rows(record: RunRecord) -> list[StageRow]:
+def stage_rows(record: RunRecord) -> list[_StageRow]:
     """Returns one row for each stage of the plan, in order."""
     last_known = float(record.clocks["step"][-1])
     rows = []
@@ -167,7 +167,7 @@ def stage_rows(record: RunRecord) -> list[StageRow]:
         speed = (timed - first) * stage.get("batch_size", 0) / seconds if seconds else None
         scored = [_best_of(event) for event in record.evaluations if event.stage == stage.get("index", at)]
         top1, weights = max(scored, default=(None, ""))
-        rows.append(StageRow(stage, done, seconds, speed or None, top1, weights, memory.get(stage.get("name"))))
+        rows.append(_StageRow(stage, done, seconds, speed or None, top1, weights, memory.get(stage.get("name"))))
     return rows
 
 
@@ -183,7 +183,7 @@ def confusion(predictions: Predictions, num_classes: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class _Pair:
     """``count`` images of class ``true`` were predicted as ``predicted``; they are ``percent`` of class ``true``."""
 
     true: int
@@ -192,13 +192,13 @@ class Pair:
     percent: float
 
 
-def confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[Pair]:
+def confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[_Pair]:
     """Returns the most frequent mistakes, at most ``limit``, sorted by count, then by share of the class."""
     wrong = matrix - np.diag(np.diag(matrix))
     totals = matrix.sum(axis=1)
     true, predicted = np.nonzero(wrong)
     pairs = [
-        Pair(int(t), int(p), int(wrong[t, p]), float(100.0 * wrong[t, p] / totals[t]))
+        _Pair(int(t), int(p), int(wrong[t, p]), float(100.0 * wrong[t, p] / totals[t]))
         for t, p in zip(true, predicted, strict=True)
     ]
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.percent, pair.true, pair.predicted))[:limit]

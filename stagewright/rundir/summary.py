@@ -25,7 +25,7 @@ class ChosenSummary(TypedDict):
     """How the recipe chooses: ``best`` or ``last``."""
 
 
-class GuardSummary(TypedDict):
+class _GuardSummary(TypedDict):
     """What the guard did."""
 
     rollbacks: int
@@ -37,7 +37,7 @@ class GuardSummary(TypedDict):
     """Images at a time where more did not fit into memory; None: as planned."""
 
 
-class BudgetSummary(TypedDict):
+class _BudgetSummary(TypedDict):
     """What a budget chose."""
 
     asked: str
@@ -102,14 +102,14 @@ class Summary(TypedDict):
     parameters: int
     """Of the network."""
     ended_early: bool
-    guard: GuardSummary
+    guard: _GuardSummary
     unreadable: int
     """Images that could not be read when they were needed."""
     precision: str
     device: str
     memory_gb: dict[str, float]
     """Highest use of memory by stage, in GiB."""
-    budget: BudgetSummary | None
+    budget: _BudgetSummary | None
     parent: str | None
     """Directory of the run that this one was forked from."""
     error: str | None
