@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
 from stagewright.data.images.decode import MOST_BYTES, decode
 from stagewright.errors import DataError
 from stagewright.storage.files import read_user_file
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, Task
 
 Picture = str | Path | Image.Image
 View = NDArray[np.uint8]
@@ -92,11 +91,11 @@ def _batches(
 ) -> Iterator[list[tuple[str, View | Exception]]]:
     """Yields the views of ``items`` in batches; while the model processes one batch, the next one is loaded."""
 
-    def finished(ahead: list[tuple[str, Future[View | Exception]]]) -> list[tuple[str, View | Exception]]:
+    def finished(ahead: list[tuple[str, Task[View | Exception]]]) -> list[tuple[str, View | Exception]]:
         return [(name, future.result()) for name, future in ahead]
 
     with Pool(min(_READERS, os.cpu_count() or 1), "predict") as readers:
-        ahead: list[tuple[str, Future[View | Exception]]] = []
+        ahead: list[tuple[str, Task[View | Exception]]] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
             following = [(name, readers.submit(_view, view, item)) for name, item in batch]

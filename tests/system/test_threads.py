@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import random
 import subprocess
 import sys
 import threading
@@ -10,17 +12,18 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, as_finished
 
 
 def test_results_and_errors_come_to_whoever_asked() -> None:
     begun: list[str] = []
     with Pool(3, "test", lambda: begun.append(threading.current_thread().name)) as pool:
-        futures = [pool.submit(divmod, number, 3) for number in range(20)]
+        tasks = [pool.submit(divmod, number, 3) for number in range(20)]
         failing = pool.submit(divmod, 1, 0)
-        assert [future.result() for future in futures] == [divmod(number, 3) for number in range(20)]
+        assert [task.result() for task in tasks] == [divmod(number, 3) for number in range(20)]
         with pytest.raises(ZeroDivisionError):
             failing.result()
+        assert sorted(task.result() for task in as_finished(tasks)) == [divmod(number, 3) for number in range(20)]
     assert sorted(begun) == ["test-0", "test-1", "test-2"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("test-")]
 
@@ -36,6 +39,25 @@ def test_closing_cancels_what_is_not_begun_and_leaves_what_hangs() -> None:
     with pytest.raises(CancelledError):
         waiting.result(0)
     release.set()
+
+
+def test_ctrl_c_at_any_moment_leaves_no_thread_waiting_for_ever(request: pytest.FixtureRequest) -> None:
+    """With the locks of concurrent.futures, one of a hundred such stops leaves a thread that never ends."""
+
+    def interrupt_soon(seconds: float) -> None:
+        time.sleep(seconds)
+        _thread.interrupt_main()
+
+    interval = sys.getswitchinterval()
+    request.addfinalizer(lambda: sys.setswitchinterval(interval))
+    sys.setswitchinterval(1e-5)
+    for _ in range(400):
+        with pytest.raises(KeyboardInterrupt), Pool(2, "stopped") as pool:
+            pool.submit(interrupt_soon, random.uniform(0, 2e-3))
+            while True:
+                list(as_finished([pool.submit(int), pool.submit(int)]))
+                pool.submit(int).wait(0.2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stopped-")]
 
 
 def test_a_process_ends_though_a_read_hangs() -> None:

@@ -15,7 +15,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, wait
 from functools import partial
 
 import numpy as np
@@ -30,7 +29,7 @@ from stagewright.data.images.decode import Images
 from stagewright.data.images.device_cache import Resident
 from stagewright.data.load_times import LoadTimes
 from stagewright.errors import Interrupted
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, Task
 
 Part = Callable[[], list[BadRow]]
 
@@ -105,7 +104,7 @@ def _load_in_threads(
     stop: Callable[[], bool],
 ) -> Generator[Batch, None, None]:
     closed = threading.Event()
-    queue: deque[tuple[_PendingBatch, list[Future[list[BadRow]]]]] = deque()
+    queue: deque[tuple[_PendingBatch, list[Task[list[BadRow]]]]] = deque()
     pool = Pool(workers, _THREAD_NAME, _use_one_thread)
 
     def top_up(most: int) -> None:
@@ -113,12 +112,12 @@ def _load_in_threads(
             queue.append((pending, [pool.submit(part) for part in pending.parts(closed)]))
 
     def take() -> Batch:
-        pending, futures = queue.popleft()
+        pending, tasks = queue.popleft()
         began = time.perf_counter()
-        for rows, future in zip(pending.rows_of_parts(), futures, strict=True):
-            if not future.done():
-                _await(future, began, lambda seconds, late=rows: on_slow(late, seconds), stop)
-        batch = pending.finished(future.result() for future in futures)
+        for rows, task in zip(pending.rows_of_parts(), tasks, strict=True):
+            if not task.done():
+                _await(task, began, lambda seconds, late=rows: on_slow(late, seconds), stop)
+        batch = pending.finished(task.result() for task in tasks)
         times.waited(time.perf_counter() - began)
         top_up(prefetch)
         return batch
@@ -134,15 +133,13 @@ def _load_in_threads(
         pool.close()
 
 
-def _await(
-    future: Future[list[BadRow]], began: float, on_slow: Callable[[float], None], stop: Callable[[], bool]
-) -> None:
-    """Waits for ``future``, and calls ``on_slow`` with the seconds since ``began`` after increasing intervals.
+def _await(task: Task[list[BadRow]], began: float, on_slow: Callable[[float], None], stop: Callable[[], bool]) -> None:
+    """Waits for ``task``, and calls ``on_slow`` with the seconds since ``began`` after increasing intervals.
 
     Raises Interrupted if ``stop`` returns True.
     """
     patience, since = SLOW_SECONDS, time.perf_counter()
-    while wait([future], timeout=min(patience, _STOP_SECONDS)).not_done:
+    while not task.wait(min(patience, _STOP_SECONDS)):
         if stop():
             raise Interrupted
         if time.perf_counter() - since > patience:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted
 
 _CHUNK = 64
@@ -194,9 +193,9 @@ def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) ->
     with Pool(max(workers, 1), "inspect") as pool:
         if progress is not None:
             progress(0, len(paths))
-        futures = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk) for chunk in chunks]
-        for future in as_completed(futures):
-            finished += future.result()
+        tasks = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk) for chunk in chunks]
+        for task in as_finished(tasks):
+            finished += task.result()
             if progress is not None:
                 progress(finished, len(paths))
     fingerprints.not_images.update(

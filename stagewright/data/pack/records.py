@@ -13,7 +13,6 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from stagewright.data.sources.scan import Scan, digest_of
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.parquet import column_bytes
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, Task
 from stagewright.text import counted, some
 
 _CHUNK = 4
@@ -178,7 +177,7 @@ def encoded(job: Job, todo: NDArray[np.int64], workers: int) -> Iterator[Iterato
     """
     pool = Pool(max(workers, 1), "pack")
     chunks = iter([todo[at : at + _CHUNK].tolist() for at in range(0, len(todo), _CHUNK)])
-    ahead: deque[Future[list[Record]]] = deque()
+    ahead: deque[Task[list[Record]]] = deque()
 
     def records() -> Iterator[Record]:
         for _ in range(2 * max(workers, 1) + 1):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from stagewright.data.pack.reader import Pack
 from stagewright.data.sources.scan import Progress, cache_folder
 from stagewright.errors import DataError, StorageError
 from stagewright.storage.files import FORBIDDEN, missing_or_unreadable, read_file, retry_io, write_whole
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
 
 State = list[int]
@@ -45,12 +44,12 @@ def check_records(pack: Pack, *, workers: int = 2, progress: Progress | None = N
         return ()
     errors: list[DataError] = []
     with _saved_at_end(file, known, notes), Pool(max(workers, 1), "check") as pool:
-        futures = {pool.submit(_check, pack, part): part for part in todo}
+        tasks = {pool.submit(_check, pack, part): part for part in todo}
         try:
-            for future in as_completed(futures):
-                part = futures[future]
+            for task in as_finished(tasks):
+                part = tasks[task]
                 try:
-                    known[part.file] = future.result()
+                    known[part.file] = task.result()
                 except DataError as error:
                     errors.append(error)
                 done += part.rows

@@ -11,7 +11,6 @@ import binascii
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import FORBIDDEN, retry_io
 from stagewright.storage.parquet import one_array, parse_table, write_table
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, as_finished
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -90,8 +89,8 @@ def scan(root: str, paths: pa.StringArray, *, workers: int = 2, progress: Progre
         if progress is not None:
             progress(finished, len(paths))
         chunks = (todo[index : index + _CHUNK] for index in range(0, len(todo), _CHUNK))
-        for future in as_completed([pool.submit(_scan_rows, task, chunk) for chunk in chunks]):
-            finished += future.result()
+        for chunk_done in as_finished([pool.submit(_scan_rows, task, chunk) for chunk in chunks]):
+            finished += chunk_done.result()
             if progress is not None:
                 progress(finished, len(paths))
     for row, reason in task.found.reasons.items():

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sources.builtin import digits_folder
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
 from stagewright.errors import DataError
-from stagewright.system.threads import Pool
+from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
 
 Rows = NDArray[np.int64]
@@ -55,15 +54,18 @@ def verify_images(
     with Pool(max(workers, 1), "verify") as pool:
 
         def compared(
-            compare: object, rows: Rows, progress: Progress | None = None, until: float = float("inf")
+            compare: Callable[[Manifest, Rows, float], NDArray[np.int8]],
+            rows: Rows,
+            progress: Progress | None = None,
+            until: float = float("inf"),
         ) -> NDArray[np.int8]:
             found = np.zeros(len(rows), np.int8)
             chunks = [slice(at, at + _CHUNK) for at in range(0, len(rows), _CHUNK)]
-            futures = {pool.submit(compare, manifest, rows[chunk], until): chunk for chunk in chunks}  # pyright: ignore
+            tasks = {pool.submit(compare, manifest, rows[chunk], until): chunk for chunk in chunks}
             done = 0
-            for future in as_completed(futures):
-                chunk = futures[future]
-                found[chunk] = future.result()
+            for task in as_finished(tasks):
+                chunk = tasks[task]
+                found[chunk] = task.result()
                 done += len(found[chunk])
                 if progress is not None:
                     progress(done, len(rows))
