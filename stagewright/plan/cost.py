@@ -92,7 +92,7 @@ class Costs:
         return self.others_cores is not None and self.others_cores > _DISTURBED_CORES
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for a program."""
+        """Returns all values as lists, dicts and numbers, for JSON."""
         return asdict(self)
 
 
@@ -134,7 +134,7 @@ class Forecast:
         return sum(parts) + self.finish_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for a program."""
+        """Returns all values as lists, dicts and numbers, for JSON."""
         return {**asdict(self), "total_seconds": self.total_seconds}
 
 
