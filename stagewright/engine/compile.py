@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.engine.micro_batches import micro_batch_sizes
+from stagewright.engine.numerics import takes_channels_last
 from stagewright.errors import ModelError, RecipeError
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.system.memory import out_of_memory
@@ -52,8 +53,10 @@ class Compiled:
             )
         raise_recompile_limit(len(known_graphs(plan)))
         mode = "reduce-overhead" if self.cuda_graphs else None
+        # torch would choose the channels-last layout by itself, also where it is unsafe.
+        options = None if takes_channels_last(model) else {"layout_optimization": False}
         # Sizes are constant within a stage, so dynamic shapes would only cost speed.
-        self.forward: Any = torch.compile(model, dynamic=False, mode=mode)
+        self.forward: Any = torch.compile(model, dynamic=False, mode=mode, options=options)
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.cuda_graphs:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -290,3 +293,25 @@ def test_errors_of_the_network_stay_as_they_are(monkeypatch: pytest.MonkeyPatch)
     compiled = as_it_is(Broken(), resolve(three_stages(), INFO), monkeypatch)
     with pytest.raises(RuntimeError, match="the network's own"):
         compiled(torch.zeros(1, 3, 8, 8))
+
+
+MALLOC_DEBUG = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MALLOC_DEBUG.exists(), reason="needs glibc's checks of the heap, on x86_64")
+def test_compiled_networks_with_few_channels_write_nothing_beyond_their_memory() -> None:
+    """The layout that torch chooses by itself makes oneDNN write past its workspace (see takes_channels_last)."""
+    code = (
+        "import torch; from stagewright.engine.compile import Compiled; from stagewright.model.zoo import create_model\n"
+        "from stagewright.plan.plan import DatasetInfo; from stagewright.plan.resolve import resolve\n"
+        "from stagewright.recipe.recipe import Recipe\n"
+        "info = DatasetInfo(num_train=36, num_val=12, num_test=12, classes=('a', 'b'), digest='d')\n"
+        "recipe = Recipe.model_validate({'compile': True, 'batch_size': 6, 'image_size': 16})\n"
+        "model = create_model('cifar_resnet18', 4, image_size=16, options={'width': 4})\n"
+        "network = Compiled(model, resolve(recipe, info), torch.device('cpu'))\n"
+        "for _ in range(30): network(torch.randn(6, 3, 16, 16)).square().mean().backward()\n"
+    )
+    checks = {"LD_PRELOAD": str(MALLOC_DEBUG), "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, **checks}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
