@@ -38,6 +38,7 @@ WHERE = {
 }
 EXITS = {
     "Stopped": "75",
+    "Cancelled": "130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 75 from `data pack`",
     "Interrupted": "none: it stays within a run",
 }
 
@@ -151,16 +152,16 @@ def errors_page() -> str:
     """Every class of error, its exit code and what it means."""
     lines = ["# Errors and exit codes", "", MADE, ""]
     lines += ["Every error says what was given, what is allowed and what to do. From Python they are exceptions of"]
-    lines += ["`stagewright.errors`; all but the last two are a `StagewrightError`.", ""]
+    lines += ["`stagewright.errors`; all but the last three are a `StagewrightError`.", ""]
     lines += ["| class | exit code | what it is |", "|---|---|---|"]
     for node in classes(PACKAGE / "errors.py"):
         said = one_line((ast.get_docstring(node) or "").split("\n\n")[0])
         lines.append(f"| `{node.name}` | {EXITS.get(node.name, '2')} | {said} |")
     lines += [
         "",
-        "Further exit codes: 0 done; 1 a check that failed (`resume-check`), or a bug, with a traceback; 130 Ctrl-C where",
+        "Further exit codes: 0 done; 1 a check that failed (`resume-check`), or a bug, with a traceback; 130 a second Ctrl-C",
     ]
-    lines += ["there was nothing to save, or a second one."]
+    lines += ["in a training. `predict` ends with 2 if no image could be read, and with 0 if some could."]
     return "\n".join(lines) + "\n"
 
 

@@ -86,6 +86,20 @@ class Stopped(BaseException):
     """
 
 
+class Cancelled(Stopped):
+    """A signal (Ctrl-C, SIGTERM, SIGHUP) ended a command other than a training. One line states what was kept.
+
+    ``number`` is the signal's; ``kept`` is set by the command that was ended, see :func:`stagewright.system.signals.keeps`.
+    """
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(f"stopped by {reason}")
+        self.number, self.kept, self.resumable = number, "", False
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; {self.kept or 'no half-written file is left'}"
+
+
 class Interrupted(Exception):
     """The current operation (an evaluation, a read that hangs) was abandoned because a stop was requested; nothing was
     changed."""

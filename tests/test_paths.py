@@ -21,7 +21,7 @@ from torch import nn
 from stagewright.bundle.bundle import load_bundle
 from stagewright.bundle.inputs import expand_inputs
 from stagewright.bundle.predict import answer
-from stagewright.bundle.predictions import Prediction, write_csv
+from stagewright.bundle.predictions import CsvWriter, Prediction
 from stagewright.bundle.preprocessing import Preprocessing
 from stagewright.data.dataset import load_dataset
 from stagewright.data.inspect.inspect import inspect
@@ -37,8 +37,14 @@ from stagewright.recipe.recipe import Data, Recipe
 from stagewright.report.write import write
 from stagewright.storage import cache
 from stagewright.storage.files import user_path, write_whole
+from stagewright.storage.lines import LineWriter
 
-ANSWERS = [Prediction("a.jpg", (("ant", 0.75),))]
+
+def write_csv(path: str | Path) -> None:
+    with LineWriter(path) as lines:
+        CsvWriter(lines, 1).write(Prediction("a.jpg", (("ant", 0.75),)))
+
+
 WHOLE = Data(val=0.2, test=0.2)
 
 
@@ -67,7 +73,7 @@ def test_a_tilde_is_the_home_folder_at_every_door(home: Path, monkeypatch: pytes
     assert len(load_dataset("~/pics", WHOLE, 0).manifest) == 16
     assert len(load_dataset("~/table.csv", WHOLE, 0).manifest) == 16  # its rows begin with ~ as well
     assert len(load_dataset("~/plain.csv", WHOLE.model_copy(update={"images": "~/pics"}), 0).manifest) == 16
-    assert expand_inputs(["~/pics/ant/0.png", "~/pics/bee/*.png", "~/pics/ant"])[0] == home / "pics/ant/0.png"
+    assert expand_inputs(["~/pics/ant/0.png", "~/pics/bee/*.png", "~/pics/ant"]).paths[0] == home / "pics/ant/0.png"
     assert recipes.load("~/mine.yaml").name == "mine"
     assert load_weights(nn.Linear(3, 2), Path("~/weights.pth"), 2).loaded_parameters == 8
     for door in (load_bundle, write):
@@ -76,7 +82,7 @@ def test_a_tilde_is_the_home_folder_at_every_door(home: Path, monkeypatch: pytes
     pack("~/pics", "~/made/pics.pack", WHOLE, size=8)
     assert len(load_dataset("~/made/pics.pack", WHOLE, 0).manifest) == 16
     split("~/pics", WHOLE, 0, out=Path("~/made/split.csv"), links=Path("~/made/links"))
-    write_csv(ANSWERS, "~/made/answers.csv")
+    write_csv("~/made/answers.csv")
     write_page(inspect("~/pics", WHOLE), "~/made/page.html")
     monkeypatch.setenv("STAGEWRIGHT_CACHE", "~/made/cache")
     assert cache.cache_folder("scans") == home / "made/cache/scans"
@@ -116,7 +122,7 @@ def a_split(path: Path) -> None:
 
 
 WRITERS: list[Callable[[Path], object]] = [
-    lambda path: write_csv(ANSWERS, path),
+    lambda path: write_csv(path),
     lambda path: RunArtifacts(files={path.name: b"lr,loss\n"}).write(path.parent),
     a_page,
     a_split,
@@ -162,7 +168,7 @@ def test_what_stands_at_a_path_is_written_through_or_refused_and_never_replaced(
 def test_a_dash_and_dev_stdout_are_the_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         print("before")
-        write_csv(ANSWERS, name)
+        write_csv(name)
         before, header, row = capfdbinary.readouterr().out.split(b"\n", 2)
         assert before == b"before" and header.startswith(b"path,class_1") and row.startswith(b"a.jpg,ant")
     assert not os.path.exists("-")

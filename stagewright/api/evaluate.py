@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from stagewright.api.run import Run
 from stagewright.augment.geometry import eval_geometry
 from stagewright.bundle.bundle import Bundle, load_bundle
+from stagewright.data.account import Account, Omission
 from stagewright.data.batches.batch import BatchSpec
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import load_dataset, open_images
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
+from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.verify import images_gone, verify_images
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.evaluate import evaluate as answers
@@ -61,6 +63,8 @@ class EvaluationReport:
     """(N,) group of each image; None where the data set has no groups."""
     result: Evaluation
     """Scalars, and every single answer."""
+    account: Account
+    """How many images were read, what was left out and what could not be read."""
 
     @property
     def top1(self) -> float:
@@ -103,6 +107,7 @@ class EvaluationReport:
             "top1_interval": self.top1_interval,
             "classes": [asdict(one) for one in self.by_class()],
             "groups": [asdict(one) for one in self.by_group()],
+            "account": self.account.to_dict(),
         }
 
     def _readable(self) -> NDArray[np.bool_]:
@@ -120,11 +125,13 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
     workers: int | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> EvaluationReport:
     """Evaluates a trained model on images with known classes: on all of ``data``, or on ``split`` of its run's own images.
 
     ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device. ``data`` is any form of
-    DATA; without it ``model`` must be a run. Classes of ``data`` are matched by name, in any order. DataError for a class that
+    DATA; without it ``model`` must be a run. Classes of ``data`` are matched by name, in any order. ``progress(done, total)``
+    counts the images, first those that are read and then, from 0 again, those that are evaluated. DataError for a class that
     the model does not have and for a split without images, CheckpointError if there is neither a run nor ``data``.
     """
     if isinstance(model, Bundle):
@@ -132,27 +139,42 @@ def evaluate(
     else:
         place = user_path(model.path if isinstance(model, Run) else model)
         bundle = load_bundle(place, device=str(choose_device(device)))
-    manifest, images, rows, source = _pictures(place, None if data is None else str(data), split)
+    manifest, images, rows, source, account = _pictures(place, None if data is None else str(data), split, progress)
+    progress(len(rows), len(rows))  # ends the first count, also if no image had to be read
     labels = _labels_by_name(manifest, bundle.classes, rows)
     view = bundle.preprocessing
     numerics = Numerics(view.mean, view.std, "fp32", True)
     threads = auto_workers(manifest) if workers is None else workers
     with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
         try:
-            result = answers(bundle.model, bundle.model, batches, numerics)
+            progress(0, len(rows))
+            result = answers(
+                bundle.model, bundle.model, batches, numerics, progress=lambda done: progress(done, len(rows))
+            )
         except NotFinite as error:
             names = manifest.paths.take(error.rows).to_pylist()
             raise NotFinite(error.rows, error.total, names) from None
     if not result.images:
         raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), source)
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
-    return EvaluationReport(source, bundle.classes, labels, groups, result)
+    account = _with_lost(account, manifest, rows[~result.predictions.readable])
+    return EvaluationReport(source, bundle.classes, labels, groups, result, account)
 
 
-def _pictures(run: Path, data: str | None, split: str) -> tuple[Manifest, Images, NDArray[np.int64], str]:
+def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) -> Account:
+    """Returns ``account`` after an evaluation that could not read the rows ``lost``."""
+    if not len(lost):
+        return account
+    omission = Omission("it cannot be read any more", len(lost), manifest.paths[int(lost[0])].as_py())
+    return Account(account.read - len(lost), account.left_out, (*account.unreadable, omission))
+
+
+def _pictures(
+    run: Path, data: str | None, split: str, progress: Progress
+) -> tuple[Manifest, Images, NDArray[np.int64], str, Account]:
     if data is not None:
-        dataset = load_dataset(data, recipe.Data(val=0.0, test=0.0), 0, workers=cores())
-        return dataset.manifest, dataset.images, np.arange(len(dataset.manifest)), data
+        dataset = load_dataset(data, recipe.Data(val=0.0, test=0.0), 0, workers=cores(), progress=progress)
+        return dataset.manifest, dataset.images, np.arange(len(dataset.manifest)), data, dataset.account
     manifest = Manifest.read(RunDir.existing(run).manifest)
     sizes = {name: len(manifest.rows(name)) for name in ("val", "test")}
     if not sizes.get(split):
@@ -163,8 +185,8 @@ def _pictures(run: Path, data: str | None, split: str) -> tuple[Manifest, Images
             "name another split, or give DATA",
         )
     images, rows = open_images(manifest), manifest.rows(split)
-    verify_images(manifest, rows, workers=cores())
-    return manifest, images, rows, f"{split} pictures of {run}"
+    verify_images(manifest, rows, workers=cores(), progress=progress)
+    return manifest, images, rows, f"{split} pictures of {run}", Account(len(rows))
 
 
 def _labels_by_name(manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64]) -> NDArray[np.int64]:

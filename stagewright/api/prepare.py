@@ -10,7 +10,7 @@ from stagewright.api.run import Say
 from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.numerics import auto_precision
-from stagewright.observers.scan_progress import ScanProgress
+from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.cost import Costs
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
@@ -87,7 +87,7 @@ def gather(
 
     Arguments as for :func:`prepare`.
     """
-    with ScanProgress(quiet=execution.quiet) as progress:
+    with ProgressLine(quiet=execution.quiet) as progress:
         dataset = load_dataset(
             str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
         )

@@ -18,7 +18,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import moved, verify_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
 from stagewright.observers.default import default_observers
-from stagewright.observers.scan_progress import ScanProgress
+from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
@@ -178,7 +178,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
             manifest = moved(manifest, user_path(data))
             notes.append(f"the pictures are in {manifest.root} now")
         images = open_images(manifest)
-        with ScanProgress("comparing the pictures", quiet=execution.quiet) as progress:
+        with ProgressLine("comparing the pictures", quiet=execution.quiet) as progress:
             verify_images(manifest, everything=verify, workers=cores(), progress=progress)
         if data is not None:
             manifest.write(target.manifest)

@@ -95,12 +95,16 @@ class Bundle:
         return self.spec.preprocessing
 
     def predict(self, inputs: Picture | Iterable[Picture], batch_size: int = 32, topk: int = 5) -> Iterator[Prediction]:
-        """Yields a Prediction for each of ``inputs``, in order and lazily. Inputs are paths, folders, globs or Pillow images, one
-        or many.
+        """Yields a Prediction for each of ``inputs``, in order and lazily: one image or many, also of several kinds.
+
+        An image is a path (also of a folder, or a glob), a Pillow image, a uint8 array (height, width, 3) in the order RGB or
+        (height, width) in grey, a uint8 tensor (3, height, width), the bytes of an image file, or a file opened with ``rb``.
+        OpenCV has the order BGR: give ``image[:, :, ::-1]``.
 
         A Prediction has the ``topk`` most probable classes (all if there are fewer) and softmax probabilities; classes with equal
         probabilities keep their order. For an unreadable image it has an ``error``; the others are still predicted. Equal inputs
-        in equal batches give equal bits on one machine. DataError for a path, folder or glob without images.
+        in equal batches give equal bits on one machine. DataError for a path, folder or glob without images, and for an input of
+        another type, dtype or shape.
         """
         return answer(self.model, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk)
 

@@ -4,57 +4,91 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.data.images.decode import image_extensions
-from stagewright.data.sources.walk import walk
+from stagewright.data.account import Omission, by_reason
+from stagewright.data.images.decode import identified, image_extensions
+from stagewright.data.sources.walk import left_out_of, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
+from stagewright.text import some
 
 
-def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
+@dataclass(frozen=True)
+class Inputs:
+    """The image files that a user has named."""
+
+    paths: list[Path]
+    left_out: tuple[Omission, ...]
+    """What else is in the folders that the user has named, by reason."""
+
+
+def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
     (also with ``**``).
 
     They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
     for training (:func:`~stagewright.data.sources.walk.walk`: links are followed, hidden and foreign folders are ignored), and
-    only files with an extension that Pillow reads are used; named files and matches of globs are always used. DataError for a
-    path that does not exist, a glob without matches and a folder without images.
+    files without the extension of an image are used if they begin like one; named files and matches of globs are always used.
+    DataError for a path that does not exist, a glob without matches and a folder without images.
     """
     found: list[Path] = []
+    left_out: list[Omission] = []
     for item in inputs:
         path = user_path(item)
         if os.path.isdir(path):
-            found += _pictures_below(path)
+            found += _pictures_below(path, left_out)
         elif os.path.exists(path):
             found.append(path)
         elif glob.has_magic(str(path)):
-            found += _matches(str(path))
+            found += _matches(str(path), left_out)
         else:
             raise DataError(
                 f"{str(item)!r}: there is no such file or folder",
                 "pictures, folders of pictures, and globs such as 'photos/*.jpg'",
                 "check the path; relative paths start in the current folder",
             )
-    return list(dict.fromkeys(found))
+    return Inputs(list(dict.fromkeys(found)), tuple(left_out))
 
 
-def _pictures_below(folder: Path) -> list[Path]:
+def _pictures_below(folder: Path, left_out: list[Omission]) -> list[Path]:
+    """Returns the images below ``folder``, sorted; adds to ``left_out`` what else is there."""
     found = walk(str(folder), any_name=True)
-    files = [folder / name for name in found.files if Path(name).suffix.lower() in image_extensions()]
+    files = [folder / name for name in found.files if _may_be_image(folder / name)]
+    taken = {str(path) for path in files}
+    others = [name for name in found.files if str(folder / name) not in taken]
+    kinds = [
+        (written_out(name), f"not a picture, {Path(name).suffix.lower() or 'without extension'}") for name in others
+    ]
+    omissions = (*left_out_of([found]), *by_reason(kinds))
     # A folder that cannot be opened becomes an input that cannot be read, so that it is not left out silently.
     files += [folder / one.path for one in found.excluded]
     if not files:
+        reasons = some((f"{one.count:,} {one.reason}" for one in omissions), 5)
         raise DataError(
-            f"the folder {str(folder)!r} contains no pictures",
-            "files with an extension that Pillow reads, such as .jpg, .png, .webp or .tif, at any depth",
-            "name the files one by one if they have other extensions",
+            f"the folder {str(folder)!r} contains no pictures{f'; left out: {reasons}' if reasons else ''}",
+            "files in any format that Pillow reads, at any depth, with any extension",
+            "check the path, or name the files one by one",
         )
+    left_out += omissions
     return sorted(files)
 
 
-def _matches(pattern: str) -> list[Path]:
+def _may_be_image(path: Path) -> bool:
+    """Whether the file has the extension of an image, or begins like one. True too if it cannot be opened, so that it is
+    reported."""
+    if path.suffix.lower() in image_extensions():
+        return True
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode) or identified(str(path))
+    except OSError:
+        return True
+
+
+def _matches(pattern: str, left_out: list[Omission]) -> list[Path]:
     paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
     if not paths:
         raise DataError(
@@ -62,4 +96,4 @@ def _matches(pattern: str) -> list[Path]:
             "patterns with *, ?, [...] and **, relative to the current folder",
             "test the pattern with ls",
         )
-    return [file for path in paths for file in (_pictures_below(path) if path.is_dir() else [path])]
+    return [file for path in paths for file in (_pictures_below(path, left_out) if path.is_dir() else [path])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -20,10 +21,19 @@ from stagewright.errors import DataError
 from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool, Task
 
-Picture = str | Path | Image.Image
+Picture = (
+    str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | torch.Tensor | bytes | bytearray | memoryview | IO[bytes]
+)
+"""What :meth:`stagewright.bundle.bundle.Bundle.predict` accepts as one image."""
 View = NDArray[np.uint8]
+_Item = tuple[str, Path | bytes | Image.Image]
+"""The name of an image, and its file, the bytes of its file, or itself."""
 
 _READERS = 4
+_ALLOWED = (
+    "a path, folder or glob, a Pillow image, a uint8 array (height, width, 3) in the order RGB or (height, width) in grey, a "
+    "uint8 tensor (3, height, width), the bytes of an image file, a binary file; or a list of these"
+)
 
 
 def answer(
@@ -35,29 +45,92 @@ def answer(
     topk: int = 5,
 ) -> Iterator[Prediction]:
     """Yields one Prediction for each image, lazily and in order, as :meth:`stagewright.bundle.bundle.Bundle.predict`
-    describes. DataError if ``batch_size`` or ``topk`` is less than 1."""
+    describes. DataError if ``batch_size`` or ``topk`` is less than 1, and for an input that is no image."""
     if batch_size < 1 or topk < 1:
         raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers, at least 1", "give larger numbers")
-    items = _items([inputs] if isinstance(inputs, str | Path | Image.Image) else inputs)
-    return _answers(model, classes, view, items, batch_size, min(topk, len(classes)))
+    return _answers(model, classes, view, _items(inputs), batch_size, min(topk, len(classes)))
 
 
-def _items(inputs: Iterable[Picture]) -> list[tuple[str, Path | Image.Image]]:
-    """Returns (name, file or image) of each input; folders and globs are replaced by their files."""
-    items: list[tuple[str, Path | Image.Image]] = []
-    for item in inputs:
-        if isinstance(item, Image.Image):
-            items.append((getattr(item, "filename", "") or f"picture {len(items)}", item))
-        else:
-            items += [(str(path), path) for path in expand_inputs([item])]
+def _items(inputs: Picture | Iterable[Picture]) -> list[_Item]:
+    """Returns name and content of each input; folders and globs are replaced by their files."""
+    if _is_one(inputs):
+        inputs = [inputs]  # type: ignore[list-item]
+    elif not isinstance(inputs, Iterable):
+        raise _no_image(type(inputs).__name__)
+    items: list[_Item] = []
+    for item in inputs:  # type: ignore[union-attr]
+        if isinstance(item, str | os.PathLike):
+            named = item if isinstance(item, str) else Path(item)
+            items += [(str(path), path) for path in expand_inputs([named]).paths]
+            continue
+        name = getattr(item, "filename", "") if isinstance(item, Image.Image) else getattr(item, "name", "")
+        items.append((name if isinstance(name, str) and name else f"picture {len(items)}", _content(item)))
     return items
+
+
+def _is_one(given: object) -> bool:
+    """Whether ``given`` is one image and not several: files and arrays can be iterated over too. An array of paths is several."""
+    if isinstance(given, np.ndarray):
+        return given.dtype.kind not in "OUS"
+    one = (str, os.PathLike, Image.Image, torch.Tensor, bytes, bytearray, memoryview)
+    return isinstance(given, one) or hasattr(given, "read")
+
+
+def _content(item: object) -> bytes | Image.Image:
+    """Returns an input that is no path as an image, or as the bytes of its file; DataError if it is neither."""
+    if isinstance(item, Image.Image):
+        return item
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, np.ndarray):
+        return _from_array(item)
+    if isinstance(item, torch.Tensor):
+        return _from_tensor(item)
+    read = getattr(item, "read", None)
+    if read is None:
+        raise _no_image(type(item).__name__)
+    data = read(MOST_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise _no_image("a text file", 'open it with the mode "rb"')
+    return data
+
+
+def _from_array(array: NDArray[np.generic]) -> Image.Image:
+    given = f"an array of {array.dtype} with the shape {array.shape}"
+    if array.dtype != np.uint8:
+        scale = "; values from 0 to 1 become uint8 by (255 * array).round()" if array.dtype.kind == "f" else ""
+        raise _no_image(given, f"convert it to uint8, 0 to 255{scale}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 4:
+        raise _no_image(given, "give the images one by one: predict(list(array))")
+    if array.ndim == 3 and array.shape[2] != 3 and array.shape[0] == 3:
+        raise _no_image(given, "put the channels last: array.transpose(1, 2, 0)")
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise _no_image(given, "give one image; of four channels, only the colours: array[:, :, :3]")
+    return Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    given = f"a tensor of {str(tensor.dtype).removeprefix('torch.')} with the shape {tuple(tensor.shape)}"
+    if tensor.dtype != torch.uint8:
+        raise _no_image(given, "give the pixels as uint8, 0 to 255, not scaled and not normalised")
+    if tensor.ndim == 4:
+        raise _no_image(given, "give the images one by one: predict(list(tensor))")
+    if not tensor.numel() or tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise _no_image(given, "give one image with the channels first: tensor.permute(2, 0, 1)")
+    return _from_array(tensor.permute(1, 2, 0).cpu().numpy())
+
+
+def _no_image(given: str, remedy: str = "give one of these") -> DataError:
+    return DataError(f"{given} is not an image to predict", _ALLOWED, remedy)
 
 
 def _answers(
     model: nn.Module,
     classes: Sequence[str],
     view: Preprocessing,
-    items: Sequence[tuple[str, Path | Image.Image]],
+    items: Sequence[_Item],
     batch_size: int,
     topk: int,
 ) -> Iterator[Prediction]:
@@ -75,7 +148,7 @@ def _answers(
             answers = iter([_named(classes, *row) for row in zip(places, shares, strict=True)])
         for name, seen in batch:
             if isinstance(seen, Exception):
-                yield Prediction(name, (), str(seen) or type(seen).__name__)
+                yield Prediction(name, (), getattr(seen, "strerror", None) or str(seen) or type(seen).__name__)
             else:
                 top = next(answers)
                 finite = all(np.isfinite(p) for _, p in top)
@@ -87,7 +160,7 @@ def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tu
 
 
 def _batches(
-    view: Preprocessing, items: Sequence[tuple[str, Path | Image.Image]], batch_size: int
+    view: Preprocessing, items: Sequence[_Item], batch_size: int
 ) -> Iterator[list[tuple[str, View | Exception]]]:
     """Yields the views of ``items`` in batches; while the model processes one batch, the next one is loaded."""
 
@@ -106,10 +179,10 @@ def _batches(
             yield finished(ahead)
 
 
-def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
+def _view(view: Preprocessing, item: Path | bytes | Image.Image) -> View | Exception:
     try:
-        return view.view(
-            upright(item) if isinstance(item, Image.Image) else decode(read_user_file(item, most=MOST_BYTES))
-        )
+        if isinstance(item, Image.Image):
+            return view.view(upright(item))
+        return view.view(decode(item if isinstance(item, bytes) else read_user_file(item, most=MOST_BYTES)))
     except (OSError, ValueError) as error:
         return error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from stagewright.storage.files import write_for_user
+from stagewright.data.account import Account
+from stagewright.storage.lines import LineWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +23,55 @@ class Prediction:
     """Why there is no prediction; None if there is one."""
 
 
-def write_csv(predictions: Sequence[Prediction], path: str | Path) -> None:
-    """Writes a CSV file with one row per image: path, class_1, probability_1, ... class_k, probability_k, error.
+class CsvWriter:
+    """Writes predictions as CSV to ``lines``, one row per image: path, class_1, probability_1, ... class_k, probability_k,
+    error; cells without a value are empty."""
 
-    k is the largest number of classes of a prediction; cells without a value are empty. The path ``-`` is standard output. A
-    file is written completely or not at all. StorageError if it cannot be written.
-    """
-    places = range(1, max((len(prediction.classes) for prediction in predictions), default=0) + 1)
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(["path", *(f"{what}_{at}" for at in places for what in ("class", "probability")), "error"])
-    for prediction in predictions:
+    def __init__(self, lines: LineWriter, num_classes: int) -> None:
+        """``num_classes`` is k."""
+        self.lines, self.num_classes = lines, num_classes
+        self._begun = False
+
+    def write(self, prediction: Prediction) -> None:
+        """Writes one row; before the first, also the names of the columns."""
+        if not self._begun:
+            places = range(1, self.num_classes + 1)
+            names = [f"{what}_{at}" for at in places for what in ("class", "probability")]
+            self.lines.write(_csv_row(["path", *names, "error"]))
+            self._begun = True
         cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
-        cells += [""] * (2 * len(places) - len(cells))
-        writer.writerow([prediction.path, *cells, prediction.error or ""])
-    write_for_user(path, file.getvalue())
+        cells += [""] * (2 * self.num_classes - len(cells))
+        self.lines.write(_csv_row([prediction.path, *cells, prediction.error or ""]))
 
 
-def to_json(predictions: Iterable[Prediction]) -> str:
-    """Returns a JSON list with one object per image: path, classes [{name, probability}] (most probable first), error or
-    null."""
-    objects = [
-        {
-            "path": prediction.path,
-            "classes": [{"name": name, "probability": probability} for name, probability in prediction.classes],
-            "error": prediction.error,
-        }
-        for prediction in predictions
-    ]
-    return json.dumps(objects, indent=1, ensure_ascii=False)
+def _csv_row(cells: Sequence[str]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+class JsonWriter:
+    """Writes predictions as one JSON object to ``lines``: ``predictions``, a list with one object per line and image, and
+    ``account``.
+
+    A prediction is: path, classes [{name, probability}] (most probable first), error or null. ``close`` completes the object,
+    also after an interruption.
+    """
+
+    def __init__(self, lines: LineWriter) -> None:
+        self.lines = lines
+        self._count = 0
+
+    def write(self, prediction: Prediction) -> None:
+        """Writes the object of one image."""
+        classes = [{"name": name, "probability": probability} for name, probability in prediction.classes]
+        content = {"path": prediction.path, "classes": classes, "error": prediction.error}
+        # The comma comes before the object that follows, since which one is the last is not known.
+        before = ",\n" if self._count else '{"predictions": [\n'
+        self.lines.write(before + json.dumps(content, ensure_ascii=False))
+        self._count += 1
+
+    def close(self, account: Account) -> None:
+        """Writes the account and the end of the object."""
+        before = "\n" if self._count else '{"predictions": ['
+        self.lines.write(f'{before}],\n"account": {json.dumps(account.to_dict(), ensure_ascii=False)}}}\n')

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.cli.options import Quiet, show_account
 from stagewright.storage.files import STDOUT, user_path
 
 data_app = typer.Typer(
@@ -36,6 +37,7 @@ def inspect(
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, if DATA has none.")] = 0,
     workers: Threads = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Find problems of a data set: damage, duplicates, leaks, conflicting labels. Exit code 1 if one of them is serious."""
@@ -45,12 +47,12 @@ def inspect(
     from stagewright.data.inspect.inspect import inspect as inspect_files
     from stagewright.data.inspect.page import write_page
     from stagewright.errors import DataError
-    from stagewright.observers.scan_progress import ScanProgress
+    from stagewright.observers.progress_line import ProgressLine
 
     on_stdout = html == STDOUT
     if on_stdout and as_json:
         raise DataError("--html - with --json", "one of them on standard output", "leave one out, or name a file")
-    with ScanProgress(quiet=as_json or on_stdout) as progress:
+    with ProgressLine("reading the pictures", "comparing them", quiet=quiet) as progress:
         found = inspect_files(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
     if html is not None:
         write_page(found, html)
@@ -88,6 +90,7 @@ def split(
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     workers: Threads = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a stratified, grouped split, or K folds, as a table that train can read."""
@@ -96,13 +99,13 @@ def split(
     from stagewright.cli.data_views import print_split
     from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
-    from stagewright.observers.scan_progress import ScanProgress
+    from stagewright.observers.progress_line import ProgressLine
 
     if mode not in ("symlink", "hardlink", "copy"):
         raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
     flags = {"data.val": val, "data.test": test, "data.group": group_by}
     settings = _settings(overrides, **{name: value for name, value in flags.items() if value is not None})
-    with ScanProgress(quiet=as_json) as progress:
+    with ProgressLine("looking at the pictures", "writing the links", quiet=quiet) as progress:
         made = write_split(
             data,
             settings,
@@ -135,18 +138,19 @@ def pack(
     overwrite: Overwrite = False,
     overrides: Settings = None,
     workers: Threads = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Store smaller copies of all pictures in a few large files, which train reads several times as fast."""
     from stagewright.data.pack.build import pack as make
     from stagewright.errors import DataError
-    from stagewright.observers.scan_progress import ScanProgress
+    from stagewright.observers.progress_line import ProgressLine
     from stagewright.text import count_text, seconds_text
 
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
     folder = out or Path(f"{_name_of(data)}.pack")
-    with ScanProgress("scanning the pictures", "packing", quiet=as_json) as progress:
+    with ProgressLine("scanning the pictures", "packing", quiet=quiet) as progress:
         made = make(
             data,
             folder,
@@ -157,14 +161,16 @@ def pack(
             workers=workers or _cores(),
             overwrite=overwrite,
             progress=progress,
-            say=None if as_json else print,
+            say=None if as_json or quiet else print,
         )
     if as_json:
         names = ("records", "bytes", "seconds", "excluded", "original_bytes", "made")
-        print(json.dumps({"folder": str(made.folder), **{name: getattr(made, name) for name in names}}, indent=1))
+        content = {"folder": str(made.folder), **{name: getattr(made, name) for name in names}}
+        print(json.dumps({**content, "account": made.account.to_dict()}, indent=1))
         return
     room = f"{made.bytes / 1e6:,.1f} MB from {made.original_bytes / 1e6:,.1f} MB"
     print(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
+    show_account(made.account)
     print(f"Train  stagewright train {folder}")
 
 
@@ -185,25 +191,33 @@ def bench(
     peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,
     device: Annotated[str, typer.Option(help="Where the model trains: auto, cpu, cuda.")] = "auto",
     overrides: Settings = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast pictures can be read and what takes the time; ends with advice."""
     from rich.console import Console
 
     from stagewright.cli.machine_view import benchmark_view
+    from stagewright.observers.progress_line import ProgressLine
     from stagewright.preflight.loader_bench import BenchSettings
     from stagewright.preflight.loader_bench import bench as measure
 
-    say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr))
-    found = measure(
-        data,
-        _settings(overrides),
-        BenchSettings(image_size or [224], threads, batch_size, seconds, sample, packs, peers),
-        model=model,
-        device=device,
-        say=say,
-    )
-    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(benchmark_view(found))
+    say = (lambda text: None) if as_json or quiet else (lambda text: print(text, file=sys.stderr))
+    with ProgressLine("looking at the pictures", "measuring", quiet=quiet) as progress:
+        found = measure(
+            data,
+            _settings(overrides),
+            BenchSettings(image_size or [224], threads, batch_size, seconds, sample, packs, peers),
+            model=model,
+            device=device,
+            progress=progress,
+            say=say,
+        )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    Console().print(benchmark_view(found))
+    show_account(found.account)
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:

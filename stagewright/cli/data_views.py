@@ -31,7 +31,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     for line in inspection.facts():
         console.print(Text(line))
     console.print(_class_table(inspection))
-    for note in inspection.evidence.listing.notes:
+    for note in (*inspection.evidence.listing.notes, *inspection.account.lines()):
         console.print(Text(f"· {printable(note)}", style="dim"))
     for finding in inspection.findings:
         head = Text(f"\n{finding.severity:<8}", style=_STYLES[finding.severity])

@@ -2,7 +2,8 @@
 
 Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
 stagewright, or a check that found problems; 2 an error that the user can fix (the message states how); 75 stopped on request
-with the state saved (``stagewright resume`` continues); 130 interrupted.
+with the state saved (``stagewright resume``, or the same ``data pack`` command, continues); 130 after Ctrl-C, 143 after SIGTERM
+and 129 after SIGHUP in all other commands.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import plan
+from stagewright.cli import plan, predict
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
     AsJson,
@@ -41,12 +42,13 @@ from stagewright.cli.options import (
     Weights,
     Workers,
     recipe_request,
+    show_account,
     speaker,
 )
-from stagewright.errors import StagewrightError, Stopped
-from stagewright.storage.files import STDOUT, user_path
+from stagewright.errors import Cancelled, StagewrightError, Stopped
+from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional
-from stagewright.system.signals import EXIT_STOPPED
+from stagewright.system.signals import EXIT_STOPPED, CommandSignals
 from stagewright.system.surroundings import as_storage_error
 
 app = typer.Typer(
@@ -173,6 +175,7 @@ def evaluate(
     ] = "test",
     device: Device = "auto",
     workers: Workers = None,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
@@ -180,50 +183,15 @@ def evaluate(
 
     from stagewright.api.evaluate import evaluate as score
     from stagewright.cli.evaluation_view import evaluation_view
+    from stagewright.observers.progress_line import ProgressLine
 
-    found = score(run, data, split=split, device=device, workers=workers)
-    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(evaluation_view(found))
-
-
-@app.command()
-def predict(
-    run: RunPath,
-    images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
-    top: Annotated[int, typer.Option("--top", "-k", help="Number of classes per picture.")] = 5,
-    csv: Annotated[str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for standard output.")] = None,
-    device: Device = "auto",
-    batch_size: BatchSize = 32,
-    as_json: AsJson = False,
-) -> None:
-    """Predict the classes of pictures; exit code 2 if none of them can be read."""
-    from rich.console import Console
-
-    from stagewright.bundle.bundle import load_bundle
-    from stagewright.bundle.inputs import expand_inputs
-    from stagewright.bundle.predictions import to_json, write_csv
-    from stagewright.cli.predictions_view import predictions_view
-    from stagewright.errors import StorageError
-    from stagewright.system.device import choose_device
-
-    if as_json and csv == STDOUT:
-        raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
-    paths = expand_inputs(images)
-    bundle = load_bundle(run, device=str(choose_device(device)))
-    predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
-    if csv is not None:
-        write_csv(predictions, csv)
+    with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
+        found = score(run, data, split=split, device=device, workers=workers, progress=progress)
     if as_json:
-        print(to_json(predictions))
-    elif csv is None:
-        Console().print(predictions_view(predictions))
-    failed = sum(not prediction.classes for prediction in predictions)
-    if failed:
-        print(
-            f"no prediction for {failed:,} of {len(predictions):,} pictures; the error of each is in the output",
-            file=sys.stderr,
-        )
-    if failed == len(predictions):
-        raise typer.Exit(2)
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    Console().print(evaluation_view(found))
+    show_account(found.account)
 
 
 @app.command()
@@ -241,6 +209,7 @@ recipes_app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 plan.register(app)
+predict.register(app)
 
 
 @recipes_app.callback()
@@ -343,6 +312,9 @@ _OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "d
 """Commands that continue if nobody reads their output any more, because they write files; all others end."""
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: runs the command; turns errors of stagewright and of the system into messages and exit codes."""
     from stagewright.storage.cache import give_libraries_a_cache
@@ -361,15 +333,16 @@ def main() -> None:
 def _run() -> int:
     """Runs the command; returns the exit code."""
     try:
-        code = _exit_code()
-        sys.stdout.flush()
+        with CommandSignals():
+            code = _exit_code()
+            sys.stdout.flush()
         return code
     except StagewrightError as error:
         return _say(f"error: {error}", 2)
+    except Cancelled as cancelled:
+        return _say(str(cancelled), EXIT_STOPPED if cancelled.resumable else 128 + cancelled.number)
     except Stopped as stopped:
         return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
-    except KeyboardInterrupt:  # outside of training, so there is nothing to save
-        return _say("interrupted", 130)
     except BrokenPipeError:  # nobody reads the output any more
         return 1
     except (OSError, MemoryError, RuntimeError) as error:
@@ -382,6 +355,8 @@ def _exit_code() -> int:
     try:
         app()
     except SystemExit as end:  # typer ends with it
+        if end.code == _INTERRUPTED:  # typer has turned a KeyboardInterrupt into it: a second Ctrl-C in a training
+            return _say("interrupted", _INTERRUPTED)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stagewright.storage.files import user_path
+
+if TYPE_CHECKING:
+    from stagewright.data.account import Account
 
 Data = Annotated[
     str,
@@ -108,6 +111,12 @@ def _peak(text: str) -> float | str:
         return float(text)
     except ValueError:
         raise RecipeError(f"--lr {text}", "a number above 0, or auto", "write for example --lr 0.1") from None
+
+
+def show_account(account: Account) -> None:
+    """Prints what was left out and what could not be read."""
+    for line in account.lines():
+        print(line)
 
 
 def speaker(quiet: bool) -> Any:

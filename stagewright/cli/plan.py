@@ -20,6 +20,7 @@ from stagewright.cli.options import (
     Overrides,
     Price,
     ProbeSeconds,
+    Quiet,
     RecipeName,
     Seed,
     Tiny,
@@ -60,6 +61,7 @@ def plan(
     ] = False,
     price: Price = None,
     probe_seconds: ProbeSeconds = 10.0,
+    quiet: Quiet = False,
     as_json: AsJson = False,
     steps: Annotated[
         bool, typer.Option("--steps", help="With --json: also the hyper-parameters of each step.")
@@ -81,11 +83,12 @@ def plan(
             f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"
         )
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
-    execution = Execution(device=device, workers=workers, quiet=as_json, probe_seconds=probe_seconds)
+    execution = Execution(device=device, workers=workers, quiet=quiet, probe_seconds=probe_seconds)
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
     costs = probed(made, dataset, execution, speaker(as_json)) if probe else None
     if as_json:
         content = made.to_json() | ({"hyper": list(made.steps())} if steps else {})
+        content |= {"account": dataset.account.to_dict()}
         print(json.dumps(content | ({} if costs is None else in_json(made, costs, price)), indent=1))
     else:
         Console().print(plan_view(made))
@@ -131,6 +134,7 @@ def lr_find(
         Path,
         typer.Option(parser=user_path, metavar="PATH", help="Folder for lr-find.csv, lr-find.json and lr-find.png."),
     ] = Path("lr-find"),
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Find a learning rate with a range test: a short training in which it rises until the loss diverges."""
@@ -143,13 +147,13 @@ def lr_find(
     from stagewright.preflight.range_test import Sweep
 
     chosen = recipe_request(recipe, overrides, model, weights, batch_size=batch_size, img_size=img_size, seed=seed)
-    execution = Execution(device=device, workers=workers, quiet=as_json)
+    execution = Execution(device=device, workers=workers, quiet=quiet)
     dataset, resolved = gather(data, chosen, execution, speaker(as_json))
     sweep = Sweep(lr_min, lr_max, steps)
     test, found = find_lr(resolved, dataset, execution, sweep=sweep, choose=suggest, out=out)
     if as_json:
         counts = {"steps": len(test.lrs), "planned": test.planned, "skipped": test.skipped}
         files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}
-        print(json.dumps({**found.to_dict(), **counts, **files}, indent=1))
+        print(json.dumps({**found.to_dict(), **counts, **files, "account": dataset.account.to_dict()}, indent=1))
     else:
         Console().print(lr_view(test, found, out))

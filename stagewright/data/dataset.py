@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stagewright.data.account import Account
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
-from stagewright.data.sources.assemble import assemble
+from stagewright.data.sources.assemble import account_of, assemble
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
@@ -32,6 +33,8 @@ class Dataset:
     """Sentences for the user: what was found, decided and left out."""
     excluded: tuple[Excluded, ...]
     """The files and table rows of DATA that a run does not use."""
+    account: Account
+    """How many images were read, what was left out and what could not be read."""
 
 
 def load_dataset(
@@ -53,14 +56,16 @@ def load_dataset(
     if source.startswith("torchvision:"):
         arrays = load_arrays(source)
         manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
-        return Dataset(manifest, ArrayImages(arrays.images), notes, excluded)
+        account = account_of(arrays.listing, arrays.scan)
+        return Dataset(manifest, ArrayImages(arrays.images), notes, excluded, account)
     place = absolute_path(source)
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
     found = scan(listing.root, listing.paths, workers=workers, progress=progress)
     manifest, notes, excluded = assemble(source, listing, found, settings, seed)
-    return Dataset(manifest, FileImages(manifest.root, manifest.paths), notes, excluded)
+    images = FileImages(manifest.root, manifest.paths)
+    return Dataset(manifest, images, notes, excluded, account_of(listing, found))
 
 
 def open_images(manifest: Manifest) -> Images:
@@ -92,10 +97,12 @@ def open_images(manifest: Manifest) -> Images:
 
 def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int, progress: Progress | None) -> Dataset:
     listing = pack.listing(settings)
-    manifest, notes, excluded = assemble(source, listing, pack.scan(), settings, seed)
+    found = pack.scan()
+    manifest, notes, excluded = assemble(source, listing, found, settings, seed)
     manifest = replace(manifest, variant=pack.head.variant)
     check_notes = check_records(pack, workers=workers, progress=progress)
-    return Dataset(manifest, pack.images(manifest.paths), (*notes, *check_notes), excluded)
+    images = pack.images(manifest.paths)
+    return Dataset(manifest, images, (*notes, *check_notes), excluded, account_of(listing, found))
 
 
 def _open_pack(manifest: Manifest) -> Images:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from stagewright.data.account import Account
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.order import subset
 from stagewright.data.batches.specs import train_specs
@@ -30,6 +31,7 @@ from stagewright.data.images.memory_cache import CachedImages, cache_if_small
 from stagewright.data.load_times import LoadTimes
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.build import pack
+from stagewright.data.sources.scan import Progress
 from stagewright.errors import DataError
 from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
@@ -88,6 +90,8 @@ class Benchmark:
     pictures: int
     decoder: str
     device: str
+    account: Account = field(default_factory=lambda: Account(0))
+    """How many images were read, what was left out and what could not be read."""
     rates: list[Rate] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
     """Microseconds per image of one thread for reading, decoding and, if the device is not the CPU, copying to it."""
@@ -107,6 +111,7 @@ class Benchmark:
             "model": self.model,
             "step_images_per_second": self.step_images_per_second,
             "verdict": self.verdict(),
+            "account": self.account.to_dict(),
         }
 
     def best(self, what: str) -> Rate | None:
@@ -156,30 +161,33 @@ def bench(
     *,
     model: str | None = None,
     device: str = "auto",
+    progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Benchmark:
     """Measures the speed of loading images of ``source``, which is read as ``data`` describes.
 
-    If ``model`` is given, the speed of its training step on ``device`` is measured too. ``say`` is called with progress
-    messages. Temporary files are removed. DataError as from load_dataset, and if there are fewer than 8 images.
+    If ``model`` is given, the speed of its training step on ``device`` is measured too. ``progress(done, total)`` counts the
+    images that are looked at and then, from 0 again, the measurements; ``say`` is called with messages. Temporary files are
+    removed. DataError as from load_dataset, and if there are fewer than 8 images.
     """
     chosen = choose_device(device)
-    dataset = load_dataset(source, data, 0, workers=cores())
+    dataset = load_dataset(source, data, 0, workers=cores(), progress=progress)
     images, manifest = _sample(dataset.images, dataset.manifest, settings.sample)
     image_sizes, batch_size, seconds = settings.image_sizes, settings.batch_size, settings.seconds
     whole = dataset.manifest
     cached = cache_if_small(dataset.images, whole.widths, whole.heights, min(image_sizes), exact=False)
     if len(manifest) < 8:
         raise DataError(f"{source} has {len(manifest)} pictures", "at least 8 for a measurement", "give more pictures")
-    found = Benchmark(source, len(manifest), native.describe(), device_name(chosen))
+    found = Benchmark(source, len(manifest), native.describe(), device_name(chosen), dataset.account)
     counts, first = list(settings.threads or _thread_counts(cores())), image_sizes[0]
+    measured = _Measurements(progress, _num_ways(images, settings, len(counts), isinstance(cached, CachedImages)))
     with tempfile.TemporaryDirectory(prefix="stagewright-bench-") as folder:
         say(f"Reading {len(manifest):,} pictures with {', '.join(map(str, counts))} threads.")
         ways = {(count, 4): _own_loader(images, manifest, first, batch_size, count, 4) for count in counts}
-        rates = _alternating(ways, seconds)
+        rates = measured.alternating(ways, seconds)
         best = max(rates, key=lambda key: rates[key])[0]
         ways = {(best, depth): _own_loader(images, manifest, first, batch_size, best, depth) for depth in (1, 2, 8)}
-        rates |= _alternating(ways, seconds)
+        rates |= measured.alternating(ways, seconds)
         each = _disk_bytes(images)
         for (count, depth), rate in sorted(rates.items()):
             found.rates.append(Rate("stagewright", first, count, depth, rate, each))
@@ -195,7 +203,7 @@ def bench(
             if size != first:
                 compared["stagewright"] = _own_loader(images, manifest, size, batch_size, best, 4)
             disk = {name: bytes_each for name, (_, bytes_each) in others.items()} | {"stagewright": each}
-            for name, rate in _alternating(compared, seconds).items():
+            for name, rate in measured.alternating(compared, seconds).items():
                 found.rates.append(Rate(name, size, best, 4, rate, disk.get(name)))
     if model is not None:
         say(f"Training {model} on pictures that are already loaded.")
@@ -306,13 +314,29 @@ def _rate(counts: Iterator[int], seconds: float, *, warm_up: int) -> float:
     return done / elapsed
 
 
-def _alternating(ways: Mapping[Any, Measurement], seconds: float) -> dict[Any, float]:
-    """Measures all ways in turns, three rounds each, and returns the median of each."""
-    rounds: dict[Any, list[float]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS):
-        for name, way in ways.items():
-            rounds[name].append(way(seconds / _ROUNDS))
-    return {name: statistics.median(rates) for name, rates in rounds.items()}
+def _num_ways(images: Images, settings: BenchSettings, thread_counts: int, in_memory: bool) -> int:
+    """Returns the number of ways that are measured: thread counts and three depths, then all alternatives at each size."""
+    alternatives = (settings.peers + 2 * settings.packs) * isinstance(images, FileImages) + in_memory
+    sizes = settings.image_sizes
+    return thread_counts + 3 + len(sizes) * alternatives + sum(size != sizes[0] for size in sizes)
+
+
+class _Measurements:
+    """Measures ways in turns, and counts the measurements."""
+
+    def __init__(self, progress: Progress, num_ways: int) -> None:
+        self.progress, self.done, self.total = progress, 0, _ROUNDS * num_ways
+        progress(0, self.total)
+
+    def alternating(self, ways: Mapping[Any, Measurement], seconds: float) -> dict[Any, float]:
+        """Measures all ways in turns, three rounds each, and returns the median of each."""
+        rounds: dict[Any, list[float]] = {name: [] for name in ways}
+        for _ in range(_ROUNDS):
+            for name, way in ways.items():
+                rounds[name].append(way(seconds / _ROUNDS))
+                self.done += 1
+                self.progress(self.done, self.total)
+        return {name: statistics.median(rates) for name, rates in rounds.items()}
 
 
 def _alternatives(

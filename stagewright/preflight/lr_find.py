@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagewright.data.dataset import Dataset
 from stagewright.errors import RangeTestError, StorageError
+from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.execution import Execution
 from stagewright.plan.lr_curve import MEANING, NAME, RangeTest, Suggestions, check_method, lr_grid, lr_text, suggest
 from stagewright.preflight.range_test import Sweep, range_test
@@ -36,15 +37,17 @@ def run_range_test(
     recipe: Recipe, dataset: Dataset, execution: Execution, sweep: Sweep, micro_batch_size: int | None = None
 ) -> RangeTest:
     """Runs the range test of ``recipe`` on ``dataset`` and returns its curve."""
-    return range_test(
-        recipe,
-        dataset.manifest,
-        dataset.images,
-        choose_device(execution.device),
-        sweep=sweep,
-        micro_batch_size=micro_batch_size,
-        workers=execution.workers,
-    )
+    with ProgressLine("trying learning rates", quiet=execution.quiet) as progress:
+        return range_test(
+            recipe,
+            dataset.manifest,
+            dataset.images,
+            choose_device(execution.device),
+            sweep=sweep,
+            micro_batch_size=micro_batch_size,
+            workers=execution.workers,
+            progress=progress,
+        )
 
 
 def range_test_files(test: RangeTest, found: Suggestions | None, note: str) -> dict[str, bytes]:

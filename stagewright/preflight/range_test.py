@@ -24,6 +24,7 @@ from stagewright.data.batches.workers import auto_workers
 from stagewright.data.images.decode import Images
 from stagewright.data.images.memory_cache import cache_for_plan
 from stagewright.data.manifest import Manifest
+from stagewright.data.sources.scan import Progress
 from stagewright.engine.build import build_state
 from stagewright.engine.numerics import Numerics, auto_precision, numerics_of, prepare_torch
 from stagewright.engine.state import TrainState
@@ -61,13 +62,15 @@ def range_test(
     sweep: Sweep = _DEFAULT,
     micro_batch_size: int | None = None,
     workers: int | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> RangeTest:
     """Trains the recipe's first stage with rising learning rates until the loss diverges, and returns the losses.
 
     Momentum is that at the schedule's peak, since the found learning rate will be the peak. ``micro_batch_size`` is the value
     of ``auto`` (None: whole batches), ``workers`` as in :class:`stagewright.plan.execution.Execution`. If fp16's scaler skips
     an update, its learning rate is tried again with the next batch; many skipped updates in a row end the sweep.
-    RangeTestError for an invalid sweep; errors of weights, sizes and optimizer are those of a run.
+    ``progress(done, total)`` counts the learning rates. RangeTestError for an invalid sweep; errors of weights, sizes and
+    optimizer are those of a run.
     """
     lrs = lr_grid(sweep.lr_min, sweep.lr_max, sweep.steps)
     plan = _lengthened(recipe, manifest, device, 2 * sweep.steps + _MOST_SKIPPED, micro_batch_size)
@@ -75,7 +78,7 @@ def range_test(
     specs = islice(train_specs(plan, manifest, 0), plan.stages[0].num_steps)
     threads = auto_workers(manifest) if workers is None else workers
     with preserve_global_state(), closing(load_batches(images, specs, workers=threads)) as batches:
-        return _swept(plan, *_built(plan, manifest, device), batches, lrs)
+        return _swept(plan, *_built(plan, manifest, device), batches, lrs, progress)
 
 
 def _lengthened(
@@ -100,7 +103,14 @@ def _built(plan: Plan, manifest: Manifest, device: torch.device) -> tuple[TrainS
     return state, numerics_of(plan, state.model, manifest)
 
 
-def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[Batch], lrs: np.ndarray) -> RangeTest:
+def _swept(
+    plan: Plan,
+    state: TrainState,
+    numerics: Numerics,
+    batches: Iterator[Batch],
+    lrs: np.ndarray,
+    progress: Progress,
+) -> RangeTest:
     stage = plan.stages[0]
     losses: list[float] = []
     skipped = in_a_row = 0
@@ -116,6 +126,7 @@ def _swept(plan: Plan, state: TrainState, numerics: Numerics, batches: Iterator[
                 continue
         in_a_row = 0
         losses.append(loss)
+        progress(len(losses), len(lrs))
         smoothed = smooth(np.array(losses), len(lrs))
         if left_out or len(losses) == len(lrs) or blown_up(smoothed, len(lrs)):
             break

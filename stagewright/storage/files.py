@@ -167,7 +167,7 @@ def read_user_file(path: str | Path, *, most: int) -> bytes:
     """Returns the bytes of a file that the user has named on the command line, like :func:`read_file`. In addition it reads
     a pipe that the shell has opened for this process (``<(...)``, ``... | predict RUN /dev/stdin``) to its end; OSError if
     nothing arrives for 30 s."""
-    number = _own_descriptor(str(path))
+    number = own_descriptor(str(path))
     if number is None or not stat.S_ISFIFO(os.fstat(number).st_mode):
         return read_file(path, final=FORBIDDEN, most=most)
     parts: list[bytes] = []
@@ -254,7 +254,7 @@ def write_whole(path: str | Path, content: Content, *, durable: bool = True) -> 
     """
     path = Path(path)
     try:
-        if (number := _own_descriptor(str(path))) is not None:
+        if (number := own_descriptor(str(path))) is not None:
             sys.stdout.flush()
             with os.fdopen(os.dup(number), "wb") as out:
                 _put(out, content)
@@ -317,7 +317,7 @@ def unwritable(path: str | Path, error: OSError) -> StorageError:
     )
 
 
-def _own_descriptor(path: str) -> int | None:
+def own_descriptor(path: str) -> int | None:
     """Returns the number of this process's file descriptor that ``path`` names (/dev/stdout, /dev/fd/3), or None.
 
     Such a descriptor may be an unnamed pipe, or a file that other programs write to as well. It must be written through

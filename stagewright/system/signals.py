@@ -1,18 +1,22 @@
 """Stopping on request: after SIGTERM, SIGHUP, SIGUSR1 or Ctrl-C the current step is finished, then the run saves and exits.
 
 The convention: a process that was stopped in this way exits with ``EXIT_STOPPED`` (75, ``EX_TEMPFAIL`` of sysexits.h). Its
-state is saved, and ``stagewright resume`` continues from there.
+state is saved, and ``stagewright resume`` continues from there. All other commands end at once with 128 and the number of the
+signal (130 after Ctrl-C, 143 after SIGTERM), and state what they have kept (:class:`CommandSignals`, :func:`keeps`).
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from stagewright.errors import Stopped
+from stagewright.errors import Cancelled, Stopped
 
 EXIT_STOPPED = 75
 """Exit code of a run that was stopped on request and has saved its state; ``stagewright resume`` continues it."""
@@ -88,3 +92,38 @@ class StopSignal:
         if self.requested and not self._armed and isinstance(error, Exception):
             # pydantic turns every exception raised in its callbacks into its own, including the handler's Stopped.
             raise self._stopped() from error
+
+
+class CommandSignals(StopSignal):
+    """Context manager of every command: a signal raises :class:`~stagewright.errors.Cancelled` in the main thread, which ends
+    the command after its clean-up. A training has a :class:`StopSignal` of its own inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = os.getpid()
+        self._number = 0
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked child, such as a loader's worker, has nothing to clean up
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self._number = number
+        super()._on_signal(number, frame)
+
+    def _stopped(self) -> Stopped:
+        return Cancelled(self._number, self.reason or "a signal")
+
+
+@contextmanager
+def keeps(kept: Callable[[], str], *, resumable: bool = False) -> Iterator[None]:
+    """Context manager of work of which something stays if a signal ends it: ``kept()`` says what.
+
+    ``resumable``: the same command continues it, so that the exit code is ``EXIT_STOPPED``.
+    """
+    try:
+        yield
+    except Cancelled as cancelled:
+        if not cancelled.kept:
+            cancelled.kept, cancelled.resumable = kept(), resumable
+        raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -292,6 +293,56 @@ def test_predict_takes_pillow_pictures_of_any_mode(folder: Path) -> None:
     assert answers[0].classes[0] == answers[1].classes[0] == answers[3].classes[0]
     (alone,) = bundle.predict(image, topk=1)
     assert alone.classes[0][0] == answers[0].classes[0][0]
+
+
+def test_predict_takes_pixels_bytes_and_open_files_also_mixed(folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(folder)
+    picture(1).save(tmp_path / "one.png")
+    data, pixels = (tmp_path / "one.png").read_bytes(), np.asarray(picture(1))
+    (expected,) = bundle.predict(tmp_path / "one.png")
+    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    with (tmp_path / "one.png").open("rb") as file:
+        given = [
+            *(tmp_path / "one.png", str(tmp_path / "one.png"), picture(1), pixels, bgr[:, :, ::-1]),
+            *(torch.from_numpy(pixels.copy()).permute(2, 0, 1), data, bytearray(data), memoryview(data)),
+            *(io.BytesIO(data), file),
+        ]
+        answers = list(bundle.predict(given))
+    assert [answer.error for answer in answers] == [None] * len(given)
+    for answer in answers:
+        assert dict(answer.classes) == pytest.approx(dict(expected.classes))
+    assert answers[3].path == "picture 3" and answers[-1].path == str(tmp_path / "one.png")
+    for one in (pixels, data, io.BytesIO(data), torch.from_numpy(pixels.copy()).permute(2, 0, 1)):
+        (alone,) = bundle.predict(one)
+        assert dict(alone.classes) == pytest.approx(dict(expected.classes))
+    grey = np.asarray(picture(1).convert("L"))
+    flat, deep = bundle.predict([grey, grey[:, :, None]])
+    assert flat.classes == deep.classes
+    (broken,) = bundle.predict(b"no picture")
+    assert broken.classes == () and "not a picture" in str(broken.error)
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "remedy"),
+    [
+        (np.zeros((9, 9, 3)), r"an array of float64 with the shape \(9, 9, 3\) is not an image", "uint8"),
+        (np.zeros((3, 9, 8), np.uint8), r"shape \(3, 9, 8\)", r"transpose\(1, 2, 0\)"),
+        (np.zeros((2, 9, 9, 3), np.uint8), r"shape \(2, 9, 9, 3\)", r"predict\(list\(array\)\)"),
+        (np.zeros((9, 9, 4), np.uint8), r"shape \(9, 9, 4\)", ":3"),
+        (np.zeros((0, 9, 3), np.uint8), r"shape \(0, 9, 3\)", "one image"),
+        (torch.zeros(3, 9, 9), r"a tensor of float32 with the shape \(3, 9, 9\)", "not normalised"),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), r"shape \(9, 9, 3\)", r"permute\(2, 0, 1\)"),
+        (None, "NoneType is not an image", "one of these"),
+        ([7], "int is not an image", "one of these"),
+        (io.StringIO("x"), "a text file is not an image", '"rb"'),
+    ],
+    ids=str,
+)
+def test_predict_says_which_pixels_it_takes(folder: Path, given: Any, said: str, remedy: str) -> None:
+    with pytest.raises(DataError, match=said) as error:
+        load_bundle(folder).predict(given)
+    assert "a uint8 array (height, width, 3) in the order RGB" in error.value.allowed
+    assert re.search(remedy, error.value.remedy)
 
 
 def test_predict_is_lazy_but_checks_its_inputs_at_once(folder: Path, photos: Path) -> None:

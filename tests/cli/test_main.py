@@ -99,7 +99,9 @@ def test_predict(
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     target = tmp_path / "answers.csv"
     words = ["predict", run, picture_folder / "down", tmp_path / "broken.jpg", "--top", "2"]
-    answers = json.loads(call(capsys, monkeypatch, *words, "--json").out)
+    said = json.loads(call(capsys, monkeypatch, *words, "--json").out)
+    answers, account = said["predictions"], said["account"]
+    assert account["read"] == 20 and [one["example"] for one in account["unreadable"]] == [str(tmp_path / "broken.jpg")]
     assert len(answers) == 21
     assert [bool(one.get("error")) for one in answers].count(True) == 1
     assert call(capsys, monkeypatch, *words, "--csv", target).code == 0

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stagewright.data.account import Account
 from stagewright.data.images.decode import NOT_IDENTIFIED, image_extensions
 from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Item, Severity
 from stagewright.data.inspect.findings import find
@@ -23,7 +24,7 @@ from stagewright.data.inspect.fingerprint import Fingerprints, Rows, fingerprint
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
-from stagewright.data.sources.assemble import assemble
+from stagewright.data.sources.assemble import account_of, assemble
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
@@ -74,6 +75,11 @@ class Inspection:
             return f"Usable, with {counted(count['warning'], 'warning')}: nothing prevents training."
         return "No problems found." if not self.findings else "Ready: only notices."
 
+    @property
+    def account(self) -> Account:
+        """How many images were read, what was left out and what could not be read."""
+        return account_of(self.evidence.listing, self.evidence.fingerprints.scan())
+
     def class_rows(self) -> list[tuple[str, dict[str, int]]]:
         """Returns the name of each class with its numbers of images, the largest class first.
 
@@ -116,6 +122,7 @@ class Inspection:
             "height": _spread(height),
             "aspect": _spread(np.round(width / np.maximum(height, 1), 4)),
             "findings": [self._plain_finding(finding) for finding in self.findings],
+            "account": self.account.to_dict(),
             "notes": list(evidence.listing.notes),
         }
 
@@ -162,7 +169,8 @@ def inspect(
     """Reads every file of ``source`` once, with ``workers`` threads, and returns what is wrong with the data set.
 
     The split is the one that a run with the same ``settings`` and ``seed`` would use. ``progress(done, total)`` is called
-    with the number of files during the inspection. Raises DataError if ``source`` is not a folder or a table of files.
+    with the number of files during the inspection, and with 0, 0 when the images are compared. Raises DataError if ``source``
+    is not a folder or a table of files.
     """
     began = time.perf_counter()
     if source.startswith("torchvision:") or is_pack(absolute_path(source)):
@@ -175,6 +183,8 @@ def inspect(
     fingerprints = _read_all(listing, workers, progress)
     parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     readable = np.flatnonzero(fingerprints.readable)
+    if progress is not None:
+        progress(0, 0)  # the comparison has begun
     _, first = np.unique(np.ascontiguousarray(fingerprints.digests[readable]).view("V16").ravel(), return_index=True)
     first = readable[np.sort(first)]
     pairs = near_pairs(fingerprints.thumbs[first])

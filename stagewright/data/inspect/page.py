@@ -311,5 +311,7 @@ def _samples(inspection: Inspection, thumbs: _Thumbs) -> str:
 
 
 def _notes(inspection: Inspection) -> str:
-    lines = "".join(f"<li>{_text(note)}</li>" for note in inspection.evidence.listing.notes)
+    lines = "".join(
+        f"<li>{_text(note)}</li>" for note in (*inspection.evidence.listing.notes, *inspection.account.lines())
+    )
     return f"<ul>{lines}</ul>" if lines else ""

@@ -21,16 +21,19 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.data.account import Account
 from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, has_crc32, record_crcs
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.pack.records import Job, Record, encoded, make
 from stagewright.data.pack.writer import Span, finish, write_head, write_span
+from stagewright.data.sources.assemble import account_of
 from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, scan
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import unwritable
+from stagewright.system.signals import keeps
 from stagewright.system.threads import Pool
 from stagewright.text import counted, some
 
@@ -53,6 +56,8 @@ class PackSummary:
     seconds: float
     excluded: int
     """Number of files and rows of the source that are not in the pack."""
+    account: Account
+    """How many images of the source were read, what was left out and what could not be read."""
     original_bytes: int
     """Size of the original image files in bytes."""
     made: int
@@ -102,7 +107,7 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _locked(folder), keeps(lambda: _kept(folder, len(job.rows)), resumable=True):
             made = _write_missing(job, workers, overwrite, part_bytes, progress, say)
         head = Head.read(folder / HEAD)
     except OSError as error:
@@ -113,6 +118,7 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
         bytes=sum(part.bytes for part in head.parts),
         seconds=time.perf_counter() - began,
         excluded=len(listing.excluded) + len(found.reasons),
+        account=account_of(listing, found),
         original_bytes=sum(part.original_bytes for part in head.parts),
         made=made,
     )
@@ -158,6 +164,18 @@ def _write_missing(
                     write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
     finish(job, parts, crcs)
     return len(todo)
+
+
+def _kept(folder: Path, total: int) -> str:
+    """Says what an interrupted packing leaves behind: the finished parts."""
+    try:
+        parts = Head.read(folder / UNFINISHED).parts
+    except (DataError, OSError):
+        parts = ()
+    return (
+        f"kept: {sum(part.rows for part in parts):,} of {counted(total, 'picture')}, in {folder}, which is no pack yet; "
+        "the same command packs the rest"
+    )
 
 
 def _existing_head(job: Job, overwrite: bool) -> Head | None:

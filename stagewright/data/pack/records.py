@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from stagewright.data.account import Account
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import read_file
 from stagewright.data.pack.format import Encoding, Head
@@ -92,7 +93,7 @@ class Job:
             settings={name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")},
             group_name=listing.group_name,
             grouped=listing.groups is not None,
-            notes=listing.notes,
+            notes=(*listing.notes, *Account(0, listing.left_out).lines()),
             classes=tuple(sorted(listing.labels.unique().to_pylist())),
             num_listed=len(listing.paths),
             num_records=len(rows),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from stagewright.data.account import Account, Omission, by_reason
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
@@ -51,7 +51,7 @@ def assemble(
     ``scanned`` is the scan of the same files. DataError if no file can be read, if ``settings.bad_images`` is ``fail`` and a
     file cannot be read, if there is only one class, or if a class of val or test has no image in train.
     """
-    excluded, notes = _exclude_unreadable(listing, scanned, settings)
+    excluded = _exclude_unreadable(listing, scanned, settings)
     rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
     if not len(rows):
         raise _nothing_readable(source, excluded)
@@ -67,8 +67,7 @@ def assemble(
         group_name=listing.group_name,
     )
     empty = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
-    if empty:
-        notes.append(f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}")
+    notes = [f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}"] if empty else []
     images, group_notes = _usable_groups(images, settings)
     splits, split_notes = _split(images, settings, seed)
     manifest = Manifest(
@@ -88,6 +87,7 @@ def assemble(
         _summary(images),
         *_name_notes(images.classes),
         *listing.notes,
+        *account_of(listing, scanned).lines(),
         *notes,
         *scanned.notes,
         *group_notes,
@@ -96,31 +96,37 @@ def assemble(
     return manifest, (*notes, *_duplicate_notes(images, splits)), (*listing.excluded, *excluded)
 
 
-def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> tuple[list[Excluded], list[str]]:
-    """Returns the files that the scan could not read, and notes; DataError if ``settings.bad_images`` forbids them."""
-    excluded = [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
-    foreign = Counter(
-        os.path.splitext(listing.paths[row].as_py())[1].lower() or "without extension" for row in scanned.not_images
-    )
-    bad = [
-        Excluded(listing.paths[row].as_py(), scanned.reasons[row])
-        for row in sorted({*scanned.reasons} - scanned.not_images)
+def account_of(listing: Listing, scanned: Scan) -> Account:
+    """Returns what became of the files and rows of ``listing``; ``scanned`` is the scan of its files."""
+    others = [
+        (path, f"not a picture, {os.path.splitext(path)[1].lower() or 'without extension'}")
+        for path in (listing.paths[row].as_py() for row in sorted(scanned.not_images))
     ]
-    examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
+    excluded = [(item.path, item.reason) for item in listing.excluded]
+    left_out: list[Omission] = [*listing.left_out, *by_reason(excluded), *by_reason(others)]
+    return Account(
+        read=len(listing.paths) - len(scanned.reasons),
+        left_out=tuple(sorted(left_out, key=lambda one: -one.count)),
+        unreadable=by_reason((item.path, item.reason) for item in _unreadable(listing, scanned)),
+    )
+
+
+def _unreadable(listing: Listing, scanned: Scan) -> list[Excluded]:
+    rows = sorted({*scanned.reasons} - scanned.not_images)
+    return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in rows]
+
+
+def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> list[Excluded]:
+    """Returns the files that the scan could not read; DataError if ``settings.bad_images`` forbids them."""
+    bad = _unreadable(listing, scanned)
     if bad and settings.bad_images == "fail":
+        examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
         raise DataError(
             f"{counted(len(bad), 'picture')} cannot be read: {examples}",
             "pictures that Pillow reads, since data.bad_images is fail",
             "repair or remove them, or leave them out: --set data.bad_images=exclude",
         )
-    notes = []
-    if foreign:
-        kinds = ", ".join(f"{kind} {number:,}" for kind, number in foreign.most_common())
-        what = "is not a picture" if foreign.total() == 1 else "are not pictures"
-        notes.append(f"ignored {counted(foreign.total(), 'file')} that {what} ({kinds})")
-    if bad:
-        notes.append(f"excluded {counted(len(bad), 'picture')} that cannot be read: {examples}")
-    return excluded, notes
+    return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
 
 
 def _nothing_readable(source: str, excluded: list[Excluded]) -> DataError:

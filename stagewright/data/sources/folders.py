@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from stagewright.data.account import Omission, by_reason
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folder_names import (
     PART_WORDS,
@@ -20,7 +21,7 @@ from stagewright.data.sources.folder_names import (
     own_folder,
     part_folders,
 )
-from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, notes_on, walk, written_out
+from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, left_out_of, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
 from stagewright.text import counted, some
@@ -54,6 +55,9 @@ class Listing:
     """Name of the table's column of groups."""
     notes: tuple[str, ...] = ()
     excluded: tuple[Excluded, ...] = ()
+    """Files, folders and rows that are left out, one by one."""
+    left_out: tuple[Omission, ...] = ()
+    """What else is left out, by reason."""
 
     @classmethod
     def from_unsorted(
@@ -88,28 +92,25 @@ def list_folder(root: Path) -> Listing:
         raise _table_beside(root, top.folders[0], tables)
     by_part = _chosen_parts(root, found)
     if by_part is None:
-        return _list_classes(root, {UNDECIDED: ""}, top.left_out(), Walk(ignored=top.ignored, excluded=top.excluded))
-    notes = top.left_out()
+        return _list_classes(root, {UNDECIDED: ""}, top.notes(), top.left_out(), top.passed())
+    notes, left_out = top.notes(), top.left_out()
     if any(name.casefold() not in PART_WORDS for name in by_part.values()):  # train, valid and test need no explanation
         notes.append(f"parts by their names: {_named(by_part)}")
-    if found.unlabelled:
-        notes.append(f"left out {some(f'{name}/' for name in found.unlabelled)}: by its name without classes")
-    others = [f"{name}/" for name in found.others]
-    if others:
-        notes.append(f"left out {some(others)}: not train, val or test")
-    passed = Walk(ignored=top.ignored, excluded=top.excluded)
+    left_out += [(f"{name}/", "a folder that by its name has no classes") for name in found.unlabelled]
+    left_out += [(f"{name}/", "a folder that is not train, val or test") for name in found.others]
+    passed = top.passed()
     for part, name in list(by_part.items()):
         level = _Level.read(root / name, f"{name}/")
         passed.ignored += level.ignored
         if level.folders:
-            notes += level.left_out()
+            notes += level.notes()
+            left_out += level.left_out()
         elif part == TRAIN:
             raise _no_class_folders(root / name, level.files, root, top.files)
         else:
-            files = counted(len(level.files), "file")
-            notes.append(f"left out {name}/: without class folders its {files} have no classes")
+            left_out += [(f"{name}/{file}", f"in {name}/ without class folders") for file in level.files]
             del by_part[part]
-    return _list_classes(root, by_part, notes, passed)
+    return _list_classes(root, by_part, notes, left_out, passed)
 
 
 def _named(by_part: dict[int, str]) -> str:
@@ -123,7 +124,7 @@ class _Level:
     prefix: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
-    ignored: int
+    ignored: list[str]
     excluded: list[Excluded]
     """Folders whose names are not valid Unicode."""
 
@@ -143,19 +144,21 @@ class _Level:
         reason = "the folder's name is not valid Unicode; rename it"
         excluded = [Excluded(written_out(f"{prefix}{name}"), reason) for name in unnamable]
         kept = tuple(name for name in folders if name not in unnamable)
-        return cls(prefix, kept, files, len(entries) - len(seen), excluded)
+        ignored = [f"{prefix}{entry.name}" for entry in entries if is_ignored(entry.name)]
+        return cls(prefix, kept, files, ignored, excluded)
 
-    def left_out(self) -> list[str]:
-        """Notes on files next to the class folders."""
-        notes = []
-        if self.files:
-            names = some((self.prefix + written_out(name) for name in self.files), 3)
-            notes.append(f"left out {counted(len(self.files), 'file')} beside the class folders: {names}")
-        if self.excluded:
-            names = some(one.path for one in self.excluded)
-            notes.append(f"left out {counted(len(self.excluded), 'folder')} whose name is not valid Unicode: {names}")
+    def passed(self) -> Walk:
+        """What is passed over here, as a walk."""
+        return Walk(ignored=list(self.ignored), excluded=list(self.excluded))
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(path, reason) of the files next to the class folders."""
+        return [(written_out(self.prefix + name), "beside the class folders") for name in self.files]
+
+    def notes(self) -> list[str]:
+        """Notes on tables next to the class folders."""
         tables = [name for name in self.files if Path(name).suffix.lower() in TABLES]
-        return [*notes, *(f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables)]
+        return [f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables]
 
 
 def _chosen_parts(root: Path, found: PartFolders) -> dict[int, str] | None:
@@ -205,7 +208,9 @@ def _refuse_own(root: Path, top: _Level) -> None:
         )
 
 
-def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed: Walk) -> Listing:
+def _list_classes(
+    root: Path, by_part: dict[int, str], notes: list[str], left_out: list[tuple[str, str]], passed: Walk
+) -> Listing:
     paths, labels, parts, walks = [], [], [], [passed]
     empty, deep = [], []
     for part, name in by_part.items():
@@ -220,7 +225,7 @@ def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed:
             paths.append(pa.array(found.files, pa.string()))
             labels.append(pa.array([folder] * len(found.files), pa.string()))
             parts.append(np.full(len(found.files), part, np.int8))
-    notes = [*notes, *notes_on(walks)]
+    notes = list(notes)
     if empty:
         notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
     if len(deep) > 1:
@@ -229,7 +234,12 @@ def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed:
             f"joined. To have the inner folders as classes: mkdir classes && ln -s {root}/*/* classes/, and point at classes/"
         )
     listing = Listing.from_unsorted(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
-    return replace(listing, notes=tuple(notes), excluded=tuple(one for found in walks for one in found.excluded))
+    return replace(
+        listing,
+        notes=tuple(notes),
+        excluded=tuple(one for found in walks for one in found.excluded),
+        left_out=(*by_reason(left_out), *left_out_of(walks)),
+    )
 
 
 def _is_deep(files: list[str], place: str) -> bool:

@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
+from stagewright.data.account import Omission, by_reason
 from stagewright.data.sources.folder_names import own_folder
-from stagewright.text import counted, some
 
 # Thumbnails and remains that operating systems and storage boxes leave behind; hidden names (.x) are passed over too.
 _FOREIGN = frozenset(
@@ -33,8 +33,8 @@ class Walk:
 
     files: list[str] = field(default_factory=list)
     """Relative to the folder, with ``/``."""
-    ignored: int = 0
-    """Hidden and foreign files and folders; a folder counts as one."""
+    ignored: list[str] = field(default_factory=list)
+    """Hidden and foreign files and folders; of a folder only its own path."""
     excluded: list[Excluded] = field(default_factory=list)
     """Folders that cannot be opened, and names that are not valid Unicode."""
     own: list[tuple[str, str]] = field(default_factory=list)
@@ -74,7 +74,7 @@ def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
         for entry in entries:
             path = f"{inner}/{entry.name}" if inner else entry.name
             if is_ignored(entry.name):
-                found.ignored += 1
+                found.ignored.append(path)
             elif not any_name and written_out(path) != path:
                 found.excluded.append(Excluded(written_out(path), "its name is not valid Unicode; rename it"))
             elif is_folder(entry):
@@ -82,22 +82,21 @@ def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
             elif entry.is_symlink() or entry.is_file():  # a link to nothing is reported when it is opened
                 found.files.append(path)
             else:
-                found.ignored += 1
+                found.ignored.append(path)
     return found
 
 
-def notes_on(found: list[Walk]) -> list[str]:
-    """Returns sentences about what was ignored in several walks."""
-    ignored, notes = sum(one.ignored for one in found), []
-    if ignored:
-        notes.append(f"hidden or foreign files and folders passed over: {ignored:,}")
-    if own := [(path, what) for one in found for path, what in one.own]:
-        notes.append(f"left out what stagewright wrote: {some(f'{path}/ ({what})' for path, what in own)}")
-    if repeated := [path for one in found for path in one.repeated]:
-        notes.append(
-            f"passed over {counted(len(repeated), 'link')} to folders that are read already: {some(repeated, 3)}"
+def left_out_of(found: list[Walk]) -> tuple[Omission, ...]:
+    """Returns what several walks have passed over, apart from what is in :attr:`Walk.excluded`."""
+    return by_reason(
+        item
+        for one in found
+        for item in (
+            *((written_out(path), "hidden or foreign") for path in one.ignored),
+            *((f"{path}/", f"{what} of stagewright, not images") for path, what in one.own),
+            *((f"{path}/", "a link to a folder that is read already") for path in one.repeated),
         )
-    return notes
+    )
 
 
 def is_ignored(name: str) -> bool:

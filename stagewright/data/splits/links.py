@@ -14,14 +14,14 @@ import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import Parts
-from stagewright.data.sources.scan import digest_of
+from stagewright.data.sources.scan import Progress, digest_of
 from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError, StorageError
 from stagewright.text import counted, some
@@ -51,10 +51,13 @@ def check_links_folder(folder: Path, root: str | None = None) -> None:
         )
 
 
-def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mode: Mode) -> tuple[str, ...]:
+def build_links(
+    folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mode: Mode, progress: Progress | None = None
+) -> tuple[str, ...]:
     """Writes one tree of links or copies into ``folder`` for each of ``trees``; returns notes on names that were changed.
 
     ``trees`` maps the name of a tree, e.g. ``fold1``, or "" for ``folder`` itself, to the part of each image.
+    ``progress(done, total)`` counts the links.
 
     Raises DataError like :func:`check_links_folder`, or if ``mode`` is ``hardlink`` and ``folder`` is on another file
     system than the images; StorageError if the folder cannot be written. On an error, everything written is removed.
@@ -67,8 +70,10 @@ def build_links(folder: Path, manifest: Manifest, trees: Mapping[str, Parts], mo
     building = folder / f".part-{os.getpid()}"
     try:
         building.mkdir(parents=True)
-        for tree, parts in trees.items():
-            _build_tree(building, folder, tree, manifest, folders, names, parts, mode)
+        for number, (tree, parts) in enumerate(trees.items()):
+            for done in _build_tree(building, folder, tree, manifest, folders, names, parts, mode):
+                if progress is not None:
+                    progress(number * len(paths) + done, len(trees) * len(paths))
         for entry in sorted(building.iterdir()):
             entry.rename(folder / entry.name)
         building.rmdir()
@@ -150,13 +155,14 @@ def _build_tree(
     names: Sequence[str],
     parts: Parts,
     mode: Mode,
-) -> None:
-    """Fills ``building``/``tree``, which is moved to ``folder``/``tree`` later: relative links are valid only there."""
+) -> Iterator[int]:
+    """Fills ``building``/``tree``, which is moved to ``folder``/``tree`` later: relative links are valid only there. Yields how
+    many links there are after each."""
     real: Callable[[str], str] = cache(lambda at: os.path.realpath(at))
     relative: Callable[[str, str], str] = cache(lambda to, at: os.path.relpath(to, at))
     made: dict[tuple[int, int], str] = {}
     rows = zip(manifest.paths.to_pylist(), manifest.labels.tolist(), names, parts.tolist(), strict=True)
-    for path, label, name, part in rows:
+    for done, (path, label, name, part) in enumerate(rows, 1):
         inner = f"{tree}/{SPLITS[part]}/{folders[label]}".lstrip("/")
         if (part, label) not in made:
             made[part, label] = os.path.join(building, inner)
@@ -172,6 +178,7 @@ def _build_tree(
             with open(link, "xb"):  # fails if two files would share a name
                 pass
             shutil.copy2(os.path.join(at, file), link)
+        yield done
 
 
 def _failed(folder: Path, mode: Mode, error: OSError) -> DataError | StorageError:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.data.account import Account
+
 
 @dataclass(frozen=True, eq=False)
 class SplitSummary:
@@ -28,6 +30,8 @@ class SplitSummary:
     """Number of groups in each part; None if DATA has no groups."""
     excluded: int
     """Number of files and table rows of DATA that are in no part."""
+    account: Account
+    """How many images were read, what was left out and what could not be read."""
     tables: tuple[Path, ...]
     """The tables that were written; with folds, the table of all folds comes first."""
     links: Path | None
@@ -51,6 +55,7 @@ class SplitSummary:
             "folds": self.num_folds,
             "pictures": int(sizes.sum()),
             "excluded": self.excluded,
+            "account": self.account.to_dict(),
             "parts": [
                 {
                     "name": name,

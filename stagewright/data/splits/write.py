@@ -19,11 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagewright.data.account import Account
 from stagewright.data.dataset import load_dataset
 from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
-from stagewright.data.sources.assemble import assemble, group_keys
+from stagewright.data.sources.assemble import account_of, assemble, group_keys
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
@@ -38,7 +39,7 @@ from stagewright.text import counted, some
 
 FORMATS = (".csv", ".parquet")
 
-Loaded = tuple[Manifest, tuple[str, ...], tuple[Excluded, ...]]
+Loaded = tuple[Manifest, tuple[str, ...], tuple[Excluded, ...], Account]
 
 
 def split(  # the function behind `stagewright data split`: each keyword is one of its options
@@ -67,7 +68,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
 
     ``links`` is a folder in which ``train/CLASS/file`` is created for each image; with folds, ``fold1/train/CLASS/file``.
     ``mode`` selects symbolic links, hard links or copies. ``overwrite`` allows existing tables to be replaced. ``workers``
-    and ``progress`` are passed to :func:`~stagewright.data.dataset.load_dataset`.
+    and ``progress`` are passed to :func:`~stagewright.data.dataset.load_dataset`; then ``progress`` counts the links.
 
     A split that DATA contains is kept; ``anew`` ignores it and makes a new one. With folds, a test part is split off only
     if ``settings`` sets ``test`` explicitly.
@@ -83,7 +84,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    manifest, loaded_notes, excluded = _load(source, settings, seed, folds, anew, workers, progress)
+    manifest, loaded_notes, excluded, account = _load(source, settings, seed, folds, anew, workers, progress)
     notes = list(loaded_notes)
     fold_of = None
     if folds is not None:
@@ -94,8 +95,8 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
         notes.append("there is no val part: a run on this table splits its own val off from train (data.val)")
     paths, path_notes = _paths_from(out.parent, manifest)
     notes += path_notes
-    notes += _write_all(manifest, tables, paths, fold_of, links, mode)
-    return _summary(manifest, seed, fold_of, folds, tables, links, len(excluded), tuple(notes))
+    notes += _write_all(manifest, tables, paths, fold_of, links, mode, progress)
+    return _summary(manifest, seed, fold_of, folds, tables, links, len(excluded), account, tuple(notes))
 
 
 def _check_shares(settings: Data, folds: int | None) -> None:
@@ -169,11 +170,11 @@ def _load(
         manifest, notes, excluded = assemble(source, open_, found, settings, seed)
         given = _given(listing)
         ignored = f"the split that DATA contains ({given}) is ignored"
-        return manifest, (*notes, ignored) if given else notes, excluded
+        return manifest, (*notes, ignored) if given else notes, excluded, account_of(open_, found)
     dataset = load_dataset(source, settings, seed, workers=workers, progress=progress)
     if not isinstance(dataset.images, FileImages):
         raise _no_files(source)
-    return dataset.manifest, dataset.notes, dataset.excluded
+    return dataset.manifest, dataset.notes, dataset.excluded, dataset.account
 
 
 def _check_room(source: str, listing: Listing, settings: Data, folds: int | None) -> None:
@@ -248,7 +249,13 @@ def _paths_from(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]
 
 
 def _write_all(
-    manifest: Manifest, tables: list[Path], paths: list[str], fold_of: Folds | None, links: Path | None, mode: Mode
+    manifest: Manifest,
+    tables: list[Path],
+    paths: list[str],
+    fold_of: Folds | None,
+    links: Path | None,
+    mode: Mode,
+    progress: Progress | None,
 ) -> tuple[str, ...]:
     """Writes all tables and links and checks them before any table gets its final name; returns notes."""
     places = {table: table.with_name(f".{table.stem}.{os.getpid()}.part{table.suffix}") for table in tables}
@@ -268,7 +275,7 @@ def _write_all(
         _check_reads_back(places[checked], manifest, paths, parts)
         if links is not None:
             trees = {f"fold{at}": parts for at, parts in enumerate(parts_of.values(), 1)}
-            notes = build_links(links, manifest, {"": manifest.splits} if fold_of is None else trees, mode)
+            notes = build_links(links, manifest, {"": manifest.splits} if fold_of is None else trees, mode, progress)
         for table, place in places.items():
             write_whole(table, partial(_copy, place))
     except OSError as error:
@@ -356,6 +363,7 @@ def _summary(
     tables: list[Path],
     links: Path | None,
     excluded: int,
+    account: Account,
     notes: tuple[str, ...],
 ) -> SplitSummary:
     names, at = [*SPLITS], manifest.splits.astype(np.int64)
@@ -379,6 +387,7 @@ def _summary(
         pictures=pictures[shown],
         groups=groups,
         excluded=excluded,
+        account=account,
         tables=tuple(tables),
         links=links,
         notes=notes,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stagewright.data.account import Omission
 from stagewright.data.dataset import Dataset, load_dataset, open_images
 from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import Manifest
@@ -151,7 +152,18 @@ def test_bad_files(tmp_path: Path) -> None:
     reasons = {item.path: item.reason for item in dataset.excluded}
     assert reasons["c/only.png"] == "the file is empty"
     assert sorted(reasons) == ["a/cut.jpg", "b/README", "b/Thumbs.db", "b/list.txt", "c/only.png"]
-    assert "ignored 3 files that are not pictures (without extension 1, .db 1, .txt 1)" in dataset.notes
+    kinds = {"without extension": "b/README", ".db": "b/Thumbs.db", ".txt": "b/list.txt"}
+    assert dataset.account.read == 24 and dataset.account.num_left_out == 3
+    assert set(dataset.account.left_out) == {
+        Omission(f"not a picture, {kind}", 1, path) for kind, path in kinds.items()
+    }
+    assert dataset.account.unreadable == (
+        Omission(reasons["a/cut.jpg"], 1, "a/cut.jpg"),
+        Omission("the file is empty", 1, "c/only.png"),
+    )
+    assert "left out 3: not a picture, without extension 1 (b/README); not a picture, .db 1 (b/Thumbs.db); " in "".join(
+        dataset.notes
+    )
     assert (
         f"excluded 2 pictures that cannot be read: a/cut.jpg ({reasons['a/cut.jpg']}), c/only.png (the file is empty)"
         in dataset.notes

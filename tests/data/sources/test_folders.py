@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stagewright.data.account import Omission
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folders import UNDECIDED, Listing, list_folder
 from stagewright.data.sources.walk import walk
@@ -37,10 +38,10 @@ def test_class_folders(tmp_path: Path) -> None:
         ("cat/deep/er/a.jpg", "cat", UNDECIDED),
         ("dog/b.jpg", "dog", UNDECIDED),
     ]
-    assert listing.notes == (
-        "left out 1 file beside the class folders: readme.txt",
-        "hidden or foreign files and folders passed over: 5",
-        "left out 1 empty class folder: bird",
+    assert listing.notes == ("left out 1 empty class folder: bird",)
+    assert listing.left_out == (
+        Omission("beside the class folders", 1, "readme.txt"),
+        Omission("hidden or foreign", 5, ".hidden"),
     )
 
 
@@ -56,15 +57,17 @@ def test_train_val_test(tmp_path: Path, val: str, test: str | None) -> None:
     if test:
         parts[f"{test}/b/4.jpg"] = TEST
     assert {path: part for path, _, part in rows(listing)} == parts
-    assert "left out extra/: not train, val or test" in listing.notes
-    assert "left out 1 file beside the class folders: train/stray.jpg" in listing.notes
+    assert set(listing.left_out) == {
+        Omission("a folder that is not train, val or test", 1, "extra/"),
+        Omission("beside the class folders", 1, "train/stray.jpg"),
+    }
 
 
 def test_a_test_folder_without_classes_is_left_out(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/1.jpg", "test/2.jpg")
     listing = list_folder(tmp_path)
     assert [part for _, _, part in rows(listing)] == [TRAIN, TRAIN]
-    assert listing.notes == ("left out test/: without class folders its 2 files have no classes",)
+    assert listing.left_out == (Omission("in test/ without class folders", 2, "test/1.jpg"),)
 
 
 def test_train_may_be_a_class(tmp_path: Path) -> None:
@@ -96,7 +99,9 @@ def test_parts_by_other_names(tmp_path: Path, names: tuple[str, ...], note: str)
     listing = list_folder(tmp_path)
     assert {part for _, _, part in rows(listing)} == {TRAIN, TEST} and len(listing.paths) == 3
     assert note in listing.notes
-    assert not rest or "left out seg_pred/: by its name without classes" in listing.notes
+    assert listing.left_out == tuple(
+        Omission("a folder that by its name has no classes", 1, f"{name}/") for name in rest
+    )
 
 
 def test_flat_parts_whose_file_names_hold_the_classes(tmp_path: Path) -> None:
@@ -128,9 +133,11 @@ def test_what_stagewright_wrote_is_no_class(tmp_path: Path) -> None:
     )
     listing = list_folder(tmp_path)
     assert [path for path, _, _ in rows(listing)] == ["cat/1.jpg", "dog/2.jpg"]
-    (note,) = [note for note in listing.notes if "stagewright wrote" in note]
-    for what in ("runs/quick-1/ (a run)", "lr-find/ (a learning rate search)", "cat/old/ (a run)", "p.pack/ (a pack)"):
-        assert what in note
+    assert {one.reason: (one.count, one.example) for one in listing.left_out} == {
+        "a run of stagewright, not images": (2, "cat/old/"),
+        "a learning rate search of stagewright, not images": (1, "lr-find/"),
+        "a pack of stagewright, not images": (1, "p.pack/"),
+    }
     for place, what in (("runs/quick-1", "a run"), ("lr-find", "a learning rate search")):
         with pytest.raises(DataError, match=f"is {what} of stagewright, not a data set"):
             list_folder(tmp_path / place)
@@ -202,7 +209,7 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.jpg")
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     found = walk(str(tmp_path))
-    assert (found.files, found.ignored) == (["a/1.jpg"], 1)
+    assert (found.files, found.ignored) == (["a/1.jpg"], ["a/pipe.jpg"])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from stagewright.cli.data_views import print_split
+from stagewright.data.account import Account
 from stagewright.data.dataset import load_dataset
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.splits import links as links_module
@@ -418,6 +419,7 @@ def test_many_classes_and_folds_fit_a_screen() -> None:
         pictures=pictures,
         groups=tuple(range(12)),
         excluded=0,
+        account=Account(78_006_000),
         tables=(Path("t.csv"), Path("t-fold1of12.csv")),
         links=None,
         notes=(),

@@ -1,0 +1,119 @@
+"""The command ``predict``: answers are written as they come, so that an interruption keeps those that are there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stagewright.cli.options import AsJson, BatchSize, Device, Quiet, RunPath
+from stagewright.storage.files import STDOUT
+
+if TYPE_CHECKING:
+    from stagewright.bundle.predictions import Prediction
+    from stagewright.data.account import Omission
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command()(predict)
+
+
+def predict(
+    run: RunPath,
+    images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
+    top: Annotated[int, typer.Option("--top", "-k", help="Number of classes per picture.")] = 5,
+    csv: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Write a CSV file, row by row as they come; - for standard output."),
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 32,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the classes of pictures; exit code 2 if none of them can be read."""
+    from stagewright.bundle.bundle import load_bundle
+    from stagewright.bundle.inputs import expand_inputs
+    from stagewright.errors import StorageError
+    from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.device import choose_device
+    from stagewright.system.signals import keeps
+
+    if as_json and csv == STDOUT:
+        raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
+    inputs = expand_inputs(images)
+    total = len(inputs.paths)
+    shown = (as_json or csv == STDOUT) and sys.stdout.isatty()  # the answers themselves show the progress
+    with ProgressLine("predicting", quiet=quiet or shown) as progress:
+        bundle = load_bundle(run, device=str(choose_device(device)))
+        with ExitStack() as open_files:
+            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs.left_out, open_files)
+            with keeps(lambda: answers.kept(total)):
+                try:
+                    for prediction in bundle.predict(inputs.paths, batch_size=batch_size or 32, topk=top):
+                        answers.add(prediction)
+                        progress(answers.count, total)
+                finally:
+                    answers.close()
+    answers.show()
+    if len(answers.failed) == total:
+        raise typer.Exit(2)
+
+
+class _Answers:
+    """The predictions so far: in a CSV file, as JSON on standard output, or for a table at the end."""
+
+    def __init__(
+        self, csv: str | None, as_json: bool, num_classes: int, left_out: Sequence[Omission], open_files: ExitStack
+    ) -> None:
+        from stagewright.bundle.predictions import CsvWriter, JsonWriter
+        from stagewright.storage.lines import LineWriter
+
+        self.count, self.left_out = 0, tuple(left_out)
+        self.failed: list[tuple[str, str]] = []
+        """(path, error) of the pictures without a prediction."""
+        self.place = csv
+        self.table: list[Prediction] | None = [] if csv is None and not as_json else None
+        self.json = JsonWriter(open_files.enter_context(LineWriter(STDOUT))) if as_json else None
+        self.csv = None if csv is None else CsvWriter(open_files.enter_context(LineWriter(csv)), num_classes)
+
+    def add(self, prediction: Prediction) -> None:
+        if self.csv is not None:
+            self.csv.write(prediction)
+        if self.json is not None:
+            self.json.write(prediction)
+        if self.table is not None:
+            self.table.append(prediction)
+        self.count += 1
+        if not prediction.classes:
+            self.failed.append((prediction.path, prediction.error or "no answer"))
+
+    def close(self) -> None:
+        """Completes the output with what is there, also after an interruption."""
+        from stagewright.data.account import Account, by_reason
+
+        self.account = Account(self.count - len(self.failed), self.left_out, by_reason(self.failed))
+        if self.json is not None:
+            self.json.close(self.account)
+        if self.table:
+            from rich.console import Console
+
+            from stagewright.cli.predictions_view import predictions_view
+
+            Console().print(predictions_view(self.table))
+
+    def show(self) -> None:
+        """Says on standard error what was left out and what could not be read."""
+        for line in self.account.lines():
+            print(line, file=sys.stderr)
+        if self.failed:
+            where = f"no prediction for {len(self.failed):,} of {self.count:,} pictures"
+            print(f"{where}; the error of each is in the output", file=sys.stderr)
+
+    def kept(self, total: int) -> str:
+        place = "printed" if self.place is None or self.place == STDOUT else f"in {self.place}"
+        return f"kept: {self.count:,} of {total:,} predictions, {place}" if self.count else ""
