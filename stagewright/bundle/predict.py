@@ -16,7 +16,9 @@ from torch import nn
 from stagewright.bundle.inputs import expand_inputs
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
-from stagewright.data.images.decode import MOST_BYTES, decode
+from stagewright.data.images.decode import decode
+from stagewright.data.images.limits import MOST_PIXELS
+from stagewright.data.images.stored import MOST_BYTES
 from stagewright.errors import DataError
 from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool
@@ -34,13 +36,16 @@ def answer(
     inputs: Picture | Iterable[Picture],
     batch_size: int = 32,
     topk: int = 5,
+    max_pixels: int = MOST_PIXELS,
 ) -> Iterator[Prediction]:
     """Yields one Prediction for each image, lazily and in order, as :meth:`stagewright.bundle.bundle.Bundle.predict`
-    describes. DataError if ``batch_size`` or ``topk`` is less than 1."""
-    if batch_size < 1 or topk < 1:
-        raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers, at least 1", "give larger numbers")
+    describes. DataError if ``batch_size``, ``topk`` or ``max_pixels`` is less than 1."""
+    if batch_size < 1 or topk < 1 or max_pixels < 1:
+        numbers = f"batch_size {batch_size}, topk {topk}, max_pixels {max_pixels}"
+        raise DataError(numbers, "whole numbers, at least 1", "give larger numbers")
     items = _items([inputs] if isinstance(inputs, str | Path | Image.Image) else inputs)
-    return _answers(model, classes, view, items, batch_size, min(topk, len(classes)))
+    batches = _batches(view, items, batch_size, max_pixels)
+    return _answers(model, classes, view, batches, min(topk, len(classes)))
 
 
 def _items(inputs: Iterable[Picture]) -> list[tuple[str, Path | Image.Image]]:
@@ -58,12 +63,11 @@ def _answers(
     model: nn.Module,
     classes: Sequence[str],
     view: Preprocessing,
-    items: Sequence[tuple[str, Path | Image.Image]],
-    batch_size: int,
+    batches: Iterable[list[tuple[str, View | Exception]]],
     topk: int,
 ) -> Iterator[Prediction]:
     device = next(model.parameters()).device
-    for batch in _batches(view, items, batch_size):
+    for batch in batches:
         views = [seen for _, seen in batch if not isinstance(seen, Exception)]
         answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
         if views:
@@ -88,7 +92,7 @@ def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tu
 
 
 def _batches(
-    view: Preprocessing, items: Sequence[tuple[str, Path | Image.Image]], batch_size: int
+    view: Preprocessing, items: Sequence[tuple[str, Path | Image.Image]], batch_size: int, max_pixels: int
 ) -> Iterator[list[tuple[str, View | Exception]]]:
     """Yields the views of ``items`` in batches; while the model processes one batch, the next one is loaded."""
 
@@ -99,7 +103,7 @@ def _batches(
         ahead: list[tuple[str, Future[View | Exception]]] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            following = [(name, readers.submit(_view, view, item)) for name, item in batch]
+            following = [(name, readers.submit(_view, view, item, max_pixels)) for name, item in batch]
             if ahead:
                 yield finished(ahead)
             ahead = following
@@ -107,10 +111,10 @@ def _batches(
             yield finished(ahead)
 
 
-def _view(view: Preprocessing, item: Path | Image.Image) -> View | Exception:
+def _view(view: Preprocessing, item: Path | Image.Image, max_pixels: int) -> View | Exception:
     try:
-        return view.view(
-            upright(item) if isinstance(item, Image.Image) else decode(read_user_file(item, most=MOST_BYTES))
-        )
+        if isinstance(item, Image.Image):
+            return view.view(upright(item))
+        return view.view(decode(read_user_file(item, most=MOST_BYTES), max_pixels))
     except (OSError, ValueError) as error:
         return error

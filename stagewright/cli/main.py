@@ -193,6 +193,7 @@ def predict(
     csv: Annotated[str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for standard output.")] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture that is read.")] = 178_956_970,
     as_json: AsJson = False,
 ) -> None:
     """Predict the classes of pictures; exit code 2 if none of them can be read."""
@@ -209,7 +210,7 @@ def predict(
         raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
     paths = expand_inputs(images)
     bundle = load_bundle(run, device=str(choose_device(device)))
-    predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
+    predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top, max_pixels=max_pixels))
     if csv is not None:
         write_csv(predictions, csv)
     if as_json:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
+from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
@@ -58,9 +59,9 @@ def load_dataset(
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
-    found = scan(listing.root, listing.paths, workers=workers, progress=progress)
+    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     manifest, notes, excluded = assemble(source, listing, found, settings, seed)
-    return Dataset(manifest, FileImages(manifest.root, manifest.paths), notes, excluded)
+    return Dataset(manifest, FileImages(manifest.root, manifest.paths, settings.max_pixels), notes, excluded)
 
 
 def open_images(manifest: Manifest) -> Images:
@@ -87,7 +88,7 @@ def open_images(manifest: Manifest) -> Images:
             "the folder as it was when the run began",
             "mount it or move it back, or name the new folder: stagewright resume RUN --data DIR",
         )
-    return FileImages(root, manifest.paths)
+    return FileImages(root, manifest.paths, accepted(manifest.widths, manifest.heights))
 
 
 def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int, progress: Progress | None) -> Dataset:

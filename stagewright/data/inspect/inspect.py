@@ -173,7 +173,7 @@ def inspect(
             "inspect the files that it was made from",
         )
     listing = list_source(source, settings)
-    fingerprints = _read_all(listing, workers, progress)
+    fingerprints = _read_all(listing, settings.max_pixels, workers, progress)
     parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     readable = np.flatnonzero(fingerprints.readable)
     _, first = np.unique(np.ascontiguousarray(fingerprints.digests[readable]).view("V16").ravel(), return_index=True)
@@ -185,7 +185,7 @@ def inspect(
     return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 
 
-def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) -> Fingerprints:
+def _read_all(listing: Listing, max_pixels: int, workers: int, progress: scan.Progress | None) -> Fingerprints:
     """Returns the fingerprints of all files of ``listing``."""
     paths = listing.paths
     fingerprints = Fingerprints.empty(len(paths))
@@ -194,7 +194,7 @@ def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) ->
     with Pool(max(workers, 1), "inspect") as pool:
         if progress is not None:
             progress(0, len(paths))
-        futures = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk) for chunk in chunks]
+        futures = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk, max_pixels) for chunk in chunks]
         for future in as_completed(futures):
             finished += future.result()
             if progress is not None:
@@ -207,7 +207,7 @@ def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) ->
     return fingerprints
 
 
-def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows) -> int:
+def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows, max_pixels: int) -> int:
     """Reads the files of ``rows`` into ``fingerprints``; returns their number."""
     for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
         file = os.path.join(root, path)
@@ -221,7 +221,7 @@ def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, row
             continue
         fingerprints.sizes[row] = len(data)
         fingerprints.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)
-        fingerprints.put(row, fingerprint(data))
+        fingerprints.put(row, fingerprint(data, max_pixels))
     return len(rows)
 
 

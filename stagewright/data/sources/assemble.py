@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from stagewright.data.images.limits import ABOVE_MAX_PIXELS
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
@@ -107,11 +108,13 @@ def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> tupl
         for row in sorted({*scanned.reasons} - scanned.not_images)
     ]
     examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
+    larger = sum(ABOVE_MAX_PIXELS in item.reason for item in bad)
     if bad and settings.bad_images == "fail":
         raise DataError(
             f"{counted(len(bad), 'picture')} cannot be read: {examples}",
             "pictures that Pillow reads, since data.bad_images is fail",
-            "repair or remove them, or leave them out: --set data.bad_images=exclude",
+            ("read large ones too: --set data.max_pixels=N; or " if larger else "")
+            + "repair or remove them, or leave them out: --set data.bad_images=exclude",
         )
     notes = []
     if foreign:
@@ -120,6 +123,11 @@ def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> tupl
         notes.append(f"ignored {counted(foreign.total(), 'file')} that {what} ({kinds})")
     if bad:
         notes.append(f"excluded {counted(len(bad), 'picture')} that cannot be read: {examples}")
+    if larger:
+        notes.append(
+            f"{counted(larger, 'picture')} above data.max_pixels: --set data.max_pixels=N reads them, at 12 bytes of memory "
+            "per pixel; training is faster with a pack of them (stagewright data pack, with the same --set)"
+        )
     return excluded, notes
 
 

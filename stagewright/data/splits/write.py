@@ -165,7 +165,7 @@ def _load(
         settings = settings.model_copy(update={"val": 0.0, "test": test})
     if listing is not None and anew:
         open_ = replace(listing, parts=np.full_like(listing.parts, UNDECIDED))
-        found = scan(open_.root, open_.paths, workers=workers, progress=progress)
+        found = scan(open_.root, open_.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
         manifest, notes, excluded = assemble(source, open_, found, settings, seed)
         given = _given(listing)
         ignored = f"the split that DATA contains ({given}) is ignored"
