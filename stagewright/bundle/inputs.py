@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stagewright.data.images.decode import image_extensions
+from stagewright.data.sources.embedded import parquet_files, unpack
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
@@ -17,6 +18,7 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
     (also with ``**``).
 
+    A Parquet file that contains images, or a folder of such files, stands for its images, unpacked into the cache.
     They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
     for training (:func:`~stagewright.data.sources.walk.walk`: links are followed, hidden and foreign folders are ignored), and
     only files with an extension that Pillow reads are used; named files and matches of globs are always used. DataError for a
@@ -25,7 +27,9 @@ def expand_inputs(inputs: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for item in inputs:
         path = user_path(item)
-        if os.path.isdir(path):
+        if (files := parquet_files(path)) and (unpacked := unpack(files)) is not None:
+            found += sorted(unpacked.root.glob("*/*"))
+        elif os.path.isdir(path):
             found += _pictures_below(path)
         elif os.path.exists(path):
             found.append(path)

@@ -13,6 +13,7 @@ from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import assemble
 from stagewright.data.sources.builtin import digits_folder, load_arrays
+from stagewright.data.sources.embedded import unpacked_again
 from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, hex_strings, scan
@@ -81,7 +82,7 @@ def open_images(manifest: Manifest) -> Images:
         return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
-    root = str(digits_folder()) if manifest.source == "digits" else manifest.root
+    root = str(digits_folder()) if manifest.source == "digits" else unpacked_again(manifest)
     if not os.path.isdir(root):
         raise DataError(
             f"the pictures of {manifest.source!r} were in {root}, which does not exist now",

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import assemble
+from stagewright.data.sources.embedded import image_column, parquet_files
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
@@ -242,7 +242,8 @@ def _split(
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
     """Returns the images in a table's folder that no row of the table names."""
-    if Path(source).suffix.lower() not in TABLES or not os.path.isfile(absolute_path(source)):
+    place = absolute_path(source)
+    if place.suffix.lower() not in TABLES or not place.is_file() or (parquet_files(place) and image_column(place)):
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}
     stems = {os.path.splitext(item.path)[0] for item in listing.excluded}

@@ -24,6 +24,7 @@ from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import assemble, group_keys
+from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
@@ -155,7 +156,7 @@ def _load(
     place = absolute_path(source)
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
-        listing = list_folder(place)
+        listing = list_table(place, settings, files) if (files := shards(place)) else list_folder(place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listing = list_table(place, settings.model_copy(update={"split": "none"}) if anew else settings)
     if listing is not None and not anew:
