@@ -28,10 +28,12 @@ test: env
 test-fast: env
 	$(BIN)/pytest -n 2 -m "not slow"
 
-# The long forms: a thousand signals, three hundred failing operations. About half an hour.
+# The long forms: a thousand signals, three hundred failing operations, 50,000 mutated images. Two hours.
 test-long: env
 	$(BIN)/python benchmarks/storm.py signals --count 1000
 	$(BIN)/python benchmarks/storm.py operations --count 300
+	$(BIN)/python benchmarks/fuzz_images.py --count 50000 --jobs 2 --findings findings $(addprefix --corpus ,$(wildcard ../shared/data/awkward-images.zip))
+	$(BIN)/python native/fuzz.py --count 50000 --jobs 2 --findings findings
 
 test-gpu: env
 	$(BIN)/pytest -m gpu

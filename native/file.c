@@ -13,6 +13,9 @@
 #include <unistd.h>
 #endif
 
+/* Larger files, pipes and devices are left to Python, which refuses them with the reason. */
+#define MOST_BYTES (1 << 30)
+
 static int make_room(FileReader *reader, size_t size)
 {
     uint8_t *memory;
@@ -65,12 +68,13 @@ static double now(void)
 
 static int read_all(FileReader *reader, const char *path)
 {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer would keep open() waiting */
     struct stat status;
     ssize_t got = -1;
     if (file < 0)
         return -1;
-    if (!fstat(file, &status) && status.st_size >= 0 && !make_room(reader, (size_t)status.st_size + 1))
+    if (!fstat(file, &status) && S_ISREG(status.st_mode) && status.st_size <= MOST_BYTES
+        && !make_room(reader, (size_t)status.st_size + 1))
         do {
             if (reader->length == reader->room && make_room(reader, reader->room + (1 << 18))) {
                 got = -1;

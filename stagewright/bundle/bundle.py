@@ -32,6 +32,7 @@ from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
 from stagewright.bundle.versions import changed_since, library_versions
 from stagewright.data.images.decode import decode
+from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.errors import BundleError, ModelError, RecipeError, StorageError
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
@@ -94,7 +95,9 @@ class Bundle:
     def preprocessing(self) -> Preprocessing:
         return self.spec.preprocessing
 
-    def predict(self, inputs: Picture | Iterable[Picture], batch_size: int = 32, topk: int = 5) -> Iterator[Prediction]:
+    def predict(
+        self, inputs: Picture | Iterable[Picture], batch_size: int = 32, topk: int = 5, max_pixels: int = MOST_PIXELS
+    ) -> Iterator[Prediction]:
         """Yields a Prediction for each of ``inputs``, in order and lazily: one image or many, also of several kinds.
 
         An image is a path (also of a folder, or a glob), a Pillow image, a uint8 array (height, width, 3) in the order RGB or
@@ -103,10 +106,10 @@ class Bundle:
 
         A Prediction has the ``topk`` most probable classes (all if there are fewer) and softmax probabilities; classes with equal
         probabilities keep their order. For an unreadable image it has an ``error``; the others are still predicted. Equal inputs
-        in equal batches give equal bits on one machine. DataError for a path, folder or glob without images, and for an input of
-        another type, dtype or shape.
+        in equal batches give equal bits on one machine. A file of more than ``max_pixels`` is unreadable. DataError for a path,
+        folder or glob without images, and for an input of another type, dtype or shape.
         """
-        return answer(self.model, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk)
+        return answer(self.model, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
 
 
 def save_bundle(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stagewright.data.account import Omission, by_reason
 from stagewright.data.images.decode import identified, image_extensions
+from stagewright.data.sources.embedded import parquet_files, unpack
 from stagewright.data.sources.walk import left_out_of, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
@@ -30,6 +31,7 @@ def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
     (also with ``**``).
 
+    A Parquet file that contains images, or a folder of such files, stands for its images, unpacked into the cache.
     They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
     for training (:func:`~stagewright.data.sources.walk.walk`: links are followed, hidden and foreign folders are ignored), and
     files without the extension of an image are used if they begin like one; named files and matches of globs are always used.
@@ -39,7 +41,9 @@ def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
     left_out: list[Omission] = []
     for item in inputs:
         path = user_path(item)
-        if os.path.isdir(path):
+        if (files := parquet_files(path)) and (unpacked := unpack(files)) is not None:
+            found += sorted(unpacked.root.glob("*/*"))
+        elif os.path.isdir(path):
             found += _pictures_below(path, left_out)
         elif os.path.exists(path):
             found.append(path)

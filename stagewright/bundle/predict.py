@@ -16,7 +16,9 @@ from torch import nn
 from stagewright.bundle.inputs import expand_inputs
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
-from stagewright.data.images.decode import MOST_BYTES, decode
+from stagewright.data.images.decode import decode
+from stagewright.data.images.limits import MOST_PIXELS
+from stagewright.data.images.stored import MOST_BYTES
 from stagewright.errors import DataError
 from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool, Task
@@ -43,12 +45,15 @@ def answer(
     inputs: Picture | Iterable[Picture],
     batch_size: int = 32,
     topk: int = 5,
+    max_pixels: int = MOST_PIXELS,
 ) -> Iterator[Prediction]:
     """Yields one Prediction for each image, lazily and in order, as :meth:`stagewright.bundle.bundle.Bundle.predict`
-    describes. DataError if ``batch_size`` or ``topk`` is less than 1, and for an input that is no image."""
-    if batch_size < 1 or topk < 1:
-        raise DataError(f"batch_size {batch_size}, topk {topk}", "whole numbers, at least 1", "give larger numbers")
-    return _answers(model, classes, view, _items(inputs), batch_size, min(topk, len(classes)))
+    describes. DataError if ``batch_size``, ``topk`` or ``max_pixels`` is less than 1, and for an input that is no image."""
+    if batch_size < 1 or topk < 1 or max_pixels < 1:
+        numbers = f"batch_size {batch_size}, topk {topk}, max_pixels {max_pixels}"
+        raise DataError(numbers, "whole numbers, at least 1", "give larger numbers")
+    batches = _batches(view, _items(inputs), batch_size, max_pixels)
+    return _answers(model, classes, view, batches, min(topk, len(classes)))
 
 
 def _items(inputs: Picture | Iterable[Picture]) -> list[_Item]:
@@ -130,12 +135,11 @@ def _answers(
     model: nn.Module,
     classes: Sequence[str],
     view: Preprocessing,
-    items: Sequence[_Item],
-    batch_size: int,
+    batches: Iterable[list[tuple[str, View | Exception]]],
     topk: int,
 ) -> Iterator[Prediction]:
     device = next(model.parameters()).device
-    for batch in _batches(view, items, batch_size):
+    for batch in batches:
         views = [seen for _, seen in batch if not isinstance(seen, Exception)]
         answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
         if views:
@@ -160,7 +164,7 @@ def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tu
 
 
 def _batches(
-    view: Preprocessing, items: Sequence[_Item], batch_size: int
+    view: Preprocessing, items: Sequence[_Item], batch_size: int, max_pixels: int
 ) -> Iterator[list[tuple[str, View | Exception]]]:
     """Yields the views of ``items`` in batches; while the model processes one batch, the next one is loaded."""
 
@@ -171,7 +175,7 @@ def _batches(
         ahead: list[tuple[str, Task[View | Exception]]] = []
         for start in range(0, len(items), batch_size):
             batch = items[start : start + batch_size]
-            following = [(name, readers.submit(_view, view, item)) for name, item in batch]
+            following = [(name, readers.submit(_view, view, item, max_pixels)) for name, item in batch]
             if ahead:
                 yield finished(ahead)
             ahead = following
@@ -179,10 +183,11 @@ def _batches(
             yield finished(ahead)
 
 
-def _view(view: Preprocessing, item: Path | bytes | Image.Image) -> View | Exception:
+def _view(view: Preprocessing, item: Path | bytes | Image.Image, max_pixels: int) -> View | Exception:
     try:
         if isinstance(item, Image.Image):
             return view.view(upright(item))
-        return view.view(decode(item if isinstance(item, bytes) else read_user_file(item, most=MOST_BYTES)))
+        data = item if isinstance(item, bytes) else read_user_file(item, most=MOST_BYTES)
+        return view.view(decode(data, max_pixels))
     except (OSError, ValueError) as error:
         return error

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from stagewright.augment.geometry import eval_boxes
 from stagewright.augment.normalise import normalise
-from stagewright.data.images.decode import crop_resize, to_8_bit
+from stagewright.data.images.decode import crop_resize
+from stagewright.data.images.depth import to_8_bit
 
 
 @dataclass(frozen=True, slots=True)

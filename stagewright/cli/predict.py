@@ -32,6 +32,7 @@ def predict(
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture that is read.")] = 178_956_970,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +55,7 @@ def predict(
             answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs.left_out, open_files)
             with keeps(lambda: answers.kept(total)):
                 try:
-                    for prediction in bundle.predict(inputs.paths, batch_size=batch_size or 32, topk=top):
+                    for prediction in bundle.predict(inputs.paths, batch_size or 32, top, max_pixels):
                         answers.add(prediction)
                         progress(answers.count, total)
                 finally:

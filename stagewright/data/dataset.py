@@ -8,11 +8,13 @@ from pathlib import Path
 
 from stagewright.data.account import Account
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
+from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import account_of, assemble
 from stagewright.data.sources.builtin import digits_folder, load_arrays
+from stagewright.data.sources.embedded import unpacked_again
 from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, hex_strings, scan
@@ -62,9 +64,9 @@ def load_dataset(
     if is_pack(place):
         return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
     listing = list_source(source, settings)
-    found = scan(listing.root, listing.paths, workers=workers, progress=progress)
+    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     manifest, notes, excluded = assemble(source, listing, found, settings, seed)
-    images = FileImages(manifest.root, manifest.paths)
+    images = FileImages(manifest.root, manifest.paths, settings.max_pixels)
     return Dataset(manifest, images, notes, excluded, account_of(listing, found))
 
 
@@ -85,14 +87,14 @@ def open_images(manifest: Manifest) -> Images:
         return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
-    root = str(digits_folder()) if manifest.source == "digits" else manifest.root
+    root = str(digits_folder()) if manifest.source == "digits" else unpacked_again(manifest)
     if not os.path.isdir(root):
         raise DataError(
             f"the pictures of {manifest.source!r} were in {root}, which does not exist now",
             "the folder as it was when the run began",
             "mount it or move it back, or name the new folder: stagewright resume RUN --data DIR",
         )
-    return FileImages(root, manifest.paths)
+    return FileImages(root, manifest.paths, accepted(manifest.widths, manifest.heights))
 
 
 def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int, progress: Progress | None) -> Dataset:

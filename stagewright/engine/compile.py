@@ -54,7 +54,7 @@ class Compiled:
         raise_recompile_limit(len(known_graphs(plan)))
         mode = "reduce-overhead" if self.cuda_graphs else None
         # torch would choose the channels-last layout by itself, also where it is unsafe.
-        options = None if takes_channels_last(model) else {"layout_optimization": False}
+        options: dict[str, Any] | None = None if takes_channels_last(model) else {"layout_optimization": False}
         # Sizes are constant within a stage, so dynamic shapes would only cost speed.
         self.forward: Any = torch.compile(model, dynamic=False, mode=mode, options=options)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.errors import ModelError
+from stagewright.model.fit import require_fit, shape
 from stagewright.model.heads import head_tensors, narrow_head
 from stagewright.model.weight_file import State, locate, read_tensors
 
@@ -80,7 +81,7 @@ def load_weights(
     ``classes`` are the names of the model's outputs: where the source knows its own, head rows go by name. Heads of
     another size start random and narrow (:mod:`stagewright.model.heads`); position embeddings of another picture size are
     resampled. ModelError where the source
-    cannot be read, holds numbers that are not finite, or fits less than half of the model's tensors.
+    cannot be read, holds numbers that are not finite, or belongs to another network (:mod:`stagewright.model.fit`).
     """
     path, names = locate(Path(source))
     state, note = read_tensors(path)
@@ -115,7 +116,8 @@ def transfer(
     ours = model.state_dict()
     head = head_tensors(model, num_classes)
     state, how = _renamed(model, ours, state, head, ordered)
-    _require_fit(ours, state, head, source)
+    counters = {name for name in (*ours, *state) if name.endswith(_COUNTER)}
+    require_fit(model, ours, state, head | counters, lambda name: _fits(name, ours[name], state[name]), source)
     tally = _Tally(notes=[*notes, *how])
     for name, own in ours.items():
         if name not in state:
@@ -152,7 +154,7 @@ def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
         return
     resampled = _resampled(name, own, theirs)
     if resampled is None:
-        tally.skipped.append((name, f"{_shape(theirs)} in the source, {_shape(own)} here"))
+        tally.skipped.append((name, f"{shape(theirs)} in the source, {shape(own)} here"))
     else:
         tally.loaded[name] = resampled
         tally.notes.append(f"{name}: positions resampled from {theirs.shape[1]} to {own.shape[1]} tokens (bicubic)")
@@ -185,7 +187,7 @@ def _fill_head(
     source_classes: Sequence[str] | None,
 ) -> None:
     if theirs.shape[1:] != own.shape[1:]:
-        tally.skipped.append((name, f"the head is {_shape(theirs)} in the source, {_shape(own)} here; {_NEW}"))
+        tally.skipped.append((name, f"the head is {shape(theirs)} in the source, {shape(own)} here; {_NEW}"))
     elif classes is not None and source_classes is not None and len(source_classes) == len(theirs):
         rows = {known: row for row, known in enumerate(source_classes)}
         shared = [known for known in classes if known in rows]
@@ -279,19 +281,6 @@ def _fits(name: str, own: Tensor, theirs: Tensor) -> bool:
     return own.shape == theirs.shape or _resampled(name, own, theirs) is not None
 
 
-def _require_fit(ours: State, state: State, head: set[str], source: str) -> None:
-    fit = _fit(ours, state, head)
-    if fit >= 0.5:
-        return
-    named = [name for name in ours if name in state and ours[name].shape != state[name].shape]
-    shapes = "".join(f"; {name} is {_shape(state[name])} there, {_shape(ours[name])} here" for name in named[:2])
-    raise ModelError(
-        f"{source} does not fit this model: it has {100 * fit:.0f} % of the model's tensors by name and shape{shapes}",
-        f"a file with tensors such as {_some(list(ours), 3)}; it has {_some(list(state), 3)}",
-        "check model.name and model.options against the network that the file was made with",
-    )
-
-
 def _require_finite(state: State, source: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -300,10 +289,6 @@ def _require_finite(state: State, source: str) -> None:
                 "weights of a training that did not diverge",
                 "use an earlier checkpoint of that training",
             )
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
 
 
 def _some(names: Sequence[str], shown: int = _SHOWN) -> str:

@@ -235,7 +235,11 @@ def _sample(images: Images, manifest: Manifest, count: int) -> tuple[Images, Man
         widths=manifest.widths[rows],
         heights=manifest.heights[rows],
     )
-    chosen = FileImages(images.root, taken.paths) if isinstance(images, FileImages) else _Selection(images, rows)
+    chosen = (
+        FileImages(images.root, taken.paths, images.max_pixels)
+        if isinstance(images, FileImages)
+        else _Selection(images, rows)
+    )
     return chosen, taken
 
 

@@ -59,6 +59,9 @@ class Data(Part):
     bad_images: Literal["exclude", "fail"] = "exclude"
     """What to do with images that cannot be read: ``exclude`` lists them and trains without them, ``fail`` stops with an
     error that names them."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 178_956_970
+    """Most pixels of an image: one with more counts as unreadable. Decoding takes up to 12 bytes of memory for each of them,
+    in each thread that reads images."""
     max_unreadable: Fraction = 0.05
     """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
     read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""

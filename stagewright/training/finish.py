@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from stagewright.bundle.bundle import BundleSpec, Preprocessing, save_bundle
 from stagewright.data.images.decode import FileImages, Images
+from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.memory_cache import CachedImages
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
@@ -162,10 +163,11 @@ def golden_samples(session: Session) -> list[tuple[bytes, str]]:
     for row in rows[:: max(1, len(rows) // (2 * _GOLDEN_SAMPLES))]:
         try:
             data, extension = _original(session.images, int(row), manifest.paths[int(row)].as_py())
-            session.images.load(int(row))
+            picture = session.images.load(int(row))
         except (OSError, ValueError):
             continue
-        if len(data) <= _GOLDEN_BYTES:
+        # A bundle is read with the default limit, even if the recipe allows larger images.
+        if len(data) <= _GOLDEN_BYTES and picture.width * picture.height <= MOST_PIXELS:
             samples.append((data, extension))
         if len(samples) == _GOLDEN_SAMPLES:
             break

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
 from stagewright.errors import ModelError
+from stagewright.model.fit import described
 from stagewright.model.weights import load_weights
 from stagewright.model.zoo import create_model
 
@@ -211,6 +213,67 @@ def test_a_file_of_another_network_shows_both_sides(tmp_path: Path) -> None:
     assert "cls_token" in error.value.allowed
     assert "model.name" in error.value.remedy
     assert same(model, untouched), "nothing was loaded"
+
+
+@pytest.mark.slow
+def test_common_networks_are_known_by_their_size() -> None:
+    for name in (
+        "resnet18",
+        "wide_resnet50_2",
+        "mobilenet_v3_large",
+        "efficientnet_b1",
+        "vit_b_16",
+        "densenet121",
+        "swin_t",
+    ):
+        with torch.device("meta"):
+            assert described(torchvision.models.get_model(name).state_dict()).startswith(f"{name} (")
+
+
+def saved(name: str, folder: Path, drop: str = "") -> Path:
+    state = torchvision.models.get_model(name, num_classes=7).state_dict()
+    torch.save({key: tensor for key, tensor in state.items() if not drop or not key.startswith(drop)}, folder / "w.pth")
+    return folder / "w.pth"
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "why"),
+    [
+        ("resnet50", "resnet18", "it has 77 % of the model's tensors and 56 % of its parameters"),
+        ("resnet18", "resnet34", "it has 56 % of the model's tensors and 53 % of its parameters"),
+        ("wide_resnet50_2", "resnet50", "it has 34 % of the model's tensors and 12 % of its parameters"),
+        (
+            "resnet34",
+            "resnet18",
+            "all that the model needs, but of its own parameters of these kinds only 53 % are used",
+        ),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_and_both_are_named(
+    file: str, model: str, why: str, tmp_path: Path
+) -> None:
+    network = create_model(f"torchvision:{model}", 7, image_size=64)
+    with pytest.raises(ModelError) as error:
+        load_weights(network, saved(file, tmp_path), 7)
+    assert why in error.value.given
+    assert f"The file is of {file} (" in error.value.given and f"the model is {model} (" in error.value.given
+    assert "model.name" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "model"),
+    [("resnet18", "timm:resnet18d"), ("resnet50", "timm:seresnet50"), ("resnet50", "timm:resnet50d")],
+)
+def test_close_relatives_are_loaded_in_part(file: str, model: str, tmp_path: Path) -> None:
+    report = load_weights(create_model(model, 5, image_size=64), saved(file, tmp_path), 5)
+    assert report.missing and 0.8 < report.loaded_parameters / report.parameters < 1
+
+
+def test_a_file_of_the_backbone_alone_is_loaded(tmp_path: Path) -> None:
+    model = create_model("torchvision:resnet18", 5, image_size=64)
+    report = load_weights(model, saved("resnet18", tmp_path, drop="fc."), 5)
+    assert [name for name, _ in report.skipped] == ["fc.weight", "fc.bias"]
+    assert not report.missing
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:

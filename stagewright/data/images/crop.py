@@ -180,7 +180,7 @@ def view(
     else:
         if not (exact or native_resize) and _plain_view(stored.data(at), box, scale, interpolation, flip, out):
             return
-        picture, scale, (width, height) = decode_for(stored.data(at), scale)
+        picture, scale, (width, height) = decode_for(stored.data(at), scale, stored.max_pixels)
     _check_fits(width, height, right, bottom)
     scaled = (left / scale, top / scale, right / scale, bottom / scale)
     if native_resize:

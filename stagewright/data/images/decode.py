@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -24,7 +25,9 @@ import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from stagewright.data.images.stored import MOST_BYTES as MOST_BYTES
+from stagewright.data.images import limits
+from stagewright.data.images.depth import to_8_bit
+from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.stored import Stored, read_file, read_stored
 
 if TYPE_CHECKING:
@@ -74,11 +77,15 @@ class Images(Protocol):
 
 
 class FileImages:
-    """Images in files: ``paths`` are relative to the folder ``root`` and have ``/`` as separator."""
+    """Images in files: ``paths`` are relative to the folder ``root`` and have ``/`` as separator.
 
-    def __init__(self, root: str, paths: pa.StringArray) -> None:
+    Images with more than ``max_pixels`` cannot be read.
+    """
+
+    def __init__(self, root: str, paths: pa.StringArray, max_pixels: int = MOST_PIXELS) -> None:
         self.root = root
         self.paths = paths
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -93,11 +100,11 @@ class FileImages:
 
     def load(self, row: int) -> Image.Image:
         """Returns the upright RGB image of ``row``. Raises OSError if it cannot be read."""
-        return decode(self.read(row))
+        return decode(self.read(row), self.max_pixels)
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
         """Reads the files of ``rows``."""
-        return read_stored([self.path(row) for row in rows.tolist()])
+        return read_stored([self.path(row) for row in rows.tolist()], self.max_pixels)
 
     def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns ``boxes`` unchanged: files have the sizes of the manifest."""
@@ -136,26 +143,28 @@ class ArrayImages:
         return boxes
 
 
-def decode(data: bytes | memoryview) -> Image.Image:
+def decode(data: bytes | memoryview, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """Decodes the first frame of an image file, given as bytes, to an upright RGB image.
 
     An alpha channel is dropped: transparent pixels keep the colour that they store. Grey values with 16 or 32 bits and
-    floats are converted with :func:`to_8_bit`. Raises OSError with a reason of one line for damaged files, and for images
-    with more than twice ``Image.MAX_IMAGE_PIXELS`` (179 million pixels), which count as decompression bombs.
+    floats are converted with :func:`~stagewright.data.images.depth.to_8_bit`. Raises OSError with a reason of one line for
+    damaged files, and for images above ``max_pixels`` or another limit of :mod:`stagewright.data.images.limits`.
     """
     try:
-        return upright_rgb(open_image(data))
+        return upright_rgb(open_image(data, max_pixels))
     except Exception as error:
-        raise read_error(error) from error
+        raise read_error(error, max_pixels) from error
 
 
-def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, tuple[int, int]]:
+def decode_for(
+    data: bytes | memoryview, scale: int, max_pixels: int = MOST_PIXELS
+) -> tuple[Image.Image, int, tuple[int, int]]:
     """Decodes as :func:`decode`, but a JPEG at 1 / ``scale`` (1, 2, 4 or 8) of its size.
 
     Returns the image, the scale that was used (1 if the file is not a JPEG), and its full (width, height).
     """
     try:
-        image = open_image(data)
+        image = open_image(data, max_pixels)
         size = image.size
         image.decodermaxblock = len(
             data
@@ -168,7 +177,7 @@ def decode_for(data: bytes | memoryview, scale: int) -> tuple[Image.Image, int, 
         upright = upright_rgb(image)
         return upright, scale, upright.size if scale == 1 else _turned(size, image)
     except Exception as error:
-        raise read_error(error) from error
+        raise read_error(error, max_pixels) from error
 
 
 def decode_plain(data: bytes | memoryview, scale: int) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
@@ -178,7 +187,7 @@ def decode_plain(data: bytes | memoryview, scale: int) -> tuple[NDArray[np.uint8
     reports an error or a warning: Pillow then decides whether the file is readable.
     """
     size = _plain_jpeg_size(data)
-    if size is None or size[0] * size[1] > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+    if size is None or size[0] * size[1] > MOST_PIXELS or limits.has_many_scans(data):
         return None
     height, width = -(-size[1] // scale), -(-size[0] // scale)
     try:
@@ -222,14 +231,14 @@ def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
     return (size[1], size[0]) if orientation_of(image) >= 5 else size
 
 
-def measure(data: bytes) -> tuple[int, int]:
+def measure(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[int, int]:
     """Returns the upright (width, height) of the image in ``data``, and checks that all of it can be decoded.
 
     Raises OSError exactly if :func:`decode` does. JPEGs are decoded to grey at 1/8 of their size: this still reads every
     byte of the entropy-coded data, so it detects truncated files, and skips most of the other work.
     """
     try:
-        image = open_image(data)
+        image = open_image(data, max_pixels)
         if image.format not in ("JPEG", "MPO"):
             return upright_rgb(image).size
         size = image.size
@@ -237,13 +246,13 @@ def measure(data: bytes) -> tuple[int, int]:
         image.load()
         return _turned(size, image)
     except Exception as error:
-        raise read_error(error) from error
+        raise read_error(error, max_pixels) from error
 
 
 def identified(path: str) -> bool:
     """Returns True if a file begins like an image, damaged or not; reads only its start. OSError if it cannot be opened."""
     _silence_pillow()
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         try:
             Image.open(file, formats=_formats())
         except UnidentifiedImageError:
@@ -299,25 +308,6 @@ def whole_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) 
     )
 
 
-def to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Converts grey ``values`` (H, W) with 16 or 32 bits, or floats, to 0-255. The rule depends on this image only.
-
-    Integers >= 0 are divided by the smallest usual maximum (of 8, 10, 12, 14 or 16 bits) that is not below their values, so
-    12-bit scans in 16-bit files keep their contrast. Floats within [0, 1] are multiplied by 255, floats within [0, 255] are
-    kept. All other values (negative, or above 16 bits) are scaled linearly from minimum and maximum to 0 and 255. NaN and
-    +infinity count as 0.
-    """
-    grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
-    if values.dtype.kind == "f":
-        full_scale = 1.0 if high <= 1.0 else 255.0
-    else:
-        full_scale = next((2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits), 2.0**16 - 1)
-    if low < 0 or high > full_scale:
-        grey, full_scale = grey - low, max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(grey / full_scale * 255).astype(np.uint8)
-
-
 @cache
 def _formats() -> tuple[str, ...]:
     """Returns Pillow's formats in the order in which they are tried: first the common ones.
@@ -337,12 +327,19 @@ def image_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
 
 
-def open_image(data: bytes | memoryview) -> ImageFile:
-    """Opens the bytes of a file with Pillow, without decoding the pixels. Errors of Pillow are not converted."""
+def open_image(data: bytes | memoryview, max_pixels: int = MOST_PIXELS) -> ImageFile:
+    """Opens the bytes of a file with Pillow, without decoding the pixels. Errors of Pillow are not converted.
+
+    Raises OSError for an image above ``max_pixels`` or another limit of :mod:`stagewright.data.images.limits`.
+    """
     _silence_pillow()
     if not data:
         raise OSError("the file is empty")
-    return Image.open(io.BytesIO(data), formats=_formats())
+    limits.check_structure(data)
+    limits.raise_pillows_limit(max_pixels)
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    limits.check_header(image, data, max_pixels)
+    return image
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -366,8 +363,10 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in UPRIGHT else 1
 
 
-def read_error(error: Exception) -> OSError | MemoryError:
+def read_error(error: Exception, max_pixels: int = MOST_PIXELS) -> OSError | MemoryError:
     """Converts ``error`` to the exception to raise: an OSError, or the MemoryError itself if the machine has no memory left."""
+    if isinstance(error, Image.DecompressionBombError) and (pixels := re.search(r"\((\d+) pixels", str(error))):
+        return limits.too_many_pixels(int(pixels[1]), max_pixels)
     if isinstance(error, UnidentifiedImageError):
         return UnidentifiedImageError(NOT_IDENTIFIED)
     if isinstance(error, MemoryError):

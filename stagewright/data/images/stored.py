@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.storage import files
 
 MOST_BYTES = 1 << 30
@@ -33,6 +34,8 @@ class Stored:
     """For raw images: int32 (N, 2), width and height; 0 if the image could not be read. None for encoded images."""
     failures: dict[int, Exception] = field(default_factory=dict)
     """The error of each image that could not be read, by its index i."""
+    max_pixels: int = MOST_PIXELS
+    """Encoded images with more pixels cannot be read."""
 
     def __len__(self) -> int:
         return len(self.which)
@@ -53,7 +56,7 @@ class Stored:
         return memoryview(buffer).cast("B")[start : start + int(self.lengths[at])]
 
 
-def read_stored(paths: Sequence[str]) -> Stored:
+def read_stored(paths: Sequence[str], max_pixels: int = MOST_PIXELS) -> Stored:
     """Reads the files ``paths``. A file that cannot be read gets no bytes, and its error is in ``failures``."""
     failures: dict[int, Exception] = {}
     buffers: list[bytes] = []
@@ -66,7 +69,9 @@ def read_stored(paths: Sequence[str]) -> Stored:
     count = len(paths)
     lengths = np.fromiter(map(len, buffers), np.int64, count)
     return Stored(
-        "encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths, failures=failures
+        *("encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths),
+        failures=failures,
+        max_pixels=max_pixels,
     )
 
 

@@ -43,6 +43,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from stagewright.data.images import decode
+from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan
 
 SIDE = 16
@@ -97,7 +98,7 @@ class Fingerprint:
     """The thumbnail, (16, 16, 3) uint8; None if the file cannot be read."""
 
 
-def fingerprint(data: bytes) -> Fingerprint:
+def fingerprint(data: bytes, max_pixels: int = MOST_PIXELS) -> Fingerprint:
     """Returns the fingerprint of an image file with the content ``data``.
 
     Never raises: ``reason`` is not empty exactly if :func:`stagewright.data.images.decode.measure` cannot read the file.
@@ -105,7 +106,7 @@ def fingerprint(data: bytes) -> Fingerprint:
     form = mode = ""
     bits = 8
     try:
-        image = decode.open_image(data)
+        image = decode.open_image(data, max_pixels)
         form, mode, bits = image.format or "", image.mode, _bits(image)
         width, height = image.size
         if form in ("JPEG", "MPO"):
@@ -119,7 +120,7 @@ def fingerprint(data: bytes) -> Fingerprint:
             upright = decode.upright_rgb(image)
             orientation, size, small = decode.orientation_of(image), upright.size, _small(upright, None)
     except Exception as error:
-        return Fingerprint(form, mode, bits, reason=str(decode.read_error(error)))
+        return Fingerprint(form, mode, bits, reason=str(decode.read_error(error, max_pixels)))
     thumb = np.asarray(small)
     grey = mode in _GREY_MODES or mode.startswith("I;16")
     alpha = mode in _ALPHA_MODES or "transparency" in image.info

@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import account_of, assemble
+from stagewright.data.sources.embedded import image_column, parquet_files
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
@@ -180,7 +180,7 @@ def inspect(
             "inspect the files that it was made from",
         )
     listing = list_source(source, settings)
-    fingerprints = _read_all(listing, workers, progress)
+    fingerprints = _read_all(listing, settings.max_pixels, workers, progress)
     parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     readable = np.flatnonzero(fingerprints.readable)
     if progress is not None:
@@ -194,7 +194,7 @@ def inspect(
     return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 
 
-def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) -> Fingerprints:
+def _read_all(listing: Listing, max_pixels: int, workers: int, progress: scan.Progress | None) -> Fingerprints:
     """Returns the fingerprints of all files of ``listing``."""
     paths = listing.paths
     fingerprints = Fingerprints.empty(len(paths))
@@ -203,7 +203,7 @@ def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) ->
     with Pool(max(workers, 1), "inspect") as pool:
         if progress is not None:
             progress(0, len(paths))
-        tasks = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk) for chunk in chunks]
+        tasks = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk, max_pixels) for chunk in chunks]
         for task in as_finished(tasks):
             finished += task.result()
             if progress is not None:
@@ -216,7 +216,7 @@ def _read_all(listing: Listing, workers: int, progress: scan.Progress | None) ->
     return fingerprints
 
 
-def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows) -> int:
+def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows, max_pixels: int) -> int:
     """Reads the files of ``rows`` into ``fingerprints``; returns their number."""
     for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
         file = os.path.join(root, path)
@@ -230,7 +230,7 @@ def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, row
             continue
         fingerprints.sizes[row] = len(data)
         fingerprints.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)
-        fingerprints.put(row, fingerprint(data))
+        fingerprints.put(row, fingerprint(data, max_pixels))
     return len(rows)
 
 
@@ -251,7 +251,8 @@ def _split(
 
 def _unlisted(source: str, listing: Listing) -> tuple[str, ...]:
     """Returns the images in a table's folder that no row of the table names."""
-    if Path(source).suffix.lower() not in TABLES or not os.path.isfile(absolute_path(source)):
+    place = absolute_path(source)
+    if place.suffix.lower() not in TABLES or not place.is_file() or (parquet_files(place) and image_column(place)):
         return ()
     named = set(listing.paths.to_pylist()) | {item.path for item in listing.excluded}
     stems = {os.path.splitext(item.path)[0] for item in listing.excluded}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.images.decode import decode
+from stagewright.data.images.limits import accepted
 from stagewright.data.inspect.evidence import SEVERITIES, Finding, Item
 from stagewright.data.inspect.inspect import Inspection
 from stagewright.rng import Stream, keys
@@ -63,7 +64,8 @@ class _Thumbs:
 
     def __init__(self, inspection: Inspection) -> None:
         self.listing = inspection.evidence.listing
-        self.readable = inspection.evidence.fingerprints.readable
+        found = inspection.evidence.fingerprints
+        self.readable, self.widths, self.heights = found.readable, found.widths, found.heights
         self.left = _MOST_BYTES
         self.known: dict[int, str] = {}
 
@@ -83,7 +85,8 @@ class _Thumbs:
 
     def _made(self, row: int) -> str:
         try:
-            picture = decode(read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN))
+            data = read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN)
+            picture = decode(data, accepted(self.widths[row], self.heights[row]))
         except OSError:  # the file was removed after the inspection
             return ""
         small = ' class="small"' if max(picture.size) <= _SIDE // 2 else ""

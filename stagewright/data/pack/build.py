@@ -103,7 +103,7 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     folder = absolute_path(out)
     _check_place(folder, absolute_path(source))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
-    found = scan(listing.root, listing.paths, workers=workers, progress=progress)
+    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

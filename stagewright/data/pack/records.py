@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from stagewright.data.account import Account
+from stagewright.data.images import limits
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import read_file
 from stagewright.data.pack.format import Encoding, Head
@@ -121,9 +122,12 @@ def stored_size(width: int, height: int, size: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encode(data: bytes, size: int, encoding: Encoding, quality: int | None) -> bytes:
-    """Decodes the image file ``data``, resizes it, and encodes it for a pack. Raises OSError if it cannot be read."""
-    picture = decode(data)
+def encode(
+    data: bytes, size: int, encoding: Encoding, quality: int | None, max_pixels: int = limits.MOST_PIXELS
+) -> bytes:
+    """Decodes the image file ``data``, resizes it, and encodes it for a pack. Raises OSError if it cannot be read, or has more
+    than ``max_pixels``."""
+    picture = decode(data, max_pixels)
     target = stored_size(*picture.size, size)
     if encoding == "jpeg" and target == picture.size and _is_plain_jpeg(data):
         return data
@@ -154,7 +158,8 @@ def make(job: Job, at: int) -> Record:
     try:
         data = read_file(os.path.join(job.listing.root, path))
         same = digest_of(data) == job.found.digests[row].tobytes()
-        record = encode(data, job.head.size, job.head.encoding, job.head.quality) if same else b""
+        most = limits.accepted(int(job.found.widths[row]), int(job.found.heights[row]))
+        record = encode(data, job.head.size, job.head.encoding, job.head.quality, most) if same else b""
     except OSError as error:
         raise _changed(path, f"cannot be read: {error.strerror or error}") from error
     if not same:

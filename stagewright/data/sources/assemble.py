@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from stagewright.data.account import Account, Omission, by_reason
+from stagewright.data.images.limits import ABOVE_MAX_PIXELS
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
@@ -88,6 +89,7 @@ def assemble(
         *_name_notes(images.classes),
         *listing.notes,
         *account_of(listing, scanned).lines(),
+        *_size_notes(excluded),
         *notes,
         *scanned.notes,
         *group_notes,
@@ -119,14 +121,30 @@ def _unreadable(listing: Listing, scanned: Scan) -> list[Excluded]:
 def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> list[Excluded]:
     """Returns the files that the scan could not read; DataError if ``settings.bad_images`` forbids them."""
     bad = _unreadable(listing, scanned)
+    larger = _above_max_pixels(bad)
     if bad and settings.bad_images == "fail":
         examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
         raise DataError(
             f"{counted(len(bad), 'picture')} cannot be read: {examples}",
             "pictures that Pillow reads, since data.bad_images is fail",
-            "repair or remove them, or leave them out: --set data.bad_images=exclude",
+            ("read large ones too: --set data.max_pixels=N; or " if larger else "")
+            + "repair or remove them, or leave them out: --set data.bad_images=exclude",
         )
     return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
+
+
+def _above_max_pixels(bad: list[Excluded]) -> int:
+    return sum(ABOVE_MAX_PIXELS in item.reason for item in bad)
+
+
+def _size_notes(bad: list[Excluded]) -> list[str]:
+    larger = _above_max_pixels(bad)
+    if not larger:
+        return []
+    return [
+        f"{counted(larger, 'picture')} above data.max_pixels: --set data.max_pixels=N reads them, at 12 bytes of memory "
+        "per pixel; training is faster with a pack of them (stagewright data pack, with the same --set)"
+    ]
 
 
 def _nothing_readable(source: str, excluded: list[Excluded]) -> DataError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
+from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, Listing, absolute_path, list_folder
 from stagewright.data.sources.tables import list_table
 from stagewright.errors import DataError, nearest
@@ -12,7 +13,8 @@ from stagewright.recipe.recipe import Data
 from stagewright.text import some
 
 FORMS = (
-    "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet; digits; "
+    "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet, or a folder of Parquet files "
+    "that contain pictures; digits; "
     f"torchvision:NAME ({', '.join(TORCHVISION)}); a NAME.pack (made by data pack)"
 )
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -33,6 +35,8 @@ def list_source(source: str, settings: Data) -> Listing:
     path = absolute_path(source)
     if path.name.lower().endswith(_ARCHIVES):
         raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
+    if os.path.isdir(path) and (files := shards(path)):
+        return list_table(path, settings, files)
     if os.path.isdir(path):
         refuse_columns(source, "a folder", settings)
         return list_folder(path)

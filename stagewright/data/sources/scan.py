@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from stagewright.data.images import limits
 from stagewright.data.images.decode import NOT_IDENTIFIED, identified, image_extensions, measure
 from stagewright.data.images.stored import read_file
 from stagewright.errors import StorageError
@@ -77,12 +78,20 @@ def hex_strings(digests: NDArray[np.uint8]) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets.tobytes()), pa.py_buffer(text))
 
 
-def scan(root: str, paths: pa.StringArray, *, workers: int = 2, progress: Progress | None = None) -> Scan:
+def scan(
+    root: str,
+    paths: pa.StringArray,
+    *,
+    max_pixels: int = limits.MOST_PIXELS,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Scan:
     """Scans every file of ``paths`` (relative to ``root``, each path once) with ``workers`` threads.
 
+    An image with more than ``max_pixels`` is not readable.
     ``progress(done, total)`` is called from time to time. The results of an interrupted scan are cached too.
     """
-    task = _Task.create(root, paths)
+    task = _Task.create(root, paths, max_pixels)
     with _result_cache(task), Pool(max(workers, 1), "scan") as pool:
         todo = np.flatnonzero(~task.done)
         finished = len(paths) - len(todo)
@@ -105,6 +114,7 @@ class _Task:
 
     root: str
     paths: pa.StringArray
+    max_pixels: int
     stamps: NDArray[np.int64]
     """(N, 3) as in Scan; -1 if there is no file."""
     inodes: NDArray[np.int64]
@@ -113,7 +123,7 @@ class _Task:
     """(N,): True for scanned files that are not damaged; only these are cached."""
 
     @classmethod
-    def create(cls, root: str, paths: pa.StringArray) -> _Task:
+    def create(cls, root: str, paths: pa.StringArray, max_pixels: int) -> _Task:
         """Returns a scan without results; reads size, times and inode of each file."""
         stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
         for row, path in enumerate(paths.to_pylist()):
@@ -125,7 +135,7 @@ class _Task:
             inodes[row] = status.st_ino & _INODE_BITS
         found = Scan.empty(len(paths))
         found.stamps = stamps
-        return cls(root, paths, stamps, inodes, found, np.zeros(len(paths), bool))
+        return cls(root, paths, max_pixels, stamps, inodes, found, np.zeros(len(paths), bool))
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
@@ -147,7 +157,7 @@ def _scan_rows(task: _Task, rows: NDArray[np.int64]) -> int:
             continue
         found.digests[row] = np.frombuffer(digest_of(data), np.uint8)
         try:
-            found.widths[row], found.heights[row] = measure(data)
+            found.widths[row], found.heights[row] = measure(data, task.max_pixels)
         except OSError as error:
             found.reasons[row] = str(error)
             continue
@@ -214,11 +224,9 @@ def _restore(task: _Task, cached: pa.Table) -> None:
     rows = np.flatnonzero(index >= 0)
     current = (*task.stamps[rows].T, task.inodes[rows])
     before = [cached[name].to_numpy()[index[rows]] for name in ("size", "mtime_ns", "ctime_ns", "inode")]
-    rows = rows[
-        np.all(
-            [current_value == cached_value for current_value, cached_value in zip(current, before, strict=True)], axis=0
-        )
-    ]
+    unchanged = np.all([now == then for now, then in zip(current, before, strict=True)], axis=0)
+    pixels = np.prod([cached[name].to_numpy()[index[rows]] for name in ("width", "height")], axis=0, dtype=np.int64)
+    rows = rows[unchanged & (pixels <= task.max_pixels)]
     hits = cached.take(pa.array(index[rows]))
     task.found.digests[rows] = np.frombuffer(b"".join(hits["digest"].to_pylist()), np.uint8).reshape(-1, DIGEST_BYTES)
     task.found.widths[rows], task.found.heights[rows] = hits["width"].to_numpy(), hits["height"].to_numpy()
@@ -245,6 +253,6 @@ _SCHEMA = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
     },
-    # Another version of Pillow may read other files.
-    metadata={"stagewright.scan": f"2 pillow {PIL.__version__}"},
+    # Another version of Pillow may read other files, and so do other limits.
+    metadata={"stagewright.scan": f"3 pillow {PIL.__version__}"},
 )

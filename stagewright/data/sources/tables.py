@@ -21,6 +21,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from stagewright.data.sources.embedded import Unpacked, unpack
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
@@ -60,16 +61,23 @@ class _Columns:
         return text + (f", train, val and test from column '{self.split}'" if self.split else "")
 
 
-def list_table(file: Path, settings: Data) -> Listing:
-    """Lists the existing images that the table ``file`` names; DataError if a column is missing or no file exists."""
-    table = read_text(file)
+def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listing:
+    """Lists the existing images that the table ``file`` names; DataError if a column is missing or no file exists.
+
+    Images inside Parquet files are unpacked (:mod:`stagewright.data.sources.embedded`); ``files`` are then all Parquet files
+    of a data set, and ``file`` is their folder.
+    """
+    unpacked = unpack(files or [file], settings.path) if files or file.suffix.lower() == ".parquet" else None
+    table = _as_text(file, unpacked.table) if unpacked else read_text(file)
+    if unpacked:
+        settings = _settings_of(file, unpacked, settings)
     columns = _find_columns(file, table, settings)
     labels, left_out, notes = _classes(table, columns)
     names = table[columns.path].to_pylist()
     for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
-    base = _image_folder(file, settings)
+    base = unpacked.root if unpacked else _image_folder(file, settings)
     match = match_files(str(base), [_expand_home(base, names[row]) for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
@@ -85,6 +93,8 @@ def list_table(file: Path, settings: Data) -> Listing:
         _parts(file, table, columns.split)[used_rows],
         _groups(table, columns.group, used_rows),
     )
+    if unpacked:
+        notes.append(f"the pictures inside of {file.name} were unpacked to {unpacked.root}")
     notes = [columns.note(file), *notes, *match.notes, *_empty_class_notes(labels, listing.labels), *repeat_notes]
     excluded = tuple(Excluded(names[row] or f"row {row + 1:,}", left_out[row]) for row in sorted(left_out))
     return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
@@ -104,6 +114,10 @@ def read_text(file: Path) -> pa.Table:
             "a CSV in UTF-8 whose first row names the columns, or a Parquet file",
             "open it in a text editor or a spreadsheet and save it again",
         ) from error
+    return _as_text(file, table)
+
+
+def _as_text(file: Path, table: pa.Table) -> pa.Table:
     names = [name.strip() for name in table.column_names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
@@ -125,7 +139,23 @@ def _parse_csv(data: bytes) -> pa.Table:
     )
 
 
+def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
+    """Returns ``settings`` with the columns that the Parquet file itself describes."""
+    if settings.images is not None:
+        raise DataError(
+            f"data.images={settings.images} with {file}, which contains its pictures",
+            "data.images with a table of paths",
+            "leave it out",
+        )
+    known = {name.casefold() for name in unpacked.table.column_names} & set(LABEL_NAMES)
+    by_feature = settings.label is None and not known and len(unpacked.class_columns) == 1
+    label = unpacked.class_columns[0] if by_feature else settings.label
+    return settings.model_copy(update={"path": unpacked.column, "label": label})
+
+
 def _to_text(column: pa.ChunkedArray) -> pa.StringArray:
+    if pa.types.is_struct(column.type) and "path" in [field.name for field in column.type]:
+        column = pc.struct_field(column, "path")  # images of Hugging Face that are files
     try:
         text = one_array(column)
     except pa.ArrowException:  # lists, structs or image bytes, which cannot be a path, a class or a group

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stagewright.data.images.stored import read_file
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.builtin import digits_folder
+from stagewright.data.sources.embedded import unpacked_again, unpacked_root
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
 from stagewright.errors import DataError
 from stagewright.system.threads import Pool, as_finished
@@ -50,6 +51,7 @@ def verify_images(
         return
     if manifest.source == "digits":  # missing digits are written again, with other times
         manifest = replace(manifest, root=str(digits_folder()))
+    manifest = replace(manifest, root=unpacked_again(manifest))
     rows = np.arange(len(manifest)) if rows is None else rows
     with Pool(max(workers, 1), "verify") as pool:
 
@@ -89,8 +91,9 @@ def moved(manifest: Manifest, source: str | Path) -> Manifest:
         raise DataError(
             f"--data {source}: there is no such folder", "the folder that has the run's pictures now", "check the path"
         )
-    root = path if path.is_dir() or manifest.variant else path.parent
-    return replace(manifest, root=str(root), source=str(source))
+    if (root := None if manifest.variant else unpacked_root(str(path))) is None:
+        root = str(path if path.is_dir() or manifest.variant else path.parent)
+    return replace(manifest, root=root, source=str(source))
 
 
 def images_gone(manifest: Manifest, bad: Sequence[tuple[int, str]], count: int, total: int, what: str) -> DataError:

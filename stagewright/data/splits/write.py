@@ -25,6 +25,7 @@ from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import account_of, assemble, group_keys
+from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
@@ -156,7 +157,7 @@ def _load(
     place = absolute_path(source)
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
-        listing = list_folder(place)
+        listing = list_table(place, settings, files) if (files := shards(place)) else list_folder(place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listing = list_table(place, settings.model_copy(update={"split": "none"}) if anew else settings)
     if listing is not None and not anew:
@@ -166,7 +167,7 @@ def _load(
         settings = settings.model_copy(update={"val": 0.0, "test": test})
     if listing is not None and anew:
         open_ = replace(listing, parts=np.full_like(listing.parts, UNDECIDED))
-        found = scan(open_.root, open_.paths, workers=workers, progress=progress)
+        found = scan(open_.root, open_.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
         manifest, notes, excluded = assemble(source, open_, found, settings, seed)
         given = _given(listing)
         ignored = f"the split that DATA contains ({given}) is ignored"

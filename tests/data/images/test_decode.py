@@ -28,7 +28,6 @@ from stagewright.data.images.decode import (
     identified,
     image_extensions,
     measure,
-    to_8_bit,
 )
 
 # Those of the 78 unusual files that Pillow 13 cannot read either.
@@ -133,16 +132,7 @@ def test_deep_grey_keeps_its_range(image: Image.Image, form: str) -> None:
     pixels = np.asarray(decode(encoded(image, form)))
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert pixels[0, 0, 0] == 0 and pixels[-1, -1, 0] == 255
-    assert np.abs(pixels[..., 0].ravel() - np.linspace(0, 255, 400)).max() <= 1
-
-
-def test_to_8_bit_rules() -> None:
-    assert to_8_bit(np.array([[0, 200]], np.uint16)).tolist() == [[0, 200]]  # 8 bits in a 16-bit file
-    assert to_8_bit(np.array([[0, 1023]], np.uint16)).tolist() == [[0, 255]]
-    assert to_8_bit(np.array([[-5, 5]], np.int32)).tolist() == [[0, 255]]
-    assert to_8_bit(np.array([[0.0, np.nan, 0.5, np.inf]])).tolist() == [[0, 0, 128, 0]]
-    assert to_8_bit(np.array([[7.0, 7.0]])).tolist() == [[7, 7]]
-    assert to_8_bit(np.array([[-3.0, -3.0]])).tolist() == [[0, 0]]
+    assert np.abs(pixels[..., 0].ravel() - np.linspace(0, 255, 400)).max() <= 2
 
 
 def test_modes_keep_their_colours() -> None:
@@ -207,7 +197,7 @@ def test_bombs_are_refused_by_their_header() -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    with pytest.raises(OSError, match="decompression bomb"):
+    with pytest.raises(OSError, match=r"it has 3,600,000,000 pixels; at most 178,956,970 are read \(max_pixels\)"):
         measure(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"x"))
 
 

@@ -28,9 +28,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What is decoded from here on."""
     seen: list[bytes] = []
 
-    def noted(data: bytes) -> tuple[int, int]:
+    def noted(data: bytes, max_pixels: int) -> tuple[int, int]:
         seen.append(data)
-        return measure(data)
+        return measure(data, max_pixels)
 
     monkeypatch.setattr(scanning, "measure", noted)
     return seen
