@@ -207,18 +207,11 @@ def bench(
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:
-    """Returns the ``data`` section of a recipe with the given ``--set data.*`` and flags; all else has its default."""
-    from stagewright.errors import RecipeError
-    from stagewright.recipe import recipes
-    from stagewright.recipe.recipe import Recipe
+    """Returns how DATA is read: the defaults with flags and, last, the given ``--set data.*``."""
+    from stagewright.recipe.recipes import data_settings
 
-    for text in overrides or ():
-        if not text.strip().startswith("data."):
-            raise RecipeError(
-                f"--set {text!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
-            )
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
-    return recipes.override(Recipe(), [*given, *(overrides or ())]).data
+    return data_settings([*given, *(overrides or ())])
 
 
 def _name_of(data: str) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import plan
+from stagewright.cli import evaluate, plan
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
     AsJson,
@@ -165,27 +165,6 @@ def resume(
 
 
 @app.command()
-def evaluate(
-    run: RunPath,
-    data: Annotated[str | None, typer.Argument(help="Other pictures, as for train; default: the run's own.")] = None,
-    split: Annotated[
-        str, typer.Option(help="val or test of the run's own pictures; DATA is evaluated as a whole.")
-    ] = "test",
-    device: Device = "auto",
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
-    from rich.console import Console
-
-    from stagewright.api.evaluate import evaluate as score
-    from stagewright.cli.evaluation_view import evaluation_view
-
-    found = score(run, data, split=split, device=device, workers=workers)
-    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(evaluation_view(found))
-
-
-@app.command()
 def predict(
     run: RunPath,
     images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
@@ -240,6 +219,7 @@ recipes_app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+evaluate.register(app)
 plan.register(app)
 
 

@@ -90,7 +90,7 @@ def test_evaluate_says_what_cannot_be(
         for at in range(3):
             (tmp_path / name / f"{at}.png").write_bytes((picture_folder / "across" / f"{at:02d}.png").read_bytes())
     foreign = call(capsys, monkeypatch, "evaluate", run, tmp_path)
-    assert foreign.code == 2 and re.search(r"class 'upside' is not among[\s\S]*across, down, slanted", foreign.err)
+    assert foreign.code == 2 and re.search(r"'upside' \(3 pictures\)[\s\S]*across, down, slanted", foreign.err)
 
 
 def test_predict(
