@@ -163,7 +163,7 @@ def evaluate(
             )
         chosen = _own_images(place, split or "test", bundle, progress)
     else:
-        chosen = _images_of(place, bundle, str(data), split, overrides, class_map or {}, progress)
+        chosen = _images_of(bundle, str(data), split, overrides, class_map or {}, progress)
     progress(len(chosen.rows), len(chosen.rows))  # ends the first count, also if no image had to be read
     manifest, rows, labels = chosen.manifest, chosen.rows, chosen.labels
     view = bundle.preprocessing
@@ -218,7 +218,6 @@ def _own_images(run: Path, split: str, bundle: Bundle, progress: Progress) -> _C
 
 
 def _images_of(
-    place: Path,
     bundle: Bundle,
     data: str,
     split: str | None,
@@ -232,7 +231,7 @@ def _images_of(
     matched = match_classes(manifest, rows, bundle.classes, class_map, data)
     if matched.absent:
         notes.append(f"no picture of {counted(len(matched.absent), 'class')} of the model: {some(matched.absent)}")
-    if known := _trained_on(place, manifest, matched.rows):
+    if known := _trained_on(bundle.folder.parent, manifest, matched.rows):
         notes.append(
             f"{known:,} of these {len(matched.rows):,} pictures are among those that the model was trained on, so the accuracy "
             "is too high for new pictures"
@@ -245,12 +244,12 @@ def _images_of(
     return _Chosen(manifest, dataset.images, matched.rows, matched.labels, source, account, tuple(notes))
 
 
-def _trained_on(place: Path, manifest: Manifest, rows: NDArray[np.int64]) -> int:
-    """Returns how many of ``rows`` have the content of a training image of the run in ``place``; 0 if that is no run."""
-    run = RunDir(place)
-    if not run.manifest.is_file():
+def _trained_on(run: Path, manifest: Manifest, rows: NDArray[np.int64]) -> int:
+    """Returns how many of ``rows`` have the content of a training image of ``run``; 0 if that is no run."""
+    file = RunDir(run).manifest
+    if not file.is_file():
         return 0
-    own = Manifest.read(run.manifest)
+    own = Manifest.read(file)
     trained = own.hashes.take(pa.array(own.rows("train")))
     return int(pc.sum(pc.is_in(manifest.hashes.take(pa.array(rows)), trained)).as_py() or 0)
 

@@ -117,7 +117,7 @@ def rows_of(manifest: Manifest, split: str | None, what: str) -> Rows:
 
 
 @dataclass(frozen=True)
-class MatchedClasses:
+class _MatchedClasses:
     """The images of an evaluation, with the model's classes."""
 
     rows: Rows
@@ -132,7 +132,7 @@ class MatchedClasses:
 
 def match_classes(
     manifest: Manifest, rows: Rows, classes: Sequence[str], given: ClassMap, source: str
-) -> MatchedClasses:
+) -> _MatchedClasses:
     """Returns ``rows`` of ``manifest`` with the model's ``classes``, by name or as ``given``.
 
     DataError lists every class that is neither, with the model's classes that are left over and near names; also for a name in
@@ -159,7 +159,7 @@ def match_classes(
             "drop fewer classes",
         )
     dropped = {manifest.classes[at]: int(sizes[at]) for at in present if targets[at] is None}
-    return MatchedClasses(rows[kept], labels[kept], dropped, absent)
+    return _MatchedClasses(rows[kept], labels[kept], dropped, absent)
 
 
 def _check_names(theirs: Sequence[str], ours: Sequence[str], given: ClassMap, source: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.cli.options import refuse_alone
 from stagewright.storage.files import STDOUT, user_path
 
 data_app = typer.Typer(
@@ -17,6 +18,7 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_QUALITY = 90
 Source = Annotated[str, typer.Argument(metavar="DATA", help="As for train.")]
 Settings = Annotated[
     list[str] | None,
@@ -98,6 +100,7 @@ def split(
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
 
+    refuse_alone("--mode", mode != "symlink" and links is None, "--links")
     if mode not in ("symlink", "hardlink", "copy"):
         raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
     flags = {"data.val": val, "data.test": test, "data.group": group_by}
@@ -128,7 +131,7 @@ def pack(
     encoding: Annotated[
         str, typer.Option("--format", help="jpeg, or raw: pixels, faster, 8 times the space.")
     ] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = _QUALITY,
     out: Annotated[
         Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to write; default: NAME.pack.")
     ] = None,
@@ -145,6 +148,7 @@ def pack(
 
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
+    refuse_alone("--quality", quality != _QUALITY and encoding != "jpeg", "--format jpeg")
     folder = out or Path(f"{_name_of(data)}.pack")
     with ScanProgress("scanning the pictures", "packing", quiet=as_json) as progress:
         made = make(
@@ -194,6 +198,7 @@ def bench(
     from stagewright.preflight.loader_bench import BenchSettings
     from stagewright.preflight.loader_bench import bench as measure
 
+    refuse_alone("--device", device != "auto" and model is None, "--model")
     say = (lambda text: None) if as_json else (lambda text: print(text, file=sys.stderr))
     found = measure(
         data,

@@ -18,6 +18,7 @@ import typer
 from stagewright.cli import evaluate, plan
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
+    PROBE_SECONDS,
     AsJson,
     BatchSize,
     BudgetText,
@@ -41,6 +42,7 @@ from stagewright.cli.options import (
     Weights,
     Workers,
     recipe_request,
+    refuse_alone,
     speaker,
 )
 from stagewright.errors import StagewrightError, Stopped
@@ -83,7 +85,7 @@ def train(
     tiny: Tiny = False,
     budget: BudgetText = None,
     price: Price = None,
-    probe_seconds: ProbeSeconds = 10.0,
+    probe_seconds: ProbeSeconds = PROBE_SECONDS,
     save_minutes: SaveMinutes = 10.0,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
@@ -92,6 +94,8 @@ def train(
     """Plan, train, evaluate and report."""
     from stagewright.errors import RecipeError
 
+    refuse_alone("--price", price is not None and budget is None, "--budget")
+    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = _budget(budget, price, epochs)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
@@ -313,6 +317,7 @@ def _close(run: Any, quiet: bool) -> None:
         return
     summary = run.summary
     scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
+    scores = scores or "not measured: no validation or test pictures"
     print(f"Top-1 {scores}  ({summary['chosen']['weights']} weights of step {summary['chosen']['step']:,})")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
