@@ -97,7 +97,8 @@ def _training_settings(bundle: Bundle) -> dict[str, str]:
             "the file as stagewright has written it",
             "copy the folder again from where it was made",
         ) from None
-    return {name: value for name in fields_for(Data, "table") if (value := getattr(settings, name)) is not None}
+    names = [name for name in Data.model_fields if name in fields_for(Data, "table")]
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 
 def rows_of(manifest: Manifest, split: str | None, what: str) -> Rows:
