@@ -14,9 +14,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stagewright"
-sys.path[:0] = [str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from layers import LAYERS  # noqa: E402
+
+from stagewright.recipe import augment_fields, recipe  # noqa: E402
+from stagewright.recipe.holds import conditions  # noqa: E402
 
 MADE = "This page is made by `make docs` from the code; change the docstrings there."
 PARTS = ("recipe/recipe.py", "recipe/fields.py", "recipe/augment_fields.py")
@@ -84,6 +87,7 @@ NAMES = {
     "None": "none",
     "Name": "text",
     "FunctionName": "`python:module:function`",
+    "TableText": "text or none",
 }
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
 UNITS = {"epochs": "ep", "steps": "st", "images": "img", "run": ""}
@@ -117,6 +121,12 @@ def values(node: ast.expr) -> str:
     return f"list of {values(inner[0])}" if kind in ("tuple", "list") else ast.unparse(node)
 
 
+def where_it_holds(part: str, name: str) -> str:
+    """The condition under which the field ``name`` of the class ``part`` has an effect; empty if it always has one."""
+    home = augment_fields if part == "AugmentFields" else recipe
+    return " or ".join(one.words() for one in conditions(getattr(home, part), name))
+
+
 def default(node: ast.expr | None) -> str:
     """A default as YAML would have it."""
     if node is None:
@@ -137,14 +147,29 @@ def default(node: ast.expr | None) -> str:
 
 def recipe_page() -> str:
     """Every field of a recipe: name, values, default, meaning."""
-    lines = ["# Fields of a recipe", "", MADE, "", "[Recipes and stages](recipes.md) explains how they act together."]
+    lines = [
+        "# Fields of a recipe",
+        "",
+        MADE,
+        "",
+        "[Recipes and stages](recipes.md) explains how they act together.",
+        "",
+    ]
+    lines += [
+        "A field that you set where it does not hold is an error, with `--set`, a flag or a key of your own recipe."
+    ]
     found = {node.name: node for name in PARTS for node in classes(PACKAGE / name)}
     for name, where in WHERE.items():
         node = found[name]
         said = one_line(ast.get_docstring(node) or "")
-        lines += ["", f"## {where}", "", said, "", "| field | values | default | means |", "|---|---|---|---|"]
-        for name, field, means in fields(node):
-            lines.append(f"| `{name}` | {values(field.annotation)} | {default(field.value)} | {means} |")
+        found_fields = fields(node)
+        holds = {name: where_it_holds(node.name, name) for name, _, _ in found_fields}
+        names = ["field", "values", "default", *(["holds where"] if any(holds.values()) else []), "means"]
+        lines += ["", f"## {where}", "", said, "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+        for name, field, means in found_fields:
+            cells = [f"`{name}`", values(field.annotation), default(field.value)]
+            cells += [holds[name] or "always"] if any(holds.values()) else []
+            lines.append(f"| {' | '.join([*cells, means])} |")
     return "\n".join(lines) + "\n"
 
 

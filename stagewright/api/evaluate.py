@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
 from stagewright.api.run import Run
 from stagewright.augment.geometry import eval_geometry
 from stagewright.bundle.bundle import Bundle, load_bundle
@@ -17,7 +19,7 @@ from stagewright.data.account import Account, Omission
 from stagewright.data.batches.batch import BatchSpec
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.workers import auto_workers
-from stagewright.data.dataset import load_dataset, open_images
+from stagewright.data.dataset import open_images
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.scan import Progress
@@ -25,13 +27,15 @@ from stagewright.data.sources.verify import images_gone, verify_images
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
-from stagewright.errors import DataError, NotFinite, nearest
+from stagewright.errors import DataError, NotFinite
 from stagewright.recipe import recipe
 from stagewright.report.intervals import wilson
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
+from stagewright.storage.parquet import pc
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores
+from stagewright.text import counted, some
 
 _BATCH = 64
 
@@ -64,7 +68,9 @@ class EvaluationReport:
     result: Evaluation
     """Scalars, and every single answer."""
     account: Account
-    """How many images were read, what was left out and what could not be read."""
+    """How many images were evaluated, what was left out and what could not be read."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: how DATA was read, and what was found."""
 
     @property
     def top1(self) -> float:
@@ -104,10 +110,12 @@ class EvaluationReport:
         return {
             "source": self.source,
             **self.result.numbers(),
+            "unreadable": self.account.num_unreadable,
+            "account": self.account.to_dict(),
+            "notes": list(self.notes),
             "top1_interval": self.top1_interval,
             "classes": [asdict(one) for one in self.by_class()],
             "groups": [asdict(one) for one in self.by_group()],
-            "account": self.account.to_dict(),
         }
 
     def _readable(self) -> NDArray[np.bool_]:
@@ -122,30 +130,46 @@ def evaluate(
     model: str | Path | Run | Bundle,
     data: str | Path | None = None,
     *,
-    split: str = "test",
+    split: str | None = None,
+    overrides: Sequence[str] = (),
+    class_map: ClassMap | None = None,
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> EvaluationReport:
-    """Evaluates a trained model on images with known classes: on all of ``data``, or on ``split`` of its run's own images.
+    """Evaluates a trained model on images with known classes: on ``data``, or on the test images of its run.
 
     ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device. ``data`` is any form of
-    DATA; without it ``model`` must be a run. Classes of ``data`` are matched by name, in any order. ``progress(done, total)``
-    counts the images, first those that are read and then, from 0 again, those that are evaluated. DataError for a class that
-    the model does not have and for a split without images, CheckpointError if there is neither a run nor ``data``.
+    DATA, as a whole or only its ``split`` (train, val, test); without it ``model`` must be a run. A table is read as that of the
+    training was, unless ``overrides`` (``data.label=species``) say otherwise. Classes are matched by name, in any order;
+    ``class_map`` gives the model's class of others, or None to leave their images out. ``progress(done, total)`` counts the
+    images, first those that are read and then, from 0 again, those that are evaluated.
+
+    DataError for classes that the model does not have and for a split without images, CheckpointError if there is neither a run
+    nor ``data``.
     """
     if isinstance(model, Bundle):
         bundle, place = model, model.folder
     else:
         place = user_path(model.path if isinstance(model, Run) else model)
         bundle = load_bundle(place, device=str(choose_device(device)))
-    manifest, images, rows, source, account = _pictures(place, None if data is None else str(data), split, progress)
-    progress(len(rows), len(rows))  # ends the first count, also if no image had to be read
-    labels = _labels_by_name(manifest, bundle.classes, rows)
+    if data is None:
+        if overrides or class_map:
+            given = [*(f"--set {text}" for text in overrides), *(f"class {name!r}" for name in class_map or ())]
+            raise DataError(
+                f"{', '.join(given)} without DATA: the run's own pictures have the classes of the model",
+                "these settings together with DATA",
+                "give DATA, or leave them out",
+            )
+        chosen = _own_images(place, split or "test", bundle, progress)
+    else:
+        chosen = _images_of(bundle, str(data), split, overrides, class_map or {}, progress)
+    progress(len(chosen.rows), len(chosen.rows))  # ends the first count, also if no image had to be read
+    manifest, rows, labels = chosen.manifest, chosen.rows, chosen.labels
     view = bundle.preprocessing
     numerics = Numerics(view.mean, view.std, "fp32", True)
     threads = auto_workers(manifest) if workers is None else workers
-    with closing(load_batches(images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
+    with closing(load_batches(chosen.images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
         try:
             progress(0, len(rows))
             result = answers(
@@ -155,10 +179,10 @@ def evaluate(
             names = manifest.paths.take(error.rows).to_pylist()
             raise NotFinite(error.rows, error.total, names) from None
     if not result.images:
-        raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), source)
+        raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), chosen.source)
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
-    account = _with_lost(account, manifest, rows[~result.predictions.readable])
-    return EvaluationReport(source, bundle.classes, labels, groups, result, account)
+    account = _with_lost(chosen.account, manifest, rows[~result.predictions.readable])
+    return EvaluationReport(chosen.source, bundle.classes, labels, groups, result, account, chosen.notes)
 
 
 def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) -> Account:
@@ -169,37 +193,65 @@ def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) ->
     return Account(account.read - len(lost), account.left_out, (*account.unreadable, omission))
 
 
-def _pictures(
-    run: Path, data: str | None, split: str, progress: Progress
-) -> tuple[Manifest, Images, NDArray[np.int64], str, Account]:
-    if data is not None:
-        dataset = load_dataset(data, recipe.Data(val=0.0, test=0.0), 0, workers=cores(), progress=progress)
-        return dataset.manifest, dataset.images, np.arange(len(dataset.manifest)), data, dataset.account
+@dataclass(frozen=True)
+class _Chosen:
+    """The images to evaluate."""
+
+    manifest: Manifest
+    images: Images
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    """The model's class of each row."""
+    source: str
+    account: Account
+    notes: tuple[str, ...] = ()
+
+
+def _own_images(run: Path, split: str, bundle: Bundle, progress: Progress) -> _Chosen:
     manifest = Manifest.read(RunDir.existing(run).manifest)
-    sizes = {name: len(manifest.rows(name)) for name in ("val", "test")}
-    if not sizes.get(split):
-        allowed = ", ".join(f"{name} ({count:,} pictures)" for name, count in sizes.items() if count)
-        raise DataError(
-            f"--split {split}: this run has no {split} pictures",
-            allowed or "DATA of your own",
-            "name another split, or give DATA",
-        )
-    images, rows = open_images(manifest), manifest.rows(split)
+    rows = rows_of(manifest, split, "this run has")
     verify_images(manifest, rows, workers=cores(), progress=progress)
-    return manifest, images, rows, f"{split} pictures of {run}", Account(len(rows))
+    matched = match_classes(manifest, rows, bundle.classes, {}, str(run))
+    return _Chosen(
+        manifest, open_images(manifest), rows, matched.labels, f"{split} pictures of {run}", Account(len(rows))
+    )
 
 
-def _labels_by_name(manifest: Manifest, classes: tuple[str, ...], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    known = {name: at for at, name in enumerate(classes)}
-    foreign = [manifest.classes[at] for at in np.unique(manifest.labels[rows]) if manifest.classes[at] not in known]
-    if foreign:
-        raise DataError(
-            f"class {foreign[0]!r} is not among those the model was trained on" + nearest(foreign[0], classes),
-            ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else ""),
-            "rename or leave out the class",
+def _images_of(
+    bundle: Bundle,
+    data: str,
+    split: str | None,
+    overrides: Sequence[str],
+    class_map: ClassMap,
+    progress: Progress,
+) -> _Chosen:
+    dataset, notes = load_labelled(bundle, data, overrides, progress)
+    manifest = dataset.manifest
+    rows = rows_of(manifest, split, f"{data!r} has")
+    matched = match_classes(manifest, rows, bundle.classes, class_map, data)
+    if matched.absent:
+        notes.append(f"no picture of {counted(len(matched.absent), 'class')} of the model: {some(matched.absent)}")
+    if known := _trained_on(bundle.folder.parent, manifest, matched.rows):
+        notes.append(
+            f"{known:,} of these {len(matched.rows):,} pictures are among those that the model was trained on, so the accuracy "
+            "is too high for new pictures"
         )
-    translation = np.array([known.get(name, -1) for name in manifest.classes], dtype=np.int64)
-    return translation[manifest.labels[rows]]
+    dropped = [Omission("of a class that was dropped", count, name) for name, count in matched.dropped.items()]
+    if others := len(manifest) - len(rows):
+        dropped.append(Omission(f"not in {split}", others, ""))
+    account = Account(len(matched.rows), (*dataset.account.left_out, *dropped), dataset.account.unreadable)
+    source = data if split is None else f"{split} pictures of {data}"
+    return _Chosen(manifest, dataset.images, matched.rows, matched.labels, source, account, tuple(notes))
+
+
+def _trained_on(run: Path, manifest: Manifest, rows: NDArray[np.int64]) -> int:
+    """Returns how many of ``rows`` have the content of a training image of ``run``; 0 if that is no run."""
+    file = RunDir(run).manifest
+    if not file.is_file():
+        return 0
+    own = Manifest.read(file)
+    trained = own.hashes.take(pa.array(own.rows("train")))
+    return int(pc.sum(pc.is_in(manifest.hashes.take(pa.array(rows)), trained)).as_py() or 0)
 
 
 def _specs(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli.options import Quiet, show_account
+from stagewright.cli.options import Quiet, refuse_alone, show_account
 from stagewright.storage.files import STDOUT, user_path
 
 data_app = typer.Typer(
@@ -18,6 +18,7 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_QUALITY = 90
 Source = Annotated[str, typer.Argument(metavar="DATA", help="As for train.")]
 Settings = Annotated[
     list[str] | None,
@@ -101,6 +102,7 @@ def split(
     from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
 
+    refuse_alone("--mode", mode != "symlink" and links is None, "--links")
     if mode not in ("symlink", "hardlink", "copy"):
         raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
     flags = {"data.val": val, "data.test": test, "data.group": group_by}
@@ -131,7 +133,7 @@ def pack(
     encoding: Annotated[
         str, typer.Option("--format", help="jpeg, or raw: pixels, faster, 8 times the space.")
     ] = "jpeg",
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 90,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = _QUALITY,
     out: Annotated[
         Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to write; default: NAME.pack.")
     ] = None,
@@ -149,6 +151,7 @@ def pack(
 
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
+    refuse_alone("--quality", quality != _QUALITY and encoding != "jpeg", "--format jpeg")
     folder = out or Path(f"{_name_of(data)}.pack")
     with ProgressLine("scanning the pictures", "packing", quiet=quiet) as progress:
         made = make(
@@ -202,6 +205,7 @@ def bench(
     from stagewright.preflight.loader_bench import BenchSettings
     from stagewright.preflight.loader_bench import bench as measure
 
+    refuse_alone("--device", device != "auto" and model is None, "--model")
     say = (lambda text: None) if as_json or quiet else (lambda text: print(text, file=sys.stderr))
     with ProgressLine("looking at the pictures", "measuring", quiet=quiet) as progress:
         found = measure(
@@ -221,18 +225,11 @@ def bench(
 
 
 def _settings(overrides: list[str] | None, **flags: Any) -> Any:
-    """Returns the ``data`` section of a recipe with the given ``--set data.*`` and flags; all else has its default."""
-    from stagewright.errors import RecipeError
-    from stagewright.recipe import recipes
-    from stagewright.recipe.recipe import Recipe
+    """Returns how DATA is read: the defaults with flags and, last, the given ``--set data.*``."""
+    from stagewright.recipe.recipes import data_settings
 
-    for text in overrides or ():
-        if not text.strip().startswith("data."):
-            raise RecipeError(
-                f"--set {text!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
-            )
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
-    return recipes.override(Recipe(), [*given, *(overrides or ())]).data
+    return data_settings([*given, *(overrides or ())])
 
 
 def _name_of(data: str) -> str:

@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stagewright.text import printable
+
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
 
@@ -17,16 +19,17 @@ _LISTED = 30
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
-    """Returns the accuracy over all images, a table of the classes, and one of the groups if there are any."""
+    """Returns the accuracy over all images, a table of the classes, one of the groups if there are any, and what was left out."""
     result, (low, high) = report.result, report.top1_interval
     top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
     text = (
         f"{report.source}: top-1 {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}, "
         f"loss {result.loss:.4f}, {result.images:,} pictures"
-        + (f", {result.unreadable:,} unreadable" if result.unreadable else "")
+        + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
     )
     parts = (("class", report.by_class()), ("group", report.by_group()))
-    return Group(Text(text), *(_table(title, shares) for title, shares in parts if shares))
+    said = [Text(f"· {printable(line)}", style="dim") for line in (*report.notes, *report.account.lines())]
+    return Group(Text(text), *(_table(title, shares) for title, shares in parts if shares), *said)
 
 
 def _table(title: str, shares: Sequence[Share]) -> Table:

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import plan, predict
+from stagewright.cli import evaluate, plan, predict
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
+    PROBE_SECONDS,
     AsJson,
     BatchSize,
     BudgetText,
@@ -42,7 +43,7 @@ from stagewright.cli.options import (
     Weights,
     Workers,
     recipe_request,
-    show_account,
+    refuse_alone,
     speaker,
 )
 from stagewright.errors import Cancelled, StagewrightError, Stopped
@@ -85,7 +86,7 @@ def train(
     tiny: Tiny = False,
     budget: BudgetText = None,
     price: Price = None,
-    probe_seconds: ProbeSeconds = 10.0,
+    probe_seconds: ProbeSeconds = PROBE_SECONDS,
     save_minutes: SaveMinutes = 10.0,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
@@ -94,6 +95,8 @@ def train(
     """Plan, train, evaluate and report."""
     from stagewright.errors import RecipeError
 
+    refuse_alone("--price", price is not None and budget is None, "--budget")
+    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = _budget(budget, price, epochs)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
@@ -167,34 +170,6 @@ def resume(
 
 
 @app.command()
-def evaluate(
-    run: RunPath,
-    data: Annotated[str | None, typer.Argument(help="Other pictures, as for train; default: the run's own.")] = None,
-    split: Annotated[
-        str, typer.Option(help="val or test of the run's own pictures; DATA is evaluated as a whole.")
-    ] = "test",
-    device: Device = "auto",
-    workers: Workers = None,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
-    from rich.console import Console
-
-    from stagewright.api.evaluate import evaluate as score
-    from stagewright.cli.evaluation_view import evaluation_view
-    from stagewright.observers.progress_line import ProgressLine
-
-    with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
-        found = score(run, data, split=split, device=device, workers=workers, progress=progress)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=1))
-        return
-    Console().print(evaluation_view(found))
-    show_account(found.account)
-
-
-@app.command()
 def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
     """Write plots and report.html again from a run's files."""
     from stagewright.report.write import write
@@ -208,6 +183,7 @@ recipes_app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+evaluate.register(app)
 plan.register(app)
 predict.register(app)
 
@@ -302,6 +278,7 @@ def _close(run: Any, quiet: bool) -> None:
         return
     summary = run.summary
     scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
+    scores = scores or "not measured: no validation or test pictures"
     print(f"Top-1 {scores}  ({summary['chosen']['weights']} weights of step {summary['chosen']['step']:,})")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")

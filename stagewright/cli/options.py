@@ -66,6 +66,7 @@ BudgetText = Annotated[
 Price = Annotated[
     float | None, typer.Option(help="Price of one hour of this machine in dollars; for --budget $ and plan --probe.")
 ]
+PROBE_SECONDS = 10.0
 ProbeSeconds = Annotated[
     float, typer.Option(help="Length of the speed measurement in seconds, for all stages together.")
 ]
@@ -100,6 +101,16 @@ def recipe_request(
     }
     given = {field: value for field, value in flags.items() if value is not None}
     return RecipeRequest(name, given, epochs, tuple(overrides or ()))
+
+
+def refuse_alone(flag: str, given: bool, other: str) -> None:
+    """RecipeError if a flag is ``given``, i.e. not at its default, but ``other``, without which it has no effect, is not."""
+    from stagewright.errors import RecipeError
+
+    if given:
+        raise RecipeError(
+            f"{flag} without {other} has no effect", f"{flag} together with {other}", f"add {other}, or leave it out"
+        )
 
 
 def _peak(text: str) -> float | str:

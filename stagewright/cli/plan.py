@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from stagewright.cli.options import (
+    PROBE_SECONDS,
     AsJson,
     BatchSize,
     Data,
@@ -27,6 +28,7 @@ from stagewright.cli.options import (
     Weights,
     Workers,
     recipe_request,
+    refuse_alone,
     speaker,
 )
 from stagewright.storage.files import user_path
@@ -60,7 +62,7 @@ def plan(
         ),
     ] = False,
     price: Price = None,
-    probe_seconds: ProbeSeconds = 10.0,
+    probe_seconds: ProbeSeconds = PROBE_SECONDS,
     quiet: Quiet = False,
     as_json: AsJson = False,
     steps: Annotated[
@@ -78,6 +80,8 @@ def plan(
     from stagewright.plan.execution import Execution
 
     check_price(price)
+    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and not probe, "--probe")
+    refuse_alone("--steps", steps and not as_json, "--json")
     if price is not None and not probe:
         raise RecipeError(
             f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from stagewright.data.account import Account
@@ -12,12 +14,12 @@ from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
-from stagewright.data.sources.assemble import account_of, assemble
+from stagewright.data.sources.assemble import Assembled, account_of, assemble, assemble_for_evaluation
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
-from stagewright.data.sources.folders import absolute_path
-from stagewright.data.sources.local import list_source
-from stagewright.data.sources.scan import Progress, hex_strings, scan
+from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.local import list_source, refuse_columns
+from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
@@ -55,19 +57,48 @@ def load_dataset(
             "shares whose sum is below 1",
             "for example --set data.val=0.15 --set data.test=0.15",
         )
+    return _load(source, settings, partial(assemble, settings=settings, seed=seed), workers, progress)
+
+
+def load_for_evaluation(source: str, settings: Data, *, workers: int = 2, progress: Progress | None = None) -> Dataset:
+    """Finds and checks the labelled images of ``source``, and returns them as they are: no split is made, and what a training
+    requires (several classes, a train part) is not required.
+
+    Images that DATA puts into no part are in test. Arguments and errors as for :func:`load_dataset`.
+    """
+    rule = partial(assemble_for_evaluation, settings=settings)
+    return _load(source, settings, rule, workers, progress, needs_train=False)
+
+
+def _load(
+    source: str,
+    settings: Data,
+    rule: Callable[[str, Listing, Scan], Assembled],
+    workers: int,
+    progress: Progress | None,
+    *,
+    needs_train: bool = True,
+) -> Dataset:
     if source.startswith("torchvision:"):
+        refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
-        manifest, notes, excluded = assemble(source, arrays.listing, arrays.scan, settings, seed)
+        manifest, notes, excluded = rule(source, arrays.listing, arrays.scan)
         account = account_of(arrays.listing, arrays.scan)
         return Dataset(manifest, ArrayImages(arrays.images), notes, excluded, account)
     place = absolute_path(source)
     if is_pack(place):
-        return _load_pack(source, Pack.open(place), settings, seed, workers, progress)
-    listing = list_source(source, settings)
+        pack = Pack.open(place)
+        listing, found = pack.listing(settings), pack.scan()
+        manifest, notes, excluded = rule(source, listing, found)
+        manifest = replace(manifest, variant=pack.head.variant)
+        check_notes = check_records(pack, workers=workers, progress=progress)
+        images = pack.images(manifest.paths)
+        return Dataset(manifest, images, (*notes, *check_notes), excluded, account_of(listing, found))
+    listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    manifest, notes, excluded = assemble(source, listing, found, settings, seed)
-    images = FileImages(manifest.root, manifest.paths, settings.max_pixels)
-    return Dataset(manifest, images, notes, excluded, account_of(listing, found))
+    manifest, notes, excluded = rule(source, listing, found)
+    files = FileImages(manifest.root, manifest.paths, settings.max_pixels)
+    return Dataset(manifest, files, notes, excluded, account_of(listing, found))
 
 
 def open_images(manifest: Manifest) -> Images:
@@ -95,16 +126,6 @@ def open_images(manifest: Manifest) -> Images:
             "mount it or move it back, or name the new folder: stagewright resume RUN --data DIR",
         )
     return FileImages(root, manifest.paths, accepted(manifest.widths, manifest.heights))
-
-
-def _load_pack(source: str, pack: Pack, settings: Data, seed: int, workers: int, progress: Progress | None) -> Dataset:
-    listing = pack.listing(settings)
-    found = pack.scan()
-    manifest, notes, excluded = assemble(source, listing, found, settings, seed)
-    manifest = replace(manifest, variant=pack.head.variant)
-    check_notes = check_records(pack, workers=workers, progress=progress)
-    images = pack.images(manifest.paths)
-    return Dataset(manifest, images, (*notes, *check_notes), excluded, account_of(listing, found))
 
 
 def _open_pack(manifest: Manifest) -> Images:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from stagewright.recipe.holds import ON, When
 from stagewright.recipe.schema import Frozen
 from stagewright.system.named_functions import PREFIX, check_form
 
@@ -24,9 +25,9 @@ class AugmentFields(Frozen):
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
     """``random_resized``: random-resized-crop (arXiv:1409.4842); ``pad``: pad by an eighth of the side and crop, as usual for
     CIFAR; ``none``: the crop of the evaluation."""
-    scale: tuple[Share, Share] = (0.25, 1.0)
+    scale: Annotated[tuple[Share, Share], When(crop="random_resized")] = (0.25, 1.0)
     """Random-resized-crop: smallest and largest area of the crop, as a share of the image's area."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[Positive, Positive], When(crop="random_resized")] = (3 / 4, 4 / 3)
     """Random-resized-crop: smallest and largest aspect ratio (width / height) of the crop."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
@@ -47,15 +48,15 @@ class AugmentFields(Frozen):
     perspective: Share = 0.0
     """Perspective distortion: largest distance by which each corner moves inwards, as a share of half the side. 0.5 is strong;
     above 0.66 the image may fold over."""
-    perspective_probability: Share = 0.5
+    perspective_probability: Annotated[Share, When(perspective=ON)] = 0.5
     """Probability of the perspective distortion."""
 
     policy: Literal["none", "randaugment", "trivialaugment", "augmix", "three_augment"] = "none"
     """Automatic policy: RandAugment (arXiv:1909.13719), TrivialAugment Wide (arXiv:2103.10158), AugMix without its consistency
     loss (arXiv:1912.02781), or 3-Augment: grayscale, solarize or blur (arXiv:2204.07118)."""
-    policy_ops: Annotated[int, Field(ge=1, le=8)] = 2
+    policy_ops: Annotated[int, Field(ge=1, le=8), When(policy="randaugment")] = 2
     """RandAugment: number of operations applied to each image one after another."""
-    policy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    policy_magnitude: Annotated[int, Field(ge=0, le=30), When(policy="randaugment")] = 9
     """RandAugment: strength of all operations, on a scale of 0 to 30."""
 
     brightness: Spread = 0.0
@@ -68,7 +69,9 @@ class AugmentFields(Frozen):
     [max(0, 1 - saturation), 1 + saturation]."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """Colour jitter: the hue is rotated by a share of the colour circle that is uniform in [-hue, hue]."""
-    jitter_probability: Share = 1.0
+    jitter_probability: Annotated[Share, When(brightness=ON), When(contrast=ON), When(saturation=ON), When(hue=ON)] = (
+        1.0
+    )
     """Probability of colour jitter; brightness, contrast, saturation and hue are then all changed, in this order."""
     grayscale: Share = 0.0
     """Probability of removing all colour."""
@@ -76,11 +79,11 @@ class AugmentFields(Frozen):
     """Probability of inverting all levels (the negative)."""
     posterize: Share = 0.0
     """Probability of reducing each channel to its highest ``posterize_bits`` bits."""
-    posterize_bits: Annotated[int, Field(ge=1, le=8)] = 4
+    posterize_bits: Annotated[int, Field(ge=1, le=8), When(posterize=ON)] = 4
     """Posterize: number of bits, out of 8, that stay in each channel."""
     solarize: Share = 0.0
     """Probability of inverting all levels from ``solarize_threshold`` on."""
-    solarize_threshold: Annotated[int, Field(ge=0, le=255)] = 128
+    solarize_threshold: Annotated[int, Field(ge=0, le=255), When(solarize=ON), When(policy="three_augment")] = 128
     """Solarize, also in 3-Augment: the lowest level, 0 to 255, that is inverted."""
     autocontrast: Share = 0.0
     """Probability of stretching each channel to the full range of levels."""
@@ -88,20 +91,22 @@ class AugmentFields(Frozen):
     """Probability of equalizing each channel's histogram."""
     sharpness: Share = 0.0
     """Probability of changing the sharpness by ``sharpness_factor``."""
-    sharpness_factor: Spread = 2.0
+    sharpness_factor: Annotated[Spread, When(sharpness=ON)] = 2.0
     """Sharpness: 0 smooths, 1 changes nothing, values above 1 sharpen."""
     blur: Share = 0.0
     """Probability of a Gaussian blur (as in SimCLR, arXiv:2002.05709)."""
-    blur_sigma: tuple[Positive, Annotated[float, Field(le=20.0)]] = (0.1, 2.0)
+    blur_sigma: Annotated[
+        tuple[Positive, Annotated[float, Field(le=20.0)]], When(blur=ON), When(policy="three_augment")
+    ] = (0.1, 2.0)
     """Blur, also in 3-Augment: range of the standard deviation in pixels, drawn uniformly."""
     custom: str | None = None
     """A user's function, as ``module:function``, that is called with batches of uint8 images, before erasing;
     docs/augmentation.md describes it. None: no such function."""
     erasing: Share = 0.0
     """Probability that a rectangle is filled with the mean colour (random erasing, arXiv:1708.04896)."""
-    erasing_scale: tuple[Share, Share] = (0.02, 0.33)
+    erasing_scale: Annotated[tuple[Share, Share], When(erasing=ON)] = (0.02, 0.33)
     """Erasing: smallest and largest area of the rectangle, as a share of the image's area."""
-    erasing_ratio: tuple[Positive, Positive] = (0.3, 3.3)
+    erasing_ratio: Annotated[tuple[Positive, Positive], When(erasing=ON)] = (0.3, 3.3)
     """Erasing: smallest and largest aspect ratio (height / width) of the rectangle."""
 
     @field_validator("policy", mode="before")

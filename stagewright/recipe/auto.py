@@ -130,7 +130,7 @@ class _Draft:
 
     def set_fields(self, text: str, fields: Mapping[str, Any]) -> None:
         """Sets ``fields`` (values by path) and records ``text`` as their reason."""
-        self.recipe = recipes.override(self.recipe, [f"{path}={json.dumps(value)}" for path, value in fields.items()])
+        self.recipe = recipes.apply(self.recipe, [f"{path}={json.dumps(value)}" for path, value in fields.items()])
         self.reasons.append(Reason(tuple(fields), f"{text}."))
 
     def explain_rest(self, text: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
+from stagewright.recipe.holds import ON, Only, When
 from stagewright.recipe.schema import Frozen, Options
 from stagewright.system.named_functions import check_form, is_named
 
@@ -32,6 +33,10 @@ Name = Annotated[str, AfterValidator(_checked_if_named)]
 """A name that the package or a library knows, or a user's function, ``python:module:function``."""
 
 
+TableText = Annotated[str | None, Only("table")]
+"""A setting that only a table can follow: the name of a column, or the folder of its images."""
+
+
 class Part(Frozen):
     """A frozen part of a recipe that refuses unknown keys and the numbers infinity and NaN."""
 
@@ -41,20 +46,20 @@ class Part(Frozen):
 class Data(Part):
     """How DATA is read. Column names are used only for CSV and Parquet files."""
 
-    val: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    val: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for validation, if DATA has no validation split of its own."""
-    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    test: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
-    path: str | None = None
+    path: TableText = None
     """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
-    label: str | None = None
+    label: TableText = None
     """Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns."""
-    group: str | None = None
+    group: TableText = None
     """Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
     the text "none": no groups."""
-    split: str | None = None
+    split: TableText = None
     """Column that names each image's split (train, val or test); none: found by its name."""
-    images: str | None = None
+    images: TableText = None
     """Folder to which the paths in a table are relative; none: the folder of the table."""
     bad_images: Literal["exclude", "fail"] = "exclude"
     """What to do with images that cannot be read: ``exclude`` lists them and trains without them, ``fail`` stops with an
@@ -62,7 +67,7 @@ class Data(Part):
     max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 178_956_970
     """Most pixels of an image: one with more counts as unreadable. Decoding takes up to 12 bytes of memory for each of them,
     in each thread that reads images."""
-    max_unreadable: Fraction = 0.05
+    max_unreadable: Annotated[Fraction, Only("training")] = 0.05
     """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
     read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""
 
@@ -103,8 +108,8 @@ class Optimizer(Part):
     ``options`` (docs/extend.md)."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """SGD's momentum, or Adam's beta1."""
-    nesterov: bool = False
-    """Whether SGD uses Nesterov momentum; other optimizers ignore it."""
+    nesterov: Annotated[bool, When(name="sgd")] = False
+    """Whether SGD uses Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     """Weight decay as the optimizer defines it (L2 penalty for ``sgd``, decoupled for ``adamw``); 0 switches it off."""
     decay_norm_and_bias: bool = False
@@ -119,6 +124,9 @@ class Optimizer(Part):
     appendix). 1: all are equal."""
     on_enter: Literal["keep_optimizer", "reset_optimizer"] = "keep_optimizer"
     """Whether a stage begins with the optimizer state (momentum etc.) of the previous stage or with a new one."""
+
+
+_WARMED_UP = ("constant", "linear", "cosine", "piecewise")
 
 
 class LR(Part):
@@ -138,21 +146,23 @@ class LR(Part):
     warmup: Duration = Duration(0.0, "epochs")
     """Length of the linear warm-up before linear, cosine, constant and piecewise; of the rising part of one_cycle; of the
     annealing of swa. 0: no warm-up; one_cycle then rises for 0.3 of its span."""
-    warmup_start: Fraction = 0.0
+    warmup_start: Annotated[Fraction, When(warmup=ON, schedule=_WARMED_UP)] = 0.0
     """Factor of the peak at the first step of the warm-up."""
-    final: Fraction = 0.0
+    final: Annotated[Fraction, When(schedule=("linear", "cosine"))] = 0.0
     """Factor of the peak at the end of linear and cosine."""
-    milestones: Annotated[dict[str, Fraction], Field(max_length=1000)] = Field(default_factory=dict)
+    milestones: Annotated[dict[str, Fraction], Field(max_length=1000), When(schedule="piecewise")] = Field(
+        default_factory=dict
+    )
     """Piecewise: maps a length from the start of the span to the factor of the peak from there on."""
-    interpolate: bool = False
+    interpolate: Annotated[bool, When(schedule="piecewise")] = False
     """Piecewise: straight lines between the milestones instead of steps."""
-    div: Positive = 25.0
+    div: Annotated[Positive, When(schedule="one_cycle")] = 25.0
     """One-cycle: the first learning rate is peak / div."""
-    final_div: Positive = 1e4
+    final_div: Annotated[Positive, When(schedule="one_cycle")] = 1e4
     """One-cycle: the last learning rate is peak / div / final_div."""
-    anneal: Literal["cos", "linear"] = "cos"
+    anneal: Annotated[Literal["cos", "linear"], When(schedule=("one_cycle", "swa"))] = "cos"
     """One-cycle and swa: shape of the rise and fall, a half-cosine or a straight line."""
-    momentum: tuple[Fraction, Fraction] | None = None
+    momentum: Annotated[tuple[Fraction, Fraction] | None, When(schedule="one_cycle")] = None
     """One-cycle: [low, high]; momentum falls from high to low while the learning rate rises, then returns to high. None:
     constant momentum."""
     span: Literal["run", "stage"] = "run"
@@ -184,9 +194,9 @@ class Mix(Part):
     """Alpha of mixup's Beta distribution (arXiv:1710.09412); 0: no mixup."""
     cutmix: Annotated[float, Field(ge=0.0)] = 0.0
     """Alpha of cutmix's Beta distribution (arXiv:1905.04899); 0: no cutmix."""
-    probability: Fraction = 1.0
+    probability: Annotated[Fraction, When(mixup=ON), When(cutmix=ON)] = 1.0
     """Probability that a batch is mixed."""
-    cutmix_share: Fraction = 0.5
+    cutmix_share: Annotated[Fraction, When(mixup=ON, cutmix=ON)] = 0.5
     """Probability that a mixed batch uses cutmix rather than mixup, if both are on."""
 
     @model_validator(mode="before")
@@ -200,12 +210,12 @@ class Average(Part):
 
     kind: Literal["none", "ema", "swa"] = "none"
     """``ema``: exponential moving average; ``swa``: mean of weights at equal distances; ``none``: raw weights only."""
-    half_life: Duration = Duration(0.02, "run")
+    half_life: Annotated[Duration, When(kind="ema")] = Duration(0.02, "run")
     """EMA: length of training after which the influence of a step's weights has halved, at any batch size. The average is
     bias-corrected."""
-    every: Duration = Duration(1.0, "epochs")
+    every: Annotated[Duration, When(kind="swa")] = Duration(1.0, "epochs")
     """SWA (arXiv:1803.05407): distance between the weights that are averaged."""
-    recalibrate: Annotated[int, Field(ge=0)] | None = None
+    recalibrate: Annotated[Annotated[int, Field(ge=0)] | None, When(kind=("ema", "swa"))] = None
     """Number of training images used to re-estimate the batch-norm statistics of the averaged weights before each evaluation.
     0: the statistics are averaged like the weights. None: 4096 for swa, 0 for ema."""
 
@@ -248,9 +258,9 @@ class Stop(Part):
 
     patience: Annotated[int, Field(ge=1)] | None = None
     """Number of consecutive evaluations without an improvement after which the run ends; none: no early stopping."""
-    metric: Literal["val_top1", "val_loss"] = "val_top1"
+    metric: Annotated[Literal["val_top1", "val_loss"], When(patience=ON)] = "val_top1"
     """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss."""
-    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    min_delta: Annotated[float, Field(ge=0.0), When(patience=ON)] = 0.0
     """A change counts as an improvement if it is larger than this, in percentage points of top-1 or in loss."""
 
 
@@ -265,10 +275,10 @@ class Guard(Part):
     spike: Positive = 0.5
     """Threshold of a loss spike: two consecutive windows whose median loss exceeds that of the stage's best window by this
     share of the loss of random guessing (the logarithm of the number of classes)."""
-    lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    lr_factor: Annotated[float, Field(gt=0.0, le=1.0), When(rollbacks=ON)] = 0.2
     """Factor on the learning rate after a rollback because of a spike, or if no single image causes the problem. If another
     problem follows within ``lr_factor_windows``, the factors multiply."""
-    lr_factor_windows: Annotated[int, Field(ge=1)] = 8
+    lr_factor_windows: Annotated[int, Field(ge=1), When(rollbacks=ON)] = 8
     """Number of windows for which ``lr_factor`` applies."""
 
     @model_validator(mode="before")

@@ -18,7 +18,8 @@ from pydantic_core import ErrorDetails
 
 from stagewright.errors import RecipeError, nearest
 from stagewright.recipe.duration import FORMS, Duration
-from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.recipe import Data, Recipe
+from stagewright.recipe.unused import refuse_unused, refuse_unused_in_file
 from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
 from stagewright.storage.files import read_own, user_path
 
@@ -78,7 +79,10 @@ def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             f"{name_or_file} contains a {type(raw).__name__}", "a mapping of recipe fields", "correct the file"
         )
-    return override(from_dict(raw), overrides)
+    recipe = from_dict(raw)
+    if name_or_file not in shipped():
+        refuse_unused_in_file(recipe, raw)
+    return override(recipe, overrides)
 
 
 def from_dict(raw: Mapping[str, Any]) -> Recipe:
@@ -97,17 +101,57 @@ def to_yaml(recipe: Recipe) -> str:
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """Returns ``recipe`` with overrides such as ``optimizer.weight_decay=0.05`` or ``stages.0.epochs=3ep`` applied; values are
-    YAML. RecipeError for an invalid one."""
+    YAML. RecipeError for an invalid one, and for one that has no effect in the result."""
+    changed = apply(recipe, overrides)
+    names = {stage.name: str(at) for at, stage in enumerate(changed.stages)}
+    given = [path for text_ in overrides for path in _fields_of(*_parsed(text_))]
+    refuse_unused(
+        changed,
+        [
+            (path[0], names.get(path[1], path[1]), *path[2:]) if path[0] == "stages" and len(path) > 1 else path
+            for path in given
+        ],
+    )
+    return changed
+
+
+def apply(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Returns ``recipe`` with ``overrides`` applied as by :func:`override`, for callers whose overrides nobody has requested: one
+    without an effect is allowed."""
     if not overrides:
         return recipe
     content = recipe.model_dump(mode="json", exclude_unset=True)
     for text_ in overrides:
-        path, equals, value = text_.partition("=")
-        if not equals or not path.strip():
-            raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
-        steps = path.strip().replace("[", ".").replace("]", "").split(".")
-        _assign(content, steps, _value(steps, value, text_), text_)
+        path, value = _parsed(text_)
+        _assign(content, path, value, text_)
     return from_dict(content)
+
+
+def _parsed(text_: str) -> tuple[list[str], Any]:
+    """Returns path and value of an override."""
+    path, equals, value = text_.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
+    steps = path.strip().replace("[", ".").replace("]", "").split(".")
+    return steps, _value(steps, value, text_)
+
+
+def _fields_of(path: list[str], value: Any) -> list[tuple[str, ...]]:
+    """Returns the paths of the fields that an override sets: several if ``value`` is a mapping for a part such as ``lr``."""
+    if isinstance(value, dict) and _part_at(path) is not _part_at(path[:-1]):
+        return [inner for key, one in value.items() for inner in _fields_of([*path, str(key)], one)]
+    return [tuple(path)]
+
+
+def data_settings(overrides: Sequence[str]) -> Data:
+    """Returns how DATA is read: the defaults with ``data.FIELD=VALUE`` overrides applied, for commands without a recipe.
+    RecipeError for an invalid override and for one of another part of a recipe."""
+    for text_ in overrides:
+        if not text_.strip().startswith("data."):
+            raise RecipeError(
+                f"--set {text_!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
+            )
+    return override(Recipe(), overrides).data
 
 
 def _value(path: Sequence[str], text: str, override_: str) -> Any:

@@ -117,6 +117,9 @@ def _result(record: RunRecord) -> str:
             f"<div><b>top-1 on {SPLIT_NAMES[split]}</b><br>{score.correct:,} of {score.total:,} pictures<br>"
             f"95 % interval {_interval(score)} %<br><i>{note}</i></div></div>"
         )
+    if not cards and record.status == "finished":
+        sentence = _text(results.choice_sentence(record))
+        return f"<p>Top-1 was not measured: no validation or test pictures.</p><p>{sentence}</p>"
     if not cards:
         return "<p>Nothing has been evaluated yet.</p>"
     warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))

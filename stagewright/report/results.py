@@ -112,6 +112,8 @@ def choice_sentence(record: RunRecord) -> str:
                 words.append(" (if they are equal, the averaged weights are chosen)")
     words.append(". ")
     evaluations = record.evaluations
+    if done and not evaluations:
+        return f"{''.join(words)}They are the last ones: without validation pictures no others could be compared."
     candidates = sum(len(event.results) for event in evaluations)
     select = record.plan.get("recipe", {}).get("eval", {}).get("select", "best")
     if select == "last" and done:

@@ -89,7 +89,10 @@ def _finished(event: Finished) -> str:
         if top1 is not None
     )
     chosen = event.chosen
-    text = f"finished: top-1 {scores or 'not measured'} with the {chosen.weights} weights of step {chosen.step:,}"
+    weights = f"the {chosen.weights} weights of step {chosen.step:,}"
+    text = f"finished: top-1 {scores} with {weights}"
+    if not scores:
+        text = f"finished with {weights}; top-1 not measured: no validation or test pictures"
     return f"{text}\n{event.loading}" if event.loading else text
 
 

@@ -90,7 +90,7 @@ def test_evaluate_says_what_cannot_be(
         for at in range(3):
             (tmp_path / name / f"{at}.png").write_bytes((picture_folder / "across" / f"{at:02d}.png").read_bytes())
     foreign = call(capsys, monkeypatch, "evaluate", run, tmp_path)
-    assert foreign.code == 2 and re.search(r"class 'upside' is not among[\s\S]*across, down, slanted", foreign.err)
+    assert foreign.code == 2 and re.search(r"'upside' \(3 pictures\)[\s\S]*across, down, slanted", foreign.err)
 
 
 def test_predict(
@@ -141,6 +141,15 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["resume", "no/run"], r"no/run is not a run directory"),
         (["predict", "no/run", "x.jpg"], r"x.jpg|no/run"),
         (["plan", "hf:food101"], r"hf:"),
+        (["plan", "DATA", "--steps"], r"--steps without --json has no effect"),
+        (["plan", "DATA", "--probe-seconds", "3"], r"--probe-seconds without --probe has no effect"),
+        (["train", "DATA", "--price", "2"], r"--price without --budget has no effect"),
+        (["data", "split", "DATA", "--mode", "copy"], r"--mode without --links has no effect"),
+        (["data", "split", "DATA", "--anew", "--group-by", "site"], r"data.group=site with [\s\S]*has no columns"),
+        (["data", "pack", "DATA", "--format", "raw", "--quality", "80"], r"--quality without --format jpeg"),
+        (["data", "bench", "DATA", "--device", "cpu"], r"--device without --model has no effect"),
+        (["plan", "DATA", "-r", "quick", "--set", "average.every=2ep"], r"average.every has no effect"),
+        (["evaluate", "no/run", "--map-class", "wolf"], r"--map-class 'wolf'[\s\S]*THEIRS=OURS"),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(

@@ -13,7 +13,7 @@ from stagewright.bundle.predictions import Prediction
 from stagewright.cli.evaluation_view import evaluation_view
 from stagewright.cli.machine_view import benchmark_view, checks_view
 from stagewright.cli.predictions_view import predictions_view
-from stagewright.data.account import Account
+from stagewright.data.account import Account, Omission
 from stagewright.engine.evaluate import Evaluation, Predictions
 from stagewright.preflight.doctor import Check
 from stagewright.preflight.loader_bench import Benchmark, Rate
@@ -55,7 +55,9 @@ def report(classes: int) -> EvaluationReport:
     shares = np.full(len(labels), 0.5, np.float32)
     answers = Predictions(predicted, shares, shares, readable)
     result = Evaluation(0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers)
-    return EvaluationReport("odd [b]folder", tuple(f"c[{at}]" for at in range(classes)), labels, None, result, ACCOUNT)
+    account = Account(result.images, (Omission("no class", 3, "x[1].png"),), (Omission("it is empty", 1, "y.png"),))
+    names = tuple(f"c[{at}]" for at in range(classes))
+    return EvaluationReport("odd [b]folder", names, labels, None, result, account, ("read [b]so",))
 
 
 def test_an_evaluation_shows_figures_and_classes() -> None:
@@ -68,6 +70,8 @@ def test_an_evaluation_shows_figures_and_classes() -> None:
         ["c[1]", "2", "100.0"],
         ["c[2]", "2", "0.0"],
     ]
+    said = " ".join(lines)
+    assert "read [b]so" in said and "left out 3: no class 3 (x[1].png)" in said and "y.png (it is empty)" in said
 
 
 def test_of_many_classes_the_worst_are_shown() -> None:
@@ -78,7 +82,7 @@ def test_of_many_classes_the_worst_are_shown() -> None:
 def test_groups_have_a_table_of_their_own() -> None:
     found = report(3)
     with_groups = EvaluationReport(
-        found.source, found.classes, found.labels, ["a", "a", "b", "b", None, None], found.result, ACCOUNT
+        found.source, found.classes, found.labels, ["a", "a", "b", "b", None, None], found.result, found.account
     )
     assert [(one.name, one.images, one.top1) for one in with_groups.by_group()] == [
         *(("(none)", 2, 0.0), ("a", 1, 100.0), ("b", 2, 100.0))

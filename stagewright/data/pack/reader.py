@@ -20,6 +20,7 @@ from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import Stored
 from stagewright.data.pack.format import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, damaged, has_crc32, open_part
 from stagewright.data.sources.folders import UNDECIDED, Listing
+from stagewright.data.sources.local import refuse_columns
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan, hex_strings
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
@@ -253,7 +254,8 @@ def _choices(pack: Pack, settings: Data) -> tuple[bool, bool]:
     Raises DataError if ``settings`` request columns that the pack was not made with.
     """
     head = pack.head
-    if head.form != "table":  # folders do not use column names
+    if head.form != "table":
+        refuse_columns(str(pack.folder), f"a pack of {head.source}", settings)
         return True, True
     for name in ("path", "label", "images", "split", "group"):
         requested, packed = getattr(settings, name), head.settings[name]

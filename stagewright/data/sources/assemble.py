@@ -9,11 +9,12 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from numpy.typing import NDArray
 
 from stagewright.data.account import Account, Omission, by_reason
 from stagewright.data.images.limits import ABOVE_MAX_PIXELS
@@ -30,10 +31,21 @@ from stagewright.text import counted, some
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 
+class Assembled(NamedTuple):
+    """What became of the files of a listing."""
+
+    manifest: Manifest
+    notes: tuple[str, ...]
+    excluded: tuple[Excluded, ...]
+    """The files and rows that are left out."""
+
+
 @dataclass(frozen=True, eq=False)
 class _ReadableImages:
     """The readable images, in the order of the listing."""
 
+    rows: NDArray[np.int64]
+    """(N,): their rows in the listing."""
     classes: tuple[str, ...]
     labels: Labels
     content: Keys
@@ -42,40 +54,73 @@ class _ReadableImages:
     """(N,): TRAIN, VAL or TEST as given by DATA, or UNDECIDED."""
     groups: pa.StringArray | None
     group_name: str
+    excluded: tuple[Excluded, ...]
+    """The files that cannot be read."""
+    unreadable_notes: tuple[str, ...]
+    """Sentences on them."""
+    notes: tuple[str, ...]
 
 
-def assemble(
-    source: str, listing: Listing, scanned: Scan, settings: Data, seed: int
-) -> tuple[Manifest, tuple[str, ...], tuple[Excluded, ...]]:
-    """Returns the manifest of the readable images of ``listing``, the notes, and the files and rows that are left out.
+def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed: int) -> Assembled:
+    """Returns the manifest of the readable images of ``listing`` for a training, the notes, and what is left out.
 
     ``scanned`` is the scan of the same files. DataError if no file can be read, if ``settings.bad_images`` is ``fail`` and a
     file cannot be read, if there is only one class, or if a class of val or test has no image in train.
     """
+    images = _readable_images(source, listing, scanned, settings)
+    _check_classes(source, listing, images)
+    images, group_notes = _usable_groups(images, settings)
+    splits, split_notes = _split(images, settings, seed)
+    found = _assembled(source, listing, scanned, images, splits)
+    return found._replace(notes=(*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits)))
+
+
+def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
+    """Returns the manifest of the readable images of ``listing`` for an evaluation, the notes, and what is left out.
+
+    None of the rules of a training holds: one class is enough, no split is made, and train needs no images. Parts that DATA
+    gives are kept; all other images are in test. DataError if no file can be read, or as ``settings.bad_images`` requests.
+    """
+    images = _readable_images(source, listing, scanned, settings)
+    images = replace(images, unreadable_notes=())  # the account has them
+    images, group_notes = _usable_groups(images, settings)
+    splits = np.where(images.given == UNDECIDED, TEST, images.given).astype(np.int8)
+    found = _assembled(source, listing, scanned, images, splits)
+    return found._replace(notes=(*found.notes, *group_notes, *_copy_notes(images)))
+
+
+def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Data) -> _ReadableImages:
+    """DataError if there are none, or if ``settings.bad_images`` forbids those that cannot be read."""
     excluded = _exclude_unreadable(listing, scanned, settings)
     rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
     if not len(rows):
         raise _nothing_readable(source, excluded)
     taken = pa.array(rows)
     labels = listing.labels.take(taken)
-    classes = _classes(source, listing, labels)
-    images = _ReadableImages(
+    classes = tuple(sorted(labels.unique().to_pylist()))
+    empty = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
+    notes = [f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}"] if empty else []
+    return _ReadableImages(
+        rows=rows,
         classes=classes,
         labels=pc.index_in(labels, pa.array(classes)).to_numpy().astype(np.int32),
         content=np.ascontiguousarray(scanned.digests[rows, :8]).view("<u8").ravel().astype(np.uint64),
         given=listing.parts[rows],
         groups=None if listing.groups is None else listing.groups.take(taken),
         group_name=listing.group_name,
+        excluded=tuple(excluded),
+        unreadable_notes=(*account_of(listing, scanned).lines(), *_size_notes(excluded)),
+        notes=tuple(notes),
     )
-    empty = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
-    notes = [f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}"] if empty else []
-    images, group_notes = _usable_groups(images, settings)
-    splits, split_notes = _split(images, settings, seed)
+
+
+def _assembled(source: str, listing: Listing, scanned: Scan, images: _ReadableImages, splits: Parts) -> Assembled:
+    rows = images.rows
     manifest = Manifest(
         root=listing.root,
         source=source,
-        classes=classes,
-        paths=listing.paths.take(taken),
+        classes=images.classes,
+        paths=listing.paths.take(pa.array(rows)),
         hashes=hex_strings(scanned.digests[rows]),
         labels=images.labels,
         splits=splits,
@@ -84,18 +129,9 @@ def assemble(
         stamps=None if scanned.stamps is None else scanned.stamps[rows],
         groups=images.groups,
     )
-    notes = [
-        _summary(images),
-        *_name_notes(images.classes),
-        *listing.notes,
-        *account_of(listing, scanned).lines(),
-        *_size_notes(excluded),
-        *notes,
-        *scanned.notes,
-        *group_notes,
-        *split_notes,
-    ]
-    return manifest, (*notes, *_duplicate_notes(images, splits)), (*listing.excluded, *excluded)
+    found = (*listing.notes, *images.unreadable_notes, *images.notes, *scanned.notes)
+    notes = (_summary(images), *_name_notes(images.classes), *found)
+    return Assembled(manifest, notes, (*listing.excluded, *images.excluded))
 
 
 def account_of(listing: Listing, scanned: Scan) -> Account:
@@ -162,24 +198,23 @@ def _nothing_readable(source: str, excluded: list[Excluded]) -> DataError:
     )
 
 
-def _classes(source: str, listing: Listing, labels: pa.StringArray) -> tuple[str, ...]:
-    """Returns the sorted class names; DataError if there is only one class, or if every image has a different class."""
-    classes = tuple(sorted(labels.unique().to_pylist()))
+def _check_classes(source: str, listing: Listing, images: _ReadableImages) -> None:
+    """DataError if there is only one class, or if every image has a different class: nothing can be trained from that."""
+    classes, count = images.classes, len(images.rows)
     if len(classes) == 1:
         inner = Path(listing.root, classes[0])
         nested = inner.is_dir() and sum(entry.is_dir() for entry in inner.iterdir()) > 1
         raise DataError(
-            f"all {len(labels):,} readable pictures of {source!r} have the same class, {classes[0]!r}",
+            f"all {count:,} readable pictures of {source!r} have the same class, {classes[0]!r}",
             "two classes or more",
             f"if the folders in it are the classes, point at {inner}" if nested else "add pictures of another class",
         )
-    if len(classes) == len(labels):
+    if len(classes) == count:
         raise DataError(
-            f"each of the {len(labels):,} pictures of {source!r} has a different class, e.g. {some(classes, 3)}",
+            f"each of the {count:,} pictures of {source!r} has a different class, e.g. {some(classes, 3)}",
             "classes with several pictures each",
             "check the folders, or name another column: --set data.label=NAME",
         )
-    return classes
 
 
 def _summary(images: _ReadableImages) -> str:
@@ -197,17 +232,18 @@ def _usable_groups(images: _ReadableImages, settings: Data) -> tuple[_ReadableIm
     if images.groups is None:
         return images, []
     name, num_groups = images.group_name, len(images.groups.drop_null().unique())
-    ungrouped = images.groups.null_count
-    if settings.group is None and num_groups <= 1 and not ungrouped:
+    if settings.group is None and num_groups <= 1 and not images.groups.null_count:
         return replace(images, groups=None), [
             f"column '{name}' has the same value in all rows and is not used for groups"
         ]
-    notes = [f"groups from column '{name}': {num_groups:,}"]
-    if ungrouped:
-        notes.append(
-            f"{counted(ungrouped, 'picture')} without a value in column '{name}': each is treated as its own group"
-        )
-    return images, notes
+    return images, [f"groups from column '{name}': {num_groups:,}"]
+
+
+def _ungrouped_notes(images: _ReadableImages) -> list[str]:
+    if images.groups is None or not images.groups.null_count:
+        return []
+    missing = counted(images.groups.null_count, "picture")
+    return [f"{missing} without a value in column '{images.group_name}': each is treated as its own group"]
 
 
 def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, list[str]]:
@@ -237,7 +273,8 @@ def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, l
     shares = ", ".join(
         f"{SPLITS[part]} {100 * sizes[part] / len(parts):.0f} % ({sizes[part]:,})" for part in np.flatnonzero(sizes)
     )
-    return parts, [f"split {how}: {shares}", *notes, *group_notes, *_coverage_notes(images, parts)]
+    said = [f"split {how}: {shares}", *notes, *group_notes, *_coverage_notes(images, parts)]
+    return parts, [*_ungrouped_notes(images), *said]
 
 
 def group_keys(groups: pa.StringArray, content: Keys) -> Keys:
@@ -325,8 +362,8 @@ def _coverage_notes(images: _ReadableImages, parts: Parts) -> list[str]:
     return notes
 
 
-def _duplicate_notes(images: _ReadableImages, parts: Parts) -> list[str]:
-    """Returns notes on identical images: their number, those in several classes, and those in several parts."""
+def _copy_notes(images: _ReadableImages) -> list[str]:
+    """Returns notes on identical images: their number, and those in several classes."""
     units, unit_of = np.unique(images.content, return_inverse=True)
     if len(units) == len(unit_of):
         return []
@@ -338,9 +375,15 @@ def _duplicate_notes(images: _ReadableImages, parts: Parts) -> list[str]:
     if len(conflicting):
         names = f"{images.classes[lowest[conflicting[0]]]} and {images.classes[highest[conflicting[0]]]}"
         notes.append(f"{counted(len(conflicting), 'identical picture')} in several classes, e.g. in {names}")
-    trained = np.unique(unit_of[parts == TRAIN])
+    return notes
+
+
+def _duplicate_notes(images: _ReadableImages, parts: Parts) -> list[str]:
+    """Returns notes on identical images, also on those in several parts."""
+    notes = _copy_notes(images)
+    trained = images.content[parts == TRAIN]
     for part in (VAL, TEST):
-        leaked = int(np.isin(unit_of[parts == part], trained).sum())
+        leaked = int(np.isin(images.content[parts == part], trained).sum()) if notes else 0
         if leaked:
             notes.append(
                 f"{counted(leaked, 'identical picture')} both in {SPLITS[part]} and in train, so results look too good"

@@ -76,8 +76,9 @@ class Listing:
         )
 
 
-def list_folder(root: Path) -> Listing:
-    """Lists the images of a folder of class folders, or of a folder with train, val and test folders of class folders.
+def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
+    """Lists the images of a folder of class folders, or of a folder with train, val and test folders of class folders. Without
+    ``needs_train`` the latter may lack train.
 
     Parts are recognised by their names (:func:`~stagewright.data.sources.folder_names.part_folders`). DataError if there are
     no class folders, if it is unclear whether folders are classes or parts, or if stagewright itself wrote the folder.
@@ -90,7 +91,7 @@ def list_folder(root: Path) -> Listing:
     found = part_folders(top.folders)
     if tables and len(top.folders) == 1 and not found.names:
         raise _table_beside(root, top.folders[0], tables)
-    by_part = _chosen_parts(root, found)
+    by_part = _chosen_parts(root, found, needs_train)
     if by_part is None:
         return _list_classes(root, {UNDECIDED: ""}, top.notes(), top.left_out(), top.passed())
     notes, left_out = top.notes(), top.left_out()
@@ -99,17 +100,20 @@ def list_folder(root: Path) -> Listing:
     left_out += [(f"{name}/", "a folder that by its name has no classes") for name in found.unlabelled]
     left_out += [(f"{name}/", "a folder that is not train, val or test") for name in found.others]
     passed = top.passed()
+    first = root / next(iter(by_part.values()))
     for part, name in list(by_part.items()):
         level = _Level.read(root / name, f"{name}/")
         passed.ignored += level.ignored
         if level.folders:
             notes += level.notes()
             left_out += level.left_out()
-        elif part == TRAIN:
+        elif part == TRAIN and needs_train:
             raise _no_class_folders(root / name, level.files, root, top.files)
         else:
             left_out += [(f"{name}/{file}", f"in {name}/ without class folders") for file in level.files]
             del by_part[part]
+    if not by_part:
+        raise _no_class_folders(first, _Level.read(first).files, root, top.files)
     return _list_classes(root, by_part, notes, left_out, passed)
 
 
@@ -161,7 +165,7 @@ class _Level:
         return [f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables]
 
 
-def _chosen_parts(root: Path, found: PartFolders) -> dict[int, str] | None:
+def _chosen_parts(root: Path, found: PartFolders, needs_train: bool) -> dict[int, str] | None:
     """The folder of each part, or None if the folders are classes, one of which may well be called train."""
     several = next((names for names in found.names.values() if len(names) > 1), None)
     if several:
@@ -174,6 +178,8 @@ def _chosen_parts(root: Path, found: PartFolders) -> dict[int, str] | None:
     if TRAIN in by_part and (not found.others or _Level.read(root / by_part[TRAIN]).folders):
         return by_part
     if by_part and not found.others:
+        if not needs_train:
+            return by_part
         raise DataError(
             f"{root} has {some(f'{name}/' for name in sorted(by_part.values()))} but no train/",
             "class folders; or train/ with val/ and test/ beside it",

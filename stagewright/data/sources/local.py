@@ -9,6 +9,7 @@ from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, Listing, absolute_path, list_folder
 from stagewright.data.sources.tables import list_table
 from stagewright.errors import DataError, nearest
+from stagewright.recipe.holds import fields_for
 from stagewright.recipe.recipe import Data
 from stagewright.text import some
 
@@ -20,9 +21,9 @@ FORMS = (
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
-def list_source(source: str, settings: Data) -> Listing:
+def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Listing:
     """Lists the files of ``source``: a folder, a table or digits. DataError for anything else, and for settings of ``settings``
-    that only a table can follow."""
+    that only a table can follow. ``needs_train`` as for :func:`~stagewright.data.sources.folders.list_folder`."""
     if source == "digits":
         refuse_columns(source, "digits", settings)
         return list_folder(digits_folder())
@@ -39,7 +40,7 @@ def list_source(source: str, settings: Data) -> Listing:
         return list_table(path, settings, files)
     if os.path.isdir(path):
         refuse_columns(source, "a folder", settings)
-        return list_folder(path)
+        return list_folder(path, needs_train=needs_train)
     if os.path.isfile(path) and path.suffix.lower() in TABLES:
         return list_table(path, settings)
     if path.exists():
@@ -57,7 +58,7 @@ def refuse_columns(source: str, what: str, settings: Data) -> None:
 
     A setting without effect would let a user believe that, for example, groups are kept together.
     """
-    given = {name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")}
+    given = {name: getattr(settings, name) for name in Data.model_fields if name in fields_for(Data, "table")}
     named = [f"data.{name}={value}" for name, value in given.items() if value not in (None, "none")]
     if named:
         raise DataError(

@@ -100,6 +100,11 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
 
 
+def column_names(file: Path) -> list[str]:
+    """Returns the names of the columns of the table ``file``; errors as for :func:`read_text`."""
+    return read_text(file).column_names
+
+
 def read_text(file: Path) -> pa.Table:
     """Reads the table ``file`` (.csv, .tsv or .parquet) with all values as trimmed text; missing values are empty.
 

@@ -27,6 +27,7 @@ from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import account_of, assemble, group_keys
 from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
+from stagewright.data.sources.local import refuse_columns
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.sources.walk import Excluded
@@ -157,6 +158,7 @@ def _load(
     place = absolute_path(source)
     listing: Listing | None = None
     if source != "digits" and place.is_dir():
+        refuse_columns(source, "a folder", settings)
         listing = list_table(place, settings, files) if (files := shards(place)) else list_folder(place)
     elif place.is_file() and place.suffix.lower() in TABLES:
         listing = list_table(place, settings.model_copy(update={"split": "none"}) if anew else settings)

@@ -1,0 +1,153 @@
+"""evaluate at its edges: one class, other classes, tables, parts, and images that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+import stagewright as sw
+from stagewright.api.evaluation_data import near_names
+from stagewright.errors import DataError, RecipeError
+from stagewright.plan.execution import Execution
+
+QUICK = [
+    *("model.name=cifar_resnet18", "model.options={width: 4}", "image_size=16", "batch_size=16", "epochs=2ep"),
+    *("data.val=0.2", "data.test=0.2"),
+]
+
+
+def trained(data: Path, out: Path, *overrides: str) -> Path:
+    quiet = Execution(device="cpu", pages=False, quiet=True)
+    sw.train(data, "quick", overrides=[*QUICK, *overrides], out=out, execution=quiet, say=lambda text: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Path:
+    return trained(picture_folder, tmp_path_factory.mktemp("evaluate") / "run")
+
+
+def take(source: Path, target: Path, **classes: int) -> Path:
+    """Copies the first images of classes to ``target``; ``down__as__up=3`` calls the class up."""
+    for spec, count in classes.items():
+        name, _, other = spec.partition("__as__")
+        folder = target / (other or name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for at in range(count):
+            shutil.copy(source / name / f"{at:02d}.png", folder / f"{name}{at}.png")
+    return target
+
+
+def refused(run: Path, data: Path, **options: object) -> DataError:
+    with pytest.raises(DataError) as error:
+        sw.evaluate(run, data, device="cpu", **options)  # pyright: ignore[reportArgumentType]
+    assert error.value.given and error.value.allowed and error.value.remedy
+    return error.value
+
+
+def test_the_rules_of_a_training_do_not_hold(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    one = sw.evaluate(run, take(picture_folder, tmp_path / "one", down=6), device="cpu")
+    assert one.result.images == 6 and [share.name for share in one.by_class()] == ["down"]
+    assert "no picture of 2 classes of the model: across, slanted" in one.notes
+    each = sw.evaluate(run, take(picture_folder, tmp_path / "each", down=1, across=1, slanted=1), device="cpu")
+    assert each.result.images == 3
+    take(picture_folder, tmp_path / "parts" / "train", down=4, across=4)
+    parts = take(picture_folder, tmp_path / "parts" / "test", down=2, slanted=3).parent
+    assert sw.evaluate(run, parts, device="cpu").result.images == 13
+    assert sw.evaluate(run, parts, split="test", device="cpu").result.images == 5
+    no_val = refused(run, parts, split="val")
+    assert "has no val pictures" in no_val.given and no_val.allowed == "train (8 pictures), test (5 pictures)"
+    shutil.rmtree(parts / "train")
+    assert sw.evaluate(run, parts, device="cpu").result.images == 5, "a test folder needs no train folder beside it"
+
+
+def test_all_unknown_classes_are_named_at_once(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    data = take(picture_folder, tmp_path, across__as__Across=3, down=2, slanted__as__tilted=4, down__as__noise=1)
+    error = refused(run, data)
+    assert "3 classes" in error.given and "are not among the model's 3" in error.given
+    assert "'Across' (3 pictures), 'noise' (1 picture), 'tilted' (4 pictures)" in error.given
+    assert "without a picture there: 'across', 'slanted'" in error.given
+    assert "--map-class Across=across" in error.remedy and "--drop-class noise" in error.remedy
+    assert "tilted=" not in error.remedy, "nothing is near"
+    mapping = {"Across": "across", "tilted": "slanted", "noise": None}
+    found = sw.evaluate(run, data, class_map=mapping, device="cpu")
+    assert {share.name: share.images for share in found.by_class()} == {"across": 3, "down": 2, "slanted": 4}
+    assert [(one.count, one.example) for one in found.account.left_out] == [(1, "noise")]
+    joined = sw.evaluate(run, data, class_map={**mapping, "noise": "down"}, device="cpu")
+    assert {share.name: share.images for share in joined.by_class()}["down"] == 3
+
+
+def test_a_mapping_without_effect_is_refused(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    data = take(picture_folder, tmp_path, across=2, down=2)
+    theirs = refused(run, data, class_map={"Down": "down"})
+    assert "'Down'" in theirs.given and "did you mean 'down'" in theirs.remedy
+    ours = refused(run, data, class_map={"down": "Slanted"})
+    assert "the model does not have: 'Slanted'" in ours.given
+    assert "classes that are dropped" in refused(run, data, class_map={"across": None, "down": None}).given
+    with pytest.raises(DataError, match="without DATA"):
+        sw.evaluate(run, class_map={"down": "across"}, device="cpu")
+    with pytest.raises(DataError, match="without DATA"):
+        sw.evaluate(run, overrides=["data.label=x"], device="cpu")
+
+
+def test_what_cannot_be_read_is_counted(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    data = take(picture_folder, tmp_path, across=4, down=4)
+    for at in range(3):
+        (data / "down" / f"down{at}.png").write_bytes(b"junk")
+    (data / "down" / "notes.txt").write_text("no image")
+    found = sw.evaluate(run, data, device="cpu")
+    assert found.result.images == found.account.read == 5 and found.account.num_unreadable == 3
+    assert found.account.unreadable[0].example == "down/down0.png"
+    content = found.to_dict()
+    assert content["unreadable"] == 3 and content["images"] == 5
+    assert any(one.example == "down/notes.txt" for one in found.account.left_out)
+
+
+def test_training_images_among_them_are_said(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    found = sw.evaluate(run, picture_folder, device="cpu")
+    assert any("36 of these 60 pictures are among those that the model was trained on" in note for note in found.notes)
+    test = sw.evaluate(run, device="cpu")
+    assert not any("trained on" in note for note in test.notes) and test.account.read == test.result.images
+
+
+def write_table(file: Path, rows: list[tuple[str, str, str]], names: tuple[str, str, str]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as opened:
+        csv.writer(opened).writerows([names, *rows])
+    return file
+
+
+def test_a_table_is_read_as_in_the_training(
+    picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        (f"{name}/{at:02d}.png", name, f"site{at % 9}") for name in ("across", "down", "slanted") for at in range(20)
+    ]
+    shutil.copytree(picture_folder, tmp_path / "pics")
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "t.csv", rows, ("pic", "what", "place"))
+    run = trained(table, tmp_path / "run", "data.path=pic", "data.label=what", "data.images=pics", "data.group=place")
+    for model in (run, run / "model"):  # the Bundle alone knows it too
+        found = sw.evaluate(model, "t.csv", device="cpu")
+        assert found.result.images == 60 and len(found.by_group()) == 9
+        assert any("data.path=pic, data.label=what, data.group=place, data.images=pics" in note for note in found.notes)
+    # Options come before what the run has.
+    assert "no column 'kind'" in refused(run, table, overrides=["data.label=kind"]).given
+    with pytest.raises(RecipeError, match=r"data\.val has no effect here"):
+        sw.evaluate(run, table, overrides=["data.val=0.5"], device="cpu")
+    # A table with usual names elsewhere: its own folder holds the images, not the run's.
+    other = write_table(tmp_path / "other" / "t.csv", rows[:9], ("path", "label", "note"))
+    assert "leads to a file" in refused(run, other).given
+    shutil.copytree(picture_folder, tmp_path / "other", dirs_exist_ok=True)
+    assert sw.evaluate(run, other, device="cpu").result.images == 9
+
+
+def test_near_names() -> None:
+    assert near_names(["Red Fox", "dogs", "battery"], ["red_fox", "dog", "paper"]) == {
+        "Red Fox": "red_fox",
+        "dogs": "dog",
+    }
+    assert near_names(["cat", "Cat"], ["CAT"]) == {"cat": "CAT"}, "each once"
