@@ -10,6 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stagewright.text import printable
+
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
 
@@ -40,5 +42,5 @@ def _table(title: str, shares: Sequence[Share]) -> Table:
         table.add_column(name, justify="right")
     for one in shares:
         low, high = one.interval
-        table.add_row(Text(one.name), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
+        table.add_row(Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
     return table

@@ -179,18 +179,17 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
-    from rich.console import Console
-
     from stagewright.api.evaluate import evaluate as score
     from stagewright.cli.evaluation_view import evaluation_view
     from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.terminal import Terminal
 
     with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
         found = score(run, data, split=split, device=device, workers=workers, progress=progress)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    Console().print(evaluation_view(found))
+    Terminal().print(evaluation_view(found))
     show_account(found.account)
 
 
@@ -248,13 +247,12 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
-    from rich.console import Console
-
     from stagewright.cli.machine_view import checks_view
     from stagewright.preflight.doctor import run_checks, to_dicts
+    from stagewright.system.terminal import Terminal
 
     checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Console().print(checks_view(checks))
+    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
 
 
 @app.command()

@@ -35,7 +35,7 @@ from stagewright.data.splits.summary import SplitSummary
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import remove_quietly, write_whole
-from stagewright.text import counted, some
+from stagewright.text import counted, path_cell, some, table_cell
 
 FORMATS = (".csv", ".parquet")
 
@@ -324,9 +324,18 @@ def _write(file: Path, columns: dict[str, list[str | None]]) -> None:
         with file.open("w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            cells = {name: map(_path_cell if name == "path" else _cell, column) for name, column in columns.items()}
+            writer.writerows(zip(*cells.values(), strict=True))
     with file.open("rb+") as written:
         os.fsync(written.fileno())
+
+
+def _path_cell(path: str | None) -> str | None:
+    return None if path is None else path_cell(path)
+
+
+def _cell(text: str | None) -> str | None:
+    return None if text is None else table_cell(text)
 
 
 def _check_reads_back(file: Path, manifest: Manifest, paths: list[str], parts: Parts) -> None:
