@@ -56,8 +56,8 @@ def _csv_row(cells: Sequence[str]) -> str:
 
 
 class JsonWriter:
-    """Writes predictions as one JSON object in ASCII, which every terminal can show, to ``lines``: ``predictions``, a list with one object per line and image, and
-    ``account``.
+    """Writes predictions as one JSON object to ``lines``: ``predictions``, a list with one object per line and image, and
+    ``account``. It is ASCII, which every terminal can show.
 
     A prediction is: path, classes [{name, probability}] (most probable first), error or null. ``close`` completes the object,
     also after an interruption.

@@ -153,9 +153,9 @@ def _runs(corpus: Corpus) -> Iterator[Door]:
     yield Door("events", run.events, mutate.as_json_lines, lambda random: comparable(live_events(run.events)), 8)
     yield Door("steps", run.steps, mutate.as_csv, read_steps)
     yield Door("metrics", run.metrics, mutate.as_csv, lambda random: read_rows(run.metrics), 2)
-    yield Door("checkpoint", newest / "meta.json", mutate.as_json, continued, 2)
-    yield Door("sealed checkpoint", newest / "meta.json", mutate.as_json, continued, 2, sealed_meta)
-    yield Door("pointer", run.checkpoints / "best.json", mutate.as_json, continued, 1)
+    yield Door("checkpoint", newest / "meta.json", mutate.as_json, continued, 2, named=(newest.name,))
+    yield Door("sealed checkpoint", newest / "meta.json", mutate.as_json, continued, 2, sealed_meta, (newest.name,))
+    yield Door("pointer", run.checkpoints / "best.json", mutate.as_json, continued, 1, named=(newest.name,))
     yield Door("manifest", run.manifest, mutate.as_parquet, lambda random: Manifest.read(run.manifest))
 
 
@@ -193,9 +193,9 @@ def _bundles(corpus: Corpus) -> Iterator[Door]:
         card.write_text(json.dumps(content), "utf-8")
 
     original = card.read_text("utf-8")
-    yield Door("model.json", card, mutate.as_json, load, 6)
+    yield Door("model.json", card, mutate.as_json, load, 6, named=(str(folder),))
     for name in ("golden.safetensors", "weights.safetensors", "golden/00.jpg"):
-        yield Door(f"sealed {name}", folder / name, mutate.as_bytes, load, 1, resealed)
+        yield Door(f"sealed {name}", folder / name, mutate.as_bytes, load, 1, resealed, (str(folder),))
 
 
 def _packs(corpus: Corpus) -> Iterator[Door]:
@@ -227,18 +227,32 @@ def _packs(corpus: Corpus) -> Iterator[Door]:
         head.write_bytes(mutate.text_of(content))
         sealed_head()
 
-    yield Door("pack.json", head, mutate.as_json, read, 2)
-    yield Door("sealed pack.json", head, mutate.as_json, read, 6, sealed_head)
-    yield Door("sealed index", folder / "index.parquet", mutate.as_parquet, read, 6, sealed_files)
-    yield Door("sealed part", folder / "part-00000.arrow", mutate.as_bytes, read, 2, sealed_files)
-    yield Door("packing again", head, mutate.as_json, again, 1, sealed_head)
-    yield Door("checked parts", corpus.pack_cache, mutate.as_json, read, 2)
-    yield Door("scan cache", corpus.scan_cache, mutate.as_parquet, lambda random: _load(corpus.pictures, random), 3)
+    yield Door("pack.json", head, mutate.as_json, read, 2, named=(folder.name,))
+    yield Door("sealed pack.json", head, mutate.as_json, read, 6, sealed_head, (folder.name,))
+    yield Door("sealed index", folder / "index.parquet", mutate.as_parquet, read, 6, sealed_files, (folder.name,))
+    yield Door("sealed part", folder / "part-00000.arrow", mutate.as_bytes, read, 2, sealed_files, (folder.name,))
+    yield Door("packing again", head, mutate.as_json, again, 1, sealed_head, (folder.name,))
+    yield Door("checked parts", corpus.pack_cache, mutate.as_json, read, 2, named=(folder.name,))
+    yield Door(
+        "scan cache",
+        corpus.scan_cache,
+        mutate.as_parquet,
+        lambda random: _load(corpus.pictures, random),
+        3,
+        named=("pictures",),
+    )
 
 
 def _tables(corpus: Corpus) -> Iterator[Door]:
     for file, change in ((corpus.table, mutate.as_csv), (corpus.parquet, mutate.as_parquet)):
-        yield Door(f"table {file.suffix}", file, change, lambda random, file=file: _load(file, random), 10)
+        yield Door(
+            f"table {file.suffix}",
+            file,
+            change,
+            lambda random, file=file: _load(file, random),
+            10,
+            named=("class", "pictures"),
+        )
 
 
 def _load(source: Path, random: Random) -> DatasetInfo:

@@ -305,7 +305,7 @@ def as_csv(random: Random, data: bytes) -> bytes:
         kind = random.random()
         if kind < 0.6 and row:
             at = random.randrange(len(row))
-            row[at] = random.choice((_text(odd_value(random)), str(nearby_value(random, row[at]))))[:20_000]
+            row[at] = random.choice((_text(odd_value(random)), _text(nearby_value(random, row[at]))))[:20_000]
         elif kind < 0.7:
             row.insert(random.randrange(len(row) + 1), random.choice(TEXTS))
         elif kind < 0.78 and row:
@@ -441,12 +441,12 @@ def as_settings(random: Random, examples: Sequence[str]) -> str:
     kind = random.random()
     if kind < 0.35:
         value = (
-            str(odd_value(random))
+            _text(odd_value(random))
             if random.random() < 0.5
             else text_of(odd_value(random)).decode("utf-8", "surrogatepass")
         )
     elif kind < 0.55:
-        value = str(nearby_value(random, value))
+        value = _text(nearby_value(random, value))
     elif kind < 0.75:
         steps = path.split(".")
         steps[random.randrange(len(steps))] = random.choice(
