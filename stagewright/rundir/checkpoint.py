@@ -33,7 +33,7 @@ from stagewright.errors import CheckpointError, StorageError
 from stagewright.rundir.json_fields import MetaFields
 from stagewright.storage.files import MISSING, read_file, retry_io, sync_directory, unreadable, unwritable, write_json
 from stagewright.storage.hashed import HashedFile
-from stagewright.storage.json_text import fitting, parse_object
+from stagewright.storage.json_text import misfit, parse_object
 from stagewright.system.memory import num_bytes
 
 T = TypeVar("T")
@@ -319,10 +319,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise _Damaged(f"{META} is damaged") from error
     if meta.get("format") != FORMAT:
         raise _Damaged(f"format {meta.get('format')} is not the format {FORMAT} that this version reads")
-    if seal != _seal(meta):
-        raise _Damaged(f"{META} is damaged: its checksum is wrong")
-    if wrong := fitting(meta, MetaFields)[1]:
-        raise _Damaged(f"{META} is damaged: {wrong[0]}")
+    if wrong := "its checksum is wrong" if seal != _seal(meta) else misfit(meta, MetaFields):
+        raise _Damaged(f"{META} is damaged: {wrong}")
     return meta
 
 

@@ -79,6 +79,13 @@ def fitting(content: Mapping[str, Any], kind: type[Fields]) -> tuple[dict[str, A
     return found, problems
 
 
+def misfit(content: Mapping[str, Any], kind: type[Fields]) -> str:
+    """Returns what keeps ``content`` from being a ``kind``: a field of another type or a missing one; "" if nothing does."""
+    found, problems = fitting(content, kind)
+    missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in found]
+    return next(iter([*problems, *(f"{name} is missing" for name in missing)]), "")
+
+
 @cache
 def _fields(kind: type[Fields]) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(kind, include_extras=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stagewright.rundir.json_fields import SummaryFields
-from stagewright.storage.json_text import fitting, parse_object
+from stagewright.rundir.json_fields import MetaFields, SummaryFields
+from stagewright.storage.json_text import fitting, misfit, parse_object
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_fields_of_a_wrong_type_are_left_out_and_named() -> None:
     found, problems = fitting(given, SummaryFields)
     assert found == {"name": "run", "other": [1]}
     assert [problem.split(" is ")[0] for problem in problems] == ["seed", "step", "top1.val"]
+
+
+def test_a_missing_field_is_named() -> None:
+    given = {"step": 1, "plan_digest": "d", "bytes": 5, "sha256": "s"}
+    assert misfit(given, MetaFields) == "protect is missing"
+    assert misfit({**given, "protect": [-1]}, MetaFields).startswith("protect.0 is -1")
+    assert not misfit({**given, "protect": []}, MetaFields)

@@ -65,6 +65,8 @@ class Pack:
             head = Head.read(folder / HEAD)
         except FileNotFoundError:
             raise _not_finished(folder) from None
+        if (rows := sum(part.rows for part in head.parts)) != head.num_records:
+            raise damaged(folder, f"its parts have {rows:,} records instead of {head.num_records:,}")
         for part in head.parts:
             try:
                 size = size_of(folder / part.file)
@@ -178,6 +180,10 @@ def _check_index(table: pa.Table, names: tuple[str, ...], head: Head) -> None:
         raise ValueError(f"split has values other than {', '.join(PARTS.values())}")
     if "file" in names and len(listed) - listed["file"].null_count != head.num_records:
         raise ValueError(f"it does not have {head.num_records:,} records")
+    if {"file", "stored_width", "stored_height"} <= set(names):
+        stored = listed.filter(pc.is_valid(listed["file"]))
+        if stored["stored_width"].null_count or stored["stored_height"].null_count:
+            raise ValueError("a record has no size")
     for name in {"width", "height"} & set(names):
         lowest = pc.min(listed[name]).as_py()
         if lowest is not None and lowest < 0:
