@@ -11,8 +11,10 @@ import pytest
 from rich.table import Table
 
 from stagewright.bundle.card import card
-from stagewright.bundle.predictions import Prediction, to_json, write_csv
+from stagewright.bundle.predictions import CsvWriter, JsonWriter, Prediction
 from stagewright.cli.predictions_view import predictions_view
+from stagewright.data.account import Account
+from stagewright.storage.lines import LineWriter
 from stagewright.system.output import Output
 from stagewright.system.terminal import Terminal
 from stagewright.text import from_table_cell, path_cell, table_cell, visible
@@ -78,12 +80,18 @@ def test_a_path_in_a_table_still_names_its_file() -> None:
 
 def test_predictions_have_no_formulas_and_keep_bytes_of_names(tmp_path: Path) -> None:
     answers = [Prediction("caf\udce9.png", (("=1+1", 1.0),)), Prediction("=x.png", (), "@reason")]
-    write_csv(answers, tmp_path / "p.csv")
+    with LineWriter(tmp_path / "p.csv") as lines, LineWriter(tmp_path / "p.json") as text:
+        table, objects = CsvWriter(lines, 1), JsonWriter(text)
+        for answer in answers:
+            table.write(answer)
+            objects.write(answer)
+        objects.close(Account(2, (), ()))
     raw = (tmp_path / "p.csv").read_bytes()
     assert b"caf\xe9.png" in raw
     rows = list(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")))
     assert rows[1][:2] == ["caf\udce9.png", "'=1+1"] and rows[2][0] == "./=x.png" and rows[2][-1] == "'@reason"
-    assert to_json(answers).isascii() and json.loads(to_json(answers))[0]["path"] == "caf\udce9.png"
+    written = (tmp_path / "p.json").read_bytes()
+    assert written.isascii() and json.loads(written)["predictions"][0]["path"] == "caf\udce9.png"
 
 
 def test_a_card_shows_names_and_neither_html_nor_markdown() -> None:

@@ -324,18 +324,11 @@ def _write(file: Path, columns: dict[str, list[str | None]]) -> None:
         with file.open("w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened, lineterminator="\n")
             writer.writerow(columns)
-            cells = {name: map(_path_cell if name == "path" else _cell, column) for name, column in columns.items()}
-            writer.writerows(zip(*cells.values(), strict=True))
+            for row in zip(*columns.values(), strict=True):
+                path, *others = row
+                writer.writerow([path_cell(path or ""), *(table_cell(cell) if cell else cell for cell in others)])
     with file.open("rb+") as written:
         os.fsync(written.fileno())
-
-
-def _path_cell(path: str | None) -> str | None:
-    return None if path is None else path_cell(path)
-
-
-def _cell(text: str | None) -> str | None:
-    return None if text is None else table_cell(text)
 
 
 def _check_reads_back(file: Path, manifest: Manifest, paths: list[str], parts: Parts) -> None:
