@@ -28,12 +28,13 @@ test: env
 test-fast: env
 	$(BIN)/pytest -n 2 -m "not slow"
 
-# The long forms: a thousand signals, three hundred failing operations, 50,000 mutated images. Two hours.
+# The long forms: a thousand signals, three hundred failing operations, 50,000 mutated images, 50,000 damaged files. Three hours.
 test-long: env
 	$(BIN)/python benchmarks/storm.py signals --count 1000
 	$(BIN)/python benchmarks/storm.py operations --count 300
 	$(BIN)/python benchmarks/fuzz_images.py --count 50000 --jobs 2 --findings findings $(addprefix --corpus ,$(wildcard ../shared/data/awkward-images.zip))
 	$(BIN)/python native/fuzz.py --count 50000 --jobs 2 --findings findings
+	$(BIN)/python tests/fuzzing/run.py --count 50000
 
 test-gpu: env
 	$(BIN)/pytest -m gpu

@@ -7,6 +7,7 @@ imports nothing from the rest of the package.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 ABSENT = "–"
@@ -62,6 +63,42 @@ def printable(text: object) -> str:
     """Returns ``text`` on one line and safe to print: file names may contain newlines, escape sequences or undecodable
     bytes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def visible(text: str) -> str:
+    """Returns ``text`` with its lines and tabs, and everything else that is not printable as escape sequences: a terminal
+    must show what is in a name and not obey it."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
+_PLAIN = re.compile(r"[ -~\n\t]*")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_FORMULA = tuple("=+-@\t\r")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+def table_cell(text: str) -> str:
+    """Returns foreign text for a cell of a CSV file, which people open in a spreadsheet or show on a terminal.
+
+    A spreadsheet takes text that begins with ``=``, ``+``, ``-`` or ``@`` for a formula, unless it is a number: such text gets an
+    apostrophe in front, which :func:`from_table_cell` removes. Control characters other than line ends and tabs become escape
+    sequences.
+    """
+    text = _CONTROL.sub(lambda found: printable(found[0]), text)
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+
+
+def path_cell(path: str) -> str:
+    """Returns a path for a cell, like :func:`table_cell`; instead of the apostrophe it gets ``./``, and still names the file."""
+    cell = table_cell(path)
+    return f"./{cell[1:]}" if cell.startswith("'") and not path.startswith("'") else cell
+
+
+def from_table_cell(cell: str) -> str:
+    """Returns the text that :func:`table_cell` was given, apart from control characters."""
+    return cell[1:] if cell[:1] == "'" and table_cell(cell[1:]) == cell else cell
 
 
 def shortened(text: str, width: int) -> str:

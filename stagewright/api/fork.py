@@ -19,6 +19,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.claim import claimed, claimed_next
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import write_whole
+from stagewright.text import path_cell, table_cell
 
 _FREE = frozenset({"checkpoints.every", "checkpoints.keep", "data.max_unreadable"})
 """Fields that may change in a started run, because they have no effect on its result."""
@@ -31,7 +32,7 @@ def write_excluded(run: RunDir, dataset: Dataset) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["path", "reason"])
-    writer.writerows([one.path, one.reason] for one in dataset.excluded)
+    writer.writerows([path_cell(one.path), table_cell(one.reason)] for one in dataset.excluded)
     write_whole(run.root / "excluded.csv", text.getvalue().encode("utf-8", "backslashreplace"))
 
 

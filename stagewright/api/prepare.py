@@ -9,6 +9,7 @@ from pathlib import Path
 from stagewright.api.run import Say
 from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
+from stagewright.engine.build import check_trained
 from stagewright.engine.numerics import auto_precision
 from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.cost import Costs
@@ -44,7 +45,9 @@ def prepare(
     dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier)
     measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
     precision = auto_precision(choose_device(execution.device))
-    return dataset, resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
+    plan = resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
+    check_trained(plan)
+    return dataset, plan
 
 
 def make_plan(

@@ -38,6 +38,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
 from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
+from stagewright.storage.json_text import parse_object
 
 FORMAT = 1
 """Version of the folder's layout. A newer version is refused; older versions must stay readable."""
@@ -242,17 +243,17 @@ def _find_bundle(given: Path) -> Path:
 def _content(folder: Path) -> Description:
     path = folder / "model.json"
     try:
-        content = read_parsed(path, json.loads)
-        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        content = read_parsed(path, parse_object)
+        if type(content.get("format")) is int and content["format"] > FORMAT:
             raise BundleError(
                 f"{path} is of format {content['format']}",
                 f"formats up to {FORMAT}",
                 "update stagewright: pip install -U",
             )
-        return Description.model_validate(content)
+        return Description.read(content)
     except ValidationError as error:
         raise _damaged(path, ValueError(problems(error))) from None
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _damaged(path, error) from None
 
 

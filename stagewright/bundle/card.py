@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from html import escape
 from typing import Any
 
 from stagewright.system.named_functions import PREFIX, is_named
+from stagewright.text import printable
 
 _MAX_CLASSES = 40
 
@@ -15,7 +18,7 @@ def card(content: Mapping[str, Any]) -> str:
     model, view, classes = content["model"], content["preprocessing"], content["classes"]
     facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(content["training"]))
     more = len(classes) - _MAX_CLASSES
-    shown = ", ".join(classes[:_MAX_CLASSES]) + (f" and {more} more" if more > 0 else "")
+    shown = ", ".join(map(_text, classes[:_MAX_CLASSES])) + (f" and {more} more" if more > 0 else "")
     seen = (
         f"the central square of {100 * view['crop']:g} % of the shorter side"
         if view["fit"] == "crop"
@@ -23,7 +26,7 @@ def card(content: Mapping[str, Any]) -> str:
     )
     side = view["image_size"]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    return f"""# {model["name"]}: {len(classes)} classes
+    return f"""# {_text(model["name"])}: {len(classes)} classes
 
 An image classifier with {model["parameters"]:,} parameters, trained by stagewright.{_code(model["name"])}
 
@@ -52,8 +55,8 @@ error if the outputs differ from the recorded ones.
 
 Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 {side} x {side} pixels ({view["interpolation"]}, antialiased); values in [0, 1], minus {_row(view["mean"])}, divided by
-{_row(view["std"])}. For other code: the network is `{model["name"]}` with options `{model["options"]}`, its tensors are in
-`weights.safetensors`, and `model.json` has all of this for programs.
+{_row(view["std"])}. For other code: the network is `{_quoted(model["name"])}` with options
+`{_quoted(model["options"])}`, its tensors are in `weights.safetensors`, and `model.json` has all of this for programs.
 
 Made with {versions}.
 """
@@ -65,8 +68,8 @@ def _code(name: str) -> str:
         return ""
     module, _, function = name.removeprefix(PREFIX).partition(":")
     return (
-        f" The network is made by the function\n`{function}` of the Python module `{module}`, which this folder does not hold: "
-        "it must be importable where this is loaded."
+        f" The network is made by the function\n`{_quoted(function)}` of the Python module "
+        f"`{_quoted(module)}`, which this folder does not hold: it must be importable where this is loaded."
     )
 
 
@@ -83,4 +86,17 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         elif value is not None:
             percent = isinstance(value, float) and "top" in label
             text = f"{value:.2f} %" if percent else str(value)
-            yield label, text.replace("|", "\\|").replace("\n", " ")
+            yield label, _text(text)
+
+
+def _text(value: object) -> str:
+    """Returns text from names and files as Markdown that shows it as it is: neither HTML nor Markdown of its own."""
+    return _MARKUP.sub(r"\\\g<0>", escape(printable(value), quote=False))
+
+
+_MARKUP = re.compile(r"[\\`*_\[\]|~#]")
+
+
+def _quoted(value: object) -> str:
+    """Returns text for a code span, which shows everything but a backtick as it is."""
+    return printable(value).replace("`", "'")

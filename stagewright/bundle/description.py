@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -46,6 +48,11 @@ class Description(Frozen):
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Description:
+        """Returns the description in ``content``, of JSON; ValidationError if a value has another type than it must have."""
+        return cls.model_validate_json(json.dumps(content), strict=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
+from stagewright.text import path_cell, table_cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,11 @@ class Prediction:
 
 class CsvWriter:
     """Writes predictions as CSV to ``lines``, one row per image: path, class_1, probability_1, ... class_k, probability_k,
-    error; cells without a value are empty."""
+    error; cells without a value are empty.
+
+    Names and paths are written by :func:`~stagewright.text.table_cell` and :func:`~stagewright.text.path_cell`, so that a
+    spreadsheet takes none of them for a formula; bytes of a path that are no UTF-8 are written as they are.
+    """
 
     def __init__(self, lines: LineWriter, num_classes: int) -> None:
         """``num_classes`` is k."""
@@ -39,9 +44,9 @@ class CsvWriter:
             names = [f"{what}_{at}" for at in places for what in ("class", "probability")]
             self.lines.write(_csv_row(["path", *names, "error"]))
             self._begun = True
-        cells = [cell for name, probability in prediction.classes for cell in (name, f"{probability:.6f}")]
+        cells = [cell for name, probability in prediction.classes for cell in (table_cell(name), f"{probability:.6f}")]
         cells += [""] * (2 * self.num_classes - len(cells))
-        self.lines.write(_csv_row([prediction.path, *cells, prediction.error or ""]))
+        self.lines.write(_csv_row([path_cell(prediction.path), *cells, table_cell(prediction.error or "")]))
 
 
 def _csv_row(cells: Sequence[str]) -> str:
@@ -52,7 +57,7 @@ def _csv_row(cells: Sequence[str]) -> str:
 
 class JsonWriter:
     """Writes predictions as one JSON object to ``lines``: ``predictions``, a list with one object per line and image, and
-    ``account``.
+    ``account``. It is ASCII, which every terminal can show.
 
     A prediction is: path, classes [{name, probability}] (most probable first), error or null. ``close`` completes the object,
     also after an interruption.
@@ -68,10 +73,10 @@ class JsonWriter:
         content = {"path": prediction.path, "classes": classes, "error": prediction.error}
         # The comma comes before the object that follows, since which one is the last is not known.
         before = ",\n" if self._count else '{"predictions": [\n'
-        self.lines.write(before + json.dumps(content, ensure_ascii=False))
+        self.lines.write(before + json.dumps(content))
         self._count += 1
 
     def close(self, account: Account) -> None:
         """Writes the account and the end of the object."""
         before = "\n" if self._count else '{"predictions": ['
-        self.lines.write(f'{before}],\n"account": {json.dumps(account.to_dict(), ensure_ascii=False)}}}\n')
+        self.lines.write(f'{before}],\n"account": {json.dumps(account.to_dict())}}}\n')

@@ -42,13 +42,12 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Find problems of a data set: damage, duplicates, leaks, conflicting labels. Exit code 1 if one of them is serious."""
-    from rich.console import Console
-
     from stagewright.cli.data_views import print_inspection
     from stagewright.data.inspect.inspect import inspect as inspect_files
     from stagewright.data.inspect.page import write_page
     from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.terminal import Terminal
 
     on_stdout = html == STDOUT
     if on_stdout and as_json:
@@ -60,7 +59,7 @@ def inspect(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        print_inspection(found, Console(stderr=on_stdout))
+        print_inspection(found, Terminal(sys.stderr if on_stdout else None))
         if html is not None and not on_stdout:
             print(f"Page   {html}")
     if found.serious:
@@ -95,12 +94,11 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Write a stratified, grouped split, or K folds, as a table that train can read."""
-    from rich.console import Console
-
     from stagewright.cli.data_views import print_split
     from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.terminal import Terminal
 
     refuse_alone("--mode", mode != "symlink" and links is None, "--links")
     if mode not in ("symlink", "hardlink", "copy"):
@@ -121,7 +119,7 @@ def split(
             workers=workers or _cores(),
             progress=progress,
         )
-    print(json.dumps(made.to_dict(), indent=1)) if as_json else print_split(made, Console())
+    print(json.dumps(made.to_dict(), indent=1)) if as_json else print_split(made, Terminal())
 
 
 @data_app.command()
@@ -198,12 +196,11 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure how fast pictures can be read and what takes the time; ends with advice."""
-    from rich.console import Console
-
     from stagewright.cli.machine_view import benchmark_view
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.preflight.loader_bench import BenchSettings
     from stagewright.preflight.loader_bench import bench as measure
+    from stagewright.system.terminal import Terminal
 
     refuse_alone("--device", device != "auto" and model is None, "--model")
     say = (lambda text: None) if as_json or quiet else (lambda text: print(text, file=sys.stderr))
@@ -220,7 +217,7 @@ def bench(
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    Console().print(benchmark_view(found))
+    Terminal().print(benchmark_view(found))
     show_account(found.account)
 
 

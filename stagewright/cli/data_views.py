@@ -87,13 +87,13 @@ def print_split(summary: SplitSummary, console: Console) -> None:
     """Prints ``summary``: a table of classes and parts, the notes, and the files that were written. Fits 80 columns."""
     pictures, classes = counted(int(summary.pictures.sum()), "picture"), counted(len(summary.classes), "class")
     how = f"{summary.num_folds} folds" if summary.num_folds else "split"
-    console.print(Text(f"{summary.source}: {pictures}, {classes}, {how}, seed {summary.seed}", style="bold"))
+    console.print(Text(f"{printable(summary.source)}: {pictures}, {classes}, {how}, seed {summary.seed}", style="bold"))
     console.print(_split_table(summary))
     for note in summary.notes:
         if note.startswith(f"{pictures} in {classes}"):  # the table shows these counts already
             continue
         line = Table.grid(padding=(0, 1, 0, 0))
-        line.add_row("-", Text(note))
+        line.add_row("-", Text(printable(note)))
         console.print(line)
     console.print()
     first, *folds = summary.tables

@@ -6,8 +6,6 @@ import shlex
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-
 from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
 from stagewright.api.train import train
@@ -18,6 +16,7 @@ from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir.claim import next_free
 from stagewright.rundir.directory import RunDir
+from stagewright.system.terminal import Terminal
 
 # Digits must not be flipped; 16 px is twice their original size.
 _DIGITS = ["image_size=16", "augment.flip=0", "augment.scale=[0.7, 1.0]"]
@@ -34,7 +33,7 @@ def run_demo(data: str, out: Path | None) -> Run:
         return run
     split = "test" if run.summary["top1"]["test"] is not None else "val"
     print(f"\n$ stagewright evaluate {target} --split {split}\n")
-    console = Console()
+    console = Terminal()
     console.print(evaluation_view(evaluate(target, split=split)))
     pictures = _samples(run)
     print(f"\n$ stagewright predict {target} {' '.join(map(str, pictures))}\n")

@@ -42,11 +42,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
-    from rich.console import Console
-
     from stagewright.api.evaluate import evaluate as score
     from stagewright.cli.evaluation_view import evaluation_view
     from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.terminal import Terminal
 
     classes = _class_map(map_class or (), drop_class or ())
     with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
@@ -60,7 +59,7 @@ def evaluate(
             workers=workers,
             progress=progress,
         )
-    print(json.dumps(found.to_dict(), indent=1)) if as_json else Console().print(evaluation_view(found))
+    print(json.dumps(found.to_dict(), indent=1)) if as_json else Terminal().print(evaluation_view(found))
 
 
 def _class_map(mapped: Sequence[str], dropped: Sequence[str]) -> dict[str, str | None]:

@@ -43,5 +43,5 @@ def _table(title: str, shares: Sequence[Share]) -> Table:
         table.add_column(name, justify="right")
     for one in shares:
         low, high = one.interval
-        table.add_row(Text(one.name), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
+        table.add_row(Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
     return table

@@ -21,7 +21,7 @@ def checks_view(checks: Sequence[Check]) -> RenderableType:
     """Returns one row for each check."""
     table = Table.grid(padding=(0, 2))
     for check in checks:
-        table.add_row("[green]ok[/]" if check.good else "[yellow]note[/]", check.name, Text(check.text))
+        table.add_row(Text("ok", "green") if check.good else Text("note", "yellow"), check.name, Text(check.text))
     return table
 
 

@@ -224,13 +224,12 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
-    from rich.console import Console
-
     from stagewright.cli.machine_view import checks_view
     from stagewright.preflight.doctor import run_checks, to_dicts
+    from stagewright.system.terminal import Terminal
 
     checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Console().print(checks_view(checks))
+    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
 
 
 @app.command()

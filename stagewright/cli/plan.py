@@ -70,14 +70,13 @@ def plan(
     ] = False,
 ) -> None:
     """Print the plan of a run, without training."""
-    from rich.console import Console
-
     from stagewright.api.prepare import prepare, probed
     from stagewright.cli.cost_view import cost_view, in_json
     from stagewright.cli.plan_view import plan_view
     from stagewright.errors import RecipeError
     from stagewright.plan.budget import check_price
     from stagewright.plan.execution import Execution
+    from stagewright.system.terminal import Terminal
 
     check_price(price)
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and not probe, "--probe")
@@ -95,9 +94,9 @@ def plan(
         content |= {"account": dataset.account.to_dict()}
         print(json.dumps(content | ({} if costs is None else in_json(made, costs, price)), indent=1))
     else:
-        Console().print(plan_view(made))
+        Terminal().print(plan_view(made))
         if costs is not None:
-            Console().print("", cost_view(made, costs, price), sep="\n")
+            Terminal().print("", cost_view(made, costs, price), sep="\n")
 
 
 def resume_check(
@@ -142,13 +141,12 @@ def lr_find(
     as_json: AsJson = False,
 ) -> None:
     """Find a learning rate with a range test: a short training in which it rises until the loss diverges."""
-    from rich.console import Console
-
     from stagewright.api.prepare import gather
     from stagewright.cli.plan_view import lr_view
     from stagewright.plan.execution import Execution
     from stagewright.preflight.lr_find import find_lr
     from stagewright.preflight.range_test import Sweep
+    from stagewright.system.terminal import Terminal
 
     chosen = recipe_request(recipe, overrides, model, weights, batch_size=batch_size, img_size=img_size, seed=seed)
     execution = Execution(device=device, workers=workers, quiet=quiet)
@@ -160,4 +158,4 @@ def lr_find(
         files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}
         print(json.dumps({**found.to_dict(), **counts, **files, "account": dataset.account.to_dict()}, indent=1))
     else:
-        Console().print(lr_view(test, found, out))
+        Terminal().print(lr_view(test, found, out))

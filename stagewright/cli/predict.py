@@ -101,11 +101,10 @@ class _Answers:
         if self.json is not None:
             self.json.close(self.account)
         if self.table:
-            from rich.console import Console
-
             from stagewright.cli.predictions_view import predictions_view
+            from stagewright.system.terminal import Terminal
 
-            Console().print(predictions_view(self.table))
+            Terminal().print(predictions_view(self.table))
 
     def show(self) -> None:
         """Says on standard error what was left out and what could not be read."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagewright.bundle.predictions import Prediction
+from stagewright.text import printable
 
 
 def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
@@ -20,20 +21,22 @@ def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
     """
     folders = {os.path.dirname(prediction.path) for prediction in predictions}
     shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
-    title = f"in {shared}" if shared else None
+    title = Text(printable(f"in {shared}")) if shared else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
     table.add_column("picture", overflow="fold")
     table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("next")
     for prediction in predictions:
-        path = Text(os.path.relpath(prediction.path, shared) if shared else prediction.path)
+        path = Text(printable(os.path.relpath(prediction.path, shared) if shared else prediction.path))
         if not prediction.classes:
-            table.add_row(path, Text(prediction.error or "no answer", style="red"), "", "")
+            table.add_row(path, Text(printable(prediction.error or "no answer"), style="red"), "", "")
             continue
         (name, probability), *others = prediction.classes[:3]
-        runners = ", ".join(f"{other} {100 * share:.1f} %" for other, share in others)
-        table.add_row(path, Text(name, style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim"))
+        runners = ", ".join(f"{printable(other)} {100 * share:.1f} %" for other, share in others)
+        table.add_row(
+            path, Text(printable(name), style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim")
+        )
     return table
 
 

@@ -143,10 +143,10 @@ class Manifest:
             classes=tuple(head["classes"]),
             paths=one_array(table["path"]),
             hashes=one_array(table["hash"]),
-            labels=table["label"].to_numpy().astype(np.int32),
+            labels=_integers(table, "label", np.int32),
             splits=pc.index_in(table["split"], pa.array(SPLITS)).fill_null(-1).to_numpy().astype(np.int8),
-            widths=table["width"].to_numpy().astype(np.int32),
-            heights=table["height"].to_numpy().astype(np.int32),
+            widths=_integers(table, "width", np.int32),
+            heights=_integers(table, "height", np.int32),
             groups=one_array(table["group"]) if "group" in table.column_names else None,
             stamps=_stamps(table),
             variant=head.get("variant", ""),
@@ -159,7 +159,15 @@ class Manifest:
 def _stamps(table: pa.Table) -> NDArray[np.int64] | None:
     if not set(_STAMPS) <= set(table.column_names):
         return None
-    return np.stack([table[name].to_numpy().astype(np.int64) for name in _STAMPS], axis=1)
+    return np.stack([_integers(table, name, np.int64) for name in _STAMPS], axis=1)
+
+
+def _integers(table: pa.Table, name: str, kind: type[np.signedinteger]) -> NDArray[Any]:
+    """Returns a column of integers without empty cells; ValueError for any other."""
+    column = table[name]
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ValueError(f"{name} has empty cells or values that are no integers")
+    return column.cast(pa.from_numpy_dtype(kind)).to_numpy()
 
 
 def _damaged(path: str | Path, reason: str) -> DataError:

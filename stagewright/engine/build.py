@@ -16,11 +16,12 @@ from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
 from stagewright.engine.own_loss import check_loss
 from stagewright.engine.state import TrainState
+from stagewright.errors import ModelError
 from stagewright.model.catalog import find_model
 from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode, trainable_names
 from stagewright.model.own import check_own
 from stagewright.model.weights import load_weights
-from stagewright.model.zoo import check_image_sizes, create_with_report
+from stagewright.model.zoo import check_image_sizes, create_model, create_with_report
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, torch_seed
 from stagewright.system.memory import num_bytes
@@ -66,6 +67,29 @@ def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
         if (explained := single_image_error(error, stage, stage.micro_batch_size)) is None:
             raise
         raise explained from error
+
+
+def check_trained(plan: Plan) -> None:
+    """Raises ModelError if ``train`` of a stage of ``plan`` does not fit the network: a pattern without a match, or more blocks
+    than it has. The network is built without memory; one that a user's function makes is checked when the run begins."""
+    spec = plan.recipe.model
+    patterns = {stage.train: stage.name for stage in plan.stages if stage.train not in ("all", "head")}
+    if not patterns or is_named(spec.name):
+        return
+    size = max(stage.image_size for stage in plan.stages)
+    arguments: dict[str, Any] = {"image_size": size, "options": spec.options}
+    classes = len(plan.dataset.classes)
+    try:
+        with torch.device("meta"):
+            model = create_model(spec.name, classes, **arguments)
+    except ModelError:  # RegNets compute their widths with tensors, which fails on the meta device
+        with torch.random.fork_rng(devices=[]):
+            model = create_model(spec.name, classes, **arguments)
+    for train, name in patterns.items():
+        try:
+            trainable_names(model, train)
+        except ModelError as error:
+            raise ModelError(f"stage {name!r}: {error.given}", error.allowed, error.remedy) from None
 
 
 def build_state(

@@ -5,7 +5,6 @@ All network requests have a time limit, and nothing is written.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -22,6 +21,7 @@ from stagewright.errors import ModelError, StorageError, Unreadable
 from stagewright.model.catalog import ModelName, model_names
 from stagewright.model.weight_file import State, locate, read_tensors
 from stagewright.storage.files import read_parsed
+from stagewright.storage.json_text import parse_object
 
 _COMMON = (
     *("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "resnet18", "resnet34", "resnet50", "resnet101"),
@@ -112,7 +112,7 @@ def architecture_of(source: Path) -> _Architecture | None:
         path, _ = locate(source)
         card = path.with_name("model.json")
         if path.name == "weights.safetensors" and card.is_file():
-            spec = read_parsed(card, json.loads)["model"]
+            spec = read_parsed(card, parse_object)["model"]
             return _Architecture(str(spec["name"]), dict(spec["options"]))
         state, _ = read_tensors(path)
     except Unreadable:

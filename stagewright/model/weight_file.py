@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from stagewright.errors import ModelError, Unreadable
 from stagewright.storage.files import read_parsed, unreadable, user_path
+from stagewright.storage.json_text import parse_object
 
 State = dict[str, Tensor]
 
@@ -62,13 +62,20 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
     if path.name != "weights.safetensors" or not card.is_file():
         return path, None
     try:
-        return path, [str(name) for name in read_parsed(card, json.loads)["classes"]]
-    except (ValueError, KeyError, TypeError) as error:
+        return path, _class_names(read_parsed(card, parse_object))
+    except ValueError as error:
         raise ModelError(
             f"{card} is damaged: {error}",
             "the model.json that was written with the weights",
             "restore it from a copy, or copy the weights file to another folder and load it from there (without class names)",
         ) from None
+
+
+def _class_names(content: Mapping[str, object]) -> list[str]:
+    names = content.get("classes")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes is not a list of names")
+    return names
 
 
 def read_tensors(path: Path) -> tuple[State, str]:

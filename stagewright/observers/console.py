@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.console import Console as RichConsole
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from stagewright.rundir.event_kinds import Evaluating, Event, MemoryUse, Notice, Progress
 from stagewright.rundir.event_text import sentence
-from stagewright.system.output import failsafe_stream
+from stagewright.system.terminal import Terminal
 from stagewright.text import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
@@ -37,7 +35,7 @@ class Console:
         file: TextIO | None = None,
     ) -> None:
         self.total_steps, self.stages, self.quiet = total_steps, stages, quiet
-        self._console = RichConsole(file=failsafe_stream(file or sys.stdout), highlight=False, soft_wrap=True)
+        self._console = Terminal(file, failsafe=True, highlight=False, soft_wrap=True)
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()

@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Sequence
 
-from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from stagewright.system.output import failsafe_stream
+from stagewright.system.terminal import Terminal
 from stagewright.text import seconds_text
 
 _PATIENCE_SECONDS = 2.0
@@ -68,7 +67,7 @@ class ProgressLine:
     def _show(self) -> None:
         if self._ended.wait(_PATIENCE_SECONDS):
             return
-        console = RichConsole(file=failsafe_stream(sys.stderr))
+        console = Terminal(sys.stderr, failsafe=True)
         if console.is_terminal and not console.is_dumb_terminal:
             self._draw(console)
             return
@@ -80,7 +79,7 @@ class ProgressLine:
             console.file.flush()
             self._ended.wait(_PLAIN_SECONDS)
 
-    def _draw(self, console: RichConsole) -> None:
+    def _draw(self, console: Terminal) -> None:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

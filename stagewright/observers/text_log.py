@@ -9,6 +9,7 @@ from stagewright.errors import StorageError
 from stagewright.rundir.event_kinds import Event
 from stagewright.rundir.event_text import sentence
 from stagewright.storage.append_file import AppendFile
+from stagewright.text import printable
 
 _MOST_WAITING = 1000
 
@@ -29,7 +30,7 @@ class TextLog:
         if text is None:
             return
         at = (event.time or "")[:19].replace("T", " ")
-        self._waiting.extend(f"{at}  {line}\n" for line in text.splitlines())
+        self._waiting.extend(f"{at}  {printable(line)}\n" for line in text.splitlines())
         self._write()
 
     def _write(self) -> None:

@@ -209,7 +209,7 @@ def _as_mapping(part: str, value: Any, path: list[str]) -> dict[str, Any]:
 
 
 def _stage_number(stages: list[Any], part: str, text_: str) -> int:
-    names = [stage.get("name") for stage in stages]
+    names = [stage.get("name") if isinstance(stage, dict) else None for stage in stages]
     if part in names:
         return names.index(part)
     if not part.isdigit() or int(part) >= len(stages):

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from stagewright.text import shortened
 
 
 class Frozen(BaseModel):
@@ -44,8 +47,11 @@ Options = Annotated[dict[str, Any], AfterValidator(_finite)]
 
 def problems(error: ValidationError) -> str:
     """Returns every invalid field of ``error`` with its path, its value and what is wrong with it, separated by ``; ``."""
-    found = (
-        f"{'.'.join(map(str, detail['loc']))}: {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
-        for detail in error.errors()
-    )
-    return "; ".join(found)
+    return "; ".join(_problem(detail) for detail in error.errors(include_url=False))
+
+
+def _problem(detail: ErrorDetails) -> str:
+    place = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":  # its input is the whole part, which may be long
+        return f"{place}: it is missing"
+    return f"{place}: {shortened(repr(detail['input']), 100)}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stagewright.report import theme
-from stagewright.report.read import Predictions, RunRecord
+from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, ClassRow, Score, class_rows, confused_pairs, confusion, shown_split
+from stagewright.report.tables import Predictions
 from stagewright.text import printable, shortened
 
 MATRIX_CLASSES = 40

@@ -7,70 +7,36 @@ file exists but cannot be read now. This module only reads; :mod:`stagewright.re
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright.errors import CheckpointError, RangeTestError, nearest
+from stagewright.errors import CheckpointError, nearest
 from stagewright.plan import lr_curve
 from stagewright.plan.lr_curve import RangeTest, Suggestions
+from stagewright.report.tables import (
+    Columns,
+    DataSummary,
+    Predictions,
+    read_data_summary,
+    read_numbers,
+    read_predictions,
+)
 from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
 from stagewright.rundir.events import LoggedEvent, read_events
-from stagewright.storage.files import read_own, read_parsed, user_path
+from stagewright.rundir.json_fields import EnvFields, PlanFields, RangeTestFields, SummaryFields
+from stagewright.storage.files import read_parsed, user_path
+from stagewright.storage.json_text import Fields, fitting, parse_object
 from stagewright.storage.lock import is_held
-
-Columns = dict[str, NDArray[np.float64]]
 
 STEP_COLUMNS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING_COLUMNS = ("step", "train_seconds", "images_per_second", "memory_gb")
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """The predictions of the chosen weights for the N readable images of one split, in the manifest's order."""
-
-    split: str
-    labels: NDArray[np.int32]
-    """(N,) true class of each image."""
-    predicted: NDArray[np.int32]
-    """(N,) predicted class of each image."""
-    groups: NDArray[np.object_] | None
-    """(N,) group names, with None for an image without a group; None if the data set has no groups."""
-    unreadable: int
-    """Number of images of the split that could not be read; they are not among the N."""
-
-    @property
-    def correct(self) -> int:
-        return int(np.count_nonzero(self.labels == self.predicted))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
-class _DataSummary:
-    """Facts about the data set, from the manifest."""
-
-    source: str
-    counts: NDArray[np.int64]
-    """(3, classes): number of images of each split and class."""
-    groups: tuple[frozenset[str], frozenset[str], frozenset[str]] | None
-    """Names of the groups in each split; None if the data set has no groups."""
-    excluded: tuple[tuple[str, str], ...]
-    """(path, reason) of files that were excluded when the data set was scanned, from excluded.csv."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +55,7 @@ class RunRecord:
     """TIMING_COLUMNS, each (T,) float64, with increasing steps."""
     predictions: dict[str, Predictions]
     """Predictions by split, ``val`` and ``test``."""
-    data: _DataSummary | None
+    data: DataSummary | None
     range_test: tuple[RangeTest, Suggestions, str] | None = None
     """The curve of ``lr: auto``, its suggestions, and a description of the sweep."""
     problems: tuple[str, ...] = ()
@@ -180,14 +146,14 @@ def read_run(path: str | Path) -> RunRecord:
     problems: list[str] = []
     return RunRecord(
         path=folder,
-        summary=_json(folder / "summary.json", problems),
-        plan=_json(folder / "plan.json", problems),
-        env=_json(folder / "env.json", problems),
+        summary=_fields(folder / "summary.json", SummaryFields, problems),
+        plan=_fields(folder / "plan.json", PlanFields, problems),
+        env=_fields(folder / "env.json", EnvFields, problems),
         log=_log(folder / "events.jsonl", problems),
-        steps=_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
-        timing=_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
-        predictions=dict(_all_predictions(folder / "evaluations", problems)),
-        data=_data_summary(folder / "manifest.parquet", problems),
+        steps=read_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
+        timing=read_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
+        predictions=dict(read_predictions(folder / "evaluations", problems)),
+        data=read_data_summary(folder / "manifest.parquet", problems),
         range_test=_range_test(folder / lr_curve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
@@ -212,145 +178,38 @@ def _silent_seconds(folder: Path) -> float:
     return max(0.0, time.time() - max(written, default=time.time()))
 
 
-def _json(path: Path, problems: list[str]) -> dict[str, Any]:
+def _fields(path: Path, kind: type[Fields], problems: list[str]) -> dict[str, Any]:
+    """Returns the fields of ``kind`` in a JSON file; {} if it is missing or damaged."""
     try:
-        content = read_parsed(path, json.loads)
+        content = read_parsed(path, parse_object)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
-    return content if isinstance(content, dict) else {}
+    found, wrong = fitting(content, kind)
+    problems += [f"{path.name}: a field is left out: {one}" for one in wrong]
+    return found
 
 
 def _log(path: Path, problems: list[str]) -> tuple[LoggedEvent, ...]:
     return tuple(read_events(path, left_out=problems.append)) if path.is_file() else ()
 
 
-def _numbers(path: Path, columns: tuple[str, ...], problems: list[str]) -> Columns:
-    """Reads ``columns`` of a CSV file as float64; an incomplete last line is skipped, a missing column is NaN."""
-    empty = {name: np.empty(0) for name in columns}
-    try:
-        content = read_own(path)
-    except FileNotFoundError:
-        return empty
-    content = content[: content.rfind(b"\n") + 1]
-    header = content[: content.find(b"\n")].decode("utf-8", "replace").strip().split(",")
-    present = [name for name in columns if name in header]
-    if "step" not in present:
-        return empty
-    try:
-        table = _parse(content, dict.fromkeys(present, pa.float64()))
-        found = {name: _array(table.column(name)) for name in present}
-    except pa.ArrowInvalid:
-        problems.append(f"{path.name} has damaged lines; they are skipped")
-        table = _parse(content, dict.fromkeys(present, pa.string()))
-        found = {name: np.array([_number(text) for text in table.column(name).to_pylist()]) for name in present}
-    missing = np.full(len(found["step"]), np.nan)
-    # Lines whose step is not larger than an earlier one remain from an incomplete write; a resume removes them from the file.
-    highest = np.maximum.accumulate(np.concatenate([[-np.inf], np.nan_to_num(found["step"], nan=-np.inf)]))
-    rising = found["step"] > highest[:-1]
-    return {name: found.get(name, missing)[rising] for name in columns}
-
-
-def _parse(content: bytes, types: dict[str, pa.DataType]) -> pa.Table:
-    return pacsv.read_csv(
-        io.BytesIO(content),
-        parse_options=pacsv.ParseOptions(invalid_row_handler=lambda row: "skip"),
-        convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=True),
-    )
-
-
-def _array(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return column.to_numpy().astype(np.float64)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text) if text else np.nan
-    except ValueError:
-        return np.nan
-
-
-def _all_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, Predictions]]:
-    for split in ("val", "test"):
-        table = _parquet(folder / f"{split}.parquet", ("label", "predicted", "group", "readable"), problems)
-        if table is None or not {"label", "predicted"} <= set(table.column_names):
-            continue
-        readable = np.ones(len(table), dtype=bool)
-        if "readable" in table.column_names:
-            readable = table.column("readable").to_numpy().astype(bool)
-        groups = None
-        if "group" in table.column_names and table.column("group").null_count < len(table):
-            groups = table.column("group").cast(pa.string()).to_numpy()[readable]
-        labels = table.column("label").to_numpy().astype(np.int32)[readable]
-        predicted = table.column("predicted").to_numpy().astype(np.int32)[readable]
-        yield split, Predictions(split, labels, predicted, groups, unreadable=int(np.count_nonzero(~readable)))
-
-
-def _parquet(path: Path, columns: tuple[str, ...], problems: list[str]) -> pa.Table | None:
-    try:
-        return read_parsed(path, lambda data: _columns(data, columns))
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowException, OSError) as error:  # pyarrow raises OSError for some damage; the bytes are in memory
-        problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
-        return None
-
-
-def _columns(data: bytes, columns: tuple[str, ...]) -> pa.Table:
-    file = pq.ParquetFile(pa.BufferReader(data))
-    return file.read([name for name in columns if name in file.schema_arrow.names])
-
-
 def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestions, str] | None:
-    content = _json(folder / f"{lr_curve.NAME}.json", problems)
-    table = _numbers(folder / f"{lr_curve.NAME}.csv", ("step", "lr", "loss"), problems)
+    path = folder / f"{lr_curve.NAME}.json"
+    content, before = _fields(path, RangeTestFields, problems), len(problems)
+    table = read_numbers(folder / f"{lr_curve.NAME}.csv", ("step", "lr", "loss"), problems)
     if not content or not len(table["lr"]):
         return None
-    try:
-        return (
-            RangeTest.from_table(table, int(content["planned"])),
-            Suggestions.from_dict(content),
-            str(content["caption"]),
-        )
-    except (KeyError, TypeError, ValueError, RangeTestError) as error:
-        problems.append(f"{folder.name}/{lr_curve.NAME}.json cannot be used: {error}")
+    lrs = table["lr"]
+    whole = content.keys() >= RangeTestFields.model_fields.keys() and content["chosen"] in content["suggestions"]
+    rising = bool(np.isfinite(lrs).all() and lrs[0] > 0 and (np.diff(lrs) > 0).all())
+    if not whole or not rising or len(lrs) > content["planned"]:
+        if len(problems) == before:
+            problems.append(f"{folder.name} is left out: its table and {path.name} do not belong together")
         return None
-
-
-def _data_summary(path: Path, problems: list[str]) -> _DataSummary | None:
-    table = _parquet(path, ("label", "split", "group"), problems)
-    if table is None or not {"label", "split"} <= set(table.column_names):
-        return None
-    metadata = json.loads((table.schema.metadata or {}).get(b"stagewright.manifest", b"{}"))
-    source = str(metadata.get("source", ""))
-    splits = table.column("split")
-    if pa.types.is_integer(splits.type):
-        split_at = splits.to_numpy().astype(np.int64)
-    else:
-        split_at = np.array([SPLITS.index(name) for name in splits.to_pylist()], dtype=np.int64)
-    labels = table.column("label").to_numpy().astype(np.int64)
-    num_classes = int(labels.max(initial=-1)) + 1
-    counts = np.bincount(split_at * num_classes + labels, minlength=3 * num_classes).reshape(3, num_classes)
-    groups = None
-    if "group" in table.column_names and table.column("group").null_count < len(table):
-        column = table.column("group").cast(pa.string())
-        named = (column.filter(pa.array(split_at == at)).drop_null().unique().to_pylist() for at in range(3))
-        first, second, third = (frozenset(str(name) for name in names) for names in named)
-        groups = (first, second, third)
-    return _DataSummary(source, counts, groups, _excluded(path.with_name("excluded.csv")))
-
-
-def _excluded(path: Path) -> tuple[tuple[str, str], ...]:
-    """Returns (path, reason) of the files that were excluded when the data set was scanned."""
-    try:
-        text = read_own(path).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ()
-    return tuple(
-        (row.get("path") or "", row.get("reason") or "") for row in csv.DictReader(io.StringIO(text, newline=""))
-    )
+    return (RangeTest.from_table(table, content["planned"]), Suggestions.from_dict(content), content["caption"])
 
 
 def _clocks(timing: Columns, evaluations: Iterable[Evaluated]) -> Columns:

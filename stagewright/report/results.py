@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.report.intervals import wilson
-from stagewright.report.read import Predictions, RunRecord
+from stagewright.report.read import RunRecord
+from stagewright.report.tables import Predictions
 from stagewright.rundir.event_kinds import BadImages, Evaluated, Event, Result
 from stagewright.text import count_text, percent_text
 

@@ -30,8 +30,10 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
+from stagewright.rundir.json_fields import MetaFields
 from stagewright.storage.files import MISSING, read_file, retry_io, sync_directory, unreadable, unwritable, write_json
 from stagewright.storage.hashed import HashedFile
+from stagewright.storage.json_text import misfit, parse_object
 from stagewright.system.memory import num_bytes
 
 T = TypeVar("T")
@@ -309,16 +311,16 @@ def _load(path: Path, device: str) -> dict[str, Any]:
 
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(read_file(path / META))
+        meta = parse_object(read_file(path / META))
         seal = meta.pop("seal")
     except OSError as error:
         raise (_Damaged(f"{META} is missing") if error.errno in MISSING else error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise _Damaged(f"{META} is damaged") from error
     if meta.get("format") != FORMAT:
         raise _Damaged(f"format {meta.get('format')} is not the format {FORMAT} that this version reads")
-    if seal != _seal(meta):
-        raise _Damaged(f"{META} is damaged: its checksum is wrong")
+    if wrong := "its checksum is wrong" if seal != _seal(meta) else misfit(meta, MetaFields):
+        raise _Damaged(f"{META} is damaged: {wrong}")
     return meta
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,9 @@ from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError
 from stagewright.plan.plan import Plan
 from stagewright.recipe import recipes
+from stagewright.rundir.json_fields import EnvFields
 from stagewright.storage.files import read_own, unwritable, user_path, write_json, write_whole
+from stagewright.storage.json_text import fitting, parse_object
 from stagewright.storage.lock import Lock
 
 
@@ -116,8 +117,8 @@ class RunDir:
     def read_plan(self) -> Plan:
         """Returns the run's plan; CheckpointError if it was changed or is damaged, Unreadable if it cannot be read now."""
         try:
-            return Plan.from_json(json.loads(read_own(self.plan)))
-        except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
+            return Plan.from_json(parse_object(read_own(self.plan)))
+        except (FileNotFoundError, ValueError) as error:
             raise CheckpointError(
                 f"{self.plan} is damaged or missing: {error}", "the file as train wrote it", "restore it from a copy"
             ) from None
@@ -127,13 +128,14 @@ class RunDir:
     def read_env(self) -> dict[str, Any]:
         """Returns the content of ``env.json``, or {} if it is missing or damaged; Unreadable if it cannot be read now.
 
+        Fields whose value has the wrong type are left out.
+
         A run works without this file, which is information for the user.
         """
         try:
-            content = json.loads(read_own(self.env))
+            return fitting(parse_object(read_own(self.env)), EnvFields)[0]
         except (FileNotFoundError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
 
     def check_held(self) -> None:
         """Raises StorageError if the directory was moved, deleted or locked by another process in the meantime."""

@@ -9,7 +9,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from stagewright.rundir.event_kinds import KINDS, Event
+from stagewright.rundir.event_kinds import KINDS, BadImages, Evaluated, Event
+from stagewright.storage.json_text import parse_object
 
 T = TypeVar("T")
 
@@ -43,17 +44,20 @@ def to_line(event: Event) -> bytes:
 def from_line(line: bytes) -> Event:
     """Returns the event of a line. UnknownKind if this version does not know its kind; ValueError if the line is damaged: not
     JSON, or a field is missing or has another type. Fields that the class does not have are ignored."""
-    try:
-        content = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(content, dict) or not isinstance(kind := content.get("kind"), str):
+    content = parse_object(line)
+    if not isinstance(kind := content.get("kind"), str):
         raise ValueError("no event")
-    _value(int, content.get("step"))
+    if _value(int, content.get("step")) < 0:
+        raise ValueError("step is below 0")
     clock = _value(dict, content.get("clock", {}))
     if kind not in KINDS:
         raise UnknownKind(kind)
-    return _filled(KINDS[kind], content, clock)
+    event = _filled(KINDS[kind], content, clock)
+    if isinstance(event, BadImages) and not len(event.rows) == len(event.paths) == len(event.reasons):
+        raise ValueError("rows, paths and reasons differ in length")
+    if isinstance(event, Evaluated) and event.chosen not in event.results:
+        raise ValueError(f"there is no result of the chosen weights, {event.chosen!r}")
+    return event
 
 
 def _key(one: Field[Any]) -> str:
@@ -100,5 +104,7 @@ def _value(kind: Any, value: Any) -> Any:
         return _filled(kind, value, {})
     plain = origin is None and not is_dataclass(kind)
     if plain and (type(value) is kind or (kind is float and type(value) is int)):
+        if type(value) is int and abs(value) >= 2**63:
+            raise ValueError("the number is too large")
         return value
     raise ValueError(f"{value!r} is no {kind}")

@@ -101,7 +101,7 @@ def _memory_use(event: MemoryUse) -> str:
     """Memory in use at several points: allocated memory of a device, or resident memory of a process."""
     points = event.points
     parts = [f"{read.get('allocated_gb', read.get('resident_gb', 0.0)):.2f} GB {when}" for when, read in points.items()]
-    peak = max((read["peak_gb"] for read in points.values()), default=0.0)
+    peak = max((read.get("peak_gb", 0.0) for read in points.values()), default=0.0)
     return f"memory: {', '.join(parts)}; at most {peak:.2f} GB"
 
 

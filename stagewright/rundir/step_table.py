@@ -18,6 +18,7 @@ from typing import Self, cast
 from stagewright.errors import CheckpointError
 from stagewright.storage.append_file import AppendFile, Seal
 from stagewright.storage.files import read_own
+from stagewright.text import table_cell
 
 Cell = str | int | float | bool | None
 
@@ -133,4 +134,4 @@ def _cell(value: Cell) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(float(value))  # float() because the repr of NumPy's float64 contains its type name
-    return " ".join(value.splitlines()) if isinstance(value, str) else str(operator.index(value))
+    return table_cell(" ".join(value.splitlines())) if isinstance(value, str) else str(operator.index(value))

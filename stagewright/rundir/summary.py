@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import NotRequired, TypedDict, cast
 
 from stagewright.errors import CheckpointError
 from stagewright.plan.budget import Budget, Choice
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.json_fields import SummaryFields
 from stagewright.storage.files import read_own, write_json
+from stagewright.storage.json_text import fitting, parse_object
 from stagewright.text import span_text
 
 
@@ -122,15 +123,17 @@ def write_summary(run: RunDir, summary: Summary) -> None:
 
 
 def read_summary(run: RunDir) -> Summary:
-    """Returns the content of ``summary.json``, or {} if there is none yet; CheckpointError if it is not valid JSON."""
+    """Returns the content of ``summary.json``, or {} if there is none yet; CheckpointError if it is damaged."""
     try:
-        content = json.loads(read_own(run.summary))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
+        content, wrong = fitting(parse_object(read_own(run.summary)), SummaryFields)
+        if wrong:
+            raise ValueError(wrong[0])
+        if content.get("status") == "finished" and (missing := {"top1", "chosen", "step"} - content.keys()):
+            raise ValueError(f"it has no {min(missing)}")
         return cast(Summary, content)
     except FileNotFoundError:
         return cast(Summary, {})
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(
             f"{run.summary} is damaged: {error}",
             "the file as it was written",
@@ -141,7 +144,7 @@ def read_summary(run: RunDir) -> Summary:
 def recorded_choice(run: RunDir, budget: Budget) -> Choice | None:
     """Returns the choice that ``run`` recorded for the same budget when it began, or None if there is none."""
     account = run.read_env().get("budget") or {}
-    return Choice.from_dict(account["choice"]) if account.get("asked") == budget.text else None
+    return Choice.from_dict(account["choice"]) if account.get("asked") == budget.text and "choice" in account else None
 
 
 def record_actual_seconds(run: RunDir, budget: Budget) -> str | None:

@@ -31,6 +31,9 @@ class LineWriter:
     def write(self, lines: str) -> None:
         """Writes ``lines``, which end in a newline."""
         data = lines.encode("utf-8", "surrogateescape")
+        if self.target == STDOUT and sys.stdout.isatty():
+            print(lines, end="")  # which shows control codes in it, and does not obey them
+            return
         if self.target == STDOUT:
             print_bytes(data)
             return

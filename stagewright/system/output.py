@@ -12,13 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from stagewright.errors import StorageError
+from stagewright.text import visible
 
 
 class Output:
     """A text stream that wraps ``stream``. After its first failed write, all output goes to the null device.
+
+    Control codes are written as escape sequences: they come from names in files, and a terminal must not obey them. Only what
+    :class:`stagewright.system.terminal.Terminal` styles passes by ``styled``.
 
     If the output is ``needed``, the failure is raised: BrokenPipeError if nobody reads any more, else StorageError.
     Characters that the stream's encoding lacks are written as escape sequences. If ``stream`` is None, nothing is written.
@@ -30,8 +34,17 @@ class Output:
 
     def write(self, text: str) -> int:
         """Writes ``text``; returns its length."""
+        return self.write_styled(visible(text))
+
+    def write_styled(self, text: str) -> int:
+        """Writes ``text`` with its control codes; returns its length."""
         self._try(lambda stream: _write(stream, text))
         return len(text)
+
+    @property
+    def styled(self) -> TextIO:
+        """The same output for text whose control codes are our own."""
+        return cast(TextIO, _Styled(self))
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Writes each of ``lines`` without adding newlines."""
@@ -78,6 +91,17 @@ class Output:
                 "a terminal, a pipe, or a file on a disk with room",
                 "free some space, or send the output to another place",
             ) from self.failure
+
+
+class _Styled:
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, text: str) -> int:
+        return self._output.write_styled(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._output, name)
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -381,6 +381,18 @@ def test_the_card_is_for_people(folder: Path) -> None:
     load_bundle(folder)
 
 
+def test_types_are_exact_and_keys_are_given_once(folder: Path) -> None:
+    """Attack M10: what one reader takes for 8 another takes for text."""
+    text = (folder / "model.json").read_text()
+    content = json.loads(text)
+    content["preprocessing"]["image_size"] = str(content["preprocessing"]["image_size"])
+    damaged = (json.dumps(content), '{"format": 1,' + text[1:], text.encode("utf-16"))
+    for one in damaged:
+        (folder / "model.json").write_bytes(one if isinstance(one, bytes) else one.encode())
+        with pytest.raises(BundleError, match=r"model.json is damaged"):
+            load_bundle(folder)
+
+
 @pytest.mark.parametrize("text", ["[]", "7", "null", '"x"', "{}", "[" * 100_000, "{", "\xff"])
 def test_model_json_of_any_other_content_is_refused(folder: Path, text: str) -> None:
     (folder / "model.json").write_bytes(text.encode("latin-1"))

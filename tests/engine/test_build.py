@@ -8,8 +8,9 @@ import sys
 import pytest
 from torch import nn
 
-from stagewright.engine.build import build_state
+from stagewright.engine.build import build_state, check_trained
 from stagewright.engine.numerics import numerics_of, takes_channels_last
+from stagewright.errors import ModelError
 from stagewright.model.zoo import create_model
 from stagewright.plan.plan import DatasetInfo
 from stagewright.plan.resolve import resolve
@@ -48,6 +49,23 @@ def test_pictures_come_in_the_layout_of_the_network() -> None:
         assert numerics_of(plan, state.model).channels_last is last
         weight = next(parameter for parameter in state.model.parameters() if parameter.ndim == 4)
         assert weight.permute(0, 2, 3, 1).is_contiguous() is last
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ("cifar_resnet18", ["stagee4.*"], r"stage 'main': train: the pattern 'stagee4.\*' matches no parameter"),
+        ("torchvision:resnet18", ["layer4.*", "!layer9"], "'!layer9' matches no parameter"),
+        ("torchvision:resnet18", "last:99", "more blocks than the model has"),
+        ("torchvision:regnet_y_400mf", ["nothing"], "matches no parameter"),
+    ],
+)
+def test_what_a_stage_trains_is_checked_before_a_plan_is_shown(model: str, train: object, message: str) -> None:
+    """Attack a20: a pattern without a parameter was found only when the run began."""
+    plain = {"model": {"name": model}, "image_size": 32, "epochs": "2st", "train": train}
+    with pytest.raises(ModelError, match=message):
+        check_trained(resolve(recipes.from_dict(plain), INFO))
+    check_trained(resolve(recipes.from_dict(plain | {"train": "last:1"}), INFO))
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not disable_malloc_trim(), reason="needs the C library glibc")

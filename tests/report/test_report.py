@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -200,3 +201,48 @@ def test_wilson_refuses_what_is_no_share() -> None:
     for correct, total in ((3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="not a share"):
             wilson(correct, total)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("summary.json", b'"step": ', b'"step": "x", "was": ', "summary.json: a field is left out: step is 'x'"),
+        ("summary.json", b'"top1": {', b'"top1": 5, "was": {', "summary.json: a field is left out: top1 is 5"),
+        ("plan.json", b'"stages": [', b'"stages": null, "was": [', "plan.json: a field is left out: stages is None"),
+        ("env.json", b'"cores": 2', b'"cores": [2]', "env.json: a field is left out: cores is [2]"),
+        ("steps.csv", b"\n3,", b"\nx,", "steps.csv: 1 damaged line is left out, the first is line 4"),
+        ("steps.csv", b"\n7,", b"\n\xff,", "steps.csv: 1 damaged line is left out, the first is line 8"),
+        ("timing.csv", b"\n50,", b"\n5,0,", "timing.csv: 1 damaged line is left out, the first is line 2"),
+        ("events.jsonl", b'"step": ', b'"step": -1, "was": ', "events.jsonl: line 1 is damaged and left out"),
+    ],
+)
+def test_a_damaged_part_is_left_out_and_the_page_says_so(  # attack M9
+    run: Path, tmp_path: Path, name: str, old: bytes, new: bytes, said: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    content = (broken / name).read_bytes()
+    assert old in content
+    (broken / name).write_bytes(content.replace(old, new, 1))
+    assert said in Words(write(broken).read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("label", [-1], "label has values below 0"),
+        ("predicted", ["a"], "predicted has values of type string"),
+        ("label", [None], "label has 360 empty cells"),
+        ("label", [0.5], "label has values of type double"),
+    ],
+)
+def test_predictions_that_are_no_classes_are_left_out(
+    run: Path, tmp_path: Path, column: str, values: list[object], said: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    path = broken / "evaluations" / "test.parquet"
+    table = pq.read_table(path)
+    changed = pa.array(values * len(table))
+    pq.write_table(table.set_column(table.column_names.index(column), column, changed), path)
+    assert f"test.parquet is left out: {said}" in Words(write(broken).read_text()).text

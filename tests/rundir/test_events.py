@@ -129,7 +129,7 @@ def test_an_observer_can_change_nothing(path: Path) -> None:
             object.__setattr__(event, "results", {})
 
     results = {"raw": Result(loss=0.1, top1=1.0, top5=None, images=1, unreadable=0)}
-    event, seer = make_event("evaluated", results=results), Seer()
+    event, seer = make_event("evaluated", results=results, chosen="raw"), Seer()
     log = EventLog(path, [Vandal(), seer])
     log.emit(event)
     results.clear()  # what the caller has is the caller's, too

@@ -18,6 +18,7 @@ from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Ite
 from stagewright.data.inspect.fingerprint import Fingerprints, Rows, blank, differ, joined
 from stagewright.data.manifest import SPLITS
 from stagewright.data.partition import TEST, TRAIN, VAL
+from stagewright.data.sources.folder_names import similar_names
 from stagewright.data.sources.folders import UNDECIDED
 from stagewright.data.sources.match_paths import NO_FILE
 from stagewright.text import counted, some
@@ -41,7 +42,19 @@ _ODD: tuple[tuple[str, Callable[[Fingerprints], Any], str, str], ...] = (
 
 def find(evidence: Evidence) -> tuple[Finding, ...]:
     """Returns all findings, the serious ones first."""
-    makers = (_copies, _near, _classes_apart, _groups, _unreadable, _table, _balance, _tells, _shapes, _odd)
+    makers = (
+        _copies,
+        _near,
+        _class_names,
+        _classes_apart,
+        _groups,
+        _unreadable,
+        _table,
+        _balance,
+        _tells,
+        _shapes,
+        _odd,
+    )
     found = [finding for maker in makers for finding in maker(evidence)]
     explained = {"class-not-trained", "groups-straddle"} & {finding.kind for finding in found}
     if evidence.refusal and not explained:
@@ -84,6 +97,18 @@ def _near(e: Evidence) -> Iterator[Finding]:
     if not e.pairs.complete:
         what, why = "so many near duplicates that the search was limited to the closest", "there are more than listed"
         yield Finding("near-incomplete", "notice", what, why, "keep fewer images of each sequence")
+
+
+def _class_names(e: Evidence) -> Iterator[Finding]:
+    for names in similar_names(e.classes):
+        rows = np.flatnonzero(np.isin(e.labels, [e.classes.index(name) for name in names]))
+        firsts = [int(rows[e.labels[rows] == e.classes.index(name)][0]) for name in names]
+        yield Finding(
+            "class-names-alike", "warning",
+            f"the names of the classes {' and '.join(map(repr, names))} differ only in case, blanks, '-', '_' or '.'",
+            "they may be one class, written in several ways", "give them one name, or names that differ more",
+            e.items(firsts),
+        )  # fmt: skip
 
 
 def _set_finding(

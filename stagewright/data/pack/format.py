@@ -13,25 +13,30 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folders import UNDECIDED
 from stagewright.data.sources.scan import DIGEST_BYTES
 from stagewright.errors import DataError
+from stagewright.recipe.schema import problems
 from stagewright.storage.files import MISSING, missing_or_unreadable, read_parsed, retry_io, unreadable
+from stagewright.storage.json_text import parse_object
 
 Encoding = Literal["jpeg", "raw"]
 
 HEAD, UNFINISHED, INDEX = "pack.json", "packing.json", "index.parquet"
 _FORMAT, _VERSION = "stagewright pack", 1
 _BLOCK = 1 << 22
+
+_Count = Annotated[int, Field(ge=0, le=2**62)]
 
 PARTS = {TRAIN: "train", VAL: "val", TEST: "test", UNDECIDED: "undecided"}
 """The values of the column ``split`` of the index."""
@@ -70,14 +75,14 @@ INDEX_SCHEMA = pa.schema(
 class PartFile:
     """One part of a pack, which contains ``rows`` records, starting with the record ``first``."""
 
-    file: str
-    """File name."""
-    first: int
-    rows: int
-    bytes: int
-    crc32: int
+    file: Annotated[str, StringConstraints(pattern=r"^part-\d{5,9}\.arrow$")]
+    """File name, within the folder of the pack."""
+    first: _Count
+    rows: _Count
+    bytes: _Count
+    crc32: _Count
     """Checksum of the whole file."""
-    original_bytes: int
+    original_bytes: _Count
     """Size of the original image files in bytes."""
     pillow: str
     """The version of Pillow that encoded the images."""
@@ -107,10 +112,10 @@ class Head:
     """True if DATA has groups."""
     notes: tuple[str, ...]
     classes: tuple[str, ...]
-    num_listed: int
+    num_listed: _Count
     """Number of rows of the index that were scanned. The rows after them were excluded by the source before the scan."""
-    num_records: int
-    index_crc32: int
+    num_records: _Count
+    index_crc32: _Count
     parts: tuple[PartFile, ...]
 
     @property
@@ -136,11 +141,11 @@ class Head:
     @classmethod
     def _parsed(cls, file: Path, data: bytes) -> Head:
         try:
-            content = json.loads(data)
+            content = parse_object(data)
             if content["format"] != _FORMAT:
                 raise KeyError(content["format"])
             version, digest = content["version"], content.pop("sha256")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             raise _no_head(file, "it was not written by stagewright data pack") from error
         if version != _VERSION:
             raise DataError(
@@ -151,11 +156,16 @@ class Head:
         if _sha256(content) != digest:
             raise _no_head(file, "its content does not match its digest")
         try:
-            given = {field.name: content[field.name] for field in fields(cls)}
-            parts = tuple(PartFile(**part) for part in given["parts"])
-        except (KeyError, TypeError) as error:
-            raise _no_head(file, f"it has no {error}") from error
-        return cls(**given | {"parts": parts, "notes": tuple(given["notes"]), "classes": tuple(given["classes"])})
+            head = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            raise _no_head(file, problems(error)) from error
+        if (rows := sum(part.rows for part in head.parts)) > head.num_records or head.num_records > head.num_listed:
+            raise _no_head(
+                file, f"its parts have {rows:,} records, of {head.num_records:,} of {head.num_listed:,} pictures"
+            )
+        if any(part.first != sum(one.rows for one in head.parts[:at]) for at, part in enumerate(head.parts)):
+            raise _no_head(file, "its parts do not follow each other")
+        return head
 
 
 def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:

@@ -18,7 +18,18 @@ from PIL import Image
 
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import Stored
-from stagewright.data.pack.format import HEAD, INDEX, PARTS, UNFINISHED, Encoding, Head, damaged, has_crc32, open_part
+from stagewright.data.pack.format import (
+    HEAD,
+    INDEX,
+    INDEX_SCHEMA,
+    PARTS,
+    UNFINISHED,
+    Encoding,
+    Head,
+    damaged,
+    has_crc32,
+    open_part,
+)
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.local import refuse_columns
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan, hex_strings
@@ -55,6 +66,8 @@ class Pack:
             head = Head.read(folder / HEAD)
         except FileNotFoundError:
             raise _not_finished(folder) from None
+        if (rows := sum(part.rows for part in head.parts)) != head.num_records:
+            raise damaged(folder, f"its parts have {rows:,} records instead of {head.num_records:,}")
         for part in head.parts:
             try:
                 size = size_of(folder / part.file)
@@ -82,9 +95,11 @@ class Pack:
     def columns(self, *names: str) -> pa.Table:
         """Reads columns of the index. Raises DataError if the index is damaged."""
         try:
-            return read_table(self.folder / INDEX, names)
-        except (FileNotFoundError, pa.ArrowException, KeyError) as error:
+            table = read_table(self.folder / INDEX, names)
+            _check_index(table, names, self.head)
+        except (FileNotFoundError, pa.ArrowException, ValueError) as error:
             raise damaged(self.folder, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
+        return table
 
     def listing(self, settings: Data) -> Listing:
         """Returns the listing of the source. Raises DataError if ``settings`` request columns that the pack does not have."""
@@ -141,6 +156,39 @@ class Pack:
             )
         sizes = [table[name].to_numpy()[records] for name in ("stored_width", "stored_height", "width", "height")]
         return PackImages(self, records, paths, *sizes)
+
+
+_ALWAYS = ("path", "label", "split", "digest", "width", "height", "picture")
+"""Columns of the index in which a row that was scanned has a value."""
+
+
+def _check_index(table: pa.Table, names: tuple[str, ...], head: Head) -> None:
+    """Raises ValueError if the columns ``names`` of the index do not have the types and values of a pack's index."""
+    if table.schema.names != list(names) or any(
+        not table.schema.field(name).type.equals(INDEX_SCHEMA.field(name).type) for name in names
+    ):
+        raise ValueError("it does not have the columns of an index")
+    if len(table) < head.num_listed:
+        raise ValueError(f"it has {len(table):,} rows instead of {head.num_listed:,} or more")
+    listed = table.slice(0, head.num_listed)
+    for name in set(names) & set(_ALWAYS):
+        if listed[name].null_count:
+            raise ValueError(f"{name} has empty cells")
+    for name in {"path", "reason"} & set(names):
+        if table[name].slice(head.num_listed).null_count:
+            raise ValueError(f"{name} has empty cells")
+    if "split" in names and not pc.all(pc.is_in(listed["split"], pa.array(PARTS.values()))).as_py() and len(listed):
+        raise ValueError(f"split has values other than {', '.join(PARTS.values())}")
+    if "file" in names and len(listed) - listed["file"].null_count != head.num_records:
+        raise ValueError(f"it does not have {head.num_records:,} records")
+    if {"file", "stored_width", "stored_height"} <= set(names):
+        stored = listed.filter(pc.is_valid(listed["file"]))
+        if stored["stored_width"].null_count or stored["stored_height"].null_count:
+            raise ValueError("a record has no size")
+    for name in {"width", "height"} & set(names):
+        lowest = pc.min(listed[name]).as_py()
+        if lowest is not None and lowest < 0:
+            raise ValueError(f"{name} has values below 0")
 
 
 class PackImages:

@@ -20,6 +20,7 @@ from stagewright.data.pack.reader import Pack
 from stagewright.data.sources.scan import Progress, cache_folder
 from stagewright.errors import DataError, StorageError
 from stagewright.storage.files import FORBIDDEN, missing_or_unreadable, read_file, retry_io, write_whole
+from stagewright.storage.json_text import parse_object
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
 
@@ -104,13 +105,12 @@ def _read_known(file: Path, notes: list[str]) -> dict[str, State]:
     note to ``notes``.
     """
     try:
-        known = json.loads(read_file(file, final=FORBIDDEN))
+        return dict(parse_object(read_file(file, final=FORBIDDEN)))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     except OSError as error:
         notes.append(f"the results of earlier checks cannot be read: {file}: {error.strerror or error}")
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from stagewright.errors import DataError, nearest
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.parquet import one_array, parse_table
-from stagewright.text import counted, some
+from stagewright.text import counted, from_table_cell, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -165,7 +165,11 @@ def _to_text(column: pa.ChunkedArray) -> pa.StringArray:
         text = one_array(column)
     except pa.ArrowException:  # lists, structs or image bytes, which cannot be a path, a class or a group
         return pa.array([""] * len(column), pa.string())
-    return pc.utf8_trim_whitespace(text.fill_null(""))
+    text = pc.utf8_trim_whitespace(text.fill_null(""))
+    quoted = pc.starts_with(text, "'")
+    if not pc.any(quoted).as_py():
+        return text
+    return pc.if_else(quoted, pa.array([from_table_cell(cell) for cell in text.to_pylist()], pa.string()), text)
 
 
 def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:

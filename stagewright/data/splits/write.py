@@ -37,7 +37,7 @@ from stagewright.data.splits.summary import SplitSummary
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import remove_quietly, write_whole
-from stagewright.text import counted, some
+from stagewright.text import counted, path_cell, some, table_cell
 
 FORMATS = (".csv", ".parquet")
 
@@ -327,7 +327,9 @@ def _write(file: Path, columns: dict[str, list[str | None]]) -> None:
         with file.open("w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            for row in zip(*columns.values(), strict=True):
+                path, *others = row
+                writer.writerow([path_cell(path or ""), *(table_cell(cell) if cell else cell for cell in others)])
     with file.open("rb+") as written:
         os.fsync(written.fileno())
 

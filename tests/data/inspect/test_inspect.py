@@ -396,3 +396,9 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
     assert sets(by_kind["near-conflicting"]) == [["train/Cat1118.jpg", "train/Cat95.jpg"]]  # seen by eye to be one cat
     told = {item.path for finding in found.findings for item in finding.items}
     assert {item.path for item in load_dataset(str(table), Data(), 0).excluded} <= told
+
+
+def test_class_names_that_differ_only_in_case_are_a_warning(tmp_path: Path) -> None:
+    """Situation 014."""
+    finding = kinds(inspected(make(tmp_path / "d", {"Cat": 4, "cat": 4, "dog": 4})))["class-names-alike"]
+    assert finding.severity == "warning" and "'Cat' and 'cat'" in finding.what and len(finding.items) == 2

@@ -513,7 +513,7 @@ def test_missing_short_foreign(copied: Path, photos: Path, jpeg: Path, tmp_path:
     del head["size"], head["sha256"]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
     (copied / "pack.json").write_text(json.dumps(head | {"sha256": digest}))
-    assert not_loaded(copied).given == f"{foreign}: it has no 'size'"
+    assert not_loaded(copied).given == f"{foreign}: size: it is missing"
     assert not_loaded(tmp_path / "no.pack").given == f"there is no pack {tmp_path}/no.pack"
 
 

@@ -153,6 +153,16 @@ def test_unusual_names_are_written_or_refused(tmp_path: Path) -> None:
     assert "2 pictures cannot be stored in a table" in refused(root, tmp_path / "other.csv").given
 
 
+def test_names_that_a_spreadsheet_takes_for_formulas(tmp_path: Path) -> None:
+    """Situation 113, attack M3: the table has none, and reads back as the same classes and files."""
+    root = fill(tmp_path / "photos", **{"=cmd|'x'!A0": 4, "@SUM": 4, "-1": 4})
+    table = split(str(root), Data(), 0, out=root / "t.csv").tables[0]
+    cells = [cell for line in csv.reader(table.read_text("utf-8").splitlines()) for cell in line]
+    assert {cell for cell in cells if cell[:1] in tuple("=+@-")} == {"-1"}
+    assert "'@SUM" in cells and any(cell.startswith("./=cmd|'x'!A0/") for cell in cells)
+    assert contents(read(table)) == contents(load_dataset(str(root), Data(), 0).manifest)
+
+
 def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=6, b=6)
     out = tmp_path / "t.csv"

@@ -1,0 +1,161 @@
+"""The fields of the JSON files of a run directory that the package uses, with their types.
+
+A run directory may come from anyone, and may be damaged: nothing of these files is used before it was compared with them
+(:func:`stagewright.storage.json_text.fitting`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from stagewright.plan.lr_curve import Method
+from stagewright.storage.json_text import ABSENT, Fields
+
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+_Finite = Annotated[float, Field(ge=-1e300, le=1e300)]
+_Percents = dict[str, float | None]
+
+
+class _Chosen(Fields):
+    step: Count
+    weights: str
+
+
+class _Choice(Fields):
+    factor: Annotated[float, Field(gt=0, le=1e9)]
+    every: Annotated[float, Field(gt=0, le=1)] | None
+
+
+class _Budget(Fields):
+    asked: str
+    predicted_seconds: Seconds
+    choice: _Choice = ABSENT
+    text: str
+    actual_seconds: Seconds | None = ABSENT
+
+
+class _Seal(Fields):
+    bytes: Count
+    sha256: str
+
+
+class SummaryFields(Fields):
+    """summary.json (:class:`stagewright.rundir.summary.Summary`)."""
+
+    status: str = ABSENT
+    name: str = ABSENT
+    recipe: str | None = ABSENT
+    model: str | None = ABSENT
+    data: str | None = ABSENT
+    plan_digest: str = ABSENT
+    dataset_digest: str = ABSENT
+    seed: int = ABSENT
+    step: Count = ABSENT
+    total_steps: Count = ABSENT
+    top1: _Percents = ABSENT
+    chosen: _Chosen | None = ABSENT
+    setup_seconds: Seconds = ABSENT
+    train_seconds: Seconds = ABSENT
+    eval_seconds: Seconds = ABSENT
+    checkpoint_seconds: Seconds = ABSENT
+    images_per_second: Seconds = ABSENT
+    parameters: Count = ABSENT
+    precision: str | None = ABSENT
+    device: str | None = ABSENT
+    memory_gb: dict[str, _Finite] | None = ABSENT
+    budget: _Budget | None = ABSENT
+    parent: str | None = ABSENT
+    error: str | None = ABSENT
+
+
+class _Stage(Fields):
+    first_step: Count
+    num_steps: Count
+    index: Count = ABSENT
+    name: str = ABSENT
+    image_size: Count = ABSENT
+    batch_size: Count = ABSENT
+    num_images: Count = ABSENT
+    epochs_asked: _Finite | None = ABSENT
+    epochs_given: _Finite | None = ABSENT
+    train: str | list[str] = ABSENT
+    lr_first: _Finite = ABSENT
+    lr_peak: _Finite = ABSENT
+    lr_last: _Finite = ABSENT
+
+
+class _Dataset(Fields):
+    classes: Annotated[list[str], Field(max_length=10**6)] = ABSENT
+
+
+class _Model(Fields):
+    name: str = ABSENT
+
+
+class _Eval(Fields):
+    select: str = ABSENT
+
+
+class _Recipe(Fields):
+    name: str = ABSENT
+    model: _Model = ABSENT
+    eval: _Eval = ABSENT
+
+
+class PlanFields(Fields):
+    """plan.json (:class:`stagewright.plan.plan.Plan`)."""
+
+    recipe: _Recipe = ABSENT
+    dataset: _Dataset = ABSENT
+    total_steps: Count = ABSENT
+    stages: Annotated[list[_Stage], Field(max_length=10_000)] = ABSENT
+
+
+class EnvFields(Fields):
+    """env.json (:func:`stagewright.rundir.environment.environment`)."""
+
+    command: str = ABSENT
+    data: str | None = ABSENT
+    parent: str | None = ABSENT
+    device_name: str | None = ABSENT
+    data_notes: list[str] = ABSENT
+    stagewright: str | None = ABSENT
+    git_commit: str | None = ABSENT
+    python: str | None = ABSENT
+    torch: str | None = ABSENT
+    torchvision: str | None = ABSENT
+    timm: str | None = ABSENT
+    numpy: str | None = ABSENT
+    pillow: str | None = ABSENT
+    platform: str | None = ABSENT
+    cpu: str | None = ABSENT
+    cores: Count | None = ABSENT
+    ram_gb: _Finite | None = ABSENT
+    created: str | None = ABSENT
+    decoder: str = ABSENT
+    functions: dict[str, str | None] = ABSENT
+    budget: _Budget | None = ABSENT
+
+
+class RangeTestFields(Fields):
+    """lr-find/lr-find.json (:func:`stagewright.preflight.lr_find.range_test_files`)."""
+
+    suggestions: Annotated[dict[Method, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1)]
+    chosen: Method
+    notes: list[str]
+    planned: Annotated[int, Field(ge=10, le=10**6)]
+    caption: str
+
+
+class MetaFields(Fields):
+    """meta.json of a checkpoint (:mod:`stagewright.rundir.checkpoint`)."""
+
+    step: Count
+    plan_digest: str
+    bytes: Count
+    sha256: str
+    protect: list[Count]
+    logs: dict[str, _Seal] = ABSENT

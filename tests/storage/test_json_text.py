@@ -1,0 +1,44 @@
+"""JSON from strangers: what is refused, and that fields have the types they must have."""
+
+from __future__ import annotations
+
+import pytest
+
+from stagewright.rundir.json_fields import MetaFields, SummaryFields
+from stagewright.storage.json_text import fitting, misfit, parse_object
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"[]", "not a JSON object"),
+        (b"", "Expecting value"),
+        (b'{"a": 1, "a": 2}', "'a' is given twice"),
+        (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "nested deeper"),
+        (b"[" * 100_000, "nested deeper"),
+        ('{"a": 1}'.encode("utf-16"), "utf-8"),
+        (b'{"a": "\xff"}', "utf-8"),
+        (b'{"a": ' + b"9" * 6000 + b"}", "digits"),
+    ],
+)
+def test_what_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_object(data)
+
+
+def test_what_editors_add_is_read() -> None:
+    assert parse_object(b'\xef\xbb\xbf{"a": NaN}\r\n').keys() == {"a"}
+
+
+def test_fields_of_a_wrong_type_are_left_out_and_named() -> None:
+    given = {"step": "5", "name": "run", "top1": {"val": "high"}, "seed": True, "other": [1]}
+    found, problems = fitting(given, SummaryFields)
+    assert found == {"name": "run", "other": [1]}
+    assert [problem.split(" is ")[0] for problem in problems] == ["seed", "step", "top1.val"]
+
+
+def test_a_missing_field_is_named() -> None:
+    given = {"step": 1, "plan_digest": "d", "bytes": 5, "sha256": "s"}
+    assert misfit(given, MetaFields) == "protect is missing"
+    assert misfit({**given, "protect": [-1]}, MetaFields).startswith("protect.0 is -1")
+    assert not misfit({**given, "protect": []}, MetaFields)
