@@ -6,10 +6,14 @@ imports nothing from the rest of the package.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
 ABSENT = "–"
+_NEAR = 0.7
+"""Similarity (difflib's ratio, 0 to 1) from which a name counts as near: one wrong letter of four, two of six. With 0.5,
+``battery`` would be near to ``paper``."""
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -99,3 +103,13 @@ def counted(number: int, noun: str) -> str:
     """Returns a number with its noun, like :func:`count_text`, for nouns with a plural in -es too: ``1,200 classes``."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` with the one of ``known`` that is most similar to ``word``, or an empty string if
+    none is near. Upper and lower case do not matter. All suggestions of names come from here."""
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(name.casefold(), name)
+    match = difflib.get_close_matches(word.casefold(), list(names), n=1, cutoff=_NEAR)
+    return f"; did you mean {names[match[0]]!r}?" if match else ""

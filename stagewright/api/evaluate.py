@@ -23,13 +23,14 @@ from stagewright.data.sources.verify import images_gone, verify_images
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
-from stagewright.errors import DataError, NotFinite, nearest
+from stagewright.errors import DataError, NotFinite
 from stagewright.recipe import recipe
 from stagewright.report.intervals import wilson
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores
+from stagewright.text import nearest
 
 _BATCH = 64
 

@@ -269,7 +269,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or fi
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
-    """List the available models."""
+    """List the available models; exit code 2 if none has such a name."""
     from stagewright.model.zoo import list_models
 
     for name, library in list_models(pattern):

@@ -27,7 +27,8 @@ from typing import Any
 
 from torch import nn
 
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
+from stagewright.text import nearest
 
 _DOMINANT = 0.9
 """A part with this share of the body's parameters is the body in a wrapper. A ResNet's last stage has 75 %, the encoder

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
 from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
@@ -25,6 +25,7 @@ from stagewright.model.own import build_own
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 from stagewright.system.memory import out_of_memory
+from stagewright.text import nearest
 
 log = logging.getLogger(__name__)
 

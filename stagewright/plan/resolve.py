@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from stagewright.errors import RecipeError, nearest
+from stagewright.errors import RecipeError
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration
 from stagewright.recipe.recipe import LR, Average, Recipe, Stage
 from stagewright.recipe.schema import problems
+from stagewright.text import nearest
 
 _NOTHING = Measured()
 MOST_STEPS = 10**9

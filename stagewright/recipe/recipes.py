@@ -16,11 +16,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stagewright.errors import RecipeError, nearest
+from stagewright.errors import RecipeError
 from stagewright.recipe.duration import FORMS, Duration
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
 from stagewright.storage.files import read_own, user_path
+from stagewright.text import nearest
 
 _SHIPPED = resources.files("stagewright.recipe") / "shipped"
 RENAMED = {

@@ -23,13 +23,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright.errors import CheckpointError, RangeTestError, nearest
+from stagewright.errors import CheckpointError, RangeTestError
 from stagewright.plan import lr_curve
 from stagewright.plan.lr_curve import RangeTest, Suggestions
 from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
 from stagewright.rundir.events import LoggedEvent, read_events
 from stagewright.storage.files import read_own, read_parsed, user_path
 from stagewright.storage.lock import is_held
+from stagewright.text import nearest
 
 Columns = dict[str, NDArray[np.float64]]
 

@@ -123,6 +123,12 @@ def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     listed = call(capsys, monkeypatch, "models", "preact").out
     assert "cifar_preact_resnet18" in listed
+    none = call(capsys, monkeypatch, "models", "zzz")
+    assert (
+        none.code == 2 and none.out == "" and none.err.startswith("error: no model's name contains or matches 'zzz'\n")
+    )
+    near = call(capsys, monkeypatch, "models", "ResNet81")
+    assert near.code == 2 and "did you mean 'resnet" in near.err
 
 
 @pytest.mark.parametrize(
