@@ -84,6 +84,9 @@ def split(
     ] = None,
     mode: Annotated[str, typer.Option(help="What --links writes: symlink, hardlink or copy.")] = "symlink",
     anew: Annotated[bool, typer.Option("--anew", help="Make a new split even if DATA already has one.")] = False,
+    similar: Annotated[
+        bool, typer.Option("--group-similar", help="Keep near duplicates (see data inspect) in one split or fold.")
+    ] = False,
     overwrite: Overwrite = False,
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -94,6 +97,7 @@ def split(
     from rich.console import Console
 
     from stagewright.cli.data_views import print_split
+    from stagewright.data.sources.folders import name_of
     from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
@@ -107,11 +111,12 @@ def split(
             data,
             settings,
             seed,
-            out=out or Path(f"{_name_of(data)}-split.csv"),
+            out=out or Path(f"{name_of(data)}-split.csv"),
             links=links,
             mode=mode,
             folds=folds,
             anew=anew,
+            similar=similar,
             overwrite=overwrite,
             workers=workers or _cores(),
             progress=progress,
@@ -139,13 +144,14 @@ def pack(
 ) -> None:
     """Store smaller copies of all pictures in a few large files, which train reads several times as fast."""
     from stagewright.data.pack.build import pack as make
+    from stagewright.data.sources.folders import name_of
     from stagewright.errors import DataError
     from stagewright.observers.scan_progress import ScanProgress
     from stagewright.text import count_text, seconds_text
 
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
-    folder = out or Path(f"{_name_of(data)}.pack")
+    folder = out or Path(f"{name_of(data)}.pack")
     with ScanProgress("scanning the pictures", "packing", quiet=as_json) as progress:
         made = make(
             data,
@@ -219,12 +225,6 @@ def _settings(overrides: list[str] | None, **flags: Any) -> Any:
             )
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
     return recipes.override(Recipe(), [*given, *(overrides or ())]).data
-
-
-def _name_of(data: str) -> str:
-    """Returns the name of DATA, for names of files made from it."""
-    path = user_path(data.rstrip("/") or data)
-    return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
 
 
 def _cores() -> int:

@@ -79,6 +79,8 @@ class Evidence:
     """Why training refuses this data; empty if it does not."""
     unlisted: tuple[str, ...] = ()
     """Images in the folder that no row of the table names."""
+    new_split: str = ""
+    """The command that makes a new split and keeps near duplicates together in it."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

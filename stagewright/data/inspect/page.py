@@ -68,7 +68,7 @@ class _Thumbs:
         self.known: dict[int, str] = {}
 
     def html(self, row: int, alt: str = "") -> str:
-        """Returns the thumbnail of ``row`` as HTML, or a short text if it cannot be shown."""
+        """Returns the thumbnail of ``row`` as HTML, or a short text if it cannot be shown. ``alt`` is escaped text."""
         if row < 0:
             return '<div class="pic">no file</div>'
         if not self.readable[row]:
@@ -79,19 +79,20 @@ class _Thumbs:
         if not image or len(image) > self.left:
             return '<div class="pic">not shown</div>'
         self.left -= len(image)
-        return f'<div class="pic">{image.replace("ALT", alt)}</div>'
+        return f'<div class="pic"><img alt="{alt}" {image}></div>'
 
     def _made(self, row: int) -> str:
+        """Returns the attributes of an ``img`` element, except ``alt``; "" if the file cannot be read any more."""
         try:
             picture = decode(read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN))
         except OSError:  # the file was removed after the inspection
             return ""
-        small = ' class="small"' if max(picture.size) <= _SIDE // 2 else ""
+        small = 'class="small" ' if max(picture.size) <= _SIDE // 2 else ""
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=_QUALITY)
         data = base64.b64encode(file.getvalue()).decode()
-        return f'<img{small} loading="lazy" alt="ALT" src="data:image/jpeg;base64,{data}">'
+        return f'{small}loading="lazy" src="data:image/jpeg;base64,{data}"'
 
 
 def _text(value: object) -> str:

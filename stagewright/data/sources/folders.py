@@ -38,6 +38,12 @@ def absolute_path(source: str | Path) -> Path:
     return Path(os.path.abspath(user_path(source)))
 
 
+def name_of(source: str) -> str:
+    """Returns the name of DATA, for names of files made from it."""
+    path = user_path(source.rstrip("/") or source)
+    return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
+
+
 @dataclass(frozen=True, eq=False)
 class Listing:
     """Files and their classes, sorted by path, in columns of equal length."""
