@@ -66,7 +66,9 @@ def list_models(filter: str = "") -> list[tuple[str, Library]]:
     matches.
     """
     pattern = (filter if any(sign in filter for sign in "*?[") else f"*{filter}*").casefold()
-    found = [(name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)]
+    found: list[tuple[str, Library]] = [
+        (name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)
+    ]
     if not found:
         known = [name for library in _LIBRARIES for name in model_names(library)]
         raise ModelError(

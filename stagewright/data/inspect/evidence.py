@@ -57,6 +57,8 @@ class Finding:
     """The files and table rows that the finding is about."""
     names: tuple[str, ...] = ()
     """The classes or groups that the finding is about."""
+    command: str = ""
+    """The command that does what ``todo`` says, ready to be typed; empty if no command does it."""
 
     @property
     def sets(self) -> int:

@@ -102,8 +102,8 @@ def _set_finding(
         yield Finding(
             f"{kind}-across-splits", "serious", f"{_how_many(sets, noun)} are in more than one of train, val and test",
             "val or test contains training data, so results look better than they are",
-            f"make a new split that keeps each set in one part: {_command(e)}; or remove the copies from val and test",
-            _set_items(e, sets),
+            "make a new split that keeps each set in one part, and use its table as DATA; or remove the copies from val and test",
+            _set_items(e, sets), command=e.new_split,
         )  # fmt: skip
     if sets := joined(e.units, one[conflicting], two[conflicting]):
         identical = kind == "copies"
@@ -124,15 +124,9 @@ def _set_finding(
             kept += f": {counted(divided, 'set')} would be divided between its parts" if divided else ""
         severity = "warning" if divided or share >= 0.01 else "notice"
         why = f"they count several times but add no information{kept}"
-        todo = "keep one of each set" + (
-            f", or make a split that keeps each set in one part: {_command(e)}" if divided else ""
-        )
-        yield Finding(kind, severity, f"{_how_many(sets, noun)} within one class", why, todo, _set_items(e, sets))
-
-
-def _command(e: Evidence) -> str:
-    """Returns the command that makes a new split, and what to do with the table that it writes."""
-    return f"{e.new_split} ; its table is the DATA to use" if e.new_split else "stagewright data split --anew"
+        todo = "keep one of each set" + (", or make a split that keeps each set in one part" if divided else "")
+        yield Finding(kind, severity, f"{_how_many(sets, noun)} within one class", why, todo, _set_items(e, sets),
+                      command=e.new_split if divided else "")  # fmt: skip
 
 
 def _set_items(e: Evidence, sets: list[Rows]) -> tuple[Item, ...]:
@@ -184,8 +178,8 @@ def _groups(e: Evidence) -> Iterator[Finding]:
         what = f"{counted(len(divided), 'group')} of column '{e.listing.group_name}' in more than one part: {some(divided)}"
         items = tuple(item for group, rows in divided.items() for item in e.items(rows, lambda row, name=group: name))
         why = "pictures of one group are similar, so results look better than they will be on new groups"
-        todo = f"make a new split, which does not divide groups: {_command(e)}"
-        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(divided))
+        todo = "make a new split, which does not divide groups, and use its table as DATA"
+        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(divided), e.new_split)
 
 
 def _unreadable(e: Evidence) -> Iterator[Finding]:

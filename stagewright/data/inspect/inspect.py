@@ -130,7 +130,7 @@ class Inspection:
             label, part = self.where(item)
             set_ = None if item.set < 0 else item.set
             files.append({"path": item.path, "class": label, "split": part, "detail": item.detail, "set": set_})
-        keys = ("kind", "severity", "what", "why", "todo")
+        keys = ("kind", "severity", "what", "why", "todo", "command")
         texts = {key: getattr(finding, key) for key in keys}
         return {**texts, "count": len(files), "sets": finding.sets, "names": list(finding.names), "files": files}
 

@@ -404,9 +404,9 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
 
 def typed_advice(found: Inspection, kind: str) -> list[str]:
     """The words of the command in the advice of finding ``kind``."""
-    match = re.search(r"stagewright (data split .*?)(?: ;|$)", kinds(found)[kind].todo)
-    assert match is not None, kinds(found)[kind].todo
-    return shlex.split(match[1])
+    program, *words = shlex.split(kinds(found)[kind].command)
+    assert program == "stagewright"
+    return words
 
 
 def plant_leaks(split: Path) -> None:
