@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.cli.arguments import StrictTyper
+from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import STDOUT, user_path
 
-data_app = typer.Typer(
+data_app = StrictTyper(
     help="Inspect a data set, split it, pack it, measure how fast it can be read.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -22,7 +24,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override how DATA is read, e.g. data.label=species or data.group=none; repeatable."),
 ]
-Threads = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Number of threads; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--workers", "-j", min=1, max=MOST_WORKERS, help="Number of threads; default: cores.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
@@ -34,7 +38,7 @@ def inspect(
         str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for standard output.")
     ] = None,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, if DATA has none.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split, if DATA has none.")] = 0,
     workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,7 +93,7 @@ def split(
     ] = False,
     overwrite: Overwrite = False,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split.")] = 0,
     workers: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -178,15 +182,17 @@ def pack(
 def bench(
     data: Source,
     image_size: Annotated[
-        list[int] | None, typer.Option("--img-size", min=4, help="Image sizes to measure, in pixels; repeatable.")
+        list[int] | None,
+        typer.Option("--img-size", min=4, max=4096, help="Image sizes to measure, in pixels; repeatable."),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", "-j", min=0, help="Numbers of threads to measure; repeatable.")
+        list[int] | None,
+        typer.Option("--threads", "-j", min=0, max=MOST_WORKERS, help="Numbers of threads; repeatable."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Also measure how fast this model trains on this machine.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement in seconds.")] = 2.0,
-    sample: Annotated[int, typer.Option(min=8, help="Number of pictures for the measurements.")] = 500,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, max=65_536)] = 64,
+    seconds: Annotated[float, typer.Option(min=0.05, max=3600, help="Length of each measurement in seconds.")] = 2.0,
+    sample: Annotated[int, typer.Option(min=8, max=10**9, help="Number of pictures for the measurements.")] = 500,
     packs: Annotated[bool, typer.Option(help="Also measure packed copies of these pictures.")] = True,
     peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,
     device: Annotated[str, typer.Option(help="Where the model trains: auto, cpu, cuda.")] = "auto",

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from stagewright.cli import plan
+from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
     AsJson,
@@ -49,7 +50,7 @@ from stagewright.system.output import guarded, make_output_optional
 from stagewright.system.signals import EXIT_STOPPED
 from stagewright.system.surroundings import as_storage_error
 
-app = typer.Typer(
+app = StrictTyper(
     name="stagewright",
     help="Trains image classifiers in stages: planned before it runs, exactly resumable, honest about what came out.",
     no_args_is_help=True,
@@ -189,10 +190,10 @@ def evaluate(
 def predict(
     run: RunPath,
     images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
-    top: Annotated[int, typer.Option("--top", "-k", help="Number of classes per picture.")] = 5,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of classes per picture.")] = 5,
     csv: Annotated[str | None, typer.Option(metavar="PATH", help="Write a CSV file; - for standard output.")] = None,
     device: Device = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, max=65_536, help="Pictures at a time.")] = 32,
     as_json: AsJson = False,
 ) -> None:
     """Predict the classes of pictures; exit code 2 if none of them can be read."""
@@ -209,7 +210,7 @@ def predict(
         raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
     paths = expand_inputs(images)
     bundle = load_bundle(run, device=str(choose_device(device)))
-    predictions = list(bundle.predict(paths, batch_size=batch_size or 32, topk=top))
+    predictions = list(bundle.predict(paths, batch_size=batch_size, topk=top))
     if csv is not None:
         write_csv(predictions, csv)
     if as_json:
@@ -235,7 +236,7 @@ def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Ru
         print(write(run))
 
 
-recipes_app = typer.Typer(
+recipes_app = StrictTyper(
     help="List the shipped recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
 )
 app.add_typer(recipes_app, name="recipes")

@@ -106,6 +106,12 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         path, equals, value = text_.partition("=")
         if not equals or not path.strip():
             raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
+        if (
+            not value.strip()
+        ):  # from a shell variable that is not set; as YAML it would be null and switch the field off
+            raise RecipeError(
+                f"--set {text_!r} has no value", "FIELD=VALUE; null switches a field off", "add the value"
+            )
         steps = path.strip().replace("[", ".").replace("]", "").split(".")
         _assign(content, steps, _value(steps, value, text_), text_)
     return from_dict(content)
