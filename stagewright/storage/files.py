@@ -199,9 +199,7 @@ def user_path(text: str | Path) -> Path:
     text is empty or blank, and for names that no file can have (a NUL byte, more than 255 bytes).
     """
     if not str(text).strip():
-        raise StorageError(
-            f"an empty path {str(text)!r}", "the name of a file or folder", "write it out; . is this folder"
-        )
+        raise StorageError("an empty path", "the name of a file or folder", "write it out; . is the current folder")
     path = Path(text)
     _check_name(path)
     if not str(text).startswith("~"):
