@@ -227,7 +227,7 @@ def _settings(overrides: list[str] | None, **flags: Any) -> Any:
     for text in overrides or ():
         if not text.strip().startswith("data."):
             raise RecipeError(
-                f"--set {text!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
+                f"--set {text!r}", "here only fields of data, e.g. data.label=species", "write it as data.FIELD=VALUE"
             )
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
     return recipes.override(Recipe(), [*given, *(overrides or ())]).data

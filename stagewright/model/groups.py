@@ -140,7 +140,11 @@ def trainable_names(model: nn.Module, train: str | tuple[str, ...]) -> set[str]:
 def _last_blocks(model: nn.Module, train: str) -> list[str]:
     count = train.removeprefix("last:")
     if count == train or not count.isdigit() or int(count) < 1:
-        raise ModelError(f"train: {train!r} means nothing", "all, head, last:N, or a list of patterns of names")
+        raise ModelError(
+            f"train: {train!r} means nothing",
+            "all, head, last:N, or a list of patterns of names",
+            "correct train of the recipe or its stage",
+        )
     found = _blocks(model)
     if int(count) > len(found):
         raise ModelError(

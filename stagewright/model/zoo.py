@@ -223,7 +223,11 @@ def _check_drop_path(found: ModelName, drop_path: float | None, mode: object) ->
             "remove drop_path_mode, or use torchvision's network of this kind",
         )
     if drop_path is not None and not 0.0 <= drop_path < 1.0:
-        raise ModelError(f"model.drop_path is {drop_path}", "a probability from 0 to below 1, e.g. 0.1")
+        raise ModelError(
+            f"model.drop_path is {drop_path}",
+            "a probability from 0 to below 1, e.g. 0.1",
+            "correct it, or leave it out",
+        )
 
 
 def _set_drop_path(model: nn.Module, found: ModelName, rate: float, constant: bool) -> None:

@@ -87,7 +87,9 @@ def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
     shares = [s.epochs.value for s in stages if s.epochs is not None and s.epochs.unit == "run"]
     if len(shares) == len(stages) and abs(sum(shares) - 1.0) > 1e-6:
         raise RecipeError(
-            f"stages[*].epochs: shares of the run add up to {sum(shares):g}", "shares that add up to 1", "change them"
+            f"stages[*].epochs: shares of the run add up to {sum(shares):g}",
+            "shares that add up to 1",
+            "change the epochs of the stages",
         )
     lengths: list[Length] = []
     for stage in stages:

@@ -200,7 +200,11 @@ def _not_a_run(folder: Path) -> CheckpointError:
     if not folder.is_dir():
         around = folder.parent.iterdir() if folder.parent.is_dir() else ()
         near = nearest(folder.name, (other.name for other in around))
-        return CheckpointError(f"{folder}: no such directory{near}", "the directory of a run, such as runs/NAME")
+        return CheckpointError(
+            f"{folder}: no such directory{near}",
+            "the directory of a run, such as runs/NAME",
+            "check the path; ls runs lists the runs of this folder",
+        )
     runs = sorted(other.parent.name for other in folder.glob("*/plan.json"))
     remedy = f"name one of the runs in it: {', '.join(runs[:8])}" if runs else "check the path"
     return CheckpointError(

@@ -140,7 +140,9 @@ class _Level:
                 entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
-                f"the folder {folder} cannot be opened: {error.strerror or error}", remedy="check its permissions"
+                f"the folder {folder} cannot be opened: {error.strerror or error}",
+                "a folder that this user may open",
+                "check its permissions, and those of the folders above it",
             ) from error
         seen = [entry for entry in entries if not is_ignored(entry.name)]
         folders = [entry.name for entry in seen if is_folder(entry)]
