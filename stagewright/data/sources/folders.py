@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def list_folder(root: Path) -> Listing:
     if tables and len(top.folders) == 1 and not found.names:
         raise _table_beside(root, top.folders[0], tables)
     by_part = _chosen_parts(root, found)
+    if by_part is not None:
+        by_part = {part: _innermost(root, name, part) for part, name in by_part.items()}
     if by_part is None:
         return _list_classes(root, {UNDECIDED: ""}, top.left_out(), Walk(ignored=top.ignored, excluded=top.excluded))
     notes = top.left_out()
@@ -116,6 +119,19 @@ def list_folder(root: Path) -> Listing:
             notes.append(f"left out {name}/: without class folders its {files} have no classes")
             del by_part[part]
     return _list_classes(root, by_part, notes, passed)
+
+
+def _innermost(root: Path, name: str, part: int) -> str:
+    """Returns the folder of a part, or the one folder in it that repeats its name (``seg_train/seg_train``, from archives that
+    were unpacked into a folder of their own name)."""
+    while True:
+        level = _Level.read(root / name)
+        if level.files or len(level.folders) != 1:
+            return name
+        inner = level.folders[0]
+        if inner.casefold() != Path(name).name.casefold() and part not in part_folders([inner]).names:
+            return name
+        name = f"{name}/{inner}"
 
 
 def _named(by_part: dict[int, str]) -> str:
@@ -232,9 +248,10 @@ def _list_classes(root: Path, by_part: dict[int, str], notes: list[str], passed:
     if empty:
         notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
     if len(deep) > 1:
+        place = shlex.quote(str(root))
         notes.append(
-            f"the outer folders are the classes; {some((f'{place}/' for place in deep), 3)} hold folders, whose images are "
-            f"joined. To have the inner folders as classes: mkdir classes && ln -s {root}/*/* classes/, and point at classes/"
+            f"the outer folders are the classes; {some((f'{one}/' for one in deep), 3)} hold folders, whose images are "
+            f"joined. To have the inner folders as classes: mkdir classes && ln -s {place}/*/* classes/, and point at classes/"
         )
     listing = Listing.from_unsorted(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
     return replace(listing, notes=tuple(notes), excluded=tuple(one for found in walks for one in found.excluded))
@@ -271,10 +288,11 @@ def _no_class_folders(
     if tables:
         remedy = f"point at the table of classes instead: {tables[0]}"
     elif classes := classes_in_file_names(files):
+        place = shlex.quote(str(folder))
         remedy = (
             f"the file names seem to hold the classes ({some(classes, 5)}); this makes a table of them: "
-            f"(echo path,label; ls {folder} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
-            f"> {folder}/labels.csv; then point at {folder}/labels.csv"
+            f"(echo path,label; ls {place} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
+            f"> {place}/labels.csv; then point at {place}/labels.csv"
         )
     return DataError(
         f"{folder} holds {counted(len(files), 'file')} but no class folders",

@@ -69,14 +69,14 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
 
     ``links`` is a folder in which ``train/CLASS/file`` is created for each image; with folds, ``fold1/train/CLASS/file``.
     ``mode`` selects symbolic links, hard links or copies. ``overwrite`` allows existing tables to be replaced. ``workers``
-    and ``progress`` are passed to :func:`~stagewright.data.dataset.load_dataset`.
+    and ``progress`` are passed to :func:`~stagewright.data.sources.scan.scan`.
 
     A split that DATA contains is kept; ``anew`` ignores it and makes a new one. ``similar`` keeps near duplicates in one
     split or fold, as groups of the table (:func:`~stagewright.data.splits.similar.group_similar`). With folds, a test part
     is split off only if ``settings`` sets ``test`` explicitly.
 
     Raises DataError if the request would change a split that is kept, if ``out`` exists and ``overwrite`` is False, if
-    ``links`` is not empty, and like load_dataset and :func:`~stagewright.data.splits.folds.deal`; StorageError if a file
+    ``links`` is not empty, and like list_source and :func:`~stagewright.data.splits.folds.deal`; StorageError if a file
     cannot be written.
     """
     out = absolute_path(out)
