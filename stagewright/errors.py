@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 class StagewrightError(Exception):
@@ -103,9 +102,3 @@ class Cancelled(Stopped):
 class Interrupted(Exception):
     """The current operation (an evaluation, a read that hangs) was abandoned because a stop was requested; nothing was
     changed."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` with the closest of ``known``, or an empty string if none is close."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""

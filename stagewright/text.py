@@ -6,11 +6,15 @@ imports nothing from the rest of the package.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 ABSENT = "–"
+_NEAR = 0.7
+"""Similarity (difflib's ratio, 0 to 1) from which a name counts as near: one wrong letter of four, two of six. With 0.5,
+``battery`` would be near to ``paper``."""
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -136,3 +140,34 @@ def counted(number: int, noun: str) -> str:
     """Returns a number with its noun, like :func:`count_text`, for nouns with a plural in -es too: ``1,200 classes``."""
     plural = noun + ("es" if noun.endswith("s") else "s")
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` with the one of ``known`` that is most similar to ``word``, or an empty string if
+    none is near. Upper and lower case do not matter. All suggestions of names come from here."""
+    names: dict[str, str] = {}
+    for name in known:
+        names.setdefault(name.casefold(), name)
+    match = difflib.get_close_matches(word.casefold(), list(names), n=1, cutoff=_NEAR)
+    return f"; did you mean {names[match[0]]!r}?" if match else ""
+
+
+def near_names(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    """Returns for each of ``names`` the one of ``known`` that is nearly the same, if there is one; each is used once.
+
+    Names that differ only in case, blanks and punctuation come before names that are similar.
+    """
+    found: dict[str, str] = {}
+    free = {_plain(name): name for name in known}
+    for near in (
+        lambda name: [name] if name in free else [],
+        lambda name: difflib.get_close_matches(name, free, 1, 0.8),
+    ):
+        for name in names:
+            if name not in found and (match := near(_plain(name))):
+                found[name] = free.pop(match[0])
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold() or name

@@ -1,4 +1,4 @@
-"""Text from files on terminals, in tables and in Markdown: shown and not obeyed."""
+"""Text from files is shown and not obeyed, on terminals, in tables and in Markdown; which names are near enough to suggest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+import stagewright
 from stagewright.bundle.card import card
 from stagewright.bundle.predictions import CsvWriter, JsonWriter, Prediction
 from stagewright.cli.predictions_view import predictions_view
@@ -17,7 +18,7 @@ from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
 from stagewright.system.output import Output
 from stagewright.system.terminal import Terminal
-from stagewright.text import from_table_cell, path_cell, table_cell, visible
+from stagewright.text import from_table_cell, nearest, path_cell, table_cell, visible
 
 HOSTILE = ["\x1b[35mred\x1b[2J", "\x1b]0;owned\x07", "a\x9b31m", "[/b]", "[red]x", "caf\udce9", "a\rb", "\u202egpj.exe"]
 
@@ -124,3 +125,38 @@ def test_output_never_raises_for_an_encoding() -> None:
     print("犬 caf\udce9 é", file=Output(stream))
     assert raw.getvalue() == b"\\u72ac caf\\udce9 \\xe9\n"
     stream.detach()
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("quik", "quick"), ("finetun", "finetune"), ("epoch", "epochs"), ("epoks", "epochs"), ("optimzer", "optimizer"),
+        ("lable", "label"), ("pach", "patch"), ("flop", "flip"), ("greyscale", "grayscale"), ("hogg", "hog"), ("Nett", "Net"),
+        ("digit", "digits"), ("photo", "photos"), ("resnet", "resnet18"), ("resnet81", "resnet18"), ("cifar10", "CIFAR10"),
+        ("Label", "label"), ("mobilenet", "mobilenet_v2"), ("vit_b16", "vit_b_16"), ("layre2.*", "layer2.*"), ("adma", "adam"),
+    ],
+)  # fmt: skip
+def test_near_names(word: str, name: str) -> None:
+    assert nearest(word, ["nothing alike", name]) == f"; did you mean {name!r}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("battery", "paper"), ("cat", "dog"), ("cat", "car"), ("zzz", "resnet18"), ("species", "path"), ("glass", "class"[1:3]),
+        ("metal", "trash"), ("adam", "sgd"), ("train", "val"), ("rabbit", "robin"), ("banana", "bread"), ("plastic", "paper"),
+        ("x", "xception"), ("", "digits"), ("paprika", "paper"), ("ImageNet", "CIFAR10"), ("house", "mouse pad"), ("size", "lr"),
+    ],
+)  # fmt: skip
+def test_other_names(word: str, name: str) -> None:
+    assert nearest(word, [name]) == ""
+    assert nearest(word, []) == ""
+
+
+def test_one_place_suggests_names() -> None:
+    package = Path(stagewright.__file__).parent
+    own = {str(file.relative_to(package)) for file in package.rglob("*.py") if "difflib" in file.read_text("utf-8")}
+    said = {
+        str(file.relative_to(package)) for file in package.rglob("*.py") if "did you mean" in file.read_text("utf-8")
+    }
+    assert own == said == {"text.py"}

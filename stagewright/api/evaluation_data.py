@@ -6,11 +6,9 @@ and a class that the model does not know is an error unless the caller says what
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +27,7 @@ from stagewright.recipe import recipes
 from stagewright.recipe.fields import Data
 from stagewright.recipe.holds import fields_for
 from stagewright.system.machine import cores
-from stagewright.text import counted, some
+from stagewright.text import counted, near_names, nearest, some
 
 Rows = NDArray[np.int64]
 ClassMap = Mapping[str, str | None]
@@ -169,7 +167,7 @@ def _check_names(theirs: Sequence[str], ours: Sequence[str], given: ClassMap, so
         ([name for name in given.values() if name is not None and name not in ours], ours, "the model"),
     ):
         if wrong:
-            near = [f"{name!r}: did you mean {match!r}?" for name, match in near_names(wrong, known).items()]
+            near = [f"{name!r}{hint}" for name in wrong if (hint := nearest(name, known))]
             raise DataError(
                 f"classes to map or to drop that {owner} does not have: {some(map(repr, wrong))}",
                 f"its classes: {some(known, 20)}",
@@ -199,24 +197,3 @@ def _unknown_classes(
         f"the model's classes: {some(classes, 20)}",
         "; ".join(remedies),
     )
-
-
-def near_names(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
-    """Returns for each of ``names`` the one of ``known`` that is nearly the same, if there is one; each is used once.
-
-    Names that differ only in case, blanks and punctuation come before names that are similar.
-    """
-    found: dict[str, str] = {}
-    free = {_plain(name): name for name in known}
-    for near in (
-        lambda name: [name] if name in free else [],
-        lambda name: difflib.get_close_matches(name, free, 1, 0.8),
-    ):
-        for name in names:
-            if name not in found and (match := near(_plain(name))):
-                found[name] = free.pop(match[0])
-    return found
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name).casefold() or name

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.options import Quiet, refuse_alone, show_account
+from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import STDOUT, user_path
 
-data_app = typer.Typer(
+data_app = StrictTyper(
     help="Inspect a data set, split it, pack it, measure how fast it can be read.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -24,7 +26,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override how DATA is read, e.g. data.label=species or data.group=none; repeatable."),
 ]
-Threads = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Number of threads; default: all cores.")]
+Threads = Annotated[
+    int | None, typer.Option("--workers", "-j", min=1, max=MOST_WORKERS, help="Number of threads; default: cores.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
@@ -36,7 +40,7 @@ def inspect(
         str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for standard output.")
     ] = None,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split, if DATA has none.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split, if DATA has none.")] = 0,
     workers: Threads = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -86,15 +90,19 @@ def split(
     ] = None,
     mode: Annotated[str, typer.Option(help="What --links writes: symlink, hardlink or copy.")] = "symlink",
     anew: Annotated[bool, typer.Option("--anew", help="Make a new split even if DATA already has one.")] = False,
+    similar: Annotated[
+        bool, typer.Option("--group-similar", help="Keep near duplicates (see data inspect) in one split or fold.")
+    ] = False,
     overwrite: Overwrite = False,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split.")] = 0,
     workers: Threads = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a stratified, grouped split, or K folds, as a table that train can read."""
     from stagewright.cli.data_views import print_split
+    from stagewright.data.sources.folders import name_of
     from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
@@ -110,11 +118,12 @@ def split(
             data,
             settings,
             seed,
-            out=out or Path(f"{_name_of(data)}-split.csv"),
+            out=out or Path(f"{name_of(data)}-split.csv"),
             links=links,
             mode=mode,
             folds=folds,
             anew=anew,
+            similar=similar,
             overwrite=overwrite,
             workers=workers or _cores(),
             progress=progress,
@@ -143,6 +152,7 @@ def pack(
 ) -> None:
     """Store smaller copies of all pictures in a few large files, which train reads several times as fast."""
     from stagewright.data.pack.build import pack as make
+    from stagewright.data.sources.folders import name_of
     from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.text import count_text, seconds_text
@@ -150,7 +160,7 @@ def pack(
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
     refuse_alone("--quality", quality != _QUALITY and encoding != "jpeg", "--format jpeg")
-    folder = out or Path(f"{_name_of(data)}.pack")
+    folder = out or Path(f"{name_of(data)}.pack")
     with ProgressLine("scanning the pictures", "packing", quiet=quiet) as progress:
         made = make(
             data,
@@ -179,15 +189,17 @@ def pack(
 def bench(
     data: Source,
     image_size: Annotated[
-        list[int] | None, typer.Option("--img-size", min=4, help="Image sizes to measure, in pixels; repeatable.")
+        list[int] | None,
+        typer.Option("--img-size", min=4, max=4096, help="Image sizes to measure, in pixels; repeatable."),
     ] = None,
     threads: Annotated[
-        list[int] | None, typer.Option("--threads", "-j", min=0, help="Numbers of threads to measure; repeatable.")
+        list[int] | None,
+        typer.Option("--threads", "-j", min=0, max=MOST_WORKERS, help="Numbers of threads; repeatable."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Also measure how fast this model trains on this machine.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1)] = 64,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Length of each measurement in seconds.")] = 2.0,
-    sample: Annotated[int, typer.Option(min=8, help="Number of pictures for the measurements.")] = 500,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, max=65_536)] = 64,
+    seconds: Annotated[float, typer.Option(min=0.05, max=3600, help="Length of each measurement in seconds.")] = 2.0,
+    sample: Annotated[int, typer.Option(min=8, max=10**9, help="Number of pictures for the measurements.")] = 500,
     packs: Annotated[bool, typer.Option(help="Also measure packed copies of these pictures.")] = True,
     peers: Annotated[bool, typer.Option(help="Also measure torchvision's ImageFolder and DataLoader.")] = True,
     device: Annotated[str, typer.Option(help="Where the model trains: auto, cpu, cuda.")] = "auto",
@@ -227,12 +239,6 @@ def _settings(overrides: list[str] | None, **flags: Any) -> Any:
 
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
     return data_settings([*given, *(overrides or ())])
-
-
-def _name_of(data: str) -> str:
-    """Returns the name of DATA, for names of files made from it."""
-    path = user_path(data.rstrip("/") or data)
-    return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
 
 
 def _cores() -> int:

@@ -38,6 +38,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
         head.append(f" {printable(finding.what)}", style="bold")
         console.print(head)
         console.print(Padding(Text(f"{printable(finding.why)}. To do: {printable(finding.todo)}."), (0, 0, 0, 9)))
+        if finding.command:  # in one piece, so that it can be copied
+            console.print(Text(f"         {printable(finding.command)}", style="bold"), soft_wrap=True)
         for line in _file_lines(inspection, finding, console.width):
             console.print(Text(f"         {line}", style="dim"), soft_wrap=True)
     style = "red" if inspection.serious else "yellow" if inspection.counts["warning"] else "green"

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from stagewright.cli import evaluate, plan, predict
+from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
     PROBE_SECONDS,
@@ -52,7 +53,7 @@ from stagewright.system.output import guarded, make_output_optional
 from stagewright.system.signals import EXIT_STOPPED, CommandSignals
 from stagewright.system.surroundings import as_storage_error
 
-app = typer.Typer(
+app = StrictTyper(
     name="stagewright",
     help="Trains image classifiers in stages: planned before it runs, exactly resumable, honest about what came out.",
     no_args_is_help=True,
@@ -178,7 +179,7 @@ def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Ru
         print(write(run))
 
 
-recipes_app = typer.Typer(
+recipes_app = StrictTyper(
     help="List the shipped recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
 )
 app.add_typer(recipes_app, name="recipes")
@@ -214,7 +215,7 @@ def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or fi
 
 @app.command()
 def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
-    """List the available models."""
+    """List the available models; exit code 2 if none has such a name."""
     from stagewright.model.zoo import list_models
 
     for name, library in list_models(pattern):

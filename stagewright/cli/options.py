@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import user_path
 
 if TYPE_CHECKING:
@@ -44,7 +45,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", "-j", min=0, help="Threads that read pictures; 0: read in the main thread; default: automatic."
+        "--workers",
+        "-j",
+        min=0,
+        max=MOST_WORKERS,
+        help="Threads that read pictures; 0: read in the main thread; default: automatic.",
     ),
 ]
 Tiny = Annotated[

@@ -104,8 +104,12 @@ def resume_check(
     recipe: RecipeName = "auto",
     overrides: Overrides = None,
     model: Model = None,
-    steps: Annotated[int, typer.Option(help="Total number of updates, divided among the recipe's stages.")] = 24,
-    kills: Annotated[int, typer.Option(help="Number of random steps at which the run is killed.")] = 3,
+    steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Total number of updates, divided among the recipe's stages.")
+    ] = 24,
+    kills: Annotated[
+        int, typer.Option(min=0, max=1_000, help="Number of random steps at which the run is killed.")
+    ] = 3,
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
@@ -129,7 +133,7 @@ def lr_find(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
-    steps: Annotated[int, typer.Option(help="Number of updates in the range test.")] = 100,
+    steps: Annotated[int, typer.Option(max=1_000_000, help="Number of updates in the range test.")] = 100,
     lr_min: Annotated[float, typer.Option(help="Learning rate of the first update.")] = 1e-7,
     lr_max: Annotated[float, typer.Option(help="Learning rate of the last update.")] = 10.0,
     suggest: Annotated[str, typer.Option(help="Suggestion to use: valley, steepest, minimum.")] = "valley",

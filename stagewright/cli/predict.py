@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def predict(
     run: RunPath,
     images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
-    top: Annotated[int, typer.Option("--top", "-k", help="Number of classes per picture.")] = 5,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of classes per picture.")] = 5,
     csv: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Write a CSV file, row by row as they come; - for standard output."),

@@ -129,7 +129,11 @@ class Manifest:
         try:
             return read_parsed(path, cls._parsed)
         except FileNotFoundError:
-            raise DataError(f"there is no manifest {path}", "a manifest.parquet that a run has written") from None
+            raise DataError(
+                f"there is no manifest {path}",
+                "a manifest.parquet that a run has written",
+                "restore it from a copy, or start a new run",
+            ) from None
         except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
             raise _damaged(path, (str(error) or type(error).__name__).splitlines()[0]) from error
 

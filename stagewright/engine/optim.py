@@ -16,8 +16,9 @@ import torch
 from torch.optim import Optimizer
 
 from stagewright.engine.own_optimizer import own_optimizer
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
 from stagewright.system.named_functions import is_named
+from stagewright.text import nearest
 
 _ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _FUSED = ("sgd", *_ADAMS)

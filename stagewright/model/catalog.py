@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Literal
 
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
 from stagewright.system.named_functions import PREFIX, is_named
+from stagewright.text import nearest
 
 Library = Literal["stagewright", "torchvision", "timm", "python"]
 
@@ -61,10 +62,21 @@ def model_names(library: Library) -> tuple[str, ...]:
 def list_models(filter: str = "") -> list[tuple[str, Library]]:
     """Returns (name, library) of every model whose name contains ``filter`` or matches its wildcards (``*``, ``?``, ``[]``).
 
-    The order is stagewright's own, torchvision's, timm's.
+    The order is stagewright's own, torchvision's, timm's. Upper and lower case do not matter. ModelError if nothing
+    matches.
     """
-    pattern = filter if any(sign in filter for sign in "*?[") else f"*{filter}*"
-    return [(name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)]
+    pattern = (filter if any(sign in filter for sign in "*?[") else f"*{filter}*").casefold()
+    found: list[tuple[str, Library]] = [
+        (name, library) for library in _LIBRARIES for name in model_names(library) if fnmatchcase(name, pattern)
+    ]
+    if not found:
+        known = [name for library in _LIBRARIES for name in model_names(library)]
+        raise ModelError(
+            f"no model's name contains or matches {filter!r}{nearest(filter, known)}",
+            "part of a name such as resnet, or a pattern such as 'vit_*_224'",
+            "stagewright models without a name lists them all",
+        )
+    return found
 
 
 def find_model(name: str) -> ModelName:

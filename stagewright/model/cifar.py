@@ -116,9 +116,17 @@ class CifarResNet(nn.Module):
 def _check(width: Any, blocks: Any) -> None:
     listed = isinstance(blocks, Sequence) and not isinstance(blocks, str) and len(blocks) > 0
     if not listed or not all(isinstance(count, int) and count > 0 for count in blocks):
-        raise ModelError(f"model.options.blocks is {blocks!r}", "blocks per stage, each at least 1, e.g. [2, 2, 2, 2]")
+        raise ModelError(
+            f"model.options.blocks is {blocks!r}",
+            "blocks per stage, each at least 1, e.g. [2, 2, 2, 2]",
+            "correct it, or leave it out for the usual network",
+        )
     if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise ModelError(f"model.options.width is {width!r}", "channels of the first stage, an integer of at least 1")
+        raise ModelError(
+            f"model.options.width is {width!r}",
+            "channels of the first stage, an integer of at least 1",
+            "correct it, or leave it out for the usual width",
+        )
 
 
 def cifar_resnet18(

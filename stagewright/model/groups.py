@@ -27,7 +27,8 @@ from typing import Any
 
 from torch import nn
 
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
+from stagewright.text import nearest
 
 _DOMINANT = 0.9
 """A part with this share of the body's parameters is the body in a wrapper. A ResNet's last stage has 75 %, the encoder
@@ -139,7 +140,11 @@ def trainable_names(model: nn.Module, train: str | tuple[str, ...]) -> set[str]:
 def _last_blocks(model: nn.Module, train: str) -> list[str]:
     count = train.removeprefix("last:")
     if count == train or not count.isdigit() or int(count) < 1:
-        raise ModelError(f"train: {train!r} means nothing", "all, head, last:N, or a list of patterns of names")
+        raise ModelError(
+            f"train: {train!r} means nothing",
+            "all, head, last:N, or a list of patterns of names",
+            "correct train of the recipe or its stage",
+        )
     found = _blocks(model)
     if int(count) > len(found):
         raise ModelError(

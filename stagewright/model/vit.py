@@ -38,7 +38,11 @@ def vit(  # each keyword is one of the options that a recipe gives
     numbers = {"patch": patch, "depth": depth, "heads": heads, "width": width}
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(f"model.options.{name} is {value!r}", "an integer of at least 1")
+            raise ModelError(
+                f"model.options.{name} is {value!r}",
+                "an integer of at least 1",
+                "correct it, or leave it out for the usual size",
+            )
     if image_size % patch:
         divisors = ", ".join(str(n) for n in range(2, image_size // 2 + 1) if image_size % n == 0)
         raise ModelError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagewright.errors import ModelError, nearest
+from stagewright.errors import ModelError
 from stagewright.model.catalog import ModelName, find_model, model_names
 from stagewright.model.catalog import list_models as list_models
 from stagewright.model.cifar import cifar_preact_resnet18, cifar_resnet18
@@ -25,6 +25,7 @@ from stagewright.model.own import build_own
 from stagewright.model.vit import vit
 from stagewright.model.weights import WeightsReport, transfer
 from stagewright.system.memory import out_of_memory
+from stagewright.text import nearest
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +223,11 @@ def _check_drop_path(found: ModelName, drop_path: float | None, mode: object) ->
             "remove drop_path_mode, or use torchvision's network of this kind",
         )
     if drop_path is not None and not 0.0 <= drop_path < 1.0:
-        raise ModelError(f"model.drop_path is {drop_path}", "a probability from 0 to below 1, e.g. 0.1")
+        raise ModelError(
+            f"model.drop_path is {drop_path}",
+            "a probability from 0 to below 1, e.g. 0.1",
+            "correct it, or leave it out",
+        )
 
 
 def _set_drop_path(model: nn.Module, found: ModelName, rate: float, constant: bool) -> None:

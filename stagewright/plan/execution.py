@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from stagewright.errors import RecipeError
 
+MOST_WORKERS = 1024
+"""Threads above this number wait for each other; systems commonly refuse some tens of thousands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Execution:
@@ -34,9 +37,9 @@ class Execution:
             if not 0.0 < (value := getattr(self, name)) < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 raise RecipeError(f"{flag} {value:g}", "a number above 0", f"write for example {flag} 10")
-        if self.prefetch < 1 or (self.workers is not None and self.workers < 0):
+        if self.prefetch < 1 or not 0 <= (self.workers or 0) <= MOST_WORKERS:
             raise RecipeError(
                 f"workers {self.workers}, prefetch {self.prefetch}",
-                "workers 0 or more, prefetch 1 or more",
-                "correct it",
+                f"workers 0 to {MOST_WORKERS:,}, prefetch 1 or more",
+                "leave them out for the usual numbers",
             )

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.errors import RangeTestError, nearest
+from stagewright.errors import RangeTestError
+from stagewright.text import nearest
 
 Method = Literal["valley", "steepest", "minimum"]
 METHODS: tuple[Method, ...] = get_args(Method)

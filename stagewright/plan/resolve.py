@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from stagewright.errors import RecipeError, nearest
+from stagewright.errors import RecipeError
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration
 from stagewright.recipe.recipe import LR, Average, Recipe, Stage
 from stagewright.recipe.schema import problems
+from stagewright.text import nearest
 
 _NOTHING = Measured()
 MOST_STEPS = 10**9
@@ -86,7 +87,9 @@ def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
     shares = [s.epochs.value for s in stages if s.epochs is not None and s.epochs.unit == "run"]
     if len(shares) == len(stages) and abs(sum(shares) - 1.0) > 1e-6:
         raise RecipeError(
-            f"stages[*].epochs: shares of the run add up to {sum(shares):g}", "shares that add up to 1", "change them"
+            f"stages[*].epochs: shares of the run add up to {sum(shares):g}",
+            "shares that add up to 1",
+            "change the epochs of the stages",
         )
     lengths: list[Length] = []
     for stage in stages:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ from PIL import Image
 
 from stagewright.data.images import crop, native
 from stagewright.data.images.stored import Stored
+from stagewright.errors import StorageError
 from stagewright.rundir.environment import environment
 from stagewright.storage.cache import cache_folder
+from stagewright.storage.files import make_folders
 from stagewright.text import number_text
 
 _SIZE = 224
 _PHOTO = (500, 375)
+_CACHE_BYTES = 10**9
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ def run_checks(*, seconds: float = 0.5) -> list[Check]:
     found = environment("", [], str(device), device_name(device))
     versions = ", ".join(f"{name} {found[name]}" for name in ("stagewright", "torch", "torchvision", "timm", "pillow"))
     memory = f", {found['ram_gb']:g} GB" if found["ram_gb"] else ""
-    free = shutil.disk_usage(next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())).free
     on_gpu = device.type == "cuda"
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     checks = [
         Check("versions", True, f"{versions}, Python {found['python']}"),
         Check("machine", True, f"{found['cpu']}, {found['cores']} cores{memory}"),
@@ -51,11 +56,30 @@ def run_checks(*, seconds: float = 0.5) -> list[Check]:
             "device",
             on_gpu,
             f"{device_name(device)}, {auto_precision(device)}"
-            + ("" if on_gpu else f": torch finds no CUDA device (it was built for CUDA {torch.version.cuda})"),
+            + ("" if on_gpu else f": torch finds no CUDA device (it was {built})"),
         ),
-        Check("cache", free > 10**9, f"{cache_folder()}, {free / 1e9:,.0f} GB free"),
+        cache_check(cache_folder()),
     ]
     return [*checks, decoder(seconds)]
+
+
+def cache_check(folder: Path) -> Check:
+    """Returns whether the cache can be written to ``folder`` and has 1 GB to grow; the folder is created if it is missing."""
+    remedy = "set STAGEWRIGHT_CACHE to a folder that can be written; without a cache every run reads all pictures again"
+    try:
+        make_folders(folder)
+        free = shutil.disk_usage(folder).free
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (StorageError, OSError) as error:
+        reason = error.given if isinstance(error, StorageError) else f"{folder}: {error.strerror or error}"
+        return Check("cache", False, f"{reason}. To improve this: {remedy}")
+    room = f"{folder}, {free / 1e9:,.1f} GB free"
+    if free < _CACHE_BYTES:
+        return Check(
+            "cache", False, f"{room}. To improve this: free some space, or set STAGEWRIGHT_CACHE to another disk"
+        )
+    return Check("cache", True, room)
 
 
 def decoder(seconds: float) -> Check:
@@ -63,13 +87,16 @@ def decoder(seconds: float) -> Check:
     slow = _speed(seconds, with_native=False)
     if not native.available():
         remedy = (
-            "install a C compiler, Python's headers and libjpeg's (Debian: gcc python3-dev libjpeg-dev), then "
-            "install stagewright again; the native decoder is two to three times as fast"
+            "unset STAGEWRIGHT_NATIVE"
+            if native.switched_off()
+            else "install a C compiler, Python's headers and libjpeg's (Debian: gcc python3-dev libjpeg-dev), then install "
+            "stagewright again"
         )
         return Check(
             "decoder",
             False,
-            f"{native.describe()}. {number_text(slow)} crops/s on one thread. To improve this: {remedy}",
+            f"{native.describe()}. {number_text(slow)} crops/s on one thread. To improve this: {remedy}; the native decoder "
+            "is two to three times as fast",
         )
     fast = _speed(seconds, with_native=True)
     times = f"{fast / slow:.1f} times Pillow's {number_text(slow)}"

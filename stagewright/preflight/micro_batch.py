@@ -31,6 +31,7 @@ from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.system.memory import out_of_memory
+from stagewright.system.surroundings import memory_advice
 
 _HEADROOM = 0.05
 """Share of the device's memory that stays unused while trying, for prefetched batches and fragmentation."""
@@ -115,13 +116,16 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
         state.optimizer.zero_grad(set_to_none=True)
         _free_memory(device)
 
-    return largest_that_fits(stage.batch_size, attempt, recover)
+    return largest_that_fits(stage.batch_size, attempt, recover, memory_advice(str(device), stage.image_size))
 
 
-def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover: Callable[[], None]) -> int:
+def largest_that_fits(
+    batch_size: int, attempt: Callable[[int], object], recover: Callable[[], None], advice: tuple[str, str]
+) -> int:
     """Halves ``batch_size`` (rounded up) until ``attempt(size)`` does not run out of memory; returns the size.
 
-    ``recover`` is called after each failed attempt. RecipeError if even size 1 fails.
+    ``recover`` is called after each failed attempt. RecipeError with ``advice`` (what is allowed, what to do) if even size 1
+    fails.
     """
     size = batch_size
     while True:
@@ -137,8 +141,7 @@ def largest_that_fits(batch_size: int, attempt: Callable[[int], object], recover
         if size == 1:
             raise RecipeError(
                 f"not even one picture at a time fits into the device's memory: {reason}",
-                "a network and an image size that fit with a single picture",
-                "take a smaller image_size or model, a device with more memory, or --device cpu",
+                *advice,
             )
         size = -(-size // 2)
 

@@ -16,12 +16,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from stagewright.errors import RecipeError, nearest
+from stagewright.errors import RecipeError
 from stagewright.recipe.duration import FORMS, Duration
 from stagewright.recipe.recipe import Data, Recipe
 from stagewright.recipe.unused import refuse_unused, refuse_unused_in_file
 from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
 from stagewright.storage.files import read_own, user_path
+from stagewright.text import nearest
 
 _SHIPPED = resources.files("stagewright.recipe") / "shipped"
 RENAMED = {
@@ -132,6 +133,8 @@ def _parsed(text_: str) -> tuple[list[str], Any]:
     path, equals, value = text_.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"--set {text_!r}", "FIELD=VALUE, e.g. optimizer.weight_decay=0.05", "add the value")
+    if not value.strip():  # from a shell variable that is not set; as YAML it would be null and switch the field off
+        raise RecipeError(f"--set {text_!r} has no value", "FIELD=VALUE; null switches a field off", "add the value")
     steps = path.strip().replace("[", ".").replace("]", "").split(".")
     return steps, _value(steps, value, text_)
 
@@ -149,7 +152,7 @@ def data_settings(overrides: Sequence[str]) -> Data:
     for text_ in overrides:
         if not text_.strip().startswith("data."):
             raise RecipeError(
-                f"--set {text_!r}", "here only fields of data, e.g. data.label=species", "begin it with data."
+                f"--set {text_!r}", "here only fields of data, e.g. data.label=species", "write it as data.FIELD=VALUE"
             )
     return override(Recipe(), overrides).data
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright.errors import CheckpointError, nearest
+from stagewright.errors import CheckpointError
 from stagewright.plan import lr_curve
 from stagewright.plan.lr_curve import RangeTest, Suggestions
 from stagewright.report.tables import (
@@ -34,6 +34,7 @@ from stagewright.rundir.json_fields import EnvFields, PlanFields, RangeTestField
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.json_text import Fields, fitting, parse_object
 from stagewright.storage.lock import is_held
+from stagewright.text import nearest
 
 STEP_COLUMNS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING_COLUMNS = ("step", "train_seconds", "images_per_second", "memory_gb")
@@ -165,7 +166,11 @@ def _not_a_run(folder: Path) -> CheckpointError:
     if not folder.is_dir():
         around = folder.parent.iterdir() if folder.parent.is_dir() else ()
         near = nearest(folder.name, (other.name for other in around))
-        return CheckpointError(f"{folder}: no such directory{near}", "the directory of a run, such as runs/NAME")
+        return CheckpointError(
+            f"{folder}: no such directory{near}",
+            "the directory of a run, such as runs/NAME",
+            "check the path; ls runs lists the runs of this folder",
+        )
     runs = sorted(other.parent.name for other in folder.glob("*/plan.json"))
     remedy = f"name one of the runs in it: {', '.join(runs[:8])}" if runs else "check the path"
     return CheckpointError(

@@ -78,7 +78,11 @@ def unpacked(saved: Checkpoint, name: str) -> bytes:
         if other == name:
             return zlib.decompress(logs["packed"][at : at + size].numpy().tobytes())
         at += size
-    raise CheckpointError(f"the checkpoint of step {saved.step} contains no {name}", "one that this version wrote")
+    raise CheckpointError(
+        f"the checkpoint of step {saved.step} contains no {name}",
+        "one that this version wrote",
+        "go on with the version of stagewright that wrote it, or start a new run",
+    )
 
 
 def refuse_lost(run: RunDir, rejected: Sequence[Rejected]) -> None:

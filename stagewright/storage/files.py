@@ -196,9 +196,9 @@ def user_path(text: str | Path) -> Path:
     """Returns ``text`` as a path in which ``~`` is replaced by the home folder; shells do not do that in ``--out=~/x``.
 
     An existing file whose name begins with ``~`` is returned as it is. StorageError if there is no such home folder, if the
-    text is empty, and for names that no file can have (a NUL byte, more than 255 bytes).
+    text is empty or blank, and for names that no file can have (a NUL byte, more than 255 bytes).
     """
-    if not str(text):
+    if not str(text).strip():
         raise StorageError("an empty path", "the name of a file or folder", "write it out; . is the current folder")
     path = Path(text)
     _check_name(path)

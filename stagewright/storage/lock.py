@@ -130,7 +130,9 @@ def _locked(folder: Path) -> int:
             raise
         os.close(descriptor)
     raise StorageError(
-        f"{folder / NAME} is removed again and again by another process", "a folder that one process uses", "try again"
+        f"{folder / NAME} is removed again and again by another process",
+        "a folder that one process uses",
+        "end the other process, then give the command again",
     )
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stagewright.errors import RecipeError, nearest
+from stagewright.errors import RecipeError
 from stagewright.system.children import current_folder_last
+from stagewright.text import nearest
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from stagewright.errors import StorageError
 
@@ -38,6 +39,9 @@ _REMEDIES: dict[int, tuple[str, str]] = {
 }
 
 
+_LARGE_IMAGE = 512
+"""Side in pixels above which one image can be what fills the memory."""
+
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA, cuBLAS, cuDNN, the CUDA driver
     "can't allocate memory",  # torch's allocator on a CPU
@@ -45,24 +49,55 @@ _OUT_OF_MEMORY = (
     "unable to allocate",  # NumPy
     "not enough memory",
     "bad_alloc",  # C++
-    "could not create a primitive",  # oneDNN, whose scratch memory could not be had
     "could not create a memory",  # oneDNN
+    "out_of_memory",  # CUDA_ERROR_OUT_OF_MEMORY
+    "cudaerrormemoryallocation",
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED
+    "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED
+    "when calling `cublascreate(handle)`",  # cuBLAS finds no memory for its workspace: CUBLAS_STATUS_NOT_INITIALIZED
     "failed to allocate",
 )
+# oneDNN, whose scratch memory could not be had; "... primitive descriptor" means a shape that it does not support.
+_NO_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
+_NO_THREAD = "can't start new thread"
 
 
 def says_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is a lack of memory, in the words of Python, torch, NumPy, oneDNN, C++ or CUDA."""
+    """Whether ``error`` is a lack of memory, in the words of Python, torch, NumPy, oneDNN, C++, CUDA or the system."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+        isinstance(error, RuntimeError)
+        and (any(words in text for words in _OUT_OF_MEMORY) or _NO_PRIMITIVE.search(text) is not None)
+    )
+
+
+def memory_advice(device: str, image_size: int) -> tuple[str, str]:
+    """Returns what is allowed and what to do where ``device`` has no memory for even one image of ``image_size`` pixels.
+
+    A smaller image is advised only for large ones: one usual image needs little, so the memory is used by something else.
+    """
+    free = (
+        "end other programs on the device (nvidia-smi lists them)"
+        if device.startswith("cuda")
+        else "end other programs, take fewer --workers, or raise the limit (ulimit -v, that of the container or the job)"
+    )
+    smaller = "a smaller image_size, " if image_size >= _LARGE_IMAGE else ""
+    return (
+        "enough free memory for the network and one picture",
+        f"{free}; or take {smaller}a smaller network or another device",
     )
 
 
 def as_storage_error(error: OSError | MemoryError | RuntimeError) -> StorageError | None:
     """The message for a fault of the surroundings; None where ``error`` is no such fault, and so one of our own."""
     if not isinstance(error, OSError):
+        if _NO_THREAD in str(error):
+            allowed, remedy = _REMEDIES[errno.EAGAIN]
+            return StorageError(
+                f"the system refused to start a thread: {error}", allowed, f"{remedy}, or take fewer --workers"
+            )
         if not says_out_of_memory(error):
             return None
         number, reason, place = errno.ENOMEM, os.strerror(errno.ENOMEM), None

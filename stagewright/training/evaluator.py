@@ -113,7 +113,7 @@ class Evaluator:
             except NotFinite as error:
                 names = [self.session.manifest.paths[row].as_py() for row in error.rows]
                 raise NotFinite(error.rows, error.total, names) from None
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or most == 1:
                     raise
             self.session.state.guard.micro_batch_size = most // 2

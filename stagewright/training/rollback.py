@@ -26,6 +26,7 @@ from stagewright.model.groups import modes_kept
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import RolledBack, Suspected
 from stagewright.system.memory import num_bytes
+from stagewright.system.surroundings import memory_advice
 from stagewright.training.guard import KEPT_STATES, Fault, Guard
 from stagewright.training.session import Session
 
@@ -92,10 +93,12 @@ class Rollback:
         session = self.session
         used = session.micro_batch_size(session.plan.stage_at(update))
         if used <= 1:
+            device, size = session.state.device, session.plan.stage_at(update).image_size
+            allowed, remedy = memory_advice(str(device), size)
             raise ModelError(
-                f"step {update + 1:,} needs more memory than {session.state.device} has, with one picture at a time",
-                "a smaller network or smaller pictures",
-                f"stagewright resume {session.run.root} --set image_size=... (a fork), or another device",
+                f"step {update + 1:,} needs more memory than {device} has, with one picture of {size} x {size} pixels at a time",
+                allowed,
+                f"{remedy}; then stagewright resume {session.run.root}",
             )
         if session.state.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -124,7 +124,7 @@ def test_bench_ends_in_words(call: Call, photos: Path) -> None:
 
 def test_wrong_words_are_told_what_is_allowed(call: Call, photos: Path) -> None:
     for words, allowed in (
-        (["data", "inspect", photos, "--set", "epochs=3"], "begin it with data."),
+        (["data", "inspect", photos, "--set", "epochs=3"], "data.FIELD=VALUE"),
         (["data", "pack", photos, "--format", "webp"], "jpeg or raw"),
         (["data", "inspect", "photoss"], "photos"),
         (["data", "bench", photos, "--device", "tpu"], "cpu"),

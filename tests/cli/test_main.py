@@ -125,6 +125,12 @@ def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
 def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     listed = call(capsys, monkeypatch, "models", "preact").out
     assert "cifar_preact_resnet18" in listed
+    none = call(capsys, monkeypatch, "models", "zzz")
+    assert (
+        none.code == 2 and none.out == "" and none.err.startswith("error: no model's name contains or matches 'zzz'\n")
+    )
+    near = call(capsys, monkeypatch, "models", "ResNet81")
+    assert near.code == 2 and "did you mean 'resnet" in near.err
 
 
 @pytest.mark.parametrize(
@@ -201,7 +207,7 @@ def test_paths_on_the_command_line(
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in (["train", picture_folder, "--out", ""], ["plan", ""], ["predict", run, ""], ["resume", ""]):
         answer = call(capsys, monkeypatch, *words)
-        assert answer.code == 2 and answer.err.startswith("error: an empty path"), words
+        assert answer.code == 2 and "is empty\n" in answer.err, words
     assert call(capsys, monkeypatch, "train", picture_folder, "--out=~/mine", *TINY).code == 0
     picture = next(picture_folder.glob("*/*.png"))
     answer = call(capsys, monkeypatch, "predict", "~/mine", picture, "--csv", "-")

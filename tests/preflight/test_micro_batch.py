@@ -80,7 +80,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        largest_that_fits(8, broken, lambda: pytest.fail("nothing to recover from"))
+        largest_that_fits(8, broken, lambda: pytest.fail("nothing to recover from"), ("", ""))
 
 
 def test_the_largest_stage_is_tried_and_the_largest_that_trains_all() -> None:

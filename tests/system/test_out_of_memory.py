@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
 
 from stagewright.system.memory import out_of_memory
-from stagewright.system.surroundings import as_storage_error, says_out_of_memory
+from stagewright.system.surroundings import as_storage_error, memory_advice, says_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,12 @@ from stagewright.system.surroundings import as_storage_error, says_out_of_memory
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "unable to mmap 1024 bytes from file: Cannot allocate memory (12)",
         "Failed to allocate memory for requested buffer",
+        "CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY",
+        "CUDA error: out of memory (cudaErrorMemoryAllocation)",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 1 GB)",
     ],
 )
 def test_every_spelling_is_a_lack_of_memory(text: str) -> None:
@@ -37,6 +45,32 @@ def test_what_torch_and_numpy_raise_themselves() -> None:
     assert says_out_of_memory(numpy_error.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("out of memory"), OSError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes do not match"),
+        RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
+        RuntimeError("can't start new thread"),
+        ValueError("out of memory"),
+        OSError("x"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
 def test_other_errors_are_none(error: Exception) -> None:
     assert not out_of_memory(error)
+
+
+def test_the_system_says_it_too() -> None:
+    assert out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+
+
+def test_no_more_threads() -> None:
+    message = as_storage_error(RuntimeError("can't start new thread"))
+    assert message is not None and "threads" in message.allowed and "--workers" in message.remedy
+
+
+def test_a_smaller_image_is_advised_for_large_ones_only() -> None:
+    for device in ("cpu", "cuda:0"):
+        assert "image_size" not in memory_advice(device, 192)[1]
+        assert "image_size" in memory_advice(device, 1024)[1]
+    assert "nvidia-smi" in memory_advice("cuda:0", 192)[1] and "ulimit -v" in memory_advice("cpu", 192)[1]

@@ -192,12 +192,12 @@ def view(
 
 
 def _check_fits(width: int, height: int, right: float, bottom: float) -> None:
-    """Raises DataError if the image is smaller than its crop box.
+    """Raises OSError if the image is smaller than its crop box.
 
     Boxes are drawn from the image sizes in the manifest. The file may have been replaced by a smaller image since then.
     """
     if right > width or bottom > height:
-        raise DataError(f"the picture is now {width} x {height} pixels, but it was larger when it was scanned")
+        raise OSError(f"the picture is now {width} x {height} pixels, but it was larger when it was scanned")
 
 
 def _plain_view(

@@ -24,13 +24,18 @@ DONE = 0
 
 @cache
 def _module() -> Any:
-    if os.environ.get("STAGEWRIGHT_NATIVE", "1") == "0":
+    if switched_off():
         return None
     try:
         from stagewright.data.images import _native  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError:
         return None
     return _native
+
+
+def switched_off() -> bool:
+    """Returns True if the environment switches the native decoder off (``STAGEWRIGHT_NATIVE=0``)."""
+    return os.environ.get("STAGEWRIGHT_NATIVE", "1") == "0"
 
 
 def available() -> bool:
@@ -42,8 +47,9 @@ def describe() -> str:
     """Describes the active decoder in words, for ``doctor`` and for the record of a run's environment."""
     module = _module()
     if module is None:
-        enabled = os.environ.get("STAGEWRIGHT_NATIVE", "1") != "0"
-        return "Pillow: the native decoder is " + ("not built" if enabled else "switched off by STAGEWRIGHT_NATIVE=0")
+        return "Pillow: the native decoder is " + (
+            "switched off by STAGEWRIGHT_NATIVE=0" if switched_off() else "not built"
+        )
     library, turbo, path = module.info()
     name = (
         f"libjpeg-turbo {turbo // 1_000_000}.{turbo // 1000 % 1000}.{turbo % 1000}" if turbo else f"libjpeg {library}"

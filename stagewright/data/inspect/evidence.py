@@ -57,6 +57,8 @@ class Finding:
     """The files and table rows that the finding is about."""
     names: tuple[str, ...] = ()
     """The classes or groups that the finding is about."""
+    command: str = ""
+    """The command that does what ``todo`` says, ready to be typed; empty if no command does it."""
 
     @property
     def sets(self) -> int:
@@ -79,6 +81,8 @@ class Evidence:
     """Why training refuses this data; empty if it does not."""
     unlisted: tuple[str, ...] = ()
     """Images in the folder that no row of the table names."""
+    new_split: str = ""
+    """The command that makes a new split and keeps near duplicates together in it."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

@@ -93,7 +93,10 @@ def _near(e: Evidence) -> Iterator[Finding]:
         one, two = first[chosen], second[chosen]
         apart = (made & ~crossing & ~conflicting)[chosen]
         divided = len(joined(e.units, one[apart], two[apart]))
-        yield from _set_finding(e, noun, kind, one, two, crossing[chosen], conflicting[chosen], divided)
+        # Near duplicates of two classes may be two scenes of a fixed camera: for people to look at, not proof of a leak.
+        yield from _set_finding(
+            e, noun, kind, one, two, (crossing & ~conflicting)[chosen], conflicting[chosen], divided
+        )
     if not e.pairs.complete:
         what, why = "so many near duplicates that the search was limited to the closest", "there are more than listed"
         yield Finding("near-incomplete", "notice", what, why, "keep fewer images of each sequence")
@@ -124,17 +127,17 @@ def _set_finding(
         yield Finding(
             f"{kind}-across-splits", "serious", f"{_how_many(sets, noun)} are in more than one of train, val and test",
             "val or test contains training data, so results look better than they are",
-            "keep each set in one part, or let stagewright make the split "
-            "(class folders without train/ and val/; for a table --set data.split=none)", _set_items(e, sets),
+            "make a new split that keeps each set in one part, and use its table as DATA; or remove the copies from val and test",
+            _set_items(e, sets), command=e.new_split,
         )  # fmt: skip
     if sets := joined(e.units, one[conflicting], two[conflicting]):
-        where = (
-            "; but check them: with a fixed camera, a small animal can be the only difference" if kind == "near" else ""
-        )
+        identical = kind == "copies"
         yield Finding(
-            f"{kind}-conflicting", "serious", f"{_how_many(sets, noun)} have different classes",
-            f"at least one of the classes is wrong, which harms training and results{where}",
-            "look at them, keep the right class and remove the others", _set_items(e, sets),
+            f"{kind}-conflicting", "serious" if identical else "warning", f"{_how_many(sets, noun)} have different classes",
+            "at least one of the classes is wrong, which harms training and results" if identical else
+            "a class may be wrong; or the pictures differ in a detail, such as a small animal before a fixed camera",
+            "look at them, keep the right class and remove the others" if identical else
+            "look at them; where they show the same, keep the right class and remove the others", _set_items(e, sets),
         )  # fmt: skip
     rest = ~(crossing | conflicting)
     if sets := joined(e.units, one[rest], two[rest]):
@@ -146,8 +149,9 @@ def _set_finding(
             kept += f": {counted(divided, 'set')} would be divided between its parts" if divided else ""
         severity = "warning" if divided or share >= 0.01 else "notice"
         why = f"they count several times but add no information{kept}"
-        todo = "keep one of each set" + (", or put each set into one group (data.group of a table)" if divided else "")
-        yield Finding(kind, severity, f"{_how_many(sets, noun)} within one class", why, todo, _set_items(e, sets))
+        todo = "keep one of each set" + (", or make a split that keeps each set in one part" if divided else "")
+        yield Finding(kind, severity, f"{_how_many(sets, noun)} within one class", why, todo, _set_items(e, sets),
+                      command=e.new_split if divided else "")  # fmt: skip
 
 
 def _set_items(e: Evidence, sets: list[Rows]) -> tuple[Item, ...]:
@@ -199,8 +203,8 @@ def _groups(e: Evidence) -> Iterator[Finding]:
         what = f"{counted(len(divided), 'group')} of column '{e.listing.group_name}' in more than one part: {some(divided)}"
         items = tuple(item for group, rows in divided.items() for item in e.items(rows, lambda row, name=group: name))
         why = "pictures of one group are similar, so results look better than they will be on new groups"
-        todo = "let stagewright make the split, which does not divide groups: --set data.split=none"
-        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(divided))
+        todo = "make a new split, which does not divide groups, and use its table as DATA"
+        yield Finding("groups-straddle", "serious", what, why, todo, items, tuple(divided), e.new_split)
 
 
 def _unreadable(e: Evidence) -> Iterator[Finding]:

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from stagewright.data.account import Account
-from stagewright.data.images.decode import NOT_IDENTIFIED, image_extensions
+from stagewright.data.images.decode import image_extensions
+from stagewright.data.inspect.advice import new_split
 from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Item, Severity
 from stagewright.data.inspect.findings import find
-from stagewright.data.inspect.fingerprint import Fingerprints, Rows, fingerprint, near_pairs
+from stagewright.data.inspect.fingerprint import Fingerprints
+from stagewright.data.inspect.read import near_rows, read_fingerprints
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
@@ -30,10 +31,7 @@ from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
-from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted
-
-_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +137,7 @@ class Inspection:
             label, part = self.where(item)
             set_ = None if item.set < 0 else item.set
             files.append({"path": item.path, "class": label, "split": part, "detail": item.detail, "set": set_})
-        keys = ("kind", "severity", "what", "why", "todo")
+        keys = ("kind", "severity", "what", "why", "todo", "command")
         texts = {key: getattr(finding, key) for key in keys}
         return {**texts, "count": len(files), "sets": finding.sets, "names": list(finding.names), "files": files}
 
@@ -180,58 +178,21 @@ def inspect(
             "inspect the files that it was made from",
         )
     listing = list_source(source, settings)
-    fingerprints = _read_all(listing, settings.max_pixels, workers, progress)
+    fingerprints = read_fingerprints(listing, workers, progress, settings.max_pixels)
     parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
-    readable = np.flatnonzero(fingerprints.readable)
     if progress is not None:
         progress(0, 0)  # the comparison has begun
-    _, first = np.unique(np.ascontiguousarray(fingerprints.digests[readable]).view("V16").ravel(), return_index=True)
-    first = readable[np.sort(first)]
-    pairs = near_pairs(fingerprints.thumbs[first])
-    pairs = type(pairs)(first[pairs.first], first[pairs.second], pairs.mirrored, pairs.complete)
-    strict = settings.bad_images == "fail"
-    evidence = Evidence(listing, fingerprints, pairs, parts, strict, refusal, _unlisted(source, listing))
-    return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
-
-
-def _read_all(listing: Listing, max_pixels: int, workers: int, progress: scan.Progress | None) -> Fingerprints:
-    """Returns the fingerprints of all files of ``listing``."""
-    paths = listing.paths
-    fingerprints = Fingerprints.empty(len(paths))
-    chunks = [np.arange(at, min(at + _CHUNK, len(paths))) for at in range(0, len(paths), _CHUNK)]
-    finished = 0
-    with Pool(max(workers, 1), "inspect") as pool:
-        if progress is not None:
-            progress(0, len(paths))
-        tasks = [pool.submit(_read_rows, listing.root, paths, fingerprints, chunk, max_pixels) for chunk in chunks]
-        for task in as_finished(tasks):
-            finished += task.result()
-            if progress is not None:
-                progress(finished, len(paths))
-    fingerprints.not_images.update(
-        row
-        for row, reason in fingerprints.reasons.items()
-        if reason == NOT_IDENTIFIED and not scan.has_image_extension(paths[row].as_py())
+    evidence = Evidence(
+        listing,
+        fingerprints,
+        near_rows(fingerprints),
+        parts,
+        strict=settings.bad_images == "fail",
+        refusal=refusal,
+        unlisted=_unlisted(source, listing),
+        new_split=new_split(source, settings, seed),
     )
-    return fingerprints
-
-
-def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows, max_pixels: int) -> int:
-    """Reads the files of ``rows`` into ``fingerprints``; returns their number."""
-    for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
-        file = os.path.join(root, path)
-        try:
-            data = scan.read_image(file, os.path.getsize(file))
-        except OSError as error:
-            fingerprints.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
-            continue
-        if data is None:
-            fingerprints.reasons[row] = NOT_IDENTIFIED
-            continue
-        fingerprints.sizes[row] = len(data)
-        fingerprints.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)
-        fingerprints.put(row, fingerprint(data, max_pixels))
-    return len(rows)
+    return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 
 
 def _split(

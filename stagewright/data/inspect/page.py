@@ -32,6 +32,8 @@ _MOST_BYTES = 6_000_000
 _FILES, _SETS, _PER_SET = 12, 12, 4
 _SAMPLED_CLASSES, _SAMPLES = 40, 8
 _LISTED, _CLASS_ROWS, _BARS = 200, 1000, 24
+_OPENED = 12
+"""A list of at most so many files is shown at once where there are no thumbnails: unreadable files, rows without file."""
 _BINS = 24
 
 
@@ -70,7 +72,7 @@ class _Thumbs:
         self.known: dict[int, str] = {}
 
     def html(self, row: int, alt: str = "") -> str:
-        """Returns the thumbnail of ``row`` as HTML, or a short text if it cannot be shown."""
+        """Returns the thumbnail of ``row`` as HTML, or a short text if it cannot be shown. ``alt`` is escaped text."""
         if row < 0:
             return '<div class="pic">no file</div>'
         if not self.readable[row]:
@@ -81,20 +83,21 @@ class _Thumbs:
         if not image or len(image) > self.left:
             return '<div class="pic">not shown</div>'
         self.left -= len(image)
-        return f'<div class="pic">{image.replace("ALT", alt)}</div>'
+        return f'<div class="pic"><img alt="{alt}" {image}></div>'
 
     def _made(self, row: int) -> str:
+        """Returns the attributes of an ``img`` element, except ``alt``; "" if the file cannot be read any more."""
         try:
             data = read_file(Path(self.listing.root, self.listing.paths[row].as_py()), final=FORBIDDEN)
             picture = decode(data, accepted(self.widths[row], self.heights[row]))
         except OSError:  # the file was removed after the inspection
             return ""
-        small = ' class="small"' if max(picture.size) <= _SIDE // 2 else ""
+        small = 'class="small" ' if max(picture.size) <= _SIDE // 2 else ""
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=_QUALITY)
         data = base64.b64encode(file.getvalue()).decode()
-        return f'<img{small} loading="lazy" alt="ALT" src="data:image/jpeg;base64,{data}">'
+        return f'{small}loading="lazy" src="data:image/jpeg;base64,{data}"'
 
 
 def _text(value: object) -> str:
@@ -132,11 +135,13 @@ def _many(number: int, severity: str) -> str:
 
 def _finding(inspection: Inspection, finding: Finding, thumbs: _Thumbs) -> str:
     shown = _sets(inspection, finding, thumbs) if finding.sets else _files(inspection, finding, thumbs)
+    command = f'<pre class="command">{_text(finding.command)}</pre>' if finding.command else ""
+    listed = _list(inspection, finding, opened=not shown and len(finding.items) <= _OPENED)
     return (
         f'<article class="finding {finding.severity}" id="{escape(finding.kind)}">'
         f'<h3><span class="badge">{finding.severity}</span>{_text(finding.what)}</h3>'
         f"<p>{_text(finding.why[:1].upper() + finding.why[1:])}. "
-        f'<b class="todo">To do:</b> {_text(finding.todo)}.</p>{shown}{_list(inspection, finding)}</article>'
+        f'<b class="todo">To do:</b> {_text(finding.todo)}.</p>{command}{shown}{listed}</article>'
     )
 
 
@@ -185,8 +190,8 @@ def _figure(inspection: Inspection, item: Item, thumbs: _Thumbs) -> str:
     return f"<figure>{thumbs.html(item.row, _text(item.path))}<figcaption>{caption}</figcaption></figure>"
 
 
-def _list(inspection: Inspection, finding: Finding) -> str:
-    """Returns a collapsed table of the first 200 files; ``--json`` lists all."""
+def _list(inspection: Inspection, finding: Finding, *, opened: bool) -> str:
+    """Returns a table of the first 200 files, collapsed if not ``opened``; ``--json`` lists all."""
     if not finding.items:
         return ""
     rows = []
@@ -198,7 +203,7 @@ def _list(inspection: Inspection, finding: Finding) -> str:
     more = len(finding.items) - _LISTED
     rest = f'<p class="quiet">and {more:,} more; --json lists all</p>' if more > 0 else ""
     count = counted(len(finding.items), "row" if finding.kind == "rows-without-file" else "file")
-    return f"<details><summary>{count}</summary>{_table(head, rows)}{rest}</details>"
+    return f"<details{' open' if opened else ''}><summary>{count}</summary>{_table(head, rows)}{rest}</details>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:

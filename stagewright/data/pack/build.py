@@ -300,9 +300,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _check_arguments(source: str, size: int, encoding: str, quality: int) -> None:
-    if size < 8:
+    if not 8 <= size <= 65_500:
         raise DataError(
-            f"--size {size}", "the short side of the packed pictures in pixels, 8 or more", "for example --size 256"
+            f"--size {size}",
+            "the short side of the packed pictures in pixels, 8 to 65,500 (the most that a JPEG holds)",
+            "for example --size 256",
         )
     if encoding not in get_args(Encoding):
         raise DataError(

@@ -18,9 +18,10 @@ from PIL import Image
 from stagewright.data.partition import TEST, TRAIN
 from stagewright.data.sources.folders import Listing
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan, digest_of
-from stagewright.errors import DataError, nearest
+from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import unreadable, user_path
+from stagewright.text import nearest
 
 TORCHVISION = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN", "USPS")
 _BY_SPLIT = frozenset({"STL10", "SVHN"})  # these take split="train", the others train=True
@@ -86,10 +87,8 @@ def load_arrays(source: str) -> Arrays:
     """
     name = source.removeprefix("torchvision:")
     if name not in TORCHVISION:
-        known = {known.casefold(): known for known in TORCHVISION}
-        near = known.get(name.casefold())
         raise DataError(
-            f"there is no built-in data set {source!r}{f'; did you mean {near!r}?' if near else nearest(name, TORCHVISION)}",
+            f"there is no built-in data set {source!r}{nearest(name, TORCHVISION)}",
             ", ".join(f"torchvision:{known}" for known in TORCHVISION),
             "for any other data set, point at its pictures in class folders",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ TABLES = frozenset({".csv", ".tsv", ".parquet"})
 def absolute_path(source: str | Path) -> Path:
     """The absolute path of DATA, a folder or a file (:func:`~stagewright.storage.files.user_path`)."""
     return Path(os.path.abspath(user_path(source)))
+
+
+def name_of(source: str) -> str:
+    """Returns the name of DATA, for names of files made from it."""
+    path = user_path(source.rstrip("/") or source)
+    return (path.stem if path.is_file() else path.resolve().name if path.exists() else path.name) or "data"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +99,8 @@ def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
     if tables and len(top.folders) == 1 and not found.names:
         raise _table_beside(root, top.folders[0], tables)
     by_part = _chosen_parts(root, found, needs_train)
+    if by_part is not None:
+        by_part = {part: _innermost(root, name, part) for part, name in by_part.items()}
     if by_part is None:
         return _list_classes(root, {UNDECIDED: ""}, top.notes(), top.left_out(), top.passed())
     notes, left_out = top.notes(), top.left_out()
@@ -117,6 +126,19 @@ def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
     return _list_classes(root, by_part, notes, left_out, passed)
 
 
+def _innermost(root: Path, name: str, part: int) -> str:
+    """Returns the folder of a part, or the one folder in it that repeats its name (``seg_train/seg_train``, from archives that
+    were unpacked into a folder of their own name)."""
+    while True:
+        level = _Level.read(root / name)
+        if level.files or len(level.folders) != 1:
+            return name
+        inner = level.folders[0]
+        if inner.casefold() != Path(name).name.casefold() and part not in part_folders([inner]).names:
+            return name
+        name = f"{name}/{inner}"
+
+
 def _named(by_part: dict[int, str]) -> str:
     return ", ".join(f"{name}/ is {PART_NAMES[part]}" for part, name in by_part.items())
 
@@ -139,7 +161,9 @@ class _Level:
                 entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
-                f"the folder {folder} cannot be opened: {error.strerror or error}", remedy="check its permissions"
+                f"the folder {folder} cannot be opened: {error.strerror or error}",
+                "a folder that this user may open",
+                "check its permissions, and those of the folders above it",
             ) from error
         seen = [entry for entry in entries if not is_ignored(entry.name)]
         folders = [entry.name for entry in seen if is_folder(entry)]
@@ -235,9 +259,10 @@ def _list_classes(
     if empty:
         notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
     if len(deep) > 1:
+        place = shlex.quote(str(root))
         notes.append(
-            f"the outer folders are the classes; {some((f'{place}/' for place in deep), 3)} hold folders, whose images are "
-            f"joined. To have the inner folders as classes: mkdir classes && ln -s {root}/*/* classes/, and point at classes/"
+            f"the outer folders are the classes; {some((f'{one}/' for one in deep), 3)} hold folders, whose images are "
+            f"joined. To have the inner folders as classes: mkdir classes && ln -s {place}/*/* classes/, and point at classes/"
         )
     listing = Listing.from_unsorted(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
     return replace(
@@ -279,10 +304,11 @@ def _no_class_folders(
     if tables:
         remedy = f"point at the table of classes instead: {tables[0]}"
     elif classes := classes_in_file_names(files):
+        place = shlex.quote(str(folder))
         remedy = (
             f"the file names seem to hold the classes ({some(classes, 5)}); this makes a table of them: "
-            f"(echo path,label; ls {folder} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
-            f"> {folder}/labels.csv; then point at {folder}/labels.csv"
+            f"(echo path,label; ls {place} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
+            f"> {place}/labels.csv; then point at {place}/labels.csv"
         )
     return DataError(
         f"{folder} holds {counted(len(files), 'file')} but no class folders",

@@ -8,10 +8,10 @@ from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.folders import TABLES, Listing, absolute_path, list_folder
 from stagewright.data.sources.tables import list_table
-from stagewright.errors import DataError, nearest
+from stagewright.errors import DataError
 from stagewright.recipe.holds import fields_for
 from stagewright.recipe.recipe import Data
-from stagewright.text import some
+from stagewright.text import nearest, some
 
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet, or a folder of Parquet files "

@@ -26,11 +26,11 @@ from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
 from stagewright.data.sources.walk import Excluded
-from stagewright.errors import DataError, nearest
+from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.parquet import one_array, parse_table
-from stagewright.text import counted, from_table_cell, some
+from stagewright.text import counted, from_table_cell, nearest, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 

@@ -20,19 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagewright.data.account import Account
-from stagewright.data.dataset import load_dataset
-from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import SPLITS, Manifest
+from stagewright.data.pack.reader import is_pack
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import account_of, assemble, group_keys
-from stagewright.data.sources.embedded import shards
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, list_folder
-from stagewright.data.sources.local import refuse_columns
+from stagewright.data.sources.folders import UNDECIDED, Listing, absolute_path
+from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.sources.walk import Excluded
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
+from stagewright.data.splits.similar import group_similar
 from stagewright.data.splits.summary import SplitSummary
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
@@ -54,6 +53,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     mode: Mode = "symlink",
     folds: int | None = None,
     anew: bool = False,
+    similar: bool = False,
     overwrite: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
@@ -70,13 +70,14 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
 
     ``links`` is a folder in which ``train/CLASS/file`` is created for each image; with folds, ``fold1/train/CLASS/file``.
     ``mode`` selects symbolic links, hard links or copies. ``overwrite`` allows existing tables to be replaced. ``workers``
-    and ``progress`` are passed to :func:`~stagewright.data.dataset.load_dataset`; then ``progress`` counts the links.
+    and ``progress`` are passed to :func:`~stagewright.data.sources.scan.scan`; then ``progress`` counts the links.
 
-    A split that DATA contains is kept; ``anew`` ignores it and makes a new one. With folds, a test part is split off only
-    if ``settings`` sets ``test`` explicitly.
+    A split that DATA contains is kept; ``anew`` ignores it and makes a new one. ``similar`` keeps near duplicates in one
+    split or fold, as groups of the table (:func:`~stagewright.data.splits.similar.group_similar`). With folds, a test part
+    is split off only if ``settings`` sets ``test`` explicitly.
 
     Raises DataError if the request would change a split that is kept, if ``out`` exists and ``overwrite`` is False, if
-    ``links`` is not empty, and like load_dataset and :func:`~stagewright.data.splits.folds.deal`; StorageError if a file
+    ``links`` is not empty, and like list_source and :func:`~stagewright.data.splits.folds.deal`; StorageError if a file
     cannot be written.
     """
     out = absolute_path(out)
@@ -86,7 +87,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    manifest, loaded_notes, excluded, account = _load(source, settings, seed, folds, anew, workers, progress)
+    manifest, loaded_notes, excluded, account = _load(source, settings, seed, folds, anew, similar, workers, progress)
     notes = list(loaded_notes)
     fold_of = None
     if folds is not None:
@@ -149,44 +150,46 @@ def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
         raise DataError(f"{folders[0]} is a folder", "the name of a file", "name another file with --out")
 
 
-def _load(
-    source: str, settings: Data, seed: int, folds: int | None, anew: bool, workers: int, progress: Progress | None
+def _load(  # what `split` was given
+    source: str,
+    settings: Data,
+    seed: int,
+    folds: int | None,
+    anew: bool,
+    similar: bool,
+    workers: int,
+    progress: Progress | None,
 ) -> Loaded:
     """Returns the manifest of ``source``, notes, and what was left out; with ``anew``, ignores the split of DATA."""
-    if source.startswith("torchvision:"):
+    if source.startswith("torchvision:") or is_pack(absolute_path(source)):
         raise _no_files(source)
-    place = absolute_path(source)
-    listing: Listing | None = None
-    if source != "digits" and place.is_dir():
-        refuse_columns(source, "a folder", settings)
-        listing = list_table(place, settings, files) if (files := shards(place)) else list_folder(place)
-    elif place.is_file() and place.suffix.lower() in TABLES:
-        listing = list_table(place, settings.model_copy(update={"split": "none"}) if anew else settings)
-    if listing is not None and not anew:
-        _check_room(source, listing, settings, folds)
+    listing = list_source(source, settings.model_copy(update={"split": "none"}) if anew else settings)
+    if not anew:
+        _check_room(source, listing, settings, folds, similar)
     if folds is not None:
         test = settings.test if "test" in settings.model_fields_set else 0.0
         settings = settings.model_copy(update={"val": 0.0, "test": test})
-    if listing is not None and anew:
-        open_ = replace(listing, parts=np.full_like(listing.parts, UNDECIDED))
-        found = scan(open_.root, open_.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-        manifest, notes, excluded = assemble(source, open_, found, settings, seed)
-        given = _given(listing)
-        ignored = f"the split that DATA contains ({given}) is ignored"
-        return manifest, (*notes, ignored) if given else notes, excluded, account_of(open_, found)
-    dataset = load_dataset(source, settings, seed, workers=workers, progress=progress)
-    if not isinstance(dataset.images, FileImages):
-        raise _no_files(source)
-    return dataset.manifest, dataset.notes, dataset.excluded, dataset.account
+    taken = replace(listing, parts=np.full_like(listing.parts, UNDECIDED)) if anew else listing
+    most = settings.max_pixels
+    if similar:
+        taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=most)
+    else:
+        found = scan(taken.root, taken.paths, max_pixels=most, workers=workers, progress=progress)
+    manifest, notes, excluded = assemble(source, taken, found, settings, seed)
+    given = _given(listing) if anew else ""
+    ignored = (f"the split that DATA contains ({given}) is ignored",) if given else ()
+    return manifest, (*notes, *ignored), excluded, account_of(taken, found)
 
 
-def _check_room(source: str, listing: Listing, settings: Data, folds: int | None) -> None:
+def _check_room(source: str, listing: Listing, settings: Data, folds: int | None, similar: bool) -> None:
     """Raises DataError if the requested shares or folds would change a split that DATA contains."""
     has_val, has_test = ((listing.parts == part).any() for part in (VAL, TEST))
     kept = {"val", "test"} if has_val else {"test"} if has_test else set()
     requested = [f"a share for {name}" for name in ("val", "test") if name in kept & settings.model_fields_set]
     if folds is not None and has_val:
         requested = [f"{folds} folds"]
+    if similar and kept:
+        requested.append("--group-similar")
     if requested:
         raise DataError(
             f"{source!r} contains a split already ({_given(listing)}), and {' and '.join(requested)} would change it",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from html.parser import HTMLParser
@@ -14,9 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
+from stagewright.cli import main
 from stagewright.cli.data_views import print_inspection
 from stagewright.data.dataset import load_dataset
+from stagewright.data.inspect import page as page_module
 from stagewright.data.inspect.evidence import Finding
 from stagewright.data.inspect.inspect import Inspection, inspect
 from stagewright.data.inspect.page import _MOST_BYTES, page, write_page
@@ -402,3 +407,74 @@ def test_class_names_that_differ_only_in_case_are_a_warning(tmp_path: Path) -> N
     """Situation 014."""
     finding = kinds(inspected(make(tmp_path / "d", {"Cat": 4, "cat": 4, "dog": 4})))["class-names-alike"]
     assert finding.severity == "warning" and "'Cat' and 'cat'" in finding.what and len(finding.items) == 2
+
+
+def typed_advice(found: Inspection, kind: str) -> list[str]:
+    """The words of the command in the advice of finding ``kind``."""
+    program, *words = shlex.split(kinds(found)[kind].command)
+    assert program == "stagewright"
+    return words
+
+
+def plant_leaks(split: Path) -> None:
+    """Near, mirrored and identical copies of images of train in val."""
+    for at in range(4):
+        Image.open(split / f"train/cat/{at:02d}.jpg").save(split / f"val/cat/near{at}.jpg", quality=40)
+        Image.open(split / f"train/cat/{at:02d}.jpg").save(split / f"train/cat/near{at}.jpg", quality=60)
+    mirrored = Image.open(split / "train/dog/06.jpg").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored.save(split / "val/dog/mirror.jpg", quality=80)
+    shutil.copy(split / "train/dog/07.jpg", split / "val/dog/copy.jpg")
+
+
+@pytest.mark.parametrize("as_table", [False, True], ids=["folder", "table"])
+def test_the_advised_command_ends_the_leaks(split: Path, monkeypatch: pytest.MonkeyPatch, as_table: bool) -> None:
+    plant_leaks(split)
+    monkeypatch.chdir(split.parent)
+    source, settings = "split", {}
+    if as_table:
+        files = sorted(split.rglob("*.jpg"))
+        rows = [f"{file.relative_to(split)},{file.parent.name},{file.relative_to(split).parts[0]}" for file in files]
+        (split / "my table.csv").write_text("\n".join(["where,what,split", *rows]) + "\n")
+        source, settings = "split/my table.csv", {"path": "where", "label": "what"}
+    leaks = {"near-across-splits", "mirrored-across-splits", "copies-across-splits"}
+    found = inspect(source, Data.model_validate(settings))
+    assert leaks <= set(kinds(found)) and found.serious
+    for number, kind in enumerate(sorted(leaks)):
+        words = typed_advice(inspect(source, Data.model_validate(settings)), kind)
+        assert not Path(words[-1]).exists(), "each advice names a new table"
+        done = CliRunner().invoke(main.app, words)
+        assert done.exit_code == 0, done.output
+        again = inspect(words[-1], Data())
+        assert not leaks & set(kinds(again)) and not again.serious, number
+        assert len(again.evidence.listing.paths) == len(found.evidence.listing.paths)
+
+
+def test_advice_for_a_split_that_is_yet_to_be_made(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for at in range(20):
+        Image.open(flat / f"dog/{at:02d}.jpg").save(flat / f"dog/near{at:02d}.jpg", quality=40)
+    monkeypatch.chdir(flat.parent)
+    words = typed_advice(inspect("flat", Data(), seed=3), "near")
+    assert words[-4:] == ["--seed", "3", "--out", "flat-split.csv"]
+    assert CliRunner().invoke(main.app, words).exit_code == 0
+    assert "divided" not in kinds(inspect("flat-split.csv", Data()))["near"].why
+
+
+def test_near_duplicates_of_two_classes_are_no_proof(split: Path) -> None:
+    Image.open(split / "train/cat/04.jpg").resize((48, 36)).save(split / "train/dog/other.png")
+    Image.open(split / "train/cat/05.jpg").save(split / "val/dog/scene.jpg", quality=40)
+    found = inspected(split)
+    assert set(kinds(found)) == {"near-conflicting"} and kinds(found)["near-conflicting"].severity == "warning"
+    assert not found.serious
+
+
+def test_every_thumbnail_is_a_whole_image(clean_split: Path) -> None:
+    """Names, however they read, do not get into the data of the images."""
+    found = inspected(clean_split)
+    thumbs = page_module._Thumbs(found)
+    for row in range(len(found.evidence.listing.paths)):
+        thumbs.known[row] = 'src="data:image/jpeg;base64,AALTALT="'
+        assert thumbs.html(row, "a &quot;b&quot; ALT.jpg").count("AALTALT=") == 1
+    files = re.findall(r'base64,([^"]*)"', page(found))
+    assert len(files) > 10
+    for data in files:
+        Image.open(io.BytesIO(base64.b64decode(data, validate=True))).load()

@@ -104,6 +104,22 @@ def test_parts_by_other_names(tmp_path: Path, names: tuple[str, ...], note: str)
     )
 
 
+def test_parts_in_a_folder_of_their_own_name(tmp_path: Path) -> None:
+    """The Intel scenes as they are unpacked."""
+    fill(tmp_path, "seg_train/seg_train/sea/1.jpg", "seg_train/seg_train/forest/2.jpg", "seg_pred/seg_pred/5.jpg")
+    fill(tmp_path, "seg_test/seg_test/sea/3.jpg", "seg_test/seg_test/forest/4.jpg")
+    listing = list_folder(tmp_path)
+    assert listing.labels.to_pylist() == ["forest", "sea", "forest", "sea"]
+    assert sorted(listing.parts.tolist()) == [0, 0, 2, 2]
+    assert "parts by their names: seg_train/seg_train/ is train, seg_test/seg_test/ is test" in listing.notes
+    assert "left out seg_pred/: by its name without classes" in listing.notes
+
+
+def test_a_class_may_be_alone_in_a_part(tmp_path: Path) -> None:
+    fill(tmp_path, "train/cat/1.jpg", "test/cat/2.jpg")
+    assert set(list_folder(tmp_path).labels.to_pylist()) == {"cat"}
+
+
 def test_flat_parts_whose_file_names_hold_the_classes(tmp_path: Path) -> None:
     fill(
         tmp_path,
