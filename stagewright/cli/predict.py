@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagewright.cli.options import AsJson, BatchSize, Device, Quiet, RunPath
+from stagewright.cli.options import AsJson, Device, Quiet, RunPath
 from stagewright.storage.files import STDOUT
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def predict(
         typer.Option(metavar="PATH", help="Write a CSV file, row by row as they come; - for standard output."),
     ] = None,
     device: Device = "auto",
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, max=65_536, help="Pictures at a time.")] = 32,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture that is read.")] = 178_956_970,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -55,7 +55,7 @@ def predict(
             answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs.left_out, open_files)
             with keeps(lambda: answers.kept(total)):
                 try:
-                    for prediction in bundle.predict(inputs.paths, batch_size or 32, top, max_pixels):
+                    for prediction in bundle.predict(inputs.paths, batch_size, top, max_pixels):
                         answers.add(prediction)
                         progress(answers.count, total)
                 finally:
