@@ -22,7 +22,7 @@ from stagewright.recipe.recipe import Data, Recipe
 from stagewright.recipe.unused import refuse_unused, refuse_unused_in_file
 from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
 from stagewright.storage.files import read_own, user_path
-from stagewright.text import nearest
+from stagewright.text import nearest, shortened
 
 _SHIPPED = resources.files("stagewright.recipe") / "shipped"
 RENAMED = {
@@ -124,7 +124,7 @@ def apply(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     content = recipe.model_dump(mode="json", exclude_unset=True)
     for text_ in overrides:
         path, value = _parsed(text_)
-        _assign(content, path, value, text_)
+        _assign(content, path, value, shortened(text_, 200))
     return from_dict(content)
 
 
@@ -136,7 +136,7 @@ def _parsed(text_: str) -> tuple[list[str], Any]:
     if not value.strip():  # from a shell variable that is not set; as YAML it would be null and switch the field off
         raise RecipeError(f"--set {text_!r} has no value", "FIELD=VALUE; null switches a field off", "add the value")
     steps = path.strip().replace("[", ".").replace("]", "").split(".")
-    return steps, _value(steps, value, text_)
+    return steps, _value(steps, value, shortened(text_, 200))
 
 
 def _fields_of(path: list[str], value: Any) -> list[tuple[str, ...]]:
@@ -164,7 +164,9 @@ def _value(path: Sequence[str], text: str, override_: str) -> Any:
     except YamlError as error:
         if _is_text(path):
             return text.strip()
-        raise RecipeError(f"--set {override_!r}: {text!r} is not YAML: {error}", "a YAML value", "quote it") from None
+        raise RecipeError(
+            f"--set {override_!r}: {shortened(text, 200)!r} is not YAML: {error}", "a YAML value", "quote it"
+        ) from None
     return text.strip() if value is not None and not isinstance(value, str) and _is_text(path) else value
 
 
