@@ -170,11 +170,10 @@ def _load(  # what `split` was given
         test = settings.test if "test" in settings.model_fields_set else 0.0
         settings = settings.model_copy(update={"val": 0.0, "test": test})
     taken = replace(listing, parts=np.full_like(listing.parts, UNDECIDED)) if anew else listing
-    most = settings.max_pixels
     if similar:
-        taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=most)
+        taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     else:
-        found = scan(taken.root, taken.paths, max_pixels=most, workers=workers, progress=progress)
+        found = scan(taken.root, taken.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     manifest, notes, excluded = assemble(source, taken, found, settings, seed)
     given = _given(listing) if anew else ""
     ignored = (f"the split that DATA contains ({given}) is ignored",) if given else ()
@@ -201,9 +200,8 @@ def _check_room(source: str, listing: Listing, settings: Data, folds: int | None
 def _given(listing: Listing) -> str:
     """Returns the parts of the split that DATA contains and their sizes, as text; "" if it names only train."""
     sizes = np.bincount(listing.parts[listing.parts >= 0], minlength=len(SPLITS))
-    if not sizes[1:].any():
-        return ""
-    return ", ".join(f"{SPLITS[part]} {sizes[part]:,}" for part in np.flatnonzero(sizes))
+    named = ", ".join(f"{SPLITS[part]} {sizes[part]:,}" for part in np.flatnonzero(sizes))
+    return named if sizes[1:].any() else ""
 
 
 def _no_files(source: str) -> DataError:
