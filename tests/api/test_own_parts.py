@@ -148,7 +148,7 @@ def test_whoever_opens_it_is_told_whose_code_runs(
     model = f"model.name is code: Net, imported from {elsewhere / 'their_parts.py'}."
     loss = f"loss is code: focal, imported from {elsewhere / 'their_parts.py'}."
     given: dict[str, Any] = {"execution": QUIET, "say": silent}
-    trained = opened(lambda: sw.train(picture_folder, "r.yaml", out="r", overrides=["epochs=2st"], **given))
+    trained = opened(lambda: sw.train(picture_folder, "r.yaml", out="r", overrides=["stages=[{epochs: 2st}]"], **given))
     assert trained == [model, loss]
     assert opened(lambda: sw.load_bundle("r")) == [model]
     assert opened(lambda: sw.resume("r", overrides=["seed=1"], arm=stop_after(2), **given)) == [model, loss]
