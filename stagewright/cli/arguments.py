@@ -60,7 +60,7 @@ def _refuse_empty(ctx: Any, args: list[str]) -> None:
             else f"argument {at + 1}"
         )
         raise RecipeError(
-            f"{ctx.command_path}: {what} is empty",
+            f"{ctx.info_name}: {what} is empty",
             "arguments with a value; . is the current folder",
             'write it out, or leave it out; an empty argument often comes from a shell variable that is not set ("$NAME")',
         )

@@ -227,7 +227,7 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
 def _tidy(folder: Path, step: int) -> None:
     """Cleans up after killed processes, and moves a damaged checkpoint of ``step`` to ``rejected/``."""
     for name in os.listdir(folder):
-        if name.startswith((".tmp-", ".best.json.", ".last.json.")):
+        if name.startswith((".tmp-step_", ".tmp-best", ".tmp-last", ".best.json.", ".last.json.")):
             _remove(folder / name)
         elif name.startswith(".old-step_"):
             if (final := folder / name.removeprefix(".old-")).exists():

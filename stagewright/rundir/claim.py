@@ -24,7 +24,10 @@ _BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr
 _SET_UP = (*_BEGINNING, "plan.json", "log.txt", "steps.csv", "metrics.csv", "timing.csv", "summary.json")
 """Files that may exist when a set-up fails before the event log is created."""
 _FOLDERS = ("", "evaluations", "plots", "lr-find", "model")
+_OWN_FILES = (*_SET_UP, "events.jsonl", "report.html", "evaluations", "plots", "model", locking.NAME)
+"""Files and folders of a run that are written by their names. ``checkpoints`` may be a link to another disk."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+\.\d+\.part|\..+\.tmp")
+_TEMPORARY_CHECKPOINT = re.compile(r"\.tmp-(step_\d+|best|last)")
 
 
 @contextlib.contextmanager
@@ -34,6 +37,7 @@ def held(root: Path) -> Iterator[RunDir]:
     CheckpointError if there is no run, or another process has locked it.
     """
     root = RunDir.existing(root).root
+    _refuse_links(root)
     with lock(root) as own:
         own.write(beginning=False)
         _tidy(root)
@@ -213,8 +217,19 @@ def _tidy(root: Path) -> None:
     checkpoints = root / "checkpoints"
     if checkpoints.is_dir() and not checkpoints.is_symlink():
         for entry in list(os.scandir(checkpoints)):
-            if entry.name.startswith(".tmp-"):
+            if _TEMPORARY_CHECKPOINT.fullmatch(entry.name):
                 _remove(Path(entry.path))
+
+
+def _refuse_links(root: Path) -> None:
+    """CheckpointError if a file of the run is a link: a run from someone else could have files outside of it written."""
+    links = [name for name in _OWN_FILES if (root / name).is_symlink()]
+    if links:
+        raise CheckpointError(
+            f"{root / links[0]} is a link to {os.readlink(root / links[0])}",
+            "a run directory with its own files, as train wrote it",
+            "if you trust the run, put the file itself in the place of the link",
+        )
 
 
 def _remove(path: Path) -> None:

@@ -231,3 +231,28 @@ def test_a_directory_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
         os.rename(tmp_path / "moved", root)
         run.check_held()
     assert json.loads((root / "plan.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("name", ["log.txt", "steps.csv", "summary.json", "model", ".lock"])
+def test_a_run_whose_files_are_links_is_refused(tmp_path: Path, name: str) -> None:
+    """A run from someone else would have files outside of it written (attack L3)."""
+    root, mine = tmp_path / "run", tmp_path / "mine"
+    root.mkdir()
+    (root / "plan.json").write_text("{}")
+    mine.write_text("mine")
+    (root / name).symlink_to(mine)
+    with pytest.raises(CheckpointError, match=r"is a link to .*mine"), held(root):
+        pass
+    assert mine.read_text() == "mine"
+
+
+def test_only_unfinished_checkpoints_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "plan.json").write_text("{}")
+    (root / "checkpoints").mkdir()
+    for name in (".tmp-step_000003", ".tmp-mine", "step_000002"):
+        (root / "checkpoints" / name).mkdir()
+    with held(root):
+        pass
+    assert sorted(path.name for path in (root / "checkpoints").iterdir()) == [".tmp-mine", "step_000002"]
