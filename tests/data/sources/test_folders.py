@@ -112,7 +112,9 @@ def test_parts_in_a_folder_of_their_own_name(tmp_path: Path) -> None:
     assert listing.labels.to_pylist() == ["forest", "sea", "forest", "sea"]
     assert sorted(listing.parts.tolist()) == [0, 0, 2, 2]
     assert "parts by their names: seg_train/seg_train/ is train, seg_test/seg_test/ is test" in listing.notes
-    assert "left out seg_pred/: by its name without classes" in listing.notes
+    assert [(one.example, one.reason) for one in listing.left_out] == [
+        ("seg_pred/", "a folder that by its name has no classes")
+    ]
 
 
 def test_a_class_may_be_alone_in_a_part(tmp_path: Path) -> None:
