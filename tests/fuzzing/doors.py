@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -205,7 +206,8 @@ def _packs(corpus: Corpus) -> Iterator[Door]:
 
     def read(random: Random) -> None:
         dataset = load_dataset(str(folder), Data(), 0, workers=1)
-        dataset.images.load(0)
+        with suppress(OSError):  # what it raises for a damaged image
+            dataset.images.load(0)
 
     def again(random: Random) -> None:
         pack(str(corpus.pictures), folder, Data(), size=8, workers=1)
