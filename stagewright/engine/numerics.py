@@ -103,7 +103,8 @@ def takes_channels_last(model: nn.Module) -> bool:
     writes past its workspace when it computes the gradient of the weights. That ends the process or corrupts the gradient
     silently (github.com/uxlfoundation/oneDNN, issue 6035; observed with 4 and 8 channels, torch 2.15).
     """
-    if next(model.parameters()).device.type != "cpu":
+    first = next(model.parameters(), None)
+    if first is None or first.device.type != "cpu":
         return True
     return not any(
         isinstance(part, nn.Conv2d)

@@ -68,7 +68,7 @@ def test_split_is_written_and_train_reads_it(call: Call, photos: Path, tmp_path:
     assert code == 2 and "--overwrite" in complaint
     code, said, _ = call("data", "split", photos, "--folds", 3, "--out", "k.csv", "--json")
     assert code == 0 and json.loads(said) and len(list(tmp_path.glob("k-fold*of3.csv"))) == 3
-    code, _, complaint = call("data", "split", photos, "--mode", "teleport", "--out", "x.csv")
+    code, _, complaint = call("data", "split", photos, "--mode", "teleport", "--links", "l", "--out", "x.csv")
     assert code == 2 and "symlink, hardlink or copy" in complaint
 
 
@@ -127,7 +127,7 @@ def test_wrong_words_are_told_what_is_allowed(call: Call, photos: Path) -> None:
         (["data", "inspect", photos, "--set", "epochs=3"], "data.FIELD=VALUE"),
         (["data", "pack", photos, "--format", "webp"], "jpeg or raw"),
         (["data", "inspect", "photoss"], "photos"),
-        (["data", "bench", photos, "--device", "tpu"], "cpu"),
+        (["data", "bench", photos, "--model", "cifar_resnet18", "--device", "tpu"], "cpu"),
     ):
         code, _, complaint = call(*words)
         assert code == 2 and allowed in complaint, words
