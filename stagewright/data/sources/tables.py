@@ -113,7 +113,7 @@ def read_text(file: Path) -> pa.Table:
     """
     try:
         table = read_parsed(file, parse_table if file.suffix.lower() == ".parquet" else _parse_csv)
-    except (FileNotFoundError, pa.ArrowException) as error:
+    except (FileNotFoundError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one for names of columns
         raise DataError(
             f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
             "a CSV in UTF-8 whose first row names the columns, or a Parquet file",

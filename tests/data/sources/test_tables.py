@@ -245,6 +245,8 @@ def test_what_is_refused(folder: Path, text: str, settings: Data, given: str, al
 def test_files_that_are_no_tables(folder: Path) -> None:
     (folder / "t.csv").write_bytes("id,label\na,größe\n".encode("latin-1"))
     assert "cannot be read as a table" in refused(folder / "t.csv").given
+    (folder / "t.csv").write_bytes(b"path,lab\xff\xfeel\na.jpg,cat\n")  # found by the fuzzer
+    assert "cannot be read as a table" in refused(folder / "t.csv").given
     (folder / "t.parquet").write_bytes(b"PAR1 but no more")
     assert "cannot be read as a table" in refused(folder / "t.parquet").given
 
