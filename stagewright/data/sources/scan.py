@@ -215,7 +215,8 @@ def _read_cache(file: Path) -> pa.Table:
         table = parse_table(read_file(str(file)))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         return _SCHEMA.empty_table()
-    return table if table.schema.equals(_SCHEMA, check_metadata=True) else _SCHEMA.empty_table()
+    whole = table.schema.equals(_SCHEMA, check_metadata=True) and not any(column.null_count for column in table.columns)
+    return table if whole else _SCHEMA.empty_table()
 
 
 def _restore(task: _Task, cached: pa.Table) -> None:

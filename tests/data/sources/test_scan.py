@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -133,6 +134,19 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, cache: Path, looked_at: l
         assert same(scan(str(tmp_path / "pictures"), paths), first)
         assert len(looked_at) == 40
     assert [path.name for path in (cache / "scans").iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("name", ["size", "width", "digest", "path"])
+def test_a_memory_with_an_empty_cell_is_no_memory(tmp_path: Path, cache: Path, name: str) -> None:
+    """Found by the fuzzer."""
+    paths = write_pictures(tmp_path / "d", 6)
+    first = scan(str(tmp_path / "d"), paths)
+    (file,) = (cache / "scans").iterdir()
+    table = pq.read_table(file)
+    at = table.column_names.index(name)
+    emptied = pa.array([None, *table.column(at).to_pylist()[1:]], table.schema.field(at).type)
+    pq.write_table(table.set_column(at, table.schema.field(at), emptied), file)
+    assert same(scan(str(tmp_path / "d"), paths), first)
 
 
 def test_not_one_flipped_bit_is_believed(tmp_path: Path, cache: Path) -> None:
