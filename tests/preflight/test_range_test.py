@@ -407,7 +407,7 @@ def test_a_damaged_range_test_is_left_out_and_said(picture_folder: Path, recipe:
     file = run.path / "lr-find" / "lr-find.json"
     for content, problem in (
         ("{", "lr-find.json cannot be read"),
-        ('{"planned": 30}', "lr-find/lr-find.json cannot be used"),
+        ('{"planned": 30}', "lr-find is left out: its table and lr-find.json do not belong together"),
     ):
         file.write_text(content)
         record = read_run(run.path)
@@ -487,8 +487,8 @@ def test_the_command(recipe: Recipe, picture_folder: Path, tmp_path: Path) -> No
 
     clear = ["--steps", "60", "--lr-min", "1e-4"]
 
-    def command(*words: str) -> Result:
-        own = ["lr-find", str(picture_folder), "--recipe", str(path), "--out", str(tmp_path / "found"), "-j", "0"]
+    def command(*words: str, out: str = "found") -> Result:
+        own = ["lr-find", str(picture_folder), "--recipe", str(path), "--out", str(tmp_path / out), "-j", "0"]
         return CliRunner().invoke(app, [*own, *words])
 
     done = command(*clear, "--suggest", "steepest", "--json")
@@ -501,9 +501,9 @@ def test_the_command(recipe: Recipe, picture_folder: Path, tmp_path: Path) -> No
     assert "> valley" in table.output and "two thirds" in table.output and "--lr " in table.output
     assert (tmp_path / "found" / "lr-find.csv").read_bytes() == files["lr-find.csv"], "the same bits again"
 
-    wrong = command("--suggest", "vally", "--out", str(tmp_path / "other"))
+    wrong = command("--suggest", "vally", out="other")
     assert isinstance(wrong.exception, RangeTestError) and "did you mean 'valley'" in str(wrong.exception)
-    none = command("--steps", "20", "--lr-max", "1e-6", "--out", str(tmp_path / "flat"))
+    none = command("--steps", "20", "--lr-max", "1e-6", out="flat")
     assert isinstance(none.exception, RangeTestError) and str(tmp_path / "flat" / "lr-find.png") in str(none.exception)
     assert (tmp_path / "flat" / "lr-find.png").exists() and not (tmp_path / "other").exists()
 
