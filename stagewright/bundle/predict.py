@@ -23,9 +23,8 @@ from stagewright.errors import DataError
 from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool, Task
 
-Picture = (
-    str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | torch.Tensor | bytes | bytearray | memoryview | IO[bytes]
-)
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+Picture = str | os.PathLike[str] | Image.Image | Pixels | torch.Tensor | bytes | bytearray | memoryview | IO[bytes]
 """What :meth:`stagewright.bundle.bundle.Bundle.predict` accepts as one image."""
 View = NDArray[np.uint8]
 _Item = tuple[str, Path | bytes | Image.Image]
