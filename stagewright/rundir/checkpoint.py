@@ -175,7 +175,7 @@ def point(folder: Path, name: Literal["best", "last"], step: int) -> None:
 def pointed(folder: Path, name: Literal["best", "last"]) -> Path | None:
     """Returns the directory that ``NAME.json`` names, or None if the file is missing or damaged or names no directory."""
     try:
-        step = json.loads((folder / f"{name}.json").read_bytes())["step"]
+        step = parse_object((folder / f"{name}.json").read_bytes())["step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return path if isinstance(step, int) and (path := folder / name_of(step)).is_dir() else None

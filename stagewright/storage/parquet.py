@@ -37,10 +37,12 @@ def parse_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     # pq.read_table would treat parent folders with names like lr=0.1 as columns of a partitioned data set.
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            return file.read(columns)
-    except (
-        OSError
-    ) as error:  # pyarrow also raises it for a damaged footer; the bytes are in memory, so no read has failed
+            table = file.read(columns)
+        table.validate(full=True)  # text that is no UTF-8 would raise where it is used
+        table.schema.names  # noqa: B018 - decodes them
+        return table
+    except (OSError, UnicodeDecodeError) as error:
+        # pyarrow raises OSError for a damaged footer too; the bytes are in memory, so no read has failed
         raise pa.ArrowInvalid(str(error)) from error
 
 

@@ -247,6 +247,9 @@ def test_files_that_are_no_tables(folder: Path) -> None:
     assert "cannot be read as a table" in refused(folder / "t.csv").given
     (folder / "t.csv").write_bytes(b"path,lab\xff\xfeel\na.jpg,cat\n")  # found by the fuzzer
     assert "cannot be read as a table" in refused(folder / "t.csv").given
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\5\0\0\0\12\0\0\0"), pa.py_buffer(b"a.jpg\xffbbbb"))
+    pq.write_table(pa.table({"path": text, "label": ["cat", "dog"]}), folder / "t.parquet")
+    assert "cannot be read as a table" in refused(folder / "t.parquet").given
     (folder / "t.parquet").write_bytes(b"PAR1 but no more")
     assert "cannot be read as a table" in refused(folder / "t.parquet").given
 
