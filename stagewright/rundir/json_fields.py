@@ -6,7 +6,7 @@ A run directory may come from anyone, and may be damaged: nothing of these files
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -158,4 +158,5 @@ class MetaFields(Fields):
     bytes: Count
     sha256: str
     protect: list[Count]
-    logs: dict[str, _Seal] = ABSENT
+    logs: dict[Literal["events.jsonl", "steps.csv", "metrics.csv", "timing.csv"], _Seal] = ABSENT
+    """By name; any other name might lead out of the run's directory, where the log is restored."""

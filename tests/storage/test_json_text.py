@@ -42,3 +42,6 @@ def test_a_missing_field_is_named() -> None:
     assert misfit(given, MetaFields) == "protect is missing"
     assert misfit({**given, "protect": [-1]}, MetaFields).startswith("protect.0 is -1")
     assert not misfit({**given, "protect": []}, MetaFields)
+    seal = {"bytes": 1, "sha256": "s"}
+    assert not misfit({**given, "protect": [], "logs": {"steps.csv": seal}}, MetaFields)
+    assert misfit({**given, "protect": [], "logs": {"../../.profile": seal}}, MetaFields).startswith("logs")
