@@ -47,7 +47,7 @@ def load_labelled(
     refuse_training_fields(asked)
     inherited = _as_in_training(bundle, data, asked)
     dataset = load_for_evaluation(data, asked.model_copy(update=inherited), workers=cores(), progress=progress)
-    notes = [note for note in dataset.notes if note not in dataset.account.lines()]
+    notes = list(dataset.notes)
     if inherited:
         said = ", ".join(f"data.{name}={value}" for name, value in inherited.items())
         notes.insert(0, f"read as in the training: {said} (--set data.FIELD=VALUE reads it in another way)")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.data.account import Omission, by_reason
+from stagewright.data.account import Omission, by_reason, not_a_picture
 from stagewright.data.images.decode import identified, image_extensions
 from stagewright.data.sources.embedded import parquet_files, unpack
 from stagewright.data.sources.walk import left_out_of, walk, written_out
@@ -61,13 +61,17 @@ def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
 def _pictures_below(folder: Path, left_out: list[Omission]) -> list[Path]:
     """Returns the images below ``folder``, sorted; adds to ``left_out`` what else is there."""
     found = walk(str(folder), any_name=True)
-    files = [folder / name for name in found.files if _may_be_image(folder / name)]
-    taken = {str(path) for path in files}
-    others = [name for name in found.files if str(folder / name) not in taken]
-    kinds = [
-        (written_out(name), f"not a picture, {Path(name).suffix.lower() or 'without extension'}") for name in others
-    ]
-    omissions = (*left_out_of([found]), *by_reason(kinds))
+    files: list[Path] = []
+    others: list[str] = []
+    for name in found.files:
+        if _may_be_image(folder / name):
+            files.append(folder / name)
+        else:
+            others.append(name)
+    omissions = (
+        *left_out_of([found]),
+        *by_reason((written_out(name), not_a_picture(name)) for name in others),
+    )
     # A folder that cannot be opened becomes an input that cannot be read, so that it is not left out silently.
     files += [folder / one.path for one in found.excluded]
     if not files:

@@ -5,6 +5,7 @@ Every command that reads images shows it, in the same words and with the same ke
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,6 +71,11 @@ class Account:
         """Returns the account as plain data for JSON: ``read``, and lists of {reason, count, example}."""
         lists = {"left_out": self.left_out, "unreadable": self.unreadable}
         return {"read": self.read, **{name: [asdict(one) for one in ones] for name, ones in lists.items()}}
+
+
+def not_a_picture(path: str) -> str:
+    """Returns the reason for a file that is no image by its content nor by its name."""
+    return f"not a picture, {os.path.splitext(path)[1].lower() or 'without extension'}"
 
 
 def by_reason(items: Iterable[tuple[str, str]]) -> tuple[Omission, ...]:

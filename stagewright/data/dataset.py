@@ -14,7 +14,7 @@ from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
-from stagewright.data.sources.assemble import Assembled, account_of, assemble, assemble_for_evaluation
+from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
 from stagewright.data.sources.folders import Listing, absolute_path
@@ -82,23 +82,20 @@ def _load(
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
-        manifest, notes, excluded = rule(source, arrays.listing, arrays.scan)
-        account = account_of(arrays.listing, arrays.scan)
+        manifest, notes, excluded, account = rule(source, arrays.listing, arrays.scan)
         return Dataset(manifest, ArrayImages(arrays.images), notes, excluded, account)
     place = absolute_path(source)
     if is_pack(place):
         pack = Pack.open(place)
-        listing, found = pack.listing(settings), pack.scan()
-        manifest, notes, excluded = rule(source, listing, found)
+        manifest, notes, excluded, account = rule(source, pack.listing(settings), pack.scan())
         manifest = replace(manifest, variant=pack.head.variant)
         check_notes = check_records(pack, workers=workers, progress=progress)
         images = pack.images(manifest.paths)
-        return Dataset(manifest, images, (*notes, *check_notes), excluded, account_of(listing, found))
+        return Dataset(manifest, images, (*notes, *check_notes), excluded, account)
     listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    manifest, notes, excluded = rule(source, listing, found)
-    files = FileImages(manifest.root, manifest.paths, settings.max_pixels)
-    return Dataset(manifest, files, notes, excluded, account_of(listing, found))
+    manifest, notes, excluded, account = rule(source, listing, found)
+    return Dataset(manifest, FileImages(manifest.root, manifest.paths, settings.max_pixels), notes, excluded, account)
 
 
 def open_images(manifest: Manifest) -> Images:

@@ -202,7 +202,7 @@ def _split(
     ""."""
     parts = np.where(fingerprints.readable, listing.parts, UNDECIDED).astype(np.int8)
     try:
-        manifest, _, _ = assemble(source, listing, fingerprints.scan(), settings, seed)
+        manifest = assemble(source, listing, fingerprints.scan(), settings, seed).manifest
     except DataError as error:
         return parts, "given" if (listing.parts != UNDECIDED).any() else "none", str(error)
     made = bool((parts[fingerprints.readable] != manifest.splits).any())

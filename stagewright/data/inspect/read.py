@@ -7,7 +7,6 @@ import os
 import numpy as np
 import pyarrow as pa
 
-from stagewright.data.images.decode import NOT_IDENTIFIED
 from stagewright.data.inspect.fingerprint import Fingerprints, Pairs, Rows, fingerprint, near_pairs
 from stagewright.data.sources import scan
 from stagewright.data.sources.folders import Listing
@@ -30,25 +29,16 @@ def read_fingerprints(listing: Listing, workers: int, progress: scan.Progress | 
             finished += task.result()
             if progress is not None:
                 progress(finished, len(paths))
-    fingerprints.not_images.update(
-        row
-        for row, reason in fingerprints.reasons.items()
-        if reason == NOT_IDENTIFIED and not scan.has_image_extension(paths[row].as_py())
-    )
+    fingerprints.not_images.update(scan.not_images(paths, fingerprints.reasons))
     return fingerprints
 
 
 def _read_rows(root: str, paths: pa.StringArray, fingerprints: Fingerprints, rows: Rows, max_pixels: int) -> int:
     """Reads the files of ``rows`` into ``fingerprints``; returns their number."""
     for row, path in zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True):
-        file = os.path.join(root, path)
-        try:
-            data = scan.read_image(file, os.path.getsize(file))
-        except OSError as error:
-            fingerprints.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
-            continue
-        if data is None:
-            fingerprints.reasons[row] = NOT_IDENTIFIED
+        data = scan.content_or_reason(os.path.join(root, path))
+        if isinstance(data, str):
+            fingerprints.reasons[row] = data
             continue
         fingerprints.sizes[row] = len(data)
         fingerprints.digests[row] = np.frombuffer(scan.digest_of(data), np.uint8)

@@ -6,7 +6,7 @@ Two guarantees: no file is left out without a note, and the split made here neve
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from stagewright.data.account import Account, Omission, by_reason
+from stagewright.data.account import Account, Omission, by_reason, not_a_picture
 from stagewright.data.images.limits import ABOVE_MAX_PIXELS
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
@@ -38,6 +38,8 @@ class Assembled(NamedTuple):
     notes: tuple[str, ...]
     excluded: tuple[Excluded, ...]
     """The files and rows that are left out."""
+    account: Account
+    """How many images were read, what was left out and what could not be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +58,7 @@ class _ReadableImages:
     group_name: str
     excluded: tuple[Excluded, ...]
     """The files that cannot be read."""
-    unreadable_notes: tuple[str, ...]
-    """Sentences on them."""
+    account: Account
     notes: tuple[str, ...]
 
 
@@ -71,21 +72,22 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed:
     _check_classes(source, listing, images)
     images, group_notes = _usable_groups(images, settings)
     splits, split_notes = _split(images, settings, seed)
-    found = _assembled(source, listing, scanned, images, splits)
+    left_out = (*images.account.lines(), *_size_notes(images.excluded))
+    found = _assembled(source, listing, scanned, images, splits, left_out)
     return found._replace(notes=(*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits)))
 
 
 def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
-    """Returns the manifest of the readable images of ``listing`` for an evaluation, the notes, and what is left out.
+    """Returns the manifest of the readable images of ``listing`` for an evaluation, the notes, and what is left out, which is not
+    among the notes.
 
     None of the rules of a training holds: one class is enough, no split is made, and train needs no images. Parts that DATA
     gives are kept; all other images are in test. DataError if no file can be read, or as ``settings.bad_images`` requests.
     """
     images = _readable_images(source, listing, scanned, settings)
-    images = replace(images, unreadable_notes=())  # the account has them
     images, group_notes = _usable_groups(images, settings)
     splits = np.where(images.given == UNDECIDED, TEST, images.given).astype(np.int8)
-    found = _assembled(source, listing, scanned, images, splits)
+    found = _assembled(source, listing, scanned, images, splits, ())
     return found._replace(notes=(*found.notes, *group_notes, *_copy_notes(images)))
 
 
@@ -109,12 +111,15 @@ def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Dat
         groups=None if listing.groups is None else listing.groups.take(taken),
         group_name=listing.group_name,
         excluded=tuple(excluded),
-        unreadable_notes=(*account_of(listing, scanned).lines(), *_size_notes(excluded)),
+        account=account_of(listing, scanned),
         notes=tuple(notes),
     )
 
 
-def _assembled(source: str, listing: Listing, scanned: Scan, images: _ReadableImages, splits: Parts) -> Assembled:
+def _assembled(
+    source: str, listing: Listing, scanned: Scan, images: _ReadableImages, splits: Parts, left_out: tuple[str, ...]
+) -> Assembled:
+    """``left_out`` are the notes on what is left out."""
     rows = images.rows
     manifest = Manifest(
         root=listing.root,
@@ -129,16 +134,15 @@ def _assembled(source: str, listing: Listing, scanned: Scan, images: _ReadableIm
         stamps=None if scanned.stamps is None else scanned.stamps[rows],
         groups=images.groups,
     )
-    found = (*listing.notes, *images.unreadable_notes, *images.notes, *scanned.notes)
+    found = (*listing.notes, *left_out, *images.notes, *scanned.notes)
     notes = (_summary(images), *_name_notes(images.classes), *found)
-    return Assembled(manifest, notes, (*listing.excluded, *images.excluded))
+    return Assembled(manifest, notes, (*listing.excluded, *images.excluded), images.account)
 
 
 def account_of(listing: Listing, scanned: Scan) -> Account:
     """Returns what became of the files and rows of ``listing``; ``scanned`` is the scan of its files."""
     others = [
-        (path, f"not a picture, {os.path.splitext(path)[1].lower() or 'without extension'}")
-        for path in (listing.paths[row].as_py() for row in sorted(scanned.not_images))
+        (path, not_a_picture(path)) for path in (listing.paths[row].as_py() for row in sorted(scanned.not_images))
     ]
     excluded = [(item.path, item.reason) for item in listing.excluded]
     left_out: list[Omission] = [*listing.left_out, *by_reason(excluded), *by_reason(others)]
@@ -169,11 +173,11 @@ def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> list
     return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
 
 
-def _above_max_pixels(bad: list[Excluded]) -> int:
+def _above_max_pixels(bad: Iterable[Excluded]) -> int:
     return sum(ABOVE_MAX_PIXELS in item.reason for item in bad)
 
 
-def _size_notes(bad: list[Excluded]) -> list[str]:
+def _size_notes(bad: Iterable[Excluded]) -> list[str]:
     larger = _above_max_pixels(bad)
     if not larger:
         return []

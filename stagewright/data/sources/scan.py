@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,9 +102,7 @@ def scan(
             finished += chunk_done.result()
             if progress is not None:
                 progress(finished, len(paths))
-    for row, reason in task.found.reasons.items():
-        if reason == NOT_IDENTIFIED and not has_image_extension(paths[row].as_py()):
-            task.found.not_images.add(row)
+    task.found.not_images.update(not_images(paths, task.found.reasons))
     return task.found
 
 
@@ -147,13 +145,9 @@ def _scan_rows(task: _Task, rows: NDArray[np.int64]) -> int:
     """Scans the files ``rows`` of ``task`` and stores the results in it; returns the number of rows."""
     found = task.found
     for row, path in zip(rows.tolist(), task.paths.take(pa.array(rows)).to_pylist(), strict=True):
-        try:
-            data = read_image(os.path.join(task.root, path), int(task.stamps[row, 0]))
-        except OSError as error:
-            found.reasons[row] = f"the file cannot be opened: {error.strerror or error}"
-            continue
-        if data is None:
-            found.reasons[row] = NOT_IDENTIFIED
+        data = content_or_reason(os.path.join(task.root, path), int(task.stamps[row, 0]))
+        if isinstance(data, str):
+            found.reasons[row] = data
             continue
         found.digests[row] = np.frombuffer(digest_of(data), np.uint8)
         try:
@@ -165,11 +159,29 @@ def _scan_rows(task: _Task, rows: NDArray[np.int64]) -> int:
     return len(rows)
 
 
+def content_or_reason(path: str, size: int | None = None) -> bytes | str:
+    """Returns the bytes of a file that may be an image, or the reason why there are none. ``size`` in bytes, if it is known."""
+    try:
+        data = read_image(path, os.path.getsize(path) if size is None else size)
+    except OSError as error:
+        return f"the file cannot be opened: {error.strerror or error}"
+    return NOT_IDENTIFIED if data is None else data
+
+
 def read_image(path: str, size: int) -> bytes | None:
     """Returns the bytes of the file, or None if it is large and neither its name nor its first bytes are of an image."""
     if size > _MAX_UNKNOWN_BYTES and not has_image_extension(path) and not identified(path):
         return None
     return read_file(path)
+
+
+def not_images(paths: pa.StringArray, reasons: Mapping[int, str]) -> set[int]:
+    """Returns the rows of ``reasons``, of files that cannot be read, that are no images by their content nor by their name."""
+    return {
+        row
+        for row, reason in reasons.items()
+        if reason == NOT_IDENTIFIED and not has_image_extension(paths[row].as_py())
+    }
 
 
 def has_image_extension(path: str) -> bool:

@@ -23,12 +23,11 @@ from stagewright.data.account import Account
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
-from stagewright.data.sources.assemble import account_of, assemble, group_keys
+from stagewright.data.sources.assemble import Assembled, assemble, group_keys
 from stagewright.data.sources.folders import UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
 from stagewright.data.sources.tables import list_table
-from stagewright.data.sources.walk import Excluded
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
 from stagewright.data.splits.similar import group_similar
@@ -39,8 +38,6 @@ from stagewright.storage.files import remove_quietly, write_whole
 from stagewright.text import counted, path_cell, some, table_cell
 
 FORMATS = (".csv", ".parquet")
-
-Loaded = tuple[Manifest, tuple[str, ...], tuple[Excluded, ...], Account]
 
 
 def split(  # the function behind `stagewright data split`: each keyword is one of its options
@@ -159,7 +156,7 @@ def _load(  # what `split` was given
     similar: bool,
     workers: int,
     progress: Progress | None,
-) -> Loaded:
+) -> Assembled:
     """Returns the manifest of ``source``, notes, and what was left out; with ``anew``, ignores the split of DATA."""
     if source.startswith("torchvision:") or is_pack(absolute_path(source)):
         raise _no_files(source)
@@ -174,10 +171,10 @@ def _load(  # what `split` was given
         taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     else:
         found = scan(taken.root, taken.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    manifest, notes, excluded = assemble(source, taken, found, settings, seed)
+    made = assemble(source, taken, found, settings, seed)
     given = _given(listing) if anew else ""
     ignored = (f"the split that DATA contains ({given}) is ignored",) if given else ()
-    return manifest, (*notes, *ignored), excluded, account_of(taken, found)
+    return made._replace(notes=(*made.notes, *ignored))
 
 
 def _check_room(source: str, listing: Listing, settings: Data, folds: int | None, similar: bool) -> None:
