@@ -14,6 +14,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,7 +164,8 @@ class Head:
             raise _no_head(
                 file, f"its parts have {rows:,} records, of {head.num_records:,} of {head.num_listed:,} pictures"
             )
-        if any(part.first != sum(one.rows for one in head.parts[:at]) for at, part in enumerate(head.parts)):
+        ends = accumulate(part.rows for part in head.parts)
+        if any(part.first != end - part.rows for part, end in zip(head.parts, ends, strict=True)):
             raise _no_head(file, "its parts do not follow each other")
         return head
 

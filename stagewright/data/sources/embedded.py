@@ -24,7 +24,7 @@ from stagewright.data.images.decode import image_extensions
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.folder_names import part_folders
 from stagewright.data.sources.folders import PART_NAMES, absolute_path
-from stagewright.data.sources.walk import is_ignored
+from stagewright.data.sources.walk import is_folder, is_ignored
 from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import make_folders, unwritable
@@ -55,13 +55,15 @@ class Unpacked:
 def shards(folder: Path) -> list[Path]:
     """Returns the Parquet files with images of a folder that has nothing else but files, or of its only folder ``data``."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not is_ignored(entry.name))
-        folders = [entry for entry in entries if entry.is_dir()]
-        if [entry.name for entry in folders] == ["data"] and not any(entry.suffix == ".parquet" for entry in entries):
-            return shards(folders[0])
+        with os.scandir(folder) as opened:  # which knows folders without asking for each of a million images
+            entries = sorted((entry for entry in opened if not is_ignored(entry.name)), key=lambda entry: entry.name)
+        folders = [entry.name for entry in entries if is_folder(entry)]
     except OSError:
         return []
-    files = [entry for entry in entries if entry.suffix.lower() == ".parquet" and entry.is_file()]
+    if folders == ["data"] and not any(entry.name.endswith(".parquet") for entry in entries):
+        return shards(folder / "data")
+    named = [folder / entry.name for entry in entries if entry.name.lower().endswith(".parquet")]
+    files = [file for file in named if file.is_file()]
     return files if files and not folders and image_column(files[0]) is not None else []
 
 
