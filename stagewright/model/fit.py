@@ -14,6 +14,7 @@ from torch import nn
 
 from stagewright.errors import ModelError
 from stagewright.model.weight_file import State
+from stagewright.text import some
 
 LEAST = 2 / 3
 """Smallest share of the network's tensors, of its parameters, and of the file's parameters of the same kinds, that must fit;
@@ -43,7 +44,8 @@ _FAMILIAR = {
 }
 """Number of tensors, and of numbers in them, of common networks (torchvision's names), without head and counters."""
 _HEADS = ("fc.", "classifier.", "head.", "heads.")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
+"""Buffer of a batch norm that counts batches, without consequence for the network."""
 
 Fits = Callable[[str], bool]
 _DIGITS = re.compile(r"\d+")
@@ -70,11 +72,11 @@ def require_fit(model: nn.Module, ours: State, state: State, ignored: set[str], 
     )
     if min(tensors, numbers) >= LEAST:
         what = f"all that the model needs, but of its own parameters of these kinds only {100 * used:.0f} % are used"
+    here, there = (some(names, _EXAMPLES) or "nothing" for names in (body, state))
     raise ModelError(
         f"{source} does not fit this model: it has {what}{_differences(ours, state, fits)}. The file is of "
         f"{described(state)}; the model is {described(ours, type(model).__name__)}",
-        f"at least {100 * LEAST:.0f} % of each, not counting heads; a file with tensors such as {_some(body)}; it has "
-        f"{_some(list(state))}",
+        f"at least {100 * LEAST:.0f} % of each, not counting heads; a file with tensors such as {here}; it has {there}",
         "set model.name and model.options to the network that the file was made with, or take a file of this one; to use a "
         "part of the file on purpose, save that part under the names of this model",
     )
@@ -95,12 +97,7 @@ def shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
-    return (", ".join(names[:_EXAMPLES]) or "nothing") + more
-
-
 def described(state: State, kind: str = "another network") -> str:
     """Returns the name of the network that has as many tensors and numbers as ``state``, or ``kind``; and their number."""
-    sizes = [tensor.numel() for name, tensor in state.items() if not name.startswith(_HEADS) and _COUNTER not in name]
+    sizes = [tensor.numel() for name, tensor in state.items() if not name.startswith(_HEADS) and COUNTER not in name]
     return f"{_FAMILIAR.get((len(sizes), sum(sizes)), kind)} ({sum(sizes):,} numbers without the head)"

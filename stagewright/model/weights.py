@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.errors import ModelError
-from stagewright.model.fit import require_fit, shape
+from stagewright.model.fit import COUNTER, require_fit, shape
 from stagewright.model.heads import head_tensors, narrow_head
 from stagewright.model.weight_file import State, locate, read_tensors
 
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, AveragedModel; torch.compile
 _PREFIX_TOKENS = (1, 0, 2, 5)  # class token; none; distilled; class token and four registers
-_COUNTER = "num_batches_tracked"
 _SHOWN = 6
 _NEW = "it starts random"
 
@@ -116,14 +115,14 @@ def transfer(
     ours = model.state_dict()
     head = head_tensors(model, num_classes)
     state, how = _renamed(model, ours, state, head, ordered)
-    counters = {name for name in (*ours, *state) if name.endswith(_COUNTER)}
+    counters = {name for name in (*ours, *state) if name.endswith(COUNTER)}
     require_fit(model, ours, state, head | counters, lambda name: _fits(name, ours[name], state[name]), source)
     tally = _Tally(notes=[*notes, *how])
     for name, own in ours.items():
         if name not in state:
             if name in head:
                 tally.skipped.append((name, f"the source has no such head; {_NEW}"))
-            elif not name.endswith(_COUNTER):  # absent from files of torch < 1.1, and of no consequence
+            elif not name.endswith(COUNTER):  # absent from files of torch < 1.1, and of no consequence
                 tally.missing.append(name)
         elif name in head:
             _fill_head(tally, name, own, state[name], classes, source_classes)
@@ -255,8 +254,8 @@ def _converted_by_timm(model: nn.Module, state: State) -> list[tuple[State, list
 
 
 def _by_order(ours: State, state: State, head: set[str]) -> tuple[State, list[str]] | None:
-    own = [name for name in ours if not name.endswith(_COUNTER)]
-    theirs = [name for name in state if not name.endswith(_COUNTER)]
+    own = [name for name in ours if not name.endswith(COUNTER)]
+    theirs = [name for name in state if not name.endswith(COUNTER)]
     if len(own) != len(theirs):
         return None
     for mine, other in zip(own, theirs, strict=True):
@@ -272,7 +271,7 @@ def _by_order(ours: State, state: State, head: set[str]) -> tuple[State, list[st
 
 def _fit(ours: State, state: State, head: set[str]) -> float:
     """Returns the share of the model's tensors, without head and BatchNorm counters, that ``state`` has by name and shape."""
-    body = [name for name in ours if name not in head and not name.endswith(_COUNTER)]
+    body = [name for name in ours if name not in head and not name.endswith(COUNTER)]
     fits = sum(name in state and _fits(name, ours[name], state[name]) for name in body)
     return fits / len(body) if body else 1.0
 

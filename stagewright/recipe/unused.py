@@ -87,17 +87,15 @@ def _why_in_stage(recipe: Recipe, path: tuple[str, ...]) -> str | None:
 
 def _why_in_merged(recipe: Recipe, name: str, field: str) -> str | None:
     """A field of ``lr``, ``mix``, ``augment`` or ``average`` has an effect if it has one in a stage that does not set it."""
-    reasons = []
+    first_reason = None
     for stage, resolved in zip(recipe.stages, recipe.resolved_stages(), strict=True):
         own = getattr(stage, name)
         if own is not None and field in own.model_fields_set:
-            reasons.append(f"every stage sets its own {name}.{field}")
             continue
-        part = getattr(resolved, name) or getattr(
-            recipe, name
-        )  # without a schedule of its own the stage uses the recipe's
+        # Without a schedule of its own, the stage uses the recipe's.
+        part = getattr(resolved, name) or getattr(recipe, name)
         why = why_without_effect(part, field, f"{name}.")
         if why is None:
             return None
-        reasons.append(why)
-    return next((why for why in reasons if not why.startswith("every stage")), reasons[0])
+        first_reason = first_reason or why
+    return first_reason or f"every stage sets its own {name}.{field}"

@@ -166,9 +166,8 @@ def decode_for(
     try:
         image = open_image(data, max_pixels)
         size = image.size
-        image.decodermaxblock = len(
-            data
-        )  # decode in one piece: Pillow's usual pieces of 64 KB are a few percent slower
+        # Decoded in one piece: Pillow's usual pieces of 64 KB are a few percent slower.
+        image.decodermaxblock = len(data)
         if scale > 1 and image.format in ("JPEG", "MPO"):
             image.draft("RGB", (max(size[0] // scale, 1), max(size[1] // scale, 1)))
             scale = scale if image.size != size else 1

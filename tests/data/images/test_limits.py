@@ -7,6 +7,7 @@ import os
 import struct
 import time
 import zlib
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from stagewright.augment.geometry import Geometry
+from stagewright.cli.predict import predict
 from stagewright.data.dataset import load_dataset
 from stagewright.data.images import limits
 from stagewright.data.images.crop import crop_into
@@ -162,6 +164,7 @@ def test_pictures_above_pillows_limit_are_read_where_the_recipe_allows_them(monk
 
 def test_the_default_is_that_of_the_recipe() -> None:
     assert Data().max_pixels == limits.MOST_PIXELS
+    assert signature(predict).parameters["max_pixels"].default == limits.MOST_PIXELS
 
 
 @pytest.mark.parametrize(
