@@ -348,7 +348,7 @@ def test_memory_that_runs_out_makes_micro_batches(make: Make) -> None:
 
         session.state.model.register_forward_pre_hook(refuse)
 
-    with pytest.raises(ModelError, match="with one picture at a time"):
+    with pytest.raises(ModelError, match="with one picture of 16 x 16 pixels at a time"):
         go(make(), starve_all)
 
 
