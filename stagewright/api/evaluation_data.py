@@ -21,7 +21,8 @@ from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources.folders import TABLES, absolute_path
 from stagewright.data.sources.scan import Progress
-from stagewright.data.sources.tables import column_names
+from stagewright.data.sources.table_text import column_names
+from stagewright.data.sources.tables import is_table
 from stagewright.errors import BundleError, DataError, RecipeError
 from stagewright.recipe import recipes
 from stagewright.recipe.fields import Data
@@ -45,13 +46,18 @@ def load_labelled(
     """
     asked = recipes.data_settings(overrides)
     refuse_training_fields(asked)
-    inherited = _as_in_training(bundle, data, asked)
+    inherited = as_in_training(bundle, data, asked)
     dataset = load_for_evaluation(data, asked.model_copy(update=inherited), workers=cores(), progress=progress)
     notes = list(dataset.notes)
     if inherited:
-        said = ", ".join(f"data.{name}={value}" for name, value in inherited.items())
-        notes.insert(0, f"read as in the training: {said} (--set data.FIELD=VALUE reads it in another way)")
+        notes.insert(0, inherited_note(inherited))
     return dataset, notes
+
+
+def inherited_note(inherited: Mapping[str, str]) -> str:
+    """A note on settings that :func:`as_in_training` has returned."""
+    said = ", ".join(f"data.{name}={value}" for name, value in inherited.items())
+    return f"read as in the training: {said} (--set data.FIELD=VALUE reads it in another way)"
 
 
 def refuse_training_fields(asked: Data) -> None:
@@ -66,13 +72,13 @@ def refuse_training_fields(asked: Data) -> None:
         )
 
 
-def _as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str]:
+def as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str]:
     """Returns the settings of the training's table that ``data`` can follow and ``asked`` does not set."""
     own, place = _training_settings(bundle), absolute_path(data)
     free = {name: value for name, value in own.items() if name not in asked.model_fields_set}
     if is_pack(place):  # it has the columns that it was made with
         return {name: value for name, value in free.items() if value == "none"}
-    if not free or place.suffix.lower() not in TABLES or not os.path.isfile(place):
+    if not free or not is_table(place):
         return {}
     names = {name.casefold() for name in column_names(place)}
     beside = absolute_path(str(bundle.spec.training.get("data", ""))).parent == place.parent

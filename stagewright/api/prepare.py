@@ -11,6 +11,7 @@ from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.build import check_trained
 from stagewright.engine.numerics import auto_precision
+from stagewright.errors import RecipeError
 from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.cost import Costs
 from stagewright.plan.execution import Execution
@@ -20,6 +21,7 @@ from stagewright.preflight.auto_fields import known_from, measure
 from stagewright.preflight.cost_probe import probe
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.preflight.survey import choose_recipe
+from stagewright.recipe import recipes
 from stagewright.recipe import tiny as rehearsal
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request
@@ -94,12 +96,31 @@ def gather(
         dataset = load_dataset(
             str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
         )
+    unused = _unused_shares(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
         recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
     if tiny:
         say(rehearsal.describe(recipe))
         dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
-    for note in (*dataset.notes, *reasons):
+    for note in (*dataset.notes, *unused, *reasons):
         say(note)
     return dataset, recipe
+
+
+def _unused_shares(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:
+    """Returns notes on shares of the recipe that have no effect since DATA gives the parts; RecipeError if the user has requested
+    them for this run."""
+    settings = request.preliminary.data
+    unused = sorted(dataset.unused & settings.model_fields_set)
+    given = [name for name in unused if ("data", name) in recipes.fields_set(request.overrides)]
+    if given:
+        raise RecipeError(
+            f"--set {', '.join(f'data.{name}={getattr(settings, name):g}' for name in given)} has no effect: {data!r} gives its "
+            "own parts",
+            "data.val and data.test with data that have no val and test of their own",
+            "leave it out; stagewright data split DATA --anew makes other parts",
+        )
+    return [
+        f"data.{name}={getattr(settings, name):g} of the recipe is not used: DATA gives the parts" for name in unused
+    ]

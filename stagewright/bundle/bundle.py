@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from stagewright.bundle.card import card
 from stagewright.bundle.description import Description
+from stagewright.bundle.inputs import Inputs
 from stagewright.bundle.predict import Picture, answer
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
@@ -97,12 +98,17 @@ class Bundle:
         return self.spec.preprocessing
 
     def predict(
-        self, inputs: Picture | Iterable[Picture], batch_size: int = 32, topk: int = 5, max_pixels: int = MOST_PIXELS
+        self,
+        inputs: Picture | Iterable[Picture] | Inputs,
+        batch_size: int = 32,
+        topk: int = 5,
+        max_pixels: int = MOST_PIXELS,
     ) -> Iterator[Prediction]:
         """Yields a Prediction for each of ``inputs``, in order and lazily: one image or many, also of several kinds.
 
-        An image is a path (also of a folder, or a glob), a Pillow image, a uint8 array (height, width, 3) in the order RGB or
-        (height, width) in grey, a uint8 tensor (3, height, width), the bytes of an image file, or a file opened with ``rb``.
+        An image is a path (also of a folder, a table of paths, or a glob), a Pillow image, a uint8 array (height, width, 3) in
+        the order RGB or (height, width) in grey, a uint8 tensor (3, height, width), the bytes of an image file, or a file opened
+        with ``rb``.
         OpenCV has the order BGR: give ``image[:, :, ::-1]``.
 
         A Prediction has the ``topk`` most probable classes (all if there are fewer) and softmax probabilities; classes with equal

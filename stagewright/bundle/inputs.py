@@ -1,4 +1,4 @@
-"""Finds the image files that a user names: files, folders and globs."""
+"""Finds the image files that a user names: files, folders, globs and tables of paths."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from pathlib import Path
 
 from stagewright.data.account import Omission, by_reason, not_a_picture
 from stagewright.data.images.decode import identified, image_extensions
+from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources.embedded import parquet_files, unpack
+from stagewright.data.sources.tables import is_table, list_paths
 from stagewright.data.sources.walk import left_out_of, walk, written_out
 from stagewright.errors import DataError
+from stagewright.recipe.fields import Data
 from stagewright.storage.files import user_path
 from stagewright.text import some
+
+_AS_USUAL = Data()
 
 
 @dataclass(frozen=True)
@@ -24,25 +29,39 @@ class Inputs:
 
     paths: list[Path]
     left_out: tuple[Omission, ...]
-    """What else is in the folders that the user has named, by reason."""
+    """What else is in the folders and tables that the user has named, by reason."""
+    notes: tuple[str, ...] = ()
+    """How tables were read."""
 
 
-def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
+def expand_inputs(inputs: Iterable[str | Path], settings: Data = _AS_USUAL) -> Inputs:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
-    (also with ``**``).
+    (also with ``**``), and the files in the rows of tables (.csv, .tsv, .parquet), which ``settings`` say how to read.
 
     A Parquet file that contains images, or a folder of such files, stands for its images, unpacked into the cache.
     They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
     for training (:func:`~stagewright.data.sources.walk.walk`: links are followed, hidden and foreign folders are ignored), and
     files without the extension of an image are used if they begin like one; named files and matches of globs are always used.
-    DataError for a path that does not exist, a glob without matches and a folder without images.
+    DataError for a path that does not exist, a glob without matches, a folder without images, a table without files and a pack.
     """
     found: list[Path] = []
     left_out: list[Omission] = []
+    notes: list[str] = []
     for item in inputs:
         path = user_path(item)
-        if (files := parquet_files(path)) and (unpacked := unpack(files)) is not None:
+        if (files := parquet_files(path)) and (unpacked := unpack(files, settings.path)) is not None:
             found += sorted(unpacked.root.glob("*/*"))
+        elif is_table(path):
+            table = list_paths(path, settings)
+            found += table.files
+            left_out += table.left_out
+            notes += table.notes
+        elif is_pack(path):
+            raise DataError(
+                f"{str(item)!r} is a pack, whose pictures have no files of their own",
+                "pictures, folders of pictures, globs and tables of paths",
+                "name the pictures from which it was made; stagewright evaluate RUN PACK scores those of the pack",
+            )
         elif os.path.isdir(path):
             found += _pictures_below(path, left_out)
         elif os.path.exists(path):
@@ -52,10 +71,10 @@ def expand_inputs(inputs: Iterable[str | Path]) -> Inputs:
         else:
             raise DataError(
                 f"{str(item)!r}: there is no such file or folder",
-                "pictures, folders of pictures, and globs such as 'photos/*.jpg'",
+                "pictures, folders of pictures, globs such as 'photos/*.jpg', and tables of paths (.csv, .tsv, .parquet)",
                 "check the path; relative paths start in the current folder",
             )
-    return Inputs(list(dict.fromkeys(found)), tuple(left_out))
+    return Inputs(list(dict.fromkeys(found)), tuple(left_out), tuple(notes))
 
 
 def _pictures_below(folder: Path, left_out: list[Omission]) -> list[Path]:

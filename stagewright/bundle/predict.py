@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from stagewright.bundle.inputs import expand_inputs
+from stagewright.bundle.inputs import Inputs, expand_inputs
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
 from stagewright.data.images.decode import decode
@@ -41,7 +41,7 @@ def answer(
     model: nn.Module,
     classes: Sequence[str],
     view: Preprocessing,
-    inputs: Picture | Iterable[Picture],
+    inputs: Picture | Iterable[Picture] | Inputs,
     batch_size: int = 32,
     topk: int = 5,
     max_pixels: int = MOST_PIXELS,
@@ -55,8 +55,10 @@ def answer(
     return _answers(model, classes, view, batches, min(topk, len(classes)))
 
 
-def _items(inputs: Picture | Iterable[Picture]) -> list[_Item]:
+def _items(inputs: Picture | Iterable[Picture] | Inputs) -> list[_Item]:
     """Returns name and content of each input; folders and globs are replaced by their files."""
+    if isinstance(inputs, Inputs):
+        return [(str(path), path) for path in inputs.paths]
     if _is_one(inputs):
         inputs = [inputs]  # type: ignore[list-item]
     elif not isinstance(inputs, Iterable):

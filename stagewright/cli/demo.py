@@ -31,21 +31,24 @@ def run_demo(data: str, out: Path | None) -> Run:
     run = train(data, recipes.load("quick", overrides), out=target, execution=Execution())
     if not run.finished:
         return run
-    split = "test" if run.summary["top1"]["test"] is not None else "val"
-    print(f"\n$ stagewright evaluate {target} --split {split}\n")
+    split = next((part for part in ("test", "val") if run.summary["top1"][part] is not None), None)
     console = Terminal()
-    console.print(evaluation_view(evaluate(target, split=split)))
-    pictures = _samples(run)
-    print(f"\n$ stagewright predict {target} {' '.join(map(str, pictures))}\n")
-    console.print(predictions_view(list(run.model.predict(pictures, topk=3))))
+    if split is None:
+        print(f"\nNothing to evaluate: {data} is too small for validation or test pictures.")
+    else:
+        print(f"\n$ stagewright evaluate {target} --split {split}\n")
+        console.print(evaluation_view(evaluate(target, split=split)))
+    if pictures := _samples(run):
+        print(f"\n$ stagewright predict {target} {shlex.join(map(str, pictures))}\n")
+        console.print(predictions_view(list(run.model.predict(pictures, topk=3))))
     print(f"\nThe report is {run.path / 'report.html'}: open it in a browser.")
     return run
 
 
 def _samples(run: Run) -> list[Path]:
-    """Copies a few test (else validation) images to the run, named CLASS-FILE; returns their paths."""
+    """Copies a few test (else validation, else training) images to the run, named CLASS-FILE; returns their paths."""
     manifest = Manifest.read(RunDir(run.path).manifest)
-    rows = manifest.rows("test") if len(manifest.rows("test")) else manifest.rows("val")
+    rows = next(rows for part in ("test", "val", "train") if len(rows := manifest.rows(part)))
     folder = run.path / "samples"
     folder.mkdir(exist_ok=True)
     copies = []

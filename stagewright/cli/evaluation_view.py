@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stagewright.text import printable
+from stagewright.text import counted, printable
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
@@ -24,7 +24,7 @@ def evaluation_view(report: EvaluationReport) -> RenderableType:
     top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
     text = (
         f"{report.source}: top-1 {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}, "
-        f"loss {result.loss:.4f}, {result.images:,} pictures"
+        f"loss {result.loss:.4f}, {counted(result.images, 'picture')}"
         + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
     )
     parts = (("class", report.by_class()), ("group", report.by_group()))

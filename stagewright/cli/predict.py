@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,8 @@ from stagewright.cli.options import AsJson, Device, Quiet, RunPath
 from stagewright.storage.files import STDOUT
 
 if TYPE_CHECKING:
+    from stagewright.bundle.inputs import Inputs
     from stagewright.bundle.predictions import Prediction
-    from stagewright.data.account import Omission
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     run: RunPath,
-    images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs.")],
+    images: Annotated[list[str], typer.Argument(help="Picture files, folders, globs, tables with a column of paths.")],
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of classes per picture.")] = 5,
     csv: Annotated[
         str | None,
@@ -32,13 +31,20 @@ def predict(
     ] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, max=65_536, help="Pictures at a time.")] = 32,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a picture that is read.")] = 178_956_970,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="How tables and pictures are read: data.path, data.images, data.max_pixels; default: as in the training; "
+            "repeatable.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict the classes of pictures; exit code 2 if none of them can be read."""
+    from stagewright.api.prediction_data import find_pictures
     from stagewright.bundle.bundle import load_bundle
-    from stagewright.bundle.inputs import expand_inputs
     from stagewright.errors import StorageError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.device import choose_device
@@ -46,16 +52,16 @@ def predict(
 
     if as_json and csv == STDOUT:
         raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
-    inputs = expand_inputs(images)
-    total = len(inputs.paths)
     shown = (as_json or csv == STDOUT) and sys.stdout.isatty()  # the answers themselves show the progress
     with ProgressLine("predicting", quiet=quiet or shown) as progress:
         bundle = load_bundle(run, device=str(choose_device(device)))
+        inputs, max_pixels = find_pictures(bundle, images, overrides or ())
+        total = len(inputs.paths)
         with ExitStack() as open_files:
-            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs.left_out, open_files)
+            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs, open_files)
             with keeps(lambda: answers.kept(total)):
                 try:
-                    for prediction in bundle.predict(inputs.paths, batch_size, top, max_pixels):
+                    for prediction in bundle.predict(inputs, batch_size, top, max_pixels):
                         answers.add(prediction)
                         progress(answers.count, total)
                 finally:
@@ -68,13 +74,11 @@ def predict(
 class _Answers:
     """The predictions so far: in a CSV file, as JSON on standard output, or for a table at the end."""
 
-    def __init__(
-        self, csv: str | None, as_json: bool, num_classes: int, left_out: Sequence[Omission], open_files: ExitStack
-    ) -> None:
+    def __init__(self, csv: str | None, as_json: bool, num_classes: int, inputs: Inputs, open_files: ExitStack) -> None:
         from stagewright.bundle.predictions import CsvWriter, JsonWriter
         from stagewright.storage.lines import LineWriter
 
-        self.count, self.left_out = 0, tuple(left_out)
+        self.count, self.inputs = 0, inputs
         self.failed: list[tuple[str, str]] = []
         """(path, error) of the pictures without a prediction."""
         self.place = csv
@@ -97,7 +101,7 @@ class _Answers:
         """Completes the output with what is there, also after an interruption."""
         from stagewright.data.account import Account, by_reason
 
-        self.account = Account(self.count - len(self.failed), self.left_out, by_reason(self.failed))
+        self.account = Account(self.count - len(self.failed), self.inputs.left_out, by_reason(self.failed))
         if self.json is not None:
             self.json.close(self.account)
         if self.table:
@@ -107,8 +111,8 @@ class _Answers:
             Terminal().print(predictions_view(self.table))
 
     def show(self) -> None:
-        """Says on standard error what was left out and what could not be read."""
-        for line in self.account.lines():
+        """Says on standard error how tables were read, what was left out and what could not be read."""
+        for line in (*self.inputs.notes, *self.account.lines()):
             print(line, file=sys.stderr)
         if self.failed:
             where = f"no prediction for {len(self.failed):,} of {self.count:,} pictures"

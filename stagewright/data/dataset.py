@@ -39,6 +39,8 @@ class Dataset:
     """The files and table rows of DATA that a run does not use."""
     account: Account
     """How many images were read, what was left out and what could not be read."""
+    unused: frozenset[str] = frozenset()
+    """Those of the settings ``val`` and ``test`` that had no effect, since DATA gives the parts."""
 
 
 def load_dataset(
@@ -82,20 +84,23 @@ def _load(
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
-        manifest, notes, excluded, account = rule(source, arrays.listing, arrays.scan)
-        return Dataset(manifest, ArrayImages(arrays.images), notes, excluded, account)
+        return _dataset(rule(source, arrays.listing, arrays.scan), ArrayImages(arrays.images))
     place = absolute_path(source)
     if is_pack(place):
         pack = Pack.open(place)
-        manifest, notes, excluded, account = rule(source, pack.listing(settings), pack.scan())
-        manifest = replace(manifest, variant=pack.head.variant)
+        made = rule(source, pack.listing(settings), pack.scan())
         check_notes = check_records(pack, workers=workers, progress=progress)
-        images = pack.images(manifest.paths)
-        return Dataset(manifest, images, (*notes, *check_notes), excluded, account)
+        manifest = replace(made.manifest, variant=pack.head.variant)
+        made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
+        return _dataset(made, pack.images(manifest.paths))
     listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    manifest, notes, excluded, account = rule(source, listing, found)
-    return Dataset(manifest, FileImages(manifest.root, manifest.paths, settings.max_pixels), notes, excluded, account)
+    made = rule(source, listing, found)
+    return _dataset(made, FileImages(made.manifest.root, made.manifest.paths, settings.max_pixels))
+
+
+def _dataset(made: Assembled, images: Images) -> Dataset:
+    return Dataset(made.manifest, images, made.notes, made.excluded, made.account, made.unused)
 
 
 def open_images(manifest: Manifest) -> Images:

@@ -35,6 +35,7 @@ def resolve(
     if dataset.num_train < 1:
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
     _check_class_weights(recipe, dataset)
+    _check_early_stopping(recipe, dataset)
     lengths, stages = _stages(recipe, dataset, measured)
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
     if total_steps > MOST_STEPS:
@@ -80,6 +81,15 @@ def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
                 + (", ..." if len(dataset.classes) > 20 else ""),
                 "correct the name, or remove it; classes that are not named have weight 1",
             )
+
+
+def _check_early_stopping(recipe: Recipe, dataset: DatasetInfo) -> None:
+    if recipe.stop.patience is not None and not dataset.num_val:
+        raise RecipeError(
+            f"stop.patience={recipe.stop.patience} without validation pictures has no effect: it compares their results",
+            "early stopping with a validation part",
+            "give data.val a share, or leave stop.patience out",
+        )
 
 
 def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:

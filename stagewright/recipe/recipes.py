@@ -105,15 +105,19 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     YAML. RecipeError for an invalid one, and for one that has no effect in the result."""
     changed = apply(recipe, overrides)
     names = {stage.name: str(at) for at, stage in enumerate(changed.stages)}
-    given = [path for text_ in overrides for path in _fields_of(*_parsed(text_))]
     refuse_unused(
         changed,
         [
             (path[0], names.get(path[1], path[1]), *path[2:]) if path[0] == "stages" and len(path) > 1 else path
-            for path in given
+            for path in fields_set(overrides)
         ],
     )
     return changed
+
+
+def fields_set(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the paths of the fields that ``overrides`` set; RecipeError for an invalid one."""
+    return [path for text_ in overrides for path in _fields_of(*_parsed(text_))]
 
 
 def apply(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

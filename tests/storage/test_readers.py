@@ -25,7 +25,7 @@ from stagewright.data.pack.build import pack
 from stagewright.data.pack.reader import Pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources import scan
-from stagewright.data.sources.tables import read_text
+from stagewright.data.sources.table_text import read_text
 from stagewright.errors import BundleError, DataError, ModelError, StagewrightError, Unreadable
 from stagewright.model.availability import architecture_of
 from stagewright.model.weight_file import locate, read_tensors

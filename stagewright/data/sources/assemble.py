@@ -6,7 +6,6 @@ Two guarantees: no file is left out without a note, and the split made here neve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from stagewright.data.account import Account, Omission, by_reason, not_a_picture
-from stagewright.data.images.limits import ABOVE_MAX_PIXELS
+from stagewright.data.account import Account
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.scan import Scan, hex_strings
+from stagewright.data.sources.unusable import account_of, exclude_unreadable, nothing_readable, size_notes
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
@@ -40,6 +39,8 @@ class Assembled(NamedTuple):
     """The files and rows that are left out."""
     account: Account
     """How many images were read, what was left out and what could not be read."""
+    unused: frozenset[str] = frozenset()
+    """Those of the settings ``val`` and ``test`` that have no effect, since DATA gives the parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +73,10 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed:
     _check_classes(source, listing, images)
     images, group_notes = _usable_groups(images, settings)
     splits, split_notes = _split(images, settings, seed)
-    left_out = (*images.account.lines(), *_size_notes(images.excluded))
+    left_out = (*images.account.lines(), *size_notes(images.excluded))
     found = _assembled(source, listing, scanned, images, splits, left_out)
-    return found._replace(notes=(*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits)))
+    notes = (*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits))
+    return found._replace(notes=notes, unused=_unused_shares(images.given))
 
 
 def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
@@ -93,10 +95,10 @@ def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settin
 
 def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Data) -> _ReadableImages:
     """DataError if there are none, or if ``settings.bad_images`` forbids those that cannot be read."""
-    excluded = _exclude_unreadable(listing, scanned, settings)
+    excluded = exclude_unreadable(listing, scanned, settings)
     rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
     if not len(rows):
-        raise _nothing_readable(source, excluded)
+        raise nothing_readable(source, excluded)
     taken = pa.array(rows)
     labels = listing.labels.take(taken)
     classes = tuple(sorted(labels.unique().to_pylist()))
@@ -137,69 +139,6 @@ def _assembled(
     found = (*listing.notes, *left_out, *images.notes, *scanned.notes)
     notes = (_summary(images), *_name_notes(images.classes), *found)
     return Assembled(manifest, notes, (*listing.excluded, *images.excluded), images.account)
-
-
-def account_of(listing: Listing, scanned: Scan) -> Account:
-    """Returns what became of the files and rows of ``listing``; ``scanned`` is the scan of its files."""
-    others = [
-        (path, not_a_picture(path)) for path in (listing.paths[row].as_py() for row in sorted(scanned.not_images))
-    ]
-    excluded = [(item.path, item.reason) for item in listing.excluded]
-    left_out: list[Omission] = [*listing.left_out, *by_reason(excluded), *by_reason(others)]
-    return Account(
-        read=len(listing.paths) - len(scanned.reasons),
-        left_out=tuple(sorted(left_out, key=lambda one: -one.count)),
-        unreadable=by_reason((item.path, item.reason) for item in _unreadable(listing, scanned)),
-    )
-
-
-def _unreadable(listing: Listing, scanned: Scan) -> list[Excluded]:
-    rows = sorted({*scanned.reasons} - scanned.not_images)
-    return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in rows]
-
-
-def _exclude_unreadable(listing: Listing, scanned: Scan, settings: Data) -> list[Excluded]:
-    """Returns the files that the scan could not read; DataError if ``settings.bad_images`` forbids them."""
-    bad = _unreadable(listing, scanned)
-    larger = _above_max_pixels(bad)
-    if bad and settings.bad_images == "fail":
-        examples = some((f"{item.path} ({item.reason})" for item in bad), 10)
-        raise DataError(
-            f"{counted(len(bad), 'picture')} cannot be read: {examples}",
-            "pictures that Pillow reads, since data.bad_images is fail",
-            ("read large ones too: --set data.max_pixels=N; or " if larger else "")
-            + "repair or remove them, or leave them out: --set data.bad_images=exclude",
-        )
-    return [Excluded(listing.paths[row].as_py(), scanned.reasons[row]) for row in sorted(scanned.reasons)]
-
-
-def _above_max_pixels(bad: Iterable[Excluded]) -> int:
-    return sum(ABOVE_MAX_PIXELS in item.reason for item in bad)
-
-
-def _size_notes(bad: Iterable[Excluded]) -> list[str]:
-    larger = _above_max_pixels(bad)
-    if not larger:
-        return []
-    return [
-        f"{counted(larger, 'picture')} above data.max_pixels: --set data.max_pixels=N reads them, at 12 bytes of memory "
-        "per pixel; training is faster with a pack of them (stagewright data pack, with the same --set)"
-    ]
-
-
-def _nothing_readable(source: str, excluded: list[Excluded]) -> DataError:
-    if not excluded:
-        return DataError(
-            f"there are no pictures in {source!r}",
-            "class folders with pictures in them",
-            "put the pictures of each class into a folder named after it",
-        )
-    examples = some((f"{item.path} ({item.reason})" for item in excluded), 3)
-    return DataError(
-        f"none of the {counted(len(excluded), 'file')} of {source!r} can be read as a picture: {examples}",
-        "pictures in any format that Pillow reads",
-        "open one of them with another program; if it is damaged there too, copy the data again",
-    )
 
 
 def _check_classes(source: str, listing: Listing, images: _ReadableImages) -> None:
@@ -248,6 +187,12 @@ def _ungrouped_notes(images: _ReadableImages) -> list[str]:
         return []
     missing = counted(images.groups.null_count, "picture")
     return [f"{missing} without a value in column '{images.group_name}': each is treated as its own group"]
+
+
+def _unused_shares(given: Parts) -> frozenset[str]:
+    if (given == VAL).any() and not (given == UNDECIDED).any():
+        return frozenset(("val", "test"))
+    return frozenset(("test",) if (given == TEST).any() else ())
 
 
 def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, list[str]]:

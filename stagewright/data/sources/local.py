@@ -6,8 +6,8 @@ import os
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
-from stagewright.data.sources.folders import TABLES, Listing, absolute_path, list_folder
-from stagewright.data.sources.tables import list_table
+from stagewright.data.sources.folders import Listing, absolute_path, list_folder
+from stagewright.data.sources.tables import is_table, list_table
 from stagewright.errors import DataError
 from stagewright.recipe.holds import fields_for
 from stagewright.recipe.recipe import Data
@@ -41,7 +41,7 @@ def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Lis
     if os.path.isdir(path):
         refuse_columns(source, "a folder", settings)
         return list_folder(path, needs_train=needs_train)
-    if os.path.isfile(path) and path.suffix.lower() in TABLES:
+    if is_table(path):
         return list_table(path, settings)
     if path.exists():
         raise DataError(f"{source!r} is neither a folder nor a table", FORMS, "point at the folder that contains it")

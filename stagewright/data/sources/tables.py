@@ -1,36 +1,36 @@
 """Lists images and classes from a CSV or Parquet table with one row per image.
 
-Defines which column names are recognized. All values are read as text, so that class ``007`` stays ``007``. Every row that
-is left out has a reason.
+Defines which column names are recognized. All values are read as text (:mod:`stagewright.data.sources.table_text`). Every row
+that is left out has a reason.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
-from pyarrow import csv
 
+from stagewright.data.account import Omission, by_reason
 from stagewright.data.sources.embedded import Unpacked, unpack
 from stagewright.data.sources.folder_names import PART_WORDS
-from stagewright.data.sources.folders import UNDECIDED, Listing
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
+from stagewright.data.sources.table_text import as_text, read_text
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
-from stagewright.storage.files import read_parsed, user_path
-from stagewright.storage.parquet import one_array, parse_table
-from stagewright.text import counted, from_table_cell, nearest, some
+from stagewright.storage.files import user_path
+from stagewright.storage.parquet import one_array
+from stagewright.text import counted, nearest, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -61,6 +61,11 @@ class _Columns:
         return text + (f", train, val and test from column '{self.split}'" if self.split else "")
 
 
+def is_table(path: Path) -> bool:
+    """Whether ``path`` is a regular file with the extension of a table."""
+    return path.suffix.lower() in TABLES and os.path.isfile(path)
+
+
 def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listing:
     """Lists the existing images that the table ``file`` names; DataError if a column is missing or no file exists.
 
@@ -68,7 +73,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     of a data set, and ``file`` is their folder.
     """
     unpacked = unpack(files or [file], settings.path) if files or file.suffix.lower() == ".parquet" else None
-    table = _as_text(file, unpacked.table) if unpacked else read_text(file)
+    table = as_text(file, unpacked.table) if unpacked else read_text(file)
     if unpacked:
         settings = _settings_of(file, unpacked, settings)
     columns = _find_columns(file, table, settings)
@@ -100,48 +105,30 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
 
 
-def column_names(file: Path) -> list[str]:
-    """Returns the names of the columns of the table ``file``; errors as for :func:`read_text`."""
-    return read_text(file).column_names
+@dataclass(frozen=True)
+class TablePaths:
+    """The images that a table names, whether it has classes or not."""
+
+    files: list[Path]
+    left_out: tuple[Omission, ...]
+    notes: tuple[str, ...]
 
 
-def read_text(file: Path) -> pa.Table:
-    """Reads the table ``file`` (.csv, .tsv or .parquet) with all values as trimmed text; missing values are empty.
-
-    CSV columns may be separated by commas, semicolons, tabs or ``|``. DataError if the file is not a table or has no rows,
-    Unreadable if it cannot be read now.
-    """
-    try:
-        table = read_parsed(file, parse_table if file.suffix.lower() == ".parquet" else _parse_csv)
-    except (FileNotFoundError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one for names of columns
-        raise DataError(
-            f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
-            "a CSV in UTF-8 whose first row names the columns, or a Parquet file",
-            "open it in a text editor or a spreadsheet and save it again",
-        ) from error
-    return _as_text(file, table)
-
-
-def _as_text(file: Path, table: pa.Table) -> pa.Table:
-    names = [name.strip() for name in table.column_names]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError(f"{file} has several columns named {twice[0]!r}", "each name once", "rename one of them")
-    if not len(table):
-        raise DataError(f"{file} has no rows", "one row for each picture", "check how it was written")
-    return pa.table({name: _to_text(column) for name, column in zip(names, table.columns, strict=True)})
-
-
-def _parse_csv(data: bytes) -> pa.Table:
-    header = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", errors="replace").readline()
-    parse = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
-    with csv.open_csv(pa.BufferReader(data), parse_options=parse) as reader:
-        names = reader.schema.names
-    return csv.read_csv(
-        pa.BufferReader(data),
-        parse_options=parse,
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-    )
+def list_paths(file: Path, settings: Data) -> TablePaths:
+    """Returns the files that the table ``file`` names, in the order of its rows; only its paths are used. A file in several rows
+    comes once. DataError if there is no column of paths, or if no file exists."""
+    table = read_text(file)
+    column = _column(file, table.column_names, settings.path, PATH_NAMES, "path")
+    if column is None:
+        raise _no_column(file, table.column_names, "path")
+    base, names = _image_folder(file, settings), table[column].to_pylist()
+    match = match_files(str(base), [_expand_home(base, name) for name in names])
+    reasons = {row: reason if names[row] else f"no path in column '{column}'" for row, reason in match.reasons.items()}
+    files = [base / path for path in dict.fromkeys(match.paths) if path is not None]
+    if not files:
+        raise _no_files(file, base, names, reasons, classes=False)
+    lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
+    return TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
 
 
 def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
@@ -158,20 +145,6 @@ def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
     return settings.model_copy(update={"path": unpacked.column, "label": label})
 
 
-def _to_text(column: pa.ChunkedArray) -> pa.StringArray:
-    if pa.types.is_struct(column.type) and "path" in [field.name for field in column.type]:
-        column = pc.struct_field(column, "path")  # images of Hugging Face that are files
-    try:
-        text = one_array(column)
-    except pa.ArrowException:  # lists, structs or image bytes, which cannot be a path, a class or a group
-        return pa.array([""] * len(column), pa.string())
-    text = pc.utf8_trim_whitespace(text.fill_null(""))
-    quoted = pc.starts_with(text, "'")
-    if not pc.any(quoted).as_py():
-        return text
-    return pc.if_else(quoted, pa.array([from_table_cell(cell) for cell in text.to_pylist()], pa.string()), text)
-
-
 def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     names = table.column_names
     path = _column(file, names, settings.path, PATH_NAMES, "path")
@@ -185,16 +158,26 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     if label is None and path is not None and (candidates := _label_candidates(table, free)):
         raise _no_label(file, candidates, one_hot)
     if path is None or (label is None and len(one_hot) < 2):
-        kind, known = ("path", PATH_NAMES) if path is None else ("label", LABEL_NAMES)
-        what = "of paths" if path is None else "of classes, nor one-hot columns of 0 and 1,"
-        guess = next((near for name in names if (near := nearest(name, known))), "")
-        raise DataError(
-            f"{file} has no column {what} that is recognized by its name; its columns are {some(names, 30)}{guess}",
-            f"a column named {some(known, 20)}" + ("" if path is None else "; or one-hot columns, one for each class"),
-            f"name the column: --set data.{kind}=NAME (the first row of a CSV must have the column names)",
-        )
+        raise _no_column(file, names, "path" if path is None else "label")
     group = None if group == label else group
     return _Columns(path, label, one_hot, group, split)
+
+
+def _no_column(file: Path, names: Sequence[str], kind: Literal["path", "label"]) -> DataError:
+    known, what, other = {
+        "path": (PATH_NAMES, "of paths", ""),
+        "label": (
+            LABEL_NAMES,
+            "of classes, nor one-hot columns of 0 and 1,",
+            "; or one-hot columns, one for each class",
+        ),
+    }[kind]
+    guess = next((near for name in names if (near := nearest(name, known))), "")
+    return DataError(
+        f"{file} has no column {what} that is recognized by its name; its columns are {some(names, 30)}{guess}",
+        f"a column named {some(known, 20)}{other}",
+        f"name the column: --set data.{kind}=NAME (the first row of a CSV must have the column names)",
+    )
 
 
 _PROPERTY_WORDS = frozenset(
@@ -381,10 +364,11 @@ def _empty_class_notes(before: pa.StringArray, after: pa.StringArray) -> list[st
     return [f"left out {counted(len(empty), 'class')} of the table without a picture: {some(empty)}"] if empty else []
 
 
-def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str]) -> DataError:
+def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str], *, classes: bool = True) -> DataError:
     tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
     return DataError(
-        f"none of the {len(names):,} rows of {file} leads to a file with a class in {base}: {some(tried, 3)}",
-        "paths relative to the folder of the table, or to data.images; a class in every row",
+        f"none of the {len(names):,} rows of {file} leads to a file{' with a class' if classes else ''} in {base}: "
+        f"{some(tried, 3)}",
+        f"paths relative to the folder of the table, or to data.images{'; a class in every row' if classes else ''}",
         "set the folder of the pictures: --set data.images=FOLDER",
     )

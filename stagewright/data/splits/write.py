@@ -84,8 +84,8 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    manifest, loaded_notes, excluded, account = _load(source, settings, seed, folds, anew, similar, workers, progress)
-    notes = list(loaded_notes)
+    made = _load(source, settings, seed, folds, anew, similar, workers, progress)
+    manifest, notes = made.manifest, list(made.notes)
     fold_of = None
     if folds is not None:
         fold_of, fold_notes = _deal(manifest, folds, seed)
@@ -96,7 +96,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     paths, path_notes = _paths_from(out.parent, manifest)
     notes += path_notes
     notes += _write_all(manifest, tables, paths, fold_of, links, mode, progress)
-    return _summary(manifest, seed, fold_of, folds, tables, links, len(excluded), account, tuple(notes))
+    return _summary(manifest, seed, fold_of, folds, tables, links, len(made.excluded), made.account, tuple(notes))
 
 
 def _check_shares(settings: Data, folds: int | None) -> None:

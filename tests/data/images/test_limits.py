@@ -86,7 +86,7 @@ HOSTILE["memory"] = (WIDE, "takes 3.6 GB to decode; at most 2.1 GB are used, 12 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_file_is_unreadable_by_name_and_at_once(kind: str, tmp_path: Path) -> None:
     data, reason = HOSTILE[kind]
-    began = time.process_time()
+    began = time.thread_time()  # a thread that another test has left may be busy
     for read in (decode, measure):
         with pytest.raises(OSError) as found:
             read(data)
@@ -102,7 +102,7 @@ def test_a_hostile_file_is_unreadable_by_name_and_at_once(kind: str, tmp_path: P
         whole = Geometry(box, np.zeros((1, 2), np.int64), np.zeros(1, bool))
         bad = crop_into(images, np.array([0]), whole, "bilinear", exact, out)
         assert in_c or (len(bad) == 1 and reason in bad[0][1])
-    assert time.process_time() - began < 4
+    assert time.thread_time() - began < 4
 
 
 def test_files_within_the_limits_are_read() -> None:

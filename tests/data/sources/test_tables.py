@@ -13,7 +13,8 @@ import pytest
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import UNDECIDED, Listing
-from stagewright.data.sources.tables import list_table, read_text
+from stagewright.data.sources.table_text import read_text
+from stagewright.data.sources.tables import list_table
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 

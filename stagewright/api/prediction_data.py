@@ -1,0 +1,51 @@
+"""The pictures of a prediction: what a user names, and how tables among it are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stagewright.api.evaluation_data import as_in_training, inherited_note
+from stagewright.bundle.bundle import Bundle
+from stagewright.bundle.inputs import Inputs, expand_inputs
+from stagewright.data.sources.tables import is_table
+from stagewright.errors import RecipeError
+from stagewright.recipe import recipes
+from stagewright.storage.files import user_path
+from stagewright.text import some
+
+_OF_TABLES = ("path", "images")
+_USED = (*_OF_TABLES, "max_pixels")
+
+
+def find_pictures(bundle: Bundle, images: Sequence[str], overrides: Sequence[str]) -> tuple[Inputs, int]:
+    """Returns the files that ``images`` name, and the most pixels of one that is read.
+
+    ``overrides`` are ``data.FIELD=VALUE``. What they do not set, and a table among ``images`` can follow, is as in the training
+    of ``bundle``. RecipeError for a field without an effect, DataError as for :func:`~stagewright.bundle.inputs.expand_inputs`.
+    """
+    asked = recipes.data_settings(overrides)
+    tables = [image for image in images if is_table(user_path(image))]
+    useless = sorted(asked.model_fields_set - set(_USED if tables else ("max_pixels",)))
+    if useless:
+        no_table = not tables and set(useless) <= set(_OF_TABLES)
+        raise RecipeError(
+            f"--set {some(f'data.{name}' for name in useless)} has no effect here: "
+            + (
+                "none of the pictures comes from a table" if no_table else "a prediction uses neither classes nor parts"
+            ),
+            some(f"data.{name}" for name in _USED),
+            "name a table of paths, or leave it out" if no_table else "leave it out",
+        )
+    parts: list[Inputs] = []
+    for image in images:
+        inherited: dict[str, str] = {}
+        if image in tables:
+            inherited = {k: v for k, v in as_in_training(bundle, image, asked).items() if k in _OF_TABLES}
+        part = expand_inputs([image], asked.model_copy(update=inherited))
+        parts.append(replace(part, notes=(inherited_note(inherited), *part.notes)) if inherited else part)
+    return Inputs(
+        list(dict.fromkeys(path for part in parts for path in part.paths)),
+        tuple(one for part in parts for one in part.left_out),
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    ), asked.max_pixels
