@@ -1,11 +1,12 @@
-"""Trees: seconds of training and of saving with two versions of the code, in runs that take turns on one machine.
+"""Trees: seconds of training, of saving and of reading with two versions of the code that take turns on one machine.
 
-    git worktree add ../before COMMIT        (its native module: copy stagewright/data/_native*.so)
+    git worktree add ../before COMMIT        (and there: python setup.py build_ext --inplace, for its native module)
     python benchmarks/trees.py ../before . --rounds 5 --out benchmarks/results/trees-cpu.json
 
-Each run trains a CIFAR-style ResNet-18 of half width on the digits and saves its 34 MB of state after every 5 updates. A ratio
-is seconds before / seconds now: above 1 is faster now. Python's full garbage collections (0.2 s each) fall into saves or
-updates by chance, so runs are long enough for several.
+A run trains a CIFAR-style ResNet-18 of half width on the digits and saves its 34 MB of state after every 5 updates. Reading is
+the scan of 1,000 photographs, a second scan whose results are known, and the loader of ``loader.py`` for 224 px and for small
+images in memory. A ratio is seconds before / seconds now: above 1 is faster now. Python's full garbage collections (0.2 s each)
+fall into saves or updates by chance, so runs are long enough for several.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from loader import photographs
+
+from stagewright.rundir.environment import environment
+
 ENTRY = """
 try:
     from stagewright.cli.main import main
@@ -28,8 +33,40 @@ except ImportError:  # before the package had rooms
 sys.exit(main())
 """
 
+READING = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from loader import measured, small_ways, stagewright_way
+from stagewright.data.dataset import load_dataset
+from stagewright.recipe.recipe import Data
 
-def seconds(tree: Path, updates: int, folder: Path) -> tuple[float, float]:
+def scan():
+    began = time.perf_counter()
+    dataset = load_dataset(sys.argv[2], Data(val=0.01, test=0), 0, workers=2)
+    return time.perf_counter() - began, dataset
+
+first, _ = scan()
+again, dataset = scan()
+photos = 2000 / measured(stagewright_way(dataset.images, dataset.manifest, 224, 2), 2000)
+memory = 200_000 / measured(small_ways(1)["stagewright"], 200_000)
+print(json.dumps({"scan": first, "scan again": again, "loader 224 px": photos, "loader 32 px in memory": memory}))
+"""
+
+
+def reading(tree: Path, photos: Path, folder: Path) -> dict[str, float]:
+    """Seconds of the kinds of reading, with the code in ``tree``."""
+    cache = folder / "fresh"
+    shutil.rmtree(cache, ignore_errors=True)
+    env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "STAGEWRIGHT_CACHE": str(cache)}
+    words = [sys.executable, "-c", READING, str(tree / "benchmarks"), str(photos)]
+    done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{tree}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def training(tree: Path, updates: int, folder: Path) -> dict[str, float]:
     """Seconds of training and of saving in a run of the code in ``tree``."""
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -44,7 +81,7 @@ def seconds(tree: Path, updates: int, folder: Path) -> tuple[float, float]:
     if done.returncode:
         raise SystemExit(f"{tree}: {done.stderr[-2000:]}")
     summary = json.loads((out / "summary.json").read_text())
-    return summary["train_seconds"], summary["checkpoint_seconds"]
+    return {"train": summary["train_seconds"], "checkpoint": summary["checkpoint_seconds"]}
 
 
 def main() -> None:
@@ -54,34 +91,35 @@ def main() -> None:
     parser.add_argument("now", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--only", choices=("training", "reading"), help="leave out the other one")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     asked = parser.parse_args()
     trees = {"before": asked.before.resolve(), "now": asked.now.resolve()}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}
-    with tempfile.TemporaryDirectory(prefix="stagewright-trees-") as folder:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    with tempfile.TemporaryDirectory(prefix="stagewright-trees-") as place, photographs(None) as photos:
+        folder = Path(place)
         for number in range(asked.rounds):
             for name in list(trees)[:: 1 if number % 2 == 0 else -1]:
-                found[name].append(seconds(trees[name], asked.updates, Path(folder)))
+                one = {} if asked.only == "reading" else training(trees[name], asked.updates, folder)
+                found[name].append(one if asked.only == "training" else one | reading(trees[name], photos, folder))
     ratios = {}
-    for at, what in enumerate(("train", "checkpoint")):
-        pairs = [(one[at], other[at]) for one, other in zip(found["before"], found["now"], strict=True)]
+    for what in found["now"][0]:
+        pairs = [(one[what], other[what]) for one, other in zip(found["before"], found["now"], strict=True)]
         ratios[what] = [before / now for before, now in pairs]
         medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-        print(f"{what:10} before {medians[0]:.2f} s, now {medians[1]:.2f} s, "
+        print(f"{what:22} before {medians[0]:.3f} s, now {medians[1]:.3f} s, "
               f"before / now {statistics.median(ratios[what]):.3f} ({min(ratios[what]):.3f} to "
               f"{max(ratios[what]):.3f})")  # fmt: skip
     if asked.out:
-        import torch
-
+        found_here = environment("digits, photos-250", sys.argv, "cpu", "")
         commits = {name: _commit(tree) for name, tree in trees.items()}
         content = {
             "seconds": found,
             "ratios": ratios,
             "commits": commits,
             "updates": asked.updates,
-            "torch": torch.__version__,
         }
-        asked.out.write_text(json.dumps({**content, "python": sys.version.split()[0]}, indent=1) + "\n")
+        asked.out.write_text(json.dumps({"environment": found_here, **content}, indent=1) + "\n")
 
 
 def _commit(tree: Path) -> str:
