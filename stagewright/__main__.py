@@ -21,9 +21,19 @@ def leave_current_folder() -> None:
         del sys.path[0]
 
 
-if __name__ == "__main__":
-    leave_current_folder()
+def run() -> None:
+    """Entry point of the command ``stagewright``: imports the command line, which takes a while, and runs it."""
+    import signal
+
+    # Until the command takes its signals, Ctrl-C ends the process without a traceback. Ignored signals stay ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from stagewright.cli.main import main
 
-    sys.argv[0] = "stagewright"
     main()
+
+
+if __name__ == "__main__":
+    leave_current_folder()
+    sys.argv[0] = "stagewright"
+    run()

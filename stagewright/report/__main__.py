@@ -6,16 +6,18 @@ import sys
 
 from stagewright.errors import StagewrightError
 from stagewright.report.write import write
+from stagewright.system.output import guarded
 
 
 def main() -> int:
     """Writes the report of every run named on the command line; returns exit code 2 if one is not a run, else 0."""
-    try:
-        for run in sys.argv[1:]:
-            print(write(run))
-    except StagewrightError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with guarded():
+        try:
+            for run in sys.argv[1:]:
+                print(write(run))
+        except StagewrightError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
