@@ -28,11 +28,11 @@ from stagewright.data.images.stored import read_file
 from stagewright.data.pack.format import Encoding, Head
 from stagewright.data.sources.folders import Listing, absolute_path
 from stagewright.data.sources.scan import Scan, digest_of
+from stagewright.data.sources.unusable import exclude_unreadable, nothing_readable
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.parquet import column_bytes
 from stagewright.system.threads import Pool, Task
-from stagewright.text import counted, some
 
 _CHUNK = 4
 _JPEG_SIDE = 65_500  # the maximum of libjpeg, rounded down
@@ -70,16 +70,9 @@ class Job:
 
         Raises DataError if no image can be read, or if any cannot be read and ``settings.bad_images`` is "fail".
         """
-        unreadable = [f"{listing.paths[row].as_py()} ({found.reasons[row]})" for row in sorted(found.reasons)]
-        bad_images = len(unreadable) - len(found.not_images)
-        if len(unreadable) == len(listing.paths) or (bad_images and settings.bad_images == "fail"):
-            raise DataError(
-                f"{len(unreadable):,} of {counted(len(listing.paths), 'file')} of {source!r} cannot be read: "
-                + some(unreadable, 3),
-                "pictures in any format that Pillow reads",
-                "repair or remove them"
-                + (" (or --set data.bad_images=exclude)" if len(unreadable) < len(listing.paths) else ""),
-            )
+        exclude_unreadable(listing, found, settings)
+        if len(found.reasons) == len(listing.paths):
+            raise nothing_readable(source, listing, found)
         rows = np.setdiff1d(np.arange(len(listing.paths)), list(found.reasons))
         sizes = zip(found.widths[rows].tolist(), found.heights[rows].tolist(), strict=True)
         stored = np.array([stored_size(width, height, size) for width, height in sizes], np.int32)

@@ -98,7 +98,7 @@ def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Dat
     excluded = exclude_unreadable(listing, scanned, settings)
     rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
     if not len(rows):
-        raise nothing_readable(source, excluded)
+        raise nothing_readable(source, listing, scanned)
     taken = pa.array(rows)
     labels = listing.labels.take(taken)
     classes = tuple(sorted(labels.unique().to_pylist()))

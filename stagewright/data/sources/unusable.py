@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from stagewright.data.account import Account, Omission, by_reason, not_a_picture
 from stagewright.data.images.limits import ABOVE_MAX_PIXELS
@@ -63,17 +63,19 @@ def size_notes(bad: Iterable[Excluded]) -> list[str]:
     ]
 
 
-def nothing_readable(source: str, excluded: Sequence[Excluded]) -> DataError:
+def nothing_readable(source: str, listing: Listing, scanned: Scan) -> DataError:
     """The error for a listing without a readable image."""
-    if not excluded:
+    account = account_of(listing, scanned)
+    if account.unreadable:
+        examples = some((f"{one.example} ({one.reason})" for one in account.unreadable), 3)
         return DataError(
-            f"there are no pictures in {source!r}",
-            "class folders with pictures in them",
-            "put the pictures of each class into a folder named after it",
+            f"none of the {counted(len(listing.paths), 'file')} of {source!r} can be read as a picture: {examples}",
+            "pictures in any format that Pillow reads",
+            "open one of them with another program; if it is damaged there too, copy the data again",
         )
-    examples = some((f"{item.path} ({item.reason})" for item in excluded), 3)
+    left_out = "".join(f"; {line}" for line in account.lines())
     return DataError(
-        f"none of the {counted(len(excluded), 'file')} of {source!r} can be read as a picture: {examples}",
-        "pictures in any format that Pillow reads",
-        "open one of them with another program; if it is damaged there too, copy the data again",
+        f"there are no pictures in {source!r}{left_out}",
+        "class folders with pictures in them",
+        "put the pictures of each class into a folder named after it",
     )

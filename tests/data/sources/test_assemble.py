@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import zipfile
 from collections import Counter
@@ -342,6 +343,10 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
     assert error.remedy.startswith("open one of them with another program")
     (tmp_path / "hollow" / "a").mkdir(parents=True)
     assert refused(tmp_path / "hollow").given == f"there are no pictures in '{tmp_path}/hollow'"
+    os.close(os.open(os.fsencode(tmp_path / "hollow" / "a") + b"/caf\xe9.png", os.O_CREAT | os.O_WRONLY))
+    assert refused(tmp_path / "hollow").given.endswith(
+        "; left out 1: its name is not valid Unicode; rename it 1 (a/caf\\xe9.png)"
+    )
 
 
 def test_classes_that_train_has_not(tmp_path: Path) -> None:
