@@ -131,9 +131,9 @@ def compact(seconds: int) -> str:
 
 
 def some(names: Iterable[str], most: int = 10) -> str:
-    """Returns the first ``most`` of ``names``, separated by commas, and how many more there are."""
+    """Returns the first ``most`` of ``names`` on one line, separated by commas, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def counted(number: int, noun: str) -> str:

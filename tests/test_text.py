@@ -18,7 +18,7 @@ from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
 from stagewright.system.output import Output
 from stagewright.system.terminal import Terminal
-from stagewright.text import from_table_cell, nearest, path_cell, table_cell, visible
+from stagewright.text import from_table_cell, nearest, path_cell, some, table_cell, visible
 
 HOSTILE = ["\x1b[35mred\x1b[2J", "\x1b]0;owned\x07", "a\x9b31m", "[/b]", "[red]x", "caf\udce9", "a\rb", "\u202egpj.exe"]
 
@@ -160,3 +160,7 @@ def test_one_place_suggests_names() -> None:
         str(file.relative_to(package)) for file in package.rglob("*.py") if "did you mean" in file.read_text("utf-8")
     }
     assert own == said == {"text.py"}
+
+
+def test_some_is_one_line() -> None:
+    assert some(["red", "a\nb", "c\x1b[1m"], 2) == "red, a\\nb and 1 more"

@@ -25,7 +25,7 @@ from stagewright.data.sources.unusable import account_of, exclude_unreadable, no
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
-from stagewright.text import counted, some
+from stagewright.text import counted, printable, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
@@ -162,12 +162,12 @@ def _check_classes(source: str, listing: Listing, images: _ReadableImages) -> No
 
 def _summary(images: _ReadableImages) -> str:
     """The note on the numbers of images and classes."""
-    sizes = np.bincount(images.labels)
+    sizes, names = np.bincount(images.labels), [printable(name) for name in images.classes]
     text = f"{counted(len(images.labels), 'picture')} in {counted(len(sizes), 'class')}"
     if len(sizes) <= 12:
-        return f"{text} ({', '.join(f'{name} {size:,}' for name, size in zip(images.classes, sizes, strict=True))})"
+        return f"{text} ({', '.join(f'{name} {size:,}' for name, size in zip(names, sizes, strict=True))})"
     lowest, highest = int(sizes.argmin()), int(sizes.argmax())
-    return f"{text} (from {sizes[lowest]:,} of {images.classes[lowest]} to {sizes[highest]:,} of {images.classes[highest]})"
+    return f"{text} (from {sizes[lowest]:,} of {names[lowest]} to {sizes[highest]:,} of {names[highest]})"
 
 
 def _usable_groups(images: _ReadableImages, settings: Data) -> tuple[_ReadableImages, list[str]]:
