@@ -39,7 +39,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
 from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
-from stagewright.storage.json_text import parse_object
+from stagewright.storage.json_text import parse_json, parse_object
 
 FORMAT = 1
 """Version of the folder's layout. A newer version is refused; older versions must stay readable."""
@@ -344,8 +344,8 @@ def _verify(folder: Path, model: nn.Module, spec: BundleSpec, content: Descripti
         golden = files["golden.safetensors"]
         recorded = load(golden)["logits"]
         size = int.from_bytes(golden[:8], "little")  # of the header; safetensors reads metadata only from files
-        classes = tuple(json.loads(json.loads(golden[8 : 8 + size])["__metadata__"]["classes"]))
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        classes = tuple(parse_json(parse_object(golden[8 : 8 + size])["__metadata__"]["classes"].encode()))
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise _damaged(folder / "golden.safetensors", error) from None
     if classes != spec.classes:
         pairs = enumerate(zip(classes, spec.classes, strict=False))

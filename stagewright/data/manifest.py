@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from stagewright.errors import DataError
 from stagewright.storage.files import read_parsed
+from stagewright.storage.json_text import parse_object
 from stagewright.storage.parquet import column_bytes, one_array, parse_table, pc, write_table
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Manifest:
     @classmethod
     def _parsed(cls, data: bytes) -> Manifest:
         table = parse_table(data)
-        head = json.loads((table.schema.metadata or {})[_KEY])
+        head = parse_object((table.schema.metadata or {})[_KEY])
         manifest = cls(
             root=head["root"],
             source=head["source"],

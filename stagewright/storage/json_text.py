@@ -25,17 +25,23 @@ _MOST_DEPTH = 100
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Returns the JSON object in ``data``; NaN and Infinity are numbers, as Python writes them. ValueError for everything else.
+    """Returns the JSON object in ``data``; ValueError for everything else, as for :func:`parse_json`."""
+    content = parse_json(data)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
 
-    ValueError also for equal keys in one object, of which other readers silently use the last, for other encodings than UTF-8,
-    and for values nested deeper than 100 levels.
+
+def parse_json(data: bytes) -> Any:
+    """Returns the JSON value in ``data``; NaN and Infinity are numbers, as Python writes them.
+
+    ValueError for anything else, for equal keys in one object, of which other readers silently use the last, for other encodings
+    than UTF-8, and for values nested deeper than 100 levels.
     """
     try:
         content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
     _check_depth(content)
     return content
 

@@ -26,9 +26,7 @@ run()
 @pytest.mark.parametrize("ignored", [False, True])
 def test_ctrl_c_while_the_command_is_imported(ignored: bool) -> None:
     start = ("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" if ignored else "") + START
-    process = subprocess.Popen(
-        [sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import stagewright
 from stagewright.rundir.json_fields import MetaFields, SummaryFields
 from stagewright.storage.json_text import fitting, misfit, parse_object
 
@@ -45,3 +48,12 @@ def test_a_missing_field_is_named() -> None:
     seal = {"bytes": 1, "sha256": "s"}
     assert not misfit({**given, "protect": [], "logs": {"steps.csv": seal}}, MetaFields)
     assert misfit({**given, "protect": [], "logs": {"../../.profile": seal}}, MetaFields).startswith("logs")
+
+
+def test_nothing_else_reads_json() -> None:
+    """json.loads has no limit of depth and takes equal keys, so files are read by json_text alone."""
+    package = Path(stagewright.__file__).parent
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "json.load" in path.read_text()}
+    assert found == {"storage/json_text.py", "rundir/checkpoint.py"}, (
+        "the checkpoint reads only what it has just written"
+    )

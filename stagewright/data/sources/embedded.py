@@ -28,6 +28,7 @@ from stagewright.data.sources.walk import is_folder, is_ignored
 from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import make_folders, unwritable
+from stagewright.storage.json_text import parse_object
 from stagewright.text import some
 
 _BATCH = 16
@@ -250,8 +251,8 @@ def _parts(stems: Sequence[str]) -> dict[str, str]:
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Returns Hugging Face's description of the columns, by name; {} if there is none that can be read."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        found = parse_object((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
         return {}
     return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
 
