@@ -37,7 +37,7 @@ from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
 from stagewright.rundir.summary import read_summary, record_actual_seconds, write_summary
 from stagewright.storage.files import user_path
-from stagewright.system.device import choose_device, device_name
+from stagewright.system.device import choose_device, device_name, require_known_processor
 from stagewright.system.machine import cores
 from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
@@ -83,6 +83,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         request = as_request(recipe, overrides, {"model.name": model, "loss": loss, "optimizer.name": optimizer})
         execution = execution or Execution()
+        require_known_processor()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
         out = None if out is None else user_path(out)

@@ -322,7 +322,7 @@ def _run() -> int:
         return _say(f"{stopped}; nothing was lost", EXIT_STOPPED)
     except BrokenPipeError:  # nobody reads the output any more
         return 1
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if (message := as_storage_error(error)) is None:
             raise
         return _say(f"error: {message}", 2)

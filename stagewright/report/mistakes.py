@@ -32,10 +32,10 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
         return
     split = SPLIT_NAMES[predictions.split]
     names = [printable(name) for name in record.classes]
-    matrix = confusion(predictions, len(names))
     if len(names) <= MATRIX_CLASSES:
+        matrix = confusion(predictions, len(names))
         yield theme.render("confusion", f"Confusion matrix of the {split} pictures", _matrix(matrix, names, split))
-    elif pairs := confused_pairs(matrix, PAIRS):
+    elif pairs := confused_pairs(predictions, PAIRS):
         labels = [(f"{shortened(names[p.true], 22)} → {shortened(names[p.predicted], 22)}") for p in pairs]
         figure = _pairs(labels, [p.count for p in pairs], [p.percent for p in pairs], split)
         yield theme.render("confusion", f"The pairs of classes most often confused on the {split} pictures", figure)

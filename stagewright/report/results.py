@@ -195,16 +195,22 @@ class _Pair:
     percent: float
 
 
-def confused_pairs(matrix: NDArray[np.int64], limit: int) -> list[_Pair]:
+def confused_pairs(predictions: Predictions, limit: int) -> list[_Pair]:
     """Returns the most frequent mistakes, at most ``limit``, sorted by count, then by share of the class."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    totals = matrix.sum(axis=1)
-    true, predicted = np.nonzero(wrong)
-    pairs = [
-        _Pair(int(t), int(p), int(wrong[t, p]), float(100.0 * wrong[t, p] / totals[t]))
-        for t, p in zip(true, predicted, strict=True)
-    ]
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.percent, pair.true, pair.predicted))[:limit]
+    true, predicted, counts = _mistakes(predictions)
+    totals = np.bincount(predictions.labels)
+    percents = 100.0 * counts / totals[true]
+    order = np.lexsort((predicted, true, -percents, -counts))[:limit]
+    return [_Pair(int(true[at]), int(predicted[at]), int(counts[at]), float(percents[at])) for at in order]
+
+
+def _mistakes(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the true class, the predicted class and the number of images of each kind of mistake. A matrix of 21,000 classes
+    would take 3.5 GB."""
+    wrong = predictions.labels != predictions.predicted
+    pairs = np.stack([predictions.labels[wrong], predictions.predicted[wrong]], axis=1).astype(np.int64)
+    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
+    return kinds[:, 0], kinds[:, 1], counts
 
 
 @dataclass(frozen=True)
@@ -222,17 +228,15 @@ class ClassRow:
 def class_rows(record: RunRecord, predictions: Predictions) -> list[ClassRow]:
     """Returns one row for each class, in the order of the labels."""
     names = record.classes
-    matrix = confusion(predictions, len(names))
+    totals = np.bincount(predictions.labels, minlength=len(names))
+    correct = np.bincount(predictions.labels[predictions.labels == predictions.predicted], minlength=len(names))
+    worst = {pair.true: pair for pair in reversed(confused_pairs(predictions, len(predictions)))}
     train = record.data.counts[0] if record.data is not None else None
     rows = []
     for label, name in enumerate(names):
-        row = matrix[label]
-        wrong = row.copy()
-        wrong[label] = 0
-        worst = int(wrong.argmax())
         known = None if train is None else int(train[label]) if label < len(train) else 0
-        own = Score(int(row[label]), int(row.sum()))
-        rows.append(ClassRow(label, name, known, own, worst if wrong[worst] else None, int(wrong[worst])))
+        own, pair = Score(int(correct[label]), int(totals[label])), worst.get(label)
+        rows.append(ClassRow(label, name, known, own, pair and pair.predicted, pair.count if pair else 0))
     return rows
 
 

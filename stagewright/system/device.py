@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 
-from stagewright.errors import RecipeError
+from stagewright.errors import RecipeError, StorageError
 
 
 def choose_device(asked: str) -> torch.device:
@@ -16,6 +19,17 @@ def choose_device(asked: str) -> torch.device:
     if asked not in available and not (asked == "cuda" and len(available) > 1):
         raise RecipeError(f"--device {asked}", f"auto, {', '.join(available)} on this machine", "choose one of them")
     return torch.device(asked)
+
+
+def require_known_processor() -> None:
+    """StorageError if torch cannot learn what the processor can do: its kernels are then several times slower, and the bits of a
+    training are others than on the same machine elsewhere."""
+    if sys.platform == "linux" and not os.path.exists("/proc/cpuinfo"):
+        raise StorageError(
+            "/proc/cpuinfo does not exist, so torch does not know this processor: it would compute slowly, and other bits",
+            "a system with /proc",
+            "mount it (mount -t proc proc /proc), or let the container have it",
+        )
 
 
 def device_name(device: torch.device) -> str:

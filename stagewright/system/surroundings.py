@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 
 from stagewright.errors import StorageError
 
@@ -59,6 +60,10 @@ _OUT_OF_MEMORY = (
 )
 # oneDNN, whose scratch memory could not be had; "... primitive descriptor" means a shape that it does not support.
 _NO_PRIMITIVE = re.compile(r"could not create a primitive(?! descriptor)")
+# The dynamic linker, whose "static TLS block" is another lack.
+_NO_LIBRARY = re.compile(
+    r"failed to map segment|cannot allocate memory(?! in static tls)|cannot create shared object desc"
+)
 _NO_THREAD = "can't start new thread"
 
 
@@ -67,6 +72,8 @@ def says_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     text = str(error).lower()
+    if isinstance(error, ImportError):
+        return _NO_LIBRARY.search(text) is not None
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (any(words in text for words in _OUT_OF_MEMORY) or _NO_PRIMITIVE.search(text) is not None)
@@ -90,7 +97,24 @@ def memory_advice(device: str, image_size: int) -> tuple[str, str]:
     )
 
 
-def as_storage_error(error: OSError | MemoryError | RuntimeError) -> StorageError | None:
+_LITTLE = 512 << 20
+"""Bytes below which the rest of a limited address space is next to nothing: torch's libraries take more."""
+
+
+def address_space_is_full() -> bool:
+    """Whether this process has a limit of memory (``ulimit -v``) and has nearly reached it. Libraries then fail in any way."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return False
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return False
+    return limit - used < max(_LITTLE, limit // 10)
+
+
+def as_storage_error(error: Exception) -> StorageError | None:
     """The message for a fault of the surroundings; None where ``error`` is no such fault, and so one of our own."""
     if not isinstance(error, OSError):
         if _NO_THREAD in str(error):
@@ -98,7 +122,7 @@ def as_storage_error(error: OSError | MemoryError | RuntimeError) -> StorageErro
             return StorageError(
                 f"the system refused to start a thread: {error}", allowed, f"{remedy}, or take fewer --workers"
             )
-        if not says_out_of_memory(error):
+        if not says_out_of_memory(error) and not address_space_is_full():
             return None
         number, reason, place = errno.ENOMEM, os.strerror(errno.ENOMEM), None
     else:

@@ -23,7 +23,7 @@ from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Started
 from stagewright.rundir.events import EventLog, Observer
 from stagewright.rundir.logs import refuse_lost, restore_logs
 from stagewright.storage.files import check_room
-from stagewright.system.device import choose_device, device_name
+from stagewright.system.device import choose_device, device_name, require_known_processor
 from stagewright.system.memory import Points, memory_in_use
 from stagewright.system.signals import StopSignal
 from stagewright.training.clock import Clock
@@ -56,6 +56,7 @@ class RunInputs:
 def open_session(inputs: RunInputs) -> Session:
     """Builds or restores the state and opens the run's files; everything that can fail before the first step does so here."""
     run, plan, manifest, images = inputs.run, inputs.plan, inputs.manifest, inputs.images
+    require_known_processor()
     device = choose_device(inputs.execution.device)
     execution = replace(inputs.execution, device=str(device))
     prepare_torch(plan.recipe, device)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 
 import numpy as np
 import pytest
@@ -34,6 +35,21 @@ def test_every_spelling_is_a_lack_of_memory(text: str) -> None:
     assert out_of_memory(RuntimeError(text))
     message = as_storage_error(RuntimeError(text))
     assert message is not None and "enough memory" in message.allowed and "image_size" not in message.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "libtorch_cpu.so: failed to map segment from shared object",
+        "/x/libz.so: cannot allocate memory",
+        "libx.so: cannot create shared object descriptor: Cannot allocate memory",
+    ],
+)
+def test_a_library_that_does_not_fit_is_a_lack_of_memory(text: str) -> None:
+    message = as_storage_error(ImportError(text))
+    assert message is not None and "enough memory" in message.allowed
+    for other in ("No module named 'x'", "libx.so: cannot allocate memory in static TLS block"):
+        assert as_storage_error(ImportError(other)) is None
 
 
 def test_what_torch_and_numpy_raise_themselves() -> None:
@@ -74,3 +90,18 @@ def test_a_smaller_image_is_advised_for_large_ones_only() -> None:
         assert "image_size" not in memory_advice(device, 192)[1]
         assert "image_size" in memory_advice(device, 1024)[1]
     assert "nvidia-smi" in memory_advice("cuda:0", 192)[1] and "ulimit -v" in memory_advice("cpu", 192)[1]
+
+
+def test_an_address_space_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(spare: int) -> None:
+        with open("/proc/self/statm", "rb") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (used + spare, used + spare))
+
+    strange = SystemError("error return without exception set")
+    assert as_storage_error(strange) is None, "without a limit it is a bug of ours"
+    limited(1 << 50)
+    assert as_storage_error(strange) is None
+    limited(100 << 20)
+    message = as_storage_error(strange)
+    assert message is not None and "Cannot allocate memory" in message.given

@@ -106,7 +106,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
 
 
 @dataclass(frozen=True)
-class TablePaths:
+class _TablePaths:
     """The images that a table names, whether it has classes or not."""
 
     files: list[Path]
@@ -114,7 +114,7 @@ class TablePaths:
     notes: tuple[str, ...]
 
 
-def list_paths(file: Path, settings: Data) -> TablePaths:
+def list_paths(file: Path, settings: Data) -> _TablePaths:
     """Returns the files that the table ``file`` names, in the order of its rows; only its paths are used. A file in several rows
     comes once. DataError if there is no column of paths, or if no file exists."""
     table = read_text(file)
@@ -128,7 +128,7 @@ def list_paths(file: Path, settings: Data) -> TablePaths:
     if not files:
         raise _no_files(file, base, names, reasons, classes=False)
     lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
-    return TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
+    return _TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
 
 
 def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
