@@ -22,7 +22,7 @@ from PIL import Image
 
 from stagewright.bundle.bundle import BundleSpec, save_bundle
 from stagewright.bundle.preprocessing import Preprocessing
-from stagewright.data.pack.format import UNFINISHED
+from stagewright.data.pack.format import UNFINISHED, unfinished_folder
 from stagewright.data.pack.reader import Pack
 from stagewright.errors import DataError
 
@@ -131,14 +131,15 @@ def test_pack_keeps_no_pack_and_goes_on(place: Path, started: list[Command]) -> 
             (place / "few" / name / f"{at}.png").symlink_to(place / f"{name}.png")
     words = ("data", "pack", "few", "--out", "few.pack", "--size", "1500", "--format", "raw")
     started.append(command := Command(place, *words))
-    part = place / "few.pack" / ".part-00000.arrow"
+    begun = unfinished_folder(place / "few.pack")
+    part = begun / ".part-00000.arrow"
     command.wait_until(lambda said: part.exists() and part.stat().st_size > 0)
     code, _, said = command.end(signal.SIGINT)
-    assert code == 75 and "few.pack, which is no pack yet; the same command packs the rest" in said, said
-    assert (place / "few.pack" / UNFINISHED).exists()
+    assert code == 75 and ".few.pack.unfinished; the same command packs the rest" in said, said
+    assert (begun / UNFINISHED).exists() and not (place / "few.pack").exists()
     with pytest.raises(DataError, match="is not finished: 0 of 80"):
         Pack.open(place / "few.pack")
-    assert not list((place / "few.pack").glob(".*")), "no part of a part"
+    assert not list(begun.glob(".*")), "no part of a part"
 
 
 @pytest.mark.parametrize(

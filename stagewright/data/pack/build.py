@@ -8,12 +8,9 @@ or with other arguments is refused, and damaged files are written again.
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 
 from stagewright.data.account import Account
 from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, has_crc32, record_crcs
+from stagewright.data.pack.place import check_place, clear, locked, put_in_place, real_place, take_parts, workplace
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.pack.records import Job, Record, encoded, make
 from stagewright.data.pack.writer import Span, finish, write_head, write_span
@@ -35,7 +33,7 @@ from stagewright.recipe.recipe import Data
 from stagewright.storage.files import unwritable
 from stagewright.system.signals import keeps
 from stagewright.system.threads import Pool
-from stagewright.text import counted, some
+from stagewright.text import counted
 
 Say = Callable[[str], None]
 
@@ -100,15 +98,17 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     say = say or (lambda text: None)
     _check_arguments(source, size, encoding, quality)
     listing = list_source(source, settings)
-    folder = absolute_path(out)
-    _check_place(folder, absolute_path(source))
+    folder = real_place(absolute_path(out))
+    check_place(folder, absolute_path(source))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder), keeps(lambda: _kept(folder, len(job.rows)), resumable=True):
-            made = _write_missing(job, workers, overwrite, part_bytes, progress, say)
+        old = _same_pack(job, folder, overwrite)
+        place = workplace(folder)
+        job = replace(job, folder=place)
+        with locked(place, folder), keeps(lambda: _kept(place, len(job.rows)), resumable=True):
+            made = _make(job, folder, old, workers, overwrite, part_bytes, progress, say)
         head = Head.read(folder / HEAD)
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -124,19 +124,55 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     )
 
 
+def _make(
+    job: Job,
+    folder: Path,
+    old: Head | None,
+    workers: int,
+    overwrite: bool,
+    part_bytes: int,
+    progress: Progress | None,
+    say: Say,
+) -> int:
+    """Makes the pack ``folder`` in the job's folder, from what is there of it and from ``old``, the head of the same pack in its
+    place. Returns the number of records that it wrote."""
+    begun = _same_pack(job, job.folder, overwrite)
+    if begun is None:
+        if old is not None and _is_whole(folder, old, workers, say):
+            return 0
+        clear(job.folder)
+        if old is not None:
+            take_parts(folder, old, job.folder)
+            begun = old
+    made = _write_missing(job, begun, workers, part_bytes, progress, say)
+    put_in_place(job.folder, folder)
+    return made
+
+
+def _is_whole(folder: Path, head: Head, workers: int, say: Say) -> bool:
+    """Whether the pack in ``folder`` is finished and has no damaged file."""
+    if not (folder / HEAD).is_file() or not _index_is_intact(folder, head):
+        return False
+    say(f"Checking {counted(len(head.parts), 'part')} from an earlier call.")
+    return all(crcs is not None for crcs in _crcs_of_parts(folder, head.parts, workers))
+
+
+def _crcs_of_parts(folder: Path, parts: Sequence[PartFile], workers: int) -> list[NDArray[np.uint32] | None]:
+    with Pool(max(workers, 1), "pack") as pool:
+        return [done.result() for done in [pool.submit(_read_crcs, folder, part) for part in parts]]
+
+
 def _write_missing(
-    job: Job, workers: int, overwrite: bool, part_bytes: int, progress: Progress | None, say: Say
+    job: Job, old: Head | None, workers: int, part_bytes: int, progress: Progress | None, say: Say
 ) -> int:
     """Writes all parts, the index and the head that are missing or damaged. Returns the number of records that it wrote."""
-    old = _existing_head(job, overwrite)
     crcs = np.zeros(len(job.rows), np.uint32)
     parts: list[PartFile] = []
     spans: list[Span] = []
     existing = old.parts if old else ()
     if existing:
         say(f"Checking {counted(len(existing), 'part')} from an earlier call.")
-    with Pool(max(workers, 1), "pack") as pool:
-        checked = [done.result() for done in [pool.submit(_read_crcs, job.folder, part) for part in existing]]
+    checked = _crcs_of_parts(job.folder, existing, workers)
     for number, (part, part_crcs) in enumerate(zip(existing, checked, strict=True)):
         parts.append(part)
         if part_crcs is None:
@@ -173,35 +209,24 @@ def _kept(folder: Path, total: int) -> str:
     except (DataError, OSError):
         parts = ()
     return (
-        f"kept: {sum(part.rows for part in parts):,} of {counted(total, 'picture')}, in {folder}, which is no pack yet; "
+        f"kept: {sum(part.rows for part in parts):,} of {counted(total, 'picture')}, in {folder}; "
         "the same command packs the rest"
     )
 
 
-def _existing_head(job: Job, overwrite: bool) -> Head | None:
-    """Returns the head of the pack in the job's folder, or None if the folder is empty or its pack is to be replaced.
+def _same_pack(job: Job, folder: Path, overwrite: bool) -> Head | None:
+    """Returns the head of the pack in ``folder``, finished or not, or None if there is none or it is to be replaced.
 
-    Raises DataError if the folder contains other files, or another pack and ``overwrite`` is False.
+    Raises DataError if it is another pack, or damaged, and ``overwrite`` is False.
     """
-    folder = job.folder
-    names = {entry.name for entry in folder.iterdir()}
-    if not names:
-        return None
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     if not names & {HEAD, UNFINISHED}:
-        # Only temporary files: an earlier process was killed before it had finished the first part.
-        if all(name.startswith((".part-", f".{UNFINISHED}.")) for name in names):
-            return None
-        raise DataError(
-            f"{folder} contains other files: {some(sorted(names), 3)}",
-            "a new or empty folder, or an unfinished pack of the same pictures",
-            "choose another folder with --out",
-        )
+        return None
     try:
         old = Head.read(folder / (HEAD if HEAD in names else UNFINISHED))
     except DataError:
         if not overwrite:
             raise
-        _clear(folder)
         return None
     kinds = ("encoding", "size", "quality", "resample")
     differences = [
@@ -211,23 +236,13 @@ def _existing_head(job: Job, overwrite: bool) -> Head | None:
     ]
     if old.listing != job.head.listing:
         differences.append(f"other pictures, classes or columns ({old.num_listed:,} of {old.source})")
-    if differences and overwrite:
-        _clear(folder)
-        return None
-    if differences:
+    if differences and not overwrite:
         raise DataError(
             f"{folder} contains another pack: {'; '.join(differences)}",
             "a new folder, or the arguments and pictures that the pack was started with",
             "choose another folder with --out, or replace the pack with --overwrite",
         )
-    return old
-
-
-def _clear(folder: Path) -> None:
-    """Removes the files of a pack, the heads last, so that the rest of an interrupted removal is still recognised as a pack."""
-    parts = sorted(path.name for path in folder.iterdir() if path.match("part-*.arrow") or path.match(".part-*.arrow"))
-    for name in (*parts, INDEX, UNFINISHED, HEAD):
-        (folder / name).unlink(missing_ok=True)
+    return None if differences else old
 
 
 def _read_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32] | None:
@@ -259,10 +274,10 @@ def _check_space(job: Job, todo: NDArray[np.int64], say: Say) -> None:
     needed = float(pixels.sum()) * each + 200.0 * len(job.rows)
     free = shutil.disk_usage(job.folder).free
     if len(todo):
-        say(f"About {needed / 1e6:,.0f} MB will be written; {free / 1e6:,.0f} MB are free in {job.folder}.")
+        say(f"About {needed / 1e6:,.0f} MB will be written; {free / 1e6:,.0f} MB are free in {job.folder.parent}.")
     if free < needed:
         raise StorageError(
-            f"{free / 1e9:.3g} GB are free in {job.folder}",
+            f"{free / 1e9:.3g} GB are free in {job.folder.parent}",
             f"about {needed / 1e9:.3g} GB, for {counted(len(todo), 'picture')}",
             "free disk space, choose another disk with --out, or pack with a smaller --size or with --format jpeg",
         )
@@ -276,27 +291,6 @@ def _with_progress(records: Iterable[Record], done: int, total: int, progress: P
         if progress is not None:
             progress(at, total)
         yield record
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Locks ``folder`` for this process; the system releases the lock even if the process is killed.
-
-    Raises DataError if another process holds the lock.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"another process is packing into {folder}", "one process per pack", "wait for it, or stop it"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check_arguments(source: str, size: int, encoding: str, quality: int) -> None:
@@ -322,21 +316,6 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
         )
     if is_pack(absolute_path(source)):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack the original pictures")
-
-
-def _check_place(folder: Path, source: Path) -> None:
-    if source.is_dir() and folder.is_relative_to(source):
-        raise DataError(
-            f"{folder} is inside the folder of the pictures",
-            f"a folder outside {source}, because the files of the pack would count as data",
-            "choose another folder with --out",
-        )
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise DataError(
-            f"{folder} is a file or a broken link",
-            "a new folder, or a pack",
-            "choose another folder with --out",
-        )
 
 
 def _cannot_write(folder: Path, error: OSError) -> Exception:

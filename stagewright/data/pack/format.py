@@ -72,6 +72,11 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
+def unfinished_folder(folder: Path) -> Path:
+    """Returns the folder in which the pack ``folder`` is made (:mod:`stagewright.data.pack.place`)."""
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 @dataclass(frozen=True)
 class PartFile:
     """One part of a pack, which contains ``rows`` records, starting with the record ``first``."""

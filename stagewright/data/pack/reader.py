@@ -29,6 +29,7 @@ from stagewright.data.pack.format import (
     damaged,
     has_crc32,
     open_part,
+    unfinished_folder,
 )
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.local import refuse_columns
@@ -274,18 +275,19 @@ class PackImages:
 
 
 def _not_finished(folder: Path) -> DataError:
-    if not folder.is_dir():
+    begun = next((one for one in (folder, unfinished_folder(folder)) if (one / UNFINISHED).is_file()), None)
+    if begun is None and not folder.is_dir():
         return DataError(
             f"there is no pack {folder}", f"a folder with {HEAD} in it", "check the path, or pack the originals again"
         )
-    if not (folder / UNFINISHED).is_file():
+    if begun is None:
         return DataError(
             f"{folder} is named like a pack, but it has no {HEAD}",
             f"a folder made by stagewright data pack, with {HEAD}, {INDEX} and part-00000.arrow",
             "if it was copied, copy it again; if it is a folder of class folders, give it another name",
         )
     try:
-        head = Head.read(folder / UNFINISHED)
+        head = Head.read(begun / UNFINISHED)
         done = f"{sum(part.rows for part in head.parts):,} of {counted(head.num_records, 'record')} are written"
     except (FileNotFoundError, DataError):
         done = f"{UNFINISHED} is damaged"

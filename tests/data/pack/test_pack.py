@@ -30,7 +30,7 @@ from stagewright.data.images.decode import crop_resize, decode
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack import writer
 from stagewright.data.pack.build import PackSummary, pack
-from stagewright.data.pack.format import INDEX_SCHEMA, PART_SCHEMA, Head
+from stagewright.data.pack.format import INDEX_SCHEMA, PART_SCHEMA, Head, unfinished_folder
 from stagewright.data.pack.reader import Pack, PackImages
 from stagewright.data.pack.records import encode, stored_size
 from stagewright.errors import DataError, StorageError
@@ -407,14 +407,15 @@ def test_interrupted_and_gone_on(record: int, photos: Path, jpeg: Path, tmp_path
     folder = tmp_path / "photos.pack"
     with pytest.raises(Stop):
         make(photos, folder, progress=stop_at(record))
-    assert not (folder / "pack.json").exists() and not list(folder.glob(".part*"))
-    kept = {name for name in contents(folder) if name.endswith("arrow")}
+    begun = unfinished_folder(folder)
+    assert not folder.exists() and not (begun / "pack.json").exists() and not list(begun.glob(".part*"))
+    kept = {name for name in contents(begun) if name.endswith("arrow")}
     error = not_loaded(folder)
-    rows = sum(part.rows for part in Head.read(folder / "packing.json").parts)
+    rows = sum(part.rows for part in Head.read(begun / "packing.json").parts)
     assert error.given == f"the pack {folder} is not finished: {rows:,} of 59 records are written"
     assert len(kept) >= 2 or record < 20
     summary = make(photos, folder)
-    assert contents(folder) == contents(jpeg) and summary.made == 59 - rows
+    assert contents(folder) == contents(jpeg) and summary.made == 59 - rows and not begun.exists()
 
 
 _KILLED = """
@@ -431,12 +432,13 @@ build.pack(sys.argv[1], sys.argv[2], Data(), size=32, part_bytes=12_000, progres
 
 def test_killed_and_gone_on(photos: Path, jpeg: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos.pack"
-    folder.mkdir()
-    (folder / ".packing.json.77.tmp").write_text("{")  # left by a process that was killed while it wrote its first file
+    begun = unfinished_folder(folder)
+    begun.mkdir()
+    (begun / ".packing.json.77.tmp").write_text("{")  # left by a process that was killed while it wrote its first file
     for at in (5, 40):
         done = subprocess.run([sys.executable, "-c", _KILLED, str(photos), str(folder), str(at)], capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        assert list(folder.glob(".part*"))  # the part that it was writing
+        assert list(begun.glob(".part*")) and not folder.exists()  # the part that it was writing
     assert make(photos, folder).made < 59
     assert contents(folder) == contents(jpeg)
 
@@ -668,7 +670,7 @@ def test_a_full_disk(photos: Path, jpeg: Path, tmp_path: Path, monkeypatch: pyte
         patch.setattr(writer._Sink, "write", write)
         error = refused(StorageError, photos, folder)
     assert error.given == f"the disk is full: {folder} cannot be written (No space left on device)"
-    assert "finished parts are kept" in error.remedy and len(list(folder.glob("part-*.arrow"))) == 2
+    assert "finished parts are kept" in error.remedy and len(list(unfinished_folder(folder).glob("part-*.arrow"))) == 2
     assert not list(folder.glob(".part*"))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 3000))
@@ -716,3 +718,21 @@ def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
         original = plain.images.load(row)
         wanted = original.resize(stored_size(*original.size, 64), Image.Resampling.LANCZOS)
         assert packed.images.load(row).tobytes() == wanted.tobytes(), packed.manifest.paths[row]
+
+
+def test_the_earlier_pack_stays_until_the_new_one_is_whole(photos: Path, jpeg: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos.pack"
+    make(photos, folder)
+    with pytest.raises(Stop):
+        make(photos, folder, size=24, overwrite=True, progress=stop_at(40))
+    assert contents(folder) == contents(jpeg), "still the earlier one"
+    assert make(photos, folder, size=24, overwrite=True).made < 59
+    assert Pack.open(folder).head.size == 24 and [path.name for path in tmp_path.iterdir()] == ["photos.pack"]
+
+
+def test_a_link_leads_to_the_disk_of_the_pack(photos: Path, jpeg: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (link := tmp_path / "photos.pack").symlink_to(tmp_path / "disk" / "x.pack")
+    (tmp_path / "disk" / "x.pack").mkdir()
+    make(photos, link)
+    assert contents(tmp_path / "disk" / "x.pack") == contents(jpeg) and link.is_symlink()
