@@ -56,7 +56,7 @@ def match_files(base: str, names: Sequence[str]) -> _Match:
             match.paths[row] = found[0]
         else:
             match.reasons[row] = f"several files match: {some(found, 3)}" if found else NO_FILE
-    match.notes = _difference_notes(names, match) + _missing_notes(names, match)
+    match.notes = _difference_notes(names, match)
     return match
 
 
@@ -135,15 +135,3 @@ def _difference_notes(names: Sequence[str], match: _Match) -> list[str]:
         if _case_folded(posixpath.dirname(given)) != _case_folded(posixpath.dirname(path)):
             examples_of["in another folder than in the table"].append(example)
     return [f"{counted(len(examples), 'file')} {what}, e.g. {examples[0]}" for what, examples in examples_of.items()]
-
-
-def _missing_notes(names: Sequence[str], match: _Match) -> list[str]:
-    """Returns notes on rows without a file, and on rows with several possible files."""
-    absent = [names[row] for row, reason in match.reasons.items() if reason == NO_FILE]
-    unclear = [f"{names[row]}: {reason}" for row, reason in match.reasons.items() if reason != NO_FILE]
-    notes = []
-    if absent:
-        notes.append(f"left out {len(absent):,} of {counted(len(names), 'row')} without a file, e.g. {some(absent, 3)}")
-    if unclear:
-        notes.append(f"left out {counted(len(unclear), 'row')} with several possible files, e.g. {unclear[0]}")
-    return notes

@@ -77,7 +77,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     if unpacked:
         settings = _settings_of(file, unpacked, settings)
     columns = _find_columns(file, table, settings)
-    labels, left_out, notes = _classes(table, columns)
+    labels, left_out = _classes(table, columns)
     names = table[columns.path].to_pylist()
     for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
         left_out[row] = f"no path in column '{columns.path}'"
@@ -98,8 +98,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
         _parts(file, table, columns.split)[used_rows],
         _groups(table, columns.group, used_rows),
     )
-    if unpacked:
-        notes.append(f"the pictures inside of {file.name} were unpacked to {unpacked.root}")
+    notes = [f"the pictures inside of {file.name} were unpacked to {unpacked.root}"] if unpacked else []
     notes = [columns.note(file), *notes, *match.notes, *_empty_class_notes(labels, listing.labels), *repeat_notes]
     excluded = tuple(Excluded(names[row] or f"row {row + 1:,}", left_out[row]) for row in sorted(left_out))
     return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
@@ -246,15 +245,12 @@ def _is_flag(column: pa.ChunkedArray) -> bool:
     return set(pc.unique(pc.utf8_lower(column)).to_pylist()) <= {*_ONES, *_ZEROS}
 
 
-def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str], list[str]]:
-    """Returns the class name of each row, the reasons of rows without a class, and notes."""
+def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str]]:
+    """Returns the class name of each row, and the reasons of rows without a class."""
     if columns.label is not None:
         labels = one_array(table[columns.label])
         blank = np.flatnonzero(pc.equal(labels, "").to_numpy(zero_copy_only=False))
-        note = (
-            [f"left out {counted(len(blank), 'row')} without a class in column '{columns.label}'"] if len(blank) else []
-        )
-        return labels, {int(row): f"no class in column '{columns.label}'" for row in blank}, note
+        return labels, {int(row): f"no class in column '{columns.label}'" for row in blank}
     flags = [pc.is_in(pc.utf8_lower(table[name]), pa.array(_ONES)).to_numpy() for name in columns.one_hot]
     matrix = np.stack(flags, axis=1)
     count = matrix.sum(1)
@@ -268,13 +264,7 @@ def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[i
     left_out = {int(row): "no class: none of the one-hot columns is 1" for row in np.flatnonzero(count == 0)}
     for row in np.flatnonzero(count > 1).tolist():
         left_out[row] = f"several classes: {some(np.array(columns.one_hot)[matrix[row]].tolist())}"
-    kinds = ((count == 0, "none"), (count > 1, "several"))
-    notes = [
-        f"left out {counted(int(rows.sum()), 'row')} with {what} of the one-hot columns equal to 1"
-        for rows, what in kinds
-        if rows.any()
-    ]
-    return pa.array(columns.one_hot).take(pa.array(matrix.argmax(1))), left_out, notes
+    return pa.array(columns.one_hot).take(pa.array(matrix.argmax(1))), left_out
 
 
 def _image_folder(file: Path, settings: Data) -> Path:
@@ -339,23 +329,14 @@ def _repeated_files(found: dict[int, str], labels: pa.StringArray) -> tuple[dict
         if path in repeated:
             rows_by_path.setdefault(path, []).append(row)
     dropped: dict[int, str] = {}
-    unclear: list[str] = []
-    for path, rows in rows_by_path.items():
+    for rows in rows_by_path.values():
         classes = sorted({labels[row].as_py() for row in rows})
         if len(classes) > 1:
-            unclear.append(f"{path} ({some(classes, 3)})")
             dropped |= dict.fromkeys(rows, f"several classes for one file: {some(classes)}")
         else:
             dropped |= dict.fromkeys(rows[1:], "")
-    notes = []
-    if len(rows_by_path) > len(unclear):
-        notes.append(
-            f"{counted(len(rows_by_path) - len(unclear), 'file')} in several rows of the same class: each is used once"
-        )
-    if unclear:
-        notes.append(
-            f"left out {counted(len(unclear), 'file')} with different classes in several rows, e.g. {some(unclear, 3)}"
-        )
+    used_once = len(rows_by_path) - len({found[row] for row, reason in dropped.items() if reason})
+    notes = [f"{counted(used_once, 'file')} in several rows of the same class: each is used once"] if used_once else []
     return dropped, notes
 
 
