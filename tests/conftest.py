@@ -12,7 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# No deadlines: an example's time depends on what else the machine does.
+settings.register_profile("stagewright", deadline=None)
+settings.load_profile("stagewright")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The command ``data bench``: measures how fast a data set is loaded on this machine, and reports what would help.
 
-Speeds are measured on the user's images with the loader of a training. Alternatives run in turns, three rounds each, so that
-a temporary load of the machine does not favour one of them; the medians are reported.
+Speeds are measured on the user's images with a training's loader. Alternatives run in turns, three rounds each, so that a
+temporary load does not favour one of them; the medians are reported.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ Measurement = Callable[[float], float]
 """Measures one way of loading for the given number of seconds; returns images per second."""
 
 _ROUNDS = 3
-_FASTER = 1.1
-"""A loader that is this many times as fast as the training step does not slow it down."""
+_FASTER = 1.1  # a loader that is this many times as fast as the training step does not slow it down
 
 
 @dataclass(frozen=True)

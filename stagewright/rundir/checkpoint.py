@@ -2,8 +2,7 @@
 
 A checkpoint is a directory ``step_000500/{state.pt, meta.json}``; the number is that of finished updates. meta.json is written
 last and holds the SHA-256 and size of state.pt and a checksum of itself. A directory gets its name only after it was read back
-and verified; one that is damaged later is detected and skipped. Only one process writes at a time
-(:mod:`stagewright.storage.lock`).
+and verified; one that is damaged later is detected and skipped. Only one process writes (:mod:`stagewright.storage.lock`).
 
 A checkpoint is damaged if a file is missing or, after reading it twice, has the wrong size, hash, checksum or format. A
 checkpoint that cannot be read at the moment (disk error, missing permission, too little memory) is not damaged: this raises

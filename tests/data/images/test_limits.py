@@ -7,7 +7,6 @@ import os
 import struct
 import time
 import zlib
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 from PIL import Image
 
 from stagewright.augment.geometry import Geometry
-from stagewright.cli.predict import predict
 from stagewright.data.dataset import load_dataset
 from stagewright.data.images import limits
 from stagewright.data.images.crop import crop_into
@@ -102,7 +100,8 @@ def test_a_hostile_file_is_unreadable_by_name_and_at_once(kind: str, tmp_path: P
         whole = Geometry(box, np.zeros((1, 2), np.int64), np.zeros(1, bool))
         bad = crop_into(images, np.array([0]), whole, "bilinear", exact, out)
         assert in_c or (len(bad) == 1 and reason in bad[0][1])
-    assert time.thread_time() - began < 4
+    # Seven readings. In a process that keeps its memory, as a training does, Pillow clears 1.4 GB each time it opens "memory".
+    assert time.thread_time() - began < 14
 
 
 def test_files_within_the_limits_are_read() -> None:
@@ -164,7 +163,6 @@ def test_pictures_above_pillows_limit_are_read_where_the_recipe_allows_them(monk
 
 def test_the_default_is_that_of_the_recipe() -> None:
     assert Data().max_pixels == limits.MOST_PIXELS
-    assert signature(predict).parameters["max_pixels"].default == limits.MOST_PIXELS
 
 
 @pytest.mark.parametrize(
