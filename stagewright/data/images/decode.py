@@ -285,7 +285,7 @@ def crop_resize(
         raise ValueError(f"the box {box} is not within a picture of {width} x {height} pixels")
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     whole = whole_pixels(inside, image.size)
-    part = image.crop(whole)
+    part = image if whole == (0, 0, width, height) else image.crop(whole)  # which copies, also the whole of it
     left, top, right, bottom = inside[0] - whole[0], inside[1] - whole[1], inside[2] - whole[0], inside[3] - whole[1]
     # The exact resize is horizontal first, then vertical. In a single call, some versions of Pillow use the other order for
     # tall images, which rounds differently. The native decoder gives the same bits as the two calls.
