@@ -43,6 +43,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, DataError, Image.DecompressionBo
 
 IN_MEMORY = (ArrayImages, CachedImages)
 
+_LARGE = 1 << 25
+"""Pixels above which an exact resize is left to Pillow, which gives the same bits: for NumPy, the image would be copied twice."""
+
 
 def crop_into(
     images: Images,
@@ -183,7 +186,7 @@ def view(
         picture, scale, (width, height) = decode_for(stored.data(at), scale, stored.max_pixels)
     _check_fits(width, height, right, bottom)
     scaled = (left / scale, top / scale, right / scale, bottom / scale)
-    if native_resize:
+    if native_resize and not (exact and width * height > _LARGE):
         pixels = Stored.of_array(np.asarray(picture))
         native.crop(pixels, np.array([scaled]), np.array([flip]), size, interpolation, exact, out[None])
     else:

@@ -8,7 +8,6 @@ import struct
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from PIL import Image
 
 from stagewright.augment.geometry import Geometry
 from stagewright.data.dataset import load_dataset
-from stagewright.data.images import limits
+from stagewright.data.images import crop, limits
 from stagewright.data.images.crop import crop_into
 from stagewright.data.images.decode import FileImages, decode, decode_plain, identified, measure
 from stagewright.data.inspect.fingerprint import fingerprint
@@ -186,3 +185,18 @@ def test_what_is_no_regular_file_of_sane_size_is_refused_when_it_replaces_an_ima
     assert reason in why
     assert reason in scan(str(tmp_path), images.paths).reasons[0]
     assert not identified(str(place))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_large_images_are_resized_to_the_same_bits(
+    interpolation: Literal["bilinear", "bicubic"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)).save(tmp_path / "a.png")
+    images, found = FileImages(str(tmp_path), pa.array(["a.png"])), []
+    for large in (1, 1 << 25):
+        monkeypatch.setattr(crop, "_LARGE", large)
+        for box in ([0.0, 0.0, 90.0, 70.0], [10.5, 3.25, 80.75, 69.5]):
+            view = Geometry(np.array([box]), np.zeros((1, 2), np.int64), np.ones(1, bool))
+            found.append(out := np.empty((1, 16, 16, 3), np.uint8))
+            assert not crop_into(images, np.array([0]), view, interpolation, True, out)
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[3])
