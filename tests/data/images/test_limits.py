@@ -8,6 +8,7 @@ import struct
 import time
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
