@@ -190,7 +190,7 @@ def test_what_is_no_regular_file_of_sane_size_is_refused_when_it_replaces_an_ima
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_large_images_are_resized_to_the_same_bits(
-    interpolation: Literal[bilinear, bicubic], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interpolation: Literal["bilinear", "bicubic"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)).save(tmp_path / "a.png")
     images, found = FileImages(str(tmp_path), pa.array(["a.png"])), []
