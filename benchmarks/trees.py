@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from loader import photographs
@@ -96,12 +97,13 @@ def main() -> None:
     asked = parser.parse_args()
     trees = {"before": asked.before.resolve(), "now": asked.now.resolve()}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-    with tempfile.TemporaryDirectory(prefix="stagewright-trees-") as place, photographs(None) as photos:
-        folder = Path(place)
+    with ExitStack() as open_folders:
+        folder = Path(open_folders.enter_context(tempfile.TemporaryDirectory(prefix="stagewright-trees-")))
+        photos = None if asked.only == "training" else open_folders.enter_context(photographs(None))
         for number in range(asked.rounds):
             for name in list(trees)[:: 1 if number % 2 == 0 else -1]:
                 one = {} if asked.only == "reading" else training(trees[name], asked.updates, folder)
-                found[name].append(one if asked.only == "training" else one | reading(trees[name], photos, folder))
+                found[name].append(one if photos is None else one | reading(trees[name], photos, folder))
     ratios = {}
     for what in found["now"][0]:
         pairs = [(one[what], other[what]) for one, other in zip(found["before"], found["now"], strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from stagewright.api.evaluation_data import as_in_training, inherited_note
 from stagewright.bundle.bundle import Bundle
@@ -11,6 +12,7 @@ from stagewright.bundle.inputs import Inputs, expand_inputs
 from stagewright.data.sources.tables import is_table
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
+from stagewright.recipe.fields import Data
 from stagewright.storage.files import user_path
 from stagewright.text import some
 
@@ -25,7 +27,7 @@ def find_pictures(bundle: Bundle, images: Sequence[str], overrides: Sequence[str
     of ``bundle``. RecipeError for a field without an effect, DataError as for :func:`~stagewright.bundle.inputs.expand_inputs`.
     """
     asked = recipes.data_settings(overrides)
-    tables = [image for image in images if is_table(user_path(image))]
+    tables = any(is_table(user_path(image)) for image in images)
     useless = sorted(asked.model_fields_set - set(_USED if tables else ("max_pixels",)))
     if useless:
         no_table = not tables and set(useless) <= set(_OF_TABLES)
@@ -37,15 +39,14 @@ def find_pictures(bundle: Bundle, images: Sequence[str], overrides: Sequence[str
             some(f"data.{name}" for name in _USED),
             "name a table of paths, or leave it out" if no_table else "leave it out",
         )
-    parts: list[Inputs] = []
-    for image in images:
-        inherited: dict[str, str] = {}
-        if image in tables:
-            inherited = {k: v for k, v in as_in_training(bundle, image, asked).items() if k in _OF_TABLES}
-        part = expand_inputs([image], asked.model_copy(update=inherited))
-        parts.append(replace(part, notes=(inherited_note(inherited), *part.notes)) if inherited else part)
-    return Inputs(
-        list(dict.fromkeys(path for part in parts for path in part.paths)),
-        tuple(one for part in parts for one in part.left_out),
-        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-    ), asked.max_pixels
+    notes: list[str] = []
+
+    def settings(path: Path) -> Data:
+        free = as_in_training(bundle, str(path), asked)
+        inherited = {name: value for name, value in free.items() if name in _OF_TABLES}
+        if inherited:
+            notes.append(inherited_note(inherited))
+        return asked.model_copy(update=inherited)
+
+    found = expand_inputs(images, settings)
+    return replace(found, notes=(*notes, *found.notes)), asked.max_pixels

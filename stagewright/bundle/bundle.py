@@ -39,6 +39,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
 from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
+from stagewright.storage.folders import old_folder, replace_folder
 from stagewright.storage.json_text import parse_json, parse_object
 
 FORMAT = 1
@@ -191,13 +192,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         for directory in (fresh / "golden", fresh):
             sync_directory(directory)
-        old = _old_folder(folder)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        fresh.rename(folder)
-        sync_directory(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(fresh, folder)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise StorageError(
@@ -205,11 +200,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             "a disk with free space that this user may write",
             "free some space, then resume the run: it writes the model again from its last checkpoint",
         ) from error
-
-
-def _old_folder(folder: Path) -> Path:
-    """Returns the temporary name of the earlier Bundle while a new one replaces it."""
-    return folder.with_name(f".{folder.name}.old")
 
 
 def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", verify: bool = True) -> Bundle:
@@ -235,7 +225,7 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
 
 def _find_bundle(given: Path) -> Path:
     for folder in (given, given / "model"):
-        for place in (folder, _old_folder(folder)):  # the old one exists after a crash between the two renames
+        for place in (folder, old_folder(folder)):  # the old one exists after a crash between the two renames
             if (place / "model.json").is_file():
                 return place
     unfinished = (given / "plan.json").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,6 @@ from stagewright.recipe.fields import Data
 from stagewright.storage.files import user_path
 from stagewright.text import some
 
-_AS_USUAL = Data()
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -34,9 +32,9 @@ class Inputs:
     """How tables were read."""
 
 
-def expand_inputs(inputs: Iterable[str | Path], settings: Data = _AS_USUAL) -> Inputs:
+def expand_inputs(inputs: Iterable[str | Path], settings: Callable[[Path], Data] = lambda path: Data()) -> Inputs:
     """Returns the files that ``inputs`` name: files themselves, all images in folders and their subfolders, matches of globs
-    (also with ``**``), and the files in the rows of tables (.csv, .tsv, .parquet), which ``settings`` say how to read.
+    (also with ``**``), and the files in the rows of tables (.csv, .tsv, .parquet), of which ``settings`` says how each is read.
 
     A Parquet file that contains images, or a folder of such files, stands for its images, unpacked into the cache.
     They are in the order of ``inputs``; the files of a folder or glob are sorted; each file occurs once. Folders are searched as
@@ -49,14 +47,16 @@ def expand_inputs(inputs: Iterable[str | Path], settings: Data = _AS_USUAL) -> I
     notes: list[str] = []
     for item in inputs:
         path = user_path(item)
-        if (files := parquet_files(path)) and (unpacked := unpack(files, settings.path)) is not None:
+        files = parquet_files(path)
+        read_as = settings(path) if files or is_table(path) else Data()
+        if files and (unpacked := unpack(files, read_as.path)) is not None:
             found += sorted(unpacked.root.glob("*/*"))
         elif is_table(path):
-            table = list_paths(path, settings)
+            table = list_paths(path, read_as)
             found += table.files
             left_out += table.left_out
             notes += table.notes
-        elif is_pack(path):
+        elif os.path.isdir(path) and is_pack(path):
             raise DataError(
                 f"{str(item)!r} is a pack, whose pictures have no files of their own",
                 "pictures, folders of pictures, globs and tables of paths",

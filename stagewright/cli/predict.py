@@ -35,8 +35,7 @@ def predict(
         list[str] | None,
         typer.Option(
             "--set",
-            help="How tables and pictures are read: data.path, data.images, data.max_pixels; default: as in the training; "
-            "repeatable.",
+            help="How tables are read: data.path, data.images; default: as in the training; or data.max_pixels; repeatable.",
         ),
     ] = None,
     quiet: Quiet = False,

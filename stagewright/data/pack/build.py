@@ -104,11 +104,10 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
     try:
-        old = _same_pack(job, folder, overwrite)
         place = workplace(folder)
         job = replace(job, folder=place)
         with locked(place, folder), keeps(lambda: _kept(place, len(job.rows)), resumable=True):
-            made = _make(job, folder, old, workers, overwrite, part_bytes, progress, say)
+            made = _make(job, folder, workers, overwrite, part_bytes, progress, say)
         head = Head.read(folder / HEAD)
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -125,17 +124,11 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
 
 
 def _make(
-    job: Job,
-    folder: Path,
-    old: Head | None,
-    workers: int,
-    overwrite: bool,
-    part_bytes: int,
-    progress: Progress | None,
-    say: Say,
+    job: Job, folder: Path, workers: int, overwrite: bool, part_bytes: int, progress: Progress | None, say: Say
 ) -> int:
-    """Makes the pack ``folder`` in the job's folder, from what is there of it and from ``old``, the head of the same pack in its
-    place. Returns the number of records that it wrote."""
+    """Makes the pack ``folder`` in the job's folder, from what is there of it and from the parts of the same pack in its place.
+    Returns the number of records that it wrote."""
+    old = _same_pack(job, folder, overwrite)
     begun = _same_pack(job, job.folder, overwrite)
     if begun is None:
         if old is not None and _is_whole(folder, old, workers, say):

@@ -17,7 +17,7 @@ from pathlib import Path
 from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Head, unfinished_folder
 from stagewright.data.pack.writer import write_head
 from stagewright.errors import DataError
-from stagewright.storage.files import sync_directory
+from stagewright.storage.folders import replace_folder
 from stagewright.text import some
 
 
@@ -78,10 +78,12 @@ def locked(place: Path, folder: Path) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
-        yield
-        if place != folder:
-            with suppress(OSError):  # it holds what an interrupted call continues, or has become the pack
-                place.rmdir()
+        try:
+            yield
+        finally:
+            if place != folder:
+                with suppress(OSError):  # it holds what an interrupted call continues, or has become the pack
+                    place.rmdir()
     finally:
         os.close(descriptor)
 
@@ -108,12 +110,5 @@ def take_parts(folder: Path, head: Head, place: Path) -> None:
 
 def put_in_place(place: Path, folder: Path) -> None:
     """Renames the finished pack in ``place`` to ``folder``; an earlier pack there is removed."""
-    if place == folder:
-        return
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.is_dir():
-        folder.rename(old)
-    place.rename(folder)
-    sync_directory(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if place != folder:
+        replace_folder(place, folder)
