@@ -59,7 +59,7 @@ def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
     """RecipeError where ``model`` cannot train on one image at a time in ``stage``."""
     trial = copy.deepcopy(model)
     apply_trainable(trial, stage.train)
-    set_train_mode(trial)
+    set_train_mode(trial, stage.norm)
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             trial(torch.zeros(1, 3, stage.image_size, stage.image_size))

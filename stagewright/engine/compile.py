@@ -36,6 +36,8 @@ class Graph:
     train: str | tuple[str, ...] | None
     """In training, the stage's ``train`` setting, because the graph depends on which parameters need gradients and which
     modules are frozen. None in evaluation, where one graph serves all stages."""
+    norm: str = "train"
+    """Whether batch norms use the statistics of the batch: ``train`` or ``frozen``."""
 
 
 class Compiled:
@@ -118,9 +120,9 @@ def known_graphs(plan: Plan) -> set[Graph]:
     """Returns all graphs that a run of ``plan`` can need; it needs fewer if a head trains on cached features."""
     graphs: set[Graph] = set()
     for stage in plan.stages:
-        graphs |= {Graph(size, stage.image_size, stage.train) for size in _parts(stage)}
+        graphs |= {Graph(size, stage.image_size, stage.train, stage.norm) for size in _parts(stage)}
         seen = {min(stage.micro_batch_size, count) for count in (plan.dataset.num_val, plan.dataset.num_test) if count}
-        graphs |= {Graph(size, eval_image_size(plan, stage), None) for size in seen}
+        graphs |= {Graph(size, eval_image_size(plan, stage), None, "frozen") for size in seen}
     return graphs
 
 

@@ -26,6 +26,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stagewright.errors import ModelError
 from stagewright.text import nearest
@@ -199,16 +200,18 @@ def apply_trainable(model: nn.Module, train: str | tuple[str, ...]) -> tuple[int
     return trainable, frozen
 
 
-def set_train_mode(model: nn.Module) -> None:
+def set_train_mode(model: nn.Module, norm: str = "train") -> None:
     """Sets training mode, except for modules that have parameters and whose parameters are all frozen.
 
     These modules and all modules inside them are in eval mode, so that frozen batch norms keep their statistics and frozen
-    blocks have no dropout.
+    blocks have no dropout. With ``norm`` "frozen", all batch norms are in eval mode; their parameters may still train.
     """
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+        elif norm == "frozen" and isinstance(module, _BatchNorm):
             module.eval()
 
 

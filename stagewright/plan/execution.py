@@ -24,6 +24,8 @@ class Execution:
     keep_decoded: bool = True
     """Whether a data set that is small enough is cached in memory after decoding
     (:mod:`stagewright.data.images.memory_cache`)."""
+    cache_features: bool = True
+    """Whether the outputs of frozen blocks are stored, in memory or on disk, instead of computed for each batch anew."""
     save_minutes: float = 10.0
     """Largest time between two checkpoints in minutes, in addition to those of the plan."""
     probe_seconds: float = 10.0

@@ -22,7 +22,7 @@ from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe
 from stagewright.recipe.schema import Frozen, problems
 
-FORMAT = 3
+FORMAT = 4
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -43,6 +43,8 @@ class Measured(Frozen):
     """Value of ``lr: auto``: the learning rate that the range test found at the first stage's batch size."""
     micro_batch_size: int | None = None
     """Value of ``micro_batch_size: auto``: number of images that fit on the device in the largest stage. None: whole batches."""
+    upper: str | None = None
+    """Value of ``train: upper``: ``last:N``, or ``all`` for a network that cannot be cut. None: no stage asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ class StagePlan(Frozen):
     epochs_before: float
     """Sum of ``epochs_given`` over all earlier stages."""
     train: str | tuple[str, ...]
+    norm: Literal["train", "frozen"]
+    """Whether batch norms use the statistics of the batch, or their running ones, which then do not change."""
+    cache_views: int
+    """Number of fixed views of each image, whose features in front of the first block that trains are cached; 0: none."""
     augment: Augment
     mix: Mix
     label_smoothing: float

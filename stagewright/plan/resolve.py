@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +21,9 @@ MOST_STEPS = 10**9
 """Steps of a run: 200 times what ImageNet takes at a batch of 256 in 1,000 epochs."""
 MOST_MOMENTS = 1_000_000
 """Planned evaluations of a run, and planned checkpoints: each is written into the plan."""
+
+_FEW_FOR_STATISTICS = 256
+"""Micro-batches with fewer images leave pretrained batch-norm statistics as they are with ``norm: auto``."""
 
 Length = tuple[Stage, int, int]  # resolved stage, steps, images
 
@@ -162,6 +166,7 @@ def _stage_plan(
         )
     start_lr = last.hyper(first_step - 1).lr if last else peak
     total_images = sum(steps * one.batch_size for one, steps, _ in lengths if one.batch_size)
+    micro_batch_size = min(micro or stage.batch_size, stage.batch_size)
     log_decay, log_before = _ema_logs(stage.average, num_images, stage.batch_size, total_images, last)
     return StagePlan(
         index=len(before),
@@ -170,7 +175,7 @@ def _stage_plan(
         num_steps=num_steps,
         image_size=stage.image_size or recipe.image_size,
         batch_size=stage.batch_size,
-        micro_batch_size=min(micro or stage.batch_size, stage.batch_size),
+        micro_batch_size=micro_batch_size,
         num_images=num_images,
         data_fraction=stage.data_fraction or 1.0,
         first_pass=last.first_pass + last.num_passes if last else 0,
@@ -178,7 +183,9 @@ def _stage_plan(
         epochs_asked=_in_images(asked, num_images, stage.batch_size) / num_images,
         epochs_given=num_steps * stage.batch_size / num_images,
         epochs_before=last.epochs_before + last.epochs_given if last else 0.0,
-        train=stage.train or recipe.train,
+        train=(train := _trained(stage.train or recipe.train, measured)),
+        norm=_norm(recipe, stage, micro_batch_size),
+        cache_views=0 if stage.cache is None or train == "all" else stage.cache.views,
         augment=stage.augment,
         mix=stage.mix,
         label_smoothing=stage.label_smoothing or 0.0,
@@ -195,6 +202,24 @@ def _stage_plan(
         average_log_before=log_before,
         average_every=max(1, round(_steps_within(stage.average.every, [lengths[len(before)]]))),
     )
+
+
+def _trained(train: str | tuple[str, ...], measured: Measured) -> str | tuple[str, ...]:
+    if train == "upper" and measured.upper is None:
+        raise RecipeError(
+            "train is upper, but nobody has looked at the network",
+            "last:N, or upper where the network can be built before the plan is made",
+            "train and plan do this themselves; otherwise give last:N",
+        )
+    return measured.upper if train == "upper" and measured.upper else train
+
+
+def _norm(recipe: Recipe, stage: Stage, micro_batch_size: int) -> Literal["train", "frozen"]:
+    """Returns how batch norms work in a stage; ``auto`` freezes pretrained statistics that a small batch would only disturb."""
+    norm = stage.norm or recipe.norm
+    if norm == "auto":
+        return "frozen" if recipe.model.weights is not None and micro_batch_size < _FEW_FOR_STATISTICS else "train"
+    return norm
 
 
 def _peak_lr(lr: LR, stage: Stage, first_batch_size: int | None, measured: Measured) -> float:

@@ -98,7 +98,7 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
     apply_trainable(state.model, stage.train)
 
     def attempt(size: int) -> None:
-        set_train_mode(state.model)
+        set_train_mode(state.model, stage.norm)
         # Two updates: the optimizer allocates its state in the first one, and the second one needs gradients in addition.
         for step in (stage.first_step, stage.first_step):
             batch = _grey_batch(stage.batch_size, stage.image_size, device)

@@ -99,7 +99,7 @@ def _built(plan: Plan, manifest: Manifest, device: torch.device) -> tuple[TrainS
         load_custom(stage.augment.custom)
     state, _ = build_state(plan, device)
     apply_trainable(state.model, stage.train)
-    set_train_mode(state.model)
+    set_train_mode(state.model, stage.norm)
     return state, numerics_of(plan, state.model, manifest)
 
 

@@ -31,7 +31,7 @@ def step_rate(
     state, _ = build_state(plan, device)
     stage, numerics = plan.stages[0], numerics_of(plan, state.model)
     apply_trainable(state.model, stage.train)
-    set_train_mode(state.model)
+    set_train_mode(state.model, stage.norm)
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     images, labels = pictures.permute(0, 3, 1, 2).to(device), torch.arange(batch_size, device=device) % len(classes)

@@ -205,6 +205,14 @@ class Mix(Part):
         return {"mixup": 0.0, "cutmix": 0.0} if value is False or value in ("none", "off") else value
 
 
+class Cache(Part):
+    """Fixed views of each image in a stage that trains the upper part of the network."""
+
+    views: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Number of augmented views of each image. The frozen lower part of the network is run once on each view, and the upper part
+    trains on its outputs, with the views in turn: view v is what pass v of the stage would have drawn."""
+
+
 class Average(Part):
     """A second set of weights, averaged over steps and evaluated in addition to the raw weights. A text sets ``kind``."""
 

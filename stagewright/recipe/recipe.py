@@ -17,6 +17,7 @@ from stagewright.recipe.fields import LR as LR
 from stagewright.recipe.fields import Augment as Augment
 from stagewright.recipe.fields import Average as Average
 from stagewright.recipe.fields import Batch as Batch
+from stagewright.recipe.fields import Cache as Cache
 from stagewright.recipe.fields import Checkpoints as Checkpoints
 from stagewright.recipe.fields import Data as Data
 from stagewright.recipe.fields import Evaluation as Evaluation
@@ -28,6 +29,9 @@ from stagewright.recipe.fields import Model as Model
 from stagewright.recipe.fields import Optimizer as Optimizer
 from stagewright.recipe.fields import Stop as Stop
 from stagewright.system.named_functions import is_named
+
+
+Norm = Literal["train", "frozen", "auto"]
 
 
 class Stage(Part):
@@ -44,9 +48,16 @@ class Stage(Part):
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the training images that is used."""
     train: str | tuple[str, ...] | None = None
-    """Which parameters are trained: ``all``, ``head``, ``last:N`` (the head and the last N blocks), or a list of patterns of
-    parameter names (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected
+    """Which parameters are trained: ``all``, ``head``, ``last:N`` (the head and the last N blocks), ``upper`` (the head and as
+    many of the last blocks as train at about two fifths of the cost of all), or a list of patterns of parameter names (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected
     before it, or from all if it comes first."""
+    norm: Norm | None = None
+    """Batch norms: ``train`` uses the statistics of each batch, ``frozen`` the running ones, which then do not change, while
+    scale and shift still train where ``train`` selects them; ``auto``: frozen for pretrained weights and micro-batches of fewer
+    than 256 images."""
+    cache: Cache | None = None
+    """Trains on cached outputs of the frozen blocks in front of those that train, over a number of fixed views of each image:
+    much faster where the lower blocks need not train. Not with mixing or ``augment.copies``."""
     mix: Mix | None = None
     """Mixup and cutmix; fields that are absent in it are inherited."""
     augment: Augment | None = None
@@ -84,16 +95,29 @@ class Stage(Part):
 
 
 def _check_train(train: str | tuple[str, ...] | None) -> None:
-    if isinstance(train, str) and train not in ("all", "head"):
+    if isinstance(train, str) and train not in ("all", "head", "upper"):
         count = train.removeprefix("last:")
         if count == train or not count.isdigit() or int(count) < 1:
-            raise ValueError(f"train: {train!r} is not all, head, last:N or a list of patterns such as ['layer4.*']")
+            raise ValueError(f"train: {train!r} is not all, head, upper, last:N or a list of patterns such as ['layer4.*']")
     if train == ():
         raise ValueError("train: an empty list of patterns would train nothing")
     if isinstance(train, tuple) and not all(pattern.removeprefix("!") for pattern in train):
         raise ValueError(
             f"train: {list(train)} contains an empty pattern; write e.g. layer4.* or, to exclude parameters, !layer2.*"
         )
+
+
+def _check_cached(at: int, stage: Stage) -> None:
+    """ValueError where a stage with cached views has nothing to cache, or asks for what works on images."""
+    assert stage.mix is not None and stage.augment is not None
+    if stage.train == "all":
+        raise ValueError(
+            f"stages[{at}].cache: all blocks train, so nothing stays the same; give train: upper, last:N or patterns"
+        )
+    if (stage.mix.mixup or stage.mix.cutmix) and stage.mix.probability:
+        raise ValueError(f"stages[{at}].cache: mixing works on images, which a cached stage does not see; give mix: none")
+    if stage.augment.copies:
+        raise ValueError(f"stages[{at}].cache: augment.copies makes copies of images; cache.views makes fixed views of each")
 
 
 def _as_tuple(value: object) -> object:
@@ -150,8 +174,10 @@ class Recipe(Part):
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training images that is used, for stages that do not set it; at least one image of each class."""
     train: str | tuple[str, ...] = "all"
-    """Which parameters are trained, for stages that do not set it: ``all``, ``head``, ``last:N`` or a list of patterns, as in a
-    stage."""
+    """Which parameters are trained, for stages that do not set it: ``all``, ``head``, ``last:N``, ``upper`` or a list of patterns,
+    as in a stage."""
+    norm: Norm = "train"
+    """Batch norms, for stages that do not set it: ``train``, ``frozen`` or ``auto``, as in a stage."""
     augment: Augment = Augment()
     """Augmentation of single training images."""
     mix: Mix = Mix()
@@ -213,6 +239,9 @@ class Recipe(Part):
                 raise ValueError(f"stages[{at}].epochs: give a length such as 10ep, or epochs for the whole recipe")
             if stage.epochs is None and len(self.stages) > 1:
                 raise ValueError(f"stages[{at}].epochs: every stage of several needs a length, e.g. 10ep or 0.5")
+        for at, stage in enumerate(self.resolved_stages()):
+            if stage.cache is not None:
+                _check_cached(at, stage)
         return self
 
     def resolved_stages(self) -> tuple[Stage, ...]:
@@ -230,6 +259,7 @@ class Recipe(Part):
                 "batch_size": stage.batch_size or self.batch_size,
                 "data_fraction": stage.data_fraction or self.data_fraction,
                 "train": stage.train or self.train,
+                "norm": stage.norm or self.norm,
                 "mix": merged(self.mix, stage.mix),
                 "augment": merged(self.augment, stage.augment),
                 "label_smoothing": _first(stage.label_smoothing, self.label_smoothing),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ class Evaluator:
             results = {"raw": self.evaluate_split("val", stage, self.session.features.current)}
             if stage.average.kind != "none" and state.average.tensors:
                 # If the frozen body is the same in both, the cached features are valid for the averaged weights too.
-                features = self.session.features.current if self._averages_the_head_alone() else None
+                features = self.session.features.current if self._averages_the_upper_part_alone() else None
                 with state.average.swapped_in(state.model):
                     self.recalibrate(stage)
                     results[stage.average.kind] = self.evaluate_split("val", stage, features)
@@ -70,14 +70,14 @@ class Evaluator:
             reason = f"{stop.metric} has not improved on {best} in {state.early_stopping.stale} evaluations"
             self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
 
-    def _averages_the_head_alone(self) -> bool:
+    def _averages_the_upper_part_alone(self) -> bool:
         """Returns whether the averaged body equals the model's bit for bit, so that the cached features are valid for it."""
         model, features = self.session.state.model, self.session.features.current
         if features is None:
             return False
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         averaged = self.session.state.average.tensors
-        return all(features.inside(name) or torch.equal(averaged[name], tensor) for name, tensor in own.items())
+        return all(name in features.inside or torch.equal(averaged[name], tensor) for name, tensor in own.items())
 
     def evaluate_split(self, split: str, stage: StagePlan, features: Features | None = None) -> Evaluation:
         """Evaluates the model's present weights on a split, with the image size and micro-batch size of ``stage``.
@@ -96,10 +96,10 @@ class Evaluator:
                 with self.session.batches.load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
-                        self.session.state.forward if features is None else features.head,
+                        self.session.state.forward if features is None else features.upper,
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
-                        inputs=None if kept is None else self.session.numerics.network_input,
+                        inputs=None if features is None else self._features_input(kept is not None),
                         stop=lambda: self.session.stop.requested,
                         progress=lambda done: self.session.recorder.log.emit(
                             Evaluating(step=self.session.state.step, done=done, total=total)
@@ -119,6 +119,11 @@ class Evaluator:
             self.session.state.guard.micro_batch_size = most // 2
             text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
             self.session.recorder.log.emit(Notice(step=self.session.state.step, text=text))
+
+    def _features_input(self, stored: bool) -> Callable[[Batch], Tensor]:
+        """Returns what makes features of a batch: nothing is to be done if they are stored."""
+        numerics, features = self.session.numerics, self.session.features
+        return numerics.network_input if stored else lambda batch: features.computed(batch).images
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""
@@ -140,6 +145,8 @@ class Evaluator:
 def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:
     """Returns the number of training images for re-estimating the batch-norm statistics of averaged weights; 0: none."""
     requested = stage.average.recalibrate
+    if stage.norm == "frozen":
+        return 0
     count = requested if requested is not None else (_SWA_RECALIBRATION if stage.average.kind == "swa" else 0)
     return count if has_batch_norm(model) else 0
 

@@ -1,31 +1,43 @@
-"""Caches features of a frozen body: computed once per split, in stages whose images are not augmented."""
+"""The network of each stage: all of it, or its upper part on features of the frozen lower part, stored once per split."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from torch import Tensor, nn
 
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.specs import has_fixed_views, whole_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.frozen_features import MOST_BYTES, CachedFeatures, Cut, Features, find_cut
+from stagewright.engine.cut import Cut, find_cut, upper_part
+from stagewright.engine.frozen_features import CachedFeatures, Features, LowerPart
+from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
+from stagewright.errors import ModelError
+from stagewright.model.fold import find_pairs, folded_copy, skeleton
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
+from stagewright.storage.scratch import scratch_array
+from stagewright.text import size_text
 from stagewright.training.batches import Batches
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
 
+MOST_IN_MEMORY = 2 * 2**30
+"""Limit of the features of one split in bytes that are stored in memory; more are stored in a file of the run's directory."""
+
 
 @dataclass
 class FeatureCache:
-    """Which stages train a head on cached features, and the features of the stage that the model is in."""
+    """Which stages train on features, the network of the stage that the model is in, and its features."""
 
     plan: Plan
     state: TrainState
@@ -35,54 +47,99 @@ class FeatureCache:
     reading: ReadWatch
     current: Features | None = field(init=False, default=None)
     """Features of the present stage; None if it trains on images."""
+    _whole: Callable[[Tensor], Tensor] | None = field(init=False, default=None)
+    """The whole network with frozen norms, if the present stage trains that on images."""
 
     @cached_property
     def cuts(self) -> dict[int, Cut]:
-        """{stage index: cut} of all stages that train the head on cached features."""
+        """{stage index: cut} of all stages that train on features. ModelError if a stage asks for it and cannot be cut."""
         found: dict[int, Cut] = {}
         for stage in self.plan.stages:
-            if has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
+            if stage.cache_views or (has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images):
                 apply_trainable(self.state.model, stage.train)
-                set_train_mode(self.state.model)
-                blank = torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
-                cut = find_cut(self.state.model, blank)
-                images = max(stage.num_images, self.plan.dataset.num_val)
-                if cut is not None and cut.bytes_each * images <= MOST_BYTES:
+                set_train_mode(self.state.model, stage.norm)
+                cut = find_cut(self.state.model, self._blank(stage))
+                if cut is not None:
                     found[stage.index] = cut
+                elif stage.cache_views:
+                    raise _not_cuttable(stage)
         return found
 
-    @property
-    def stages(self) -> frozenset[int]:
-        """Indices of the stages that train on features, so that their training images need not be read for each update."""
-        return frozenset(self.cuts)
+    @cached_property
+    def pairs(self) -> dict[str, str]:
+        """{convolution: batch norm} of the pairs in the network that can be folded."""
+        return find_pairs(self.state.model, self._blank(self.plan.stages[0]))
+
+    def _blank(self, stage: StagePlan) -> Tensor:
+        return torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
+
+    @cached_property
+    def stored(self) -> frozenset[int]:
+        """Indices of the stages whose features are stored, so that their images need not be read for each update.
+
+        The others compute them for each batch, with the same bits.
+        """
+        free = shutil.disk_usage(self.recorder.run.root).free
+        return frozenset(
+            index
+            for index, cut in self.cuts.items()
+            if self.batches.execution.cache_features
+            and (size := self._num_bytes(self.plan.stages[index], cut)) <= max(MOST_IN_MEMORY, free // 2)
+        )
+
+    def _num_bytes(self, stage: StagePlan, cut: Cut) -> int:
+        return cut.bytes_each * max(stage.num_images * max(1, stage.cache_views), self.plan.dataset.num_val)
 
     def enter(self, stage: StagePlan) -> None:
-        """Drops the features of the previous stage; those of ``stage`` are computed at first use."""
-        cut = self.cuts.get(stage.index)
-        self.current = None if cut is None else Features(self.state.model, cut)
+        """Makes the network of ``stage`` from the model; features of the previous stage are dropped, those of ``stage`` are
+        computed at first use."""
+        model, cut = self.state.model, self.cuts.get(stage.index)
+        self.current = self._whole = None
+        if cut is not None:
+            self.current = _cut_in_two(model, cut, self.pairs, self._blank(stage), frozen=stage.norm == "frozen")
+        elif stage.norm == "frozen" and self.pairs and self.state.forward is model:
+            self._whole = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
+
+    @property
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """The part of the network that is applied to a batch in the present stage, which maps images or features to logits."""
+        if self.current is not None:
+            return self.current.upper
+        return self._whole or self.state.forward
 
     def replace_images(self, batch: Batch, stage: StagePlan, manifest: Manifest) -> Batch:
-        """Returns ``batch`` with cached features instead of images if the stage trains on them, else ``batch``."""
-        return batch if self.current is None else self.of("train", stage, manifest).replace_images(batch)
+        """Returns ``batch`` with features instead of images if the stage trains on them, else ``batch``."""
+        if self.current is None:
+            return batch
+        kept = self.of("train", stage, manifest)
+        return self.computed(batch) if kept is None else kept.replace_images(batch)
 
-    def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures:
+    def computed(self, batch: Batch) -> Batch:
+        """Returns ``batch`` on the device with its features, computed now, instead of images."""
+        assert self.current is not None
+        batch = on_device(batch, self.state.device)
+        with self.numerics.autocast(self.state.device):
+            return self.current.applied(batch, self.numerics.network_input)
+
+    def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures | None:
         """Returns the features of a split in ``stage``, which must be the present one; computes them at the first call.
 
-        Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
+        None if they are not stored. Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
         """
         features = self.current
         assert features is not None
+        if stage.index not in self.stored:
+            return None
         if split not in features.kept:
-            total = stage.num_images if split == "train" else len(manifest.rows(split))
-            text = (
-                f"stage {stage.name!r}: the body is frozen and pictures are not augmented, so its features of {total:,} "
-                f"{split} pictures are computed once"
-            )
-            self.recorder.log.emit(Notice(step=self.state.step, text=text))
+            views = max(1, stage.cache_views) if split == "train" else 1
+            total = views * (stage.num_images if split == "train" else len(manifest.rows(split)))
+            self.recorder.log.emit(Notice(step=self.state.step, text=_sentence(stage, features.cut, split, views, total)))
             specs = whole_specs(self.plan, manifest, stage, split)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
                 features.kept[split] = features.compute(
                     batches,
+                    total,
+                    self._empty,
                     lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
                     stop=lambda: self.batches.stop.requested,
                     progress=lambda done: self.recorder.log.emit(
@@ -90,7 +147,47 @@ class FeatureCache:
                     ),
                 )
             bad = list(features.kept[split].bad.items())
-            if self.reading.is_gone(len(bad), total):
+            if self.reading.is_gone(len(bad), total // views):
                 del features.kept[split]
-                raise images_gone(manifest, bad, len(bad), total, f"the {split} part")
+                raise images_gone(manifest, bad, len(bad), total // views, f"the {split} part")
         return features.kept[split]
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        """Returns a float32 tensor of ``shape`` for features: on the device, or in a file if it is large."""
+        if 4 * torch.Size(shape).numel() <= MOST_IN_MEMORY:
+            return torch.empty(shape, device=self.state.device)
+        return torch.from_numpy(scratch_array(self.recorder.run.root, shape, "float32"))
+
+
+def _cut_in_two(model: nn.Module, cut: Cut, pairs: dict[str, str], blank: Tensor, *, frozen: bool) -> Features:
+    """Returns the network in two parts: the lower one with its norms folded, the upper one too if its norms are ``frozen``."""
+    upper = upper_part(model, cut.name, blank)
+    assert upper is not None
+    inside = frozenset(name for name, _ in [*upper.named_parameters(), *upper.named_buffers()])
+    above = {one: norm for one, norm in pairs.items() if f"{one}.weight" in inside and f"{norm}.running_var" in inside}
+    below = {one: norm for one, norm in pairs.items() if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside}
+    lower = LowerPart(folded_copy(model, below), cut.name)
+    if not (frozen and above):
+        return Features(cut, lower, upper, inside)
+    part = upper_part(skeleton(model, above), cut.name, blank)
+    assert part is not None
+    return Features(cut, lower, FrozenNorms(model, above, part), inside)
+
+
+def _sentence(stage: StagePlan, cut: Cut, split: str, views: int, total: int) -> str:
+    size = size_text(total * cut.bytes_each)
+    if views == 1:
+        what = "the body is frozen" if stage.train == "head" else f"what stands before {cut.name} is frozen"
+        return f"stage {stage.name!r}: {what}, so its features of {total:,} {split} pictures are computed once ({size})"
+    return (
+        f"stage {stage.name!r}: what stands before {cut.name} is frozen, so its features of {views} views of "
+        f"{total // views:,} {split} pictures are computed once ({size})"
+    )
+
+
+def _not_cuttable(stage: StagePlan) -> ModelError:
+    return ModelError(
+        f"stage {stage.name!r}: cache: the network cannot be cut in front of what trains ({stage.train})",
+        "a network whose frozen part gives one tensor to the rest, in front of the head or of a block",
+        "give train: last:N, or remove cache from the stage",
+    )

@@ -73,7 +73,7 @@ class Session:
 
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
-        specs = train_specs(self.plan, self.manifest, first_step, self.features.stages)
+        specs = train_specs(self.plan, self.manifest, first_step, self.features.stored)
         return self.batches.load(specs, self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class Session:
         """
         cached = stage.index in self.features.cuts
         counts = apply_trainable(self.state.model, stage.train)
-        set_train_mode(self.state.model)
+        set_train_mode(self.state.model, stage.norm)
         if self._entered != stage.index:
             self._entered = stage.index
             reset_peak(self.state.device)
@@ -146,8 +146,8 @@ class Session:
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:
-        """The part of the network that is applied to a batch in the present stage: all of it, or the head on features."""
-        return self.state.forward if self.features.current is None else self.features.current.head
+        """The part of the network that is applied to a batch in the present stage: all of it, or the upper part on features."""
+        return self.features.forward
 
     def micro_batch_size(self, stage: StagePlan) -> int:
         """Returns the planned micro-batch size, or the smaller one that was set after running out of memory."""

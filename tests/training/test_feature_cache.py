@@ -1,110 +1,33 @@
-"""Frozen features: where networks can be cut, and that training on features equals training on images."""
+"""Stages that train on features of a frozen lower part: stored or computed anew, stopped and resumed, the bits are the same."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from stopping import last_checkpoint, stop_after
-from torch import Tensor, nn
 
 from stagewright.api.resume_check import differences
 from stagewright.api.train import resume
 from stagewright.data.batches.batch import Batch
-from stagewright.data.batches.specs import has_fixed_views
+from stagewright.data.batches.specs import has_fixed_views, train_specs
 from stagewright.data.dataset import load_dataset
-from stagewright.engine.frozen_features import CachedFeatures, Features, find_cut
-from stagewright.model.groups import apply_trainable, set_train_mode
-from stagewright.model.zoo import create_model
+from stagewright.engine.frozen_features import CachedFeatures
+from stagewright.errors import ModelError, RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import Computing, Event
+from stagewright.training import feature_cache
 from stagewright.training.session import Session
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
-
-
-def ready(model: nn.Module, train: str | tuple[str, ...] = "head") -> nn.Module:
-    apply_trainable(model, train)
-    set_train_mode(model)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("name", "cut"),
-    [
-        ("torchvision:resnet18", "fc"),
-        ("torchvision:mobilenet_v2", "classifier"),  # the dropout before the linear layer is after the cut
-        ("timm:mobilenetv2_100", "classifier"),
-        ("timm:resnet10t", "fc"),
-        ("cifar_resnet18", "fc"),
-    ],
-)
-def test_networks_are_cut_in_front_of_their_heads(name: str, cut: str) -> None:
-    torch.manual_seed(0)
-    model = ready(create_model(name, 3, image_size=64))
-    found = find_cut(model, torch.randn(2, 3, 64, 64))
-    assert found is not None and found.name == cut
-    features = Features(model, found)
-    images = torch.randn(4, 3, 64, 64)
-    batch = Batch(0, images, torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool), (), rows=np.arange(4))
-    kept = features.compute([batch], lambda b: b.images, lambda: False, lambda done: None)
-    model.eval()
-    assert torch.equal(features.head(kept.values), model(images))
-    assert kept.values[0].numel() * 4 == found.bytes_each
-
-
-def test_training_modes_and_buffers_are_left_as_they_were() -> None:
-    model = ready(torchvision.models.mobilenet_v2(num_classes=3))
-    modes = [module.training for module in model.modules()]
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    assert find_cut(model, torch.randn(2, 3, 32, 32)) is not None
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
-
-
-class Random(nn.Module):
-    """Dropout in the body has no parameters, so it is not in eval mode when the body is frozen."""
-
-    def __init__(self, twice: bool = False) -> None:
-        super().__init__()
-        self.body, self.drop, self.head, self.twice = nn.Linear(12, 6), nn.Dropout(0.5), nn.Linear(6, 2), twice
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.drop(self.body(images.flatten(1)))
-        return self.head(features) + (self.head(features) if self.twice else 0)
-
-
-class Moving(nn.Module):
-    """Batch-norm statistics that change although no parameter of the body trains."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.body, self.head = nn.BatchNorm2d(3, affine=False), nn.Linear(12, 6), nn.Linear(6, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.body(self.norm(images).flatten(1)))
-
-
-def test_what_cannot_be_cut_is_not() -> None:
-    images = torch.randn(2, 3, 2, 2)
-    for model in (Random(), Moving()):
-        assert find_cut(ready(model, ("head.*",)), images) is None
-    calm = Random(twice=True)
-    calm.drop.p = 0.0
-    assert find_cut(ready(calm, ("head.*",)), images) is None  # its head is called twice
-    calm.twice = False
-    assert find_cut(ready(calm, ("head.*",)), images) is not None
-    assert find_cut(ready(calm, "all"), images) is None
-    model = torchvision.models.resnet18(num_classes=3)
-    assert find_cut(ready(model, "last:1"), torch.randn(1, 3, 32, 32)) is None  # two separate parts train
 
 
 def test_a_damaged_picture_keeps_its_name() -> None:
@@ -141,8 +64,8 @@ def run_of(folder: Path, pictures: Path, made: Any) -> RunDir:
     return run
 
 
-def go(run: RunDir, arm: Any = None) -> bool:
-    return resume(run.root, execution=QUIET, say=lambda text: None, arm=arm).finished
+def go(run: RunDir, arm: Any = None, execution: Execution = QUIET) -> bool:
+    return resume(run.root, execution=execution, say=lambda text: None, arm=arm).finished
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +141,91 @@ def test_only_stages_that_see_pictures_alike_are_meant(picture_folder: Path) -> 
     ):
         plan = resolve(recipe(**fields), info)
         assert has_fixed_views(plan.stages[0]) is alike, fields
+
+
+VIEWS = {
+    "stages": [
+        {"name": "head", "epochs": "4st", "train": "head", "lr": 0.3},
+        {
+            "name": "upper",
+            "epochs": "9st",
+            "train": "last:4",
+            "norm": "frozen",
+            "cache": {"views": 2},
+            "lr": 0.01,
+            "augment": {"crop": "random_resized", "flip": 0.5, "brightness": 0.3},
+        },
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def with_views(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
+    run = run_of(tmp_path_factory.mktemp("views") / "r", picture_folder, recipe(**VIEWS))
+    assert go(run)
+    return run
+
+
+@pytest.mark.parametrize("sampling", ["natural", "balanced"])
+def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, sampling: str) -> None:
+    made = recipe(**VIEWS, sampling=sampling)
+    stored, anew = (run_of(tmp_path / name, picture_folder, made) for name in ("stored", "anew"))
+    seen: list[Session] = []
+    assert go(stored, seen.append) and go(anew, seen.append, replace(QUIET, cache_features=False))
+    assert differences(stored, anew) == []
+    assert seen[0].batches.train_times.images == 0 < seen[1].batches.train_times.images
+    losses = [line.split(",")[5] for line in stored.steps.read_text().splitlines()[1:]]
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+def test_views_stopped_and_resumed_are_the_same(
+    tmp_path: Path, picture_folder: Path, with_views: RunDir, step: int
+) -> None:
+    run = run_of(tmp_path / "r", picture_folder, recipe(**VIEWS))
+    assert not go(run, stop_after(step)) and go(run)
+    assert differences(with_views, run) == []
+
+
+def test_views_in_a_file_change_no_bit(
+    tmp_path: Path, picture_folder: Path, with_views: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "MOST_IN_MEMORY", 1000)
+    run = run_of(tmp_path / "r", picture_folder, recipe(**VIEWS))
+    assert go(run)
+    assert differences(with_views, run) == []
+    assert not [path for path in run.root.rglob("*") if path.name.startswith("tmp")]
+
+
+def test_a_view_is_what_its_pass_would_have_drawn(picture_folder: Path) -> None:
+    made = recipe(**VIEWS)
+    manifest = load_dataset(str(picture_folder), made.data, made.seed).manifest
+    plan = resolve(made, manifest.info())
+    stage = plan.stages[1]
+    drawn = {
+        (int(row), int(view)): box
+        for spec in train_specs(plan, manifest, stage.first_step)
+        for row, view, box in zip(spec.rows, spec.views, spec.geometry.boxes.tolist(), strict=True)
+    }
+    free = resolve(recipe(stages=[VIEWS["stages"][0], {**VIEWS["stages"][1], "cache": None}]), manifest.info())
+    for spec in train_specs(free, manifest, stage.first_step):
+        for row, box in zip(spec.rows.tolist(), spec.geometry.boxes.tolist(), strict=True):
+            if spec.step - stage.first_step < stage.num_images // stage.batch_size:  # the first pass
+                assert drawn[row, 0] == box
+
+
+def test_a_network_that_cannot_be_cut_is_refused_before_training(tmp_path: Path, picture_folder: Path) -> None:
+    stages = [{"epochs": "3st", "train": ["features.0.*", "classifier.*"], "cache": {"views": 2}}]
+    run = run_of(tmp_path / "r", picture_folder, recipe(stages=stages))
+    with pytest.raises(ModelError, match="cannot be cut"):
+        go(run)
+
+
+def test_what_a_cached_stage_cannot_do_is_refused() -> None:
+    for fields, words in (
+        ({"train": "all"}, "all blocks train"),
+        ({"mix": {"mixup": 0.2}}, "mixing works on images"),
+        ({"augment": {"crop": "none", "flip": 0, "copies": 1}}, "fixed views"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            recipe(stages=[{"train": "last:1", "cache": {"views": 2}, **fields}])

@@ -36,6 +36,8 @@ class BatchSpec:
     """The random augmentations that the device applies after cropping and flipping; None if there are none."""
     drawn_for: NDArray[np.int64] | None = None
     """The indices of the images in the batch that ``draws`` apply to; None for all images."""
+    views: NDArray[np.int64] | None = None
+    """int64 (B,): which of its stage's fixed views each image is; None if the stage has none."""
     unread: bool = False
     """True if no image is read, because the network's features of these images are cached."""
 
@@ -59,6 +61,8 @@ class Batch:
     """The indices of the images that ``draws`` apply to, from the specification."""
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 (B,): rows of the manifest."""
+    views: NDArray[np.int64] | None = None
+    """int64 (B,): which of its stage's fixed views each image is, from the specification."""
 
 
 def masked(batch: Batch, rows: list[int]) -> Batch:

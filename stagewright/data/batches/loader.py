@@ -209,7 +209,7 @@ class _HostBatch(_PendingBatch):
         """Returns the batch in host memory."""
         bad = tuple(row for part in bad_rows for row in part)
         spec, images = self.spec, self.buffer.permute(0, 3, 1, 2)
-        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for, spec.rows)
+        return Batch(spec.step, images, self.labels, self.valid, bad, spec.draws, spec.drawn_for, spec.rows, spec.views)
 
     def _chunks(self) -> list[slice]:
         return [] if self.spec.unread else super()._chunks()
@@ -241,7 +241,7 @@ class _DeviceBatch(_PendingBatch):
         images = resident.views(spec.rows, spec.geometry, valid).permute(0, 3, 1, 2)
         labels, there = resident.copied(spec.labels), resident.copied(valid)
         self.times.loaded(len(spec.rows), 0.0, time.perf_counter() - began)
-        return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for, spec.rows)
+        return Batch(spec.step, images, labels, there, bad, spec.draws, spec.drawn_for, spec.rows, spec.views)
 
     def _chunks(self) -> list[slice]:
         return [] if self.all_on_device else super()._chunks()

@@ -59,10 +59,14 @@ def train_specs(
             else:
                 places, passes, views = sampled_places(seed, classes, first, size, step - stage.first_step)
             copies, within = np.divmod(places, len(rows))
+            fixed = None
             if stage.augment.copies:
                 passes = np.where((copies > 0) | (views > 0), _COPY_PASS + copies, _UNAUGMENTED)
+            if stage.cache_views:
+                fixed = (passes - first + views) % stage.cache_views
+                passes, views = first + fixed, np.zeros(size, np.int64)
             spec = _train_spec(plan, manifest, stage, step, rows[within], _viewed(passes, views))
-            yield replace(spec, unread=True) if stage.index in unread else spec
+            yield replace(spec, views=fixed, unread=stage.index in unread)
 
 
 def has_fixed_views(stage: StagePlan) -> bool:
@@ -76,15 +80,18 @@ def has_fixed_views(stage: StagePlan) -> bool:
 def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> Iterator[BatchSpec]:
     """Yields specifications with every image of ``split`` once, in the manifest's order, cropped as in ``stage``.
 
-    For the split "train", these are only the images that the stage trains on, and :func:`has_fixed_views` must be True.
+    For the split "train", these are only the images that the stage trains on. If the stage has several fixed views of an image
+    (``cache_views``), all images come once for each of them: view v is what pass v of the stage would have drawn. Otherwise
+    :func:`has_fixed_views` must be True.
     """
     if split != "train":
         yield from eval_specs(plan, manifest, stage, split)
         return
-    rows = stage_rows(plan, manifest, stage)
-    for at in range(0, len(rows), stage.micro_batch_size):
-        chosen = rows[at : at + stage.micro_batch_size]
-        yield _train_spec(plan, manifest, stage, at, chosen, np.zeros(len(chosen), np.int64))
+    rows, size = stage_rows(plan, manifest, stage), stage.micro_batch_size
+    for view in range(max(1, stage.cache_views)):
+        for at in range(0, len(rows), size):
+            chosen = rows[at : at + size]
+            yield _train_spec(plan, manifest, stage, at, chosen, np.full(len(chosen), stage.first_pass + view))
 
 
 def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_images: int) -> Iterator[BatchSpec]:
