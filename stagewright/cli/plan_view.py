@@ -74,6 +74,8 @@ def _stage_sentence(stage: StagePlan, first: bool) -> str:
     parts = [
         f"steps {stage.first_step:,} to {stage.end_step - 1:,}",
         f"trains {stage.train if isinstance(stage.train, str) else ', '.join(stage.train)}",
+        *(["batch norms frozen"] if stage.norm == "frozen" else []),
+        *([f"{stage.cache_views} cached views of each picture"] if stage.cache_views else []),
         f"mixing {_mixing(stage)}",
         f"average {stage.average.kind}",
         momentum

@@ -108,7 +108,9 @@ def _cut_at(
             handle.remove()
         same = all(torch.equal(found[0], other) for other in found[1:])
         unchanged = all(torch.equal(buffer, buffers[key]) for key, buffer in model.named_buffers())
-        if not (same and unchanged and calls == 1 and isinstance(whole, Tensor) and torch.equal(whole, upper(found[0]))):
+        if not (
+            same and unchanged and calls == 1 and isinstance(whole, Tensor) and torch.equal(whole, upper(found[0]))
+        ):
             return None
         if len(upper(found[0][:1])) != 1:  # traced for another number of images than it may be given
             return None
@@ -183,7 +185,7 @@ def _as_meta(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def _keep_upper(graph: fx.Graph, name: str) -> bool:
-    """Reduces ``graph`` to the part from the module ``name`` on, whose only input is that module's; returns False if it cannot."""
+    """Reduces ``graph`` to the part from the module ``name`` on, which takes that module's input; returns whether it can."""
     nodes = list(graph.nodes)
     calls = [node for node in nodes if node.op == "call_module" and node.target == name]
     if len(calls) != 1 or len(calls[0].args) != 1 or not isinstance(calls[0].args[0], fx.Node):

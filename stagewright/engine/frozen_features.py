@@ -97,7 +97,8 @@ class Features:
     ) -> CachedFeatures:
         """Computes the features of ``batches``: all N images in ascending order of their rows, once for each view.
 
-        ``num_views`` is their number V * N; ``empty`` makes the tensor of a shape that takes their features. ``network_input`` makes the network's input from a batch. ``stop`` is called before every batch; if it returns True,
+        ``num_views`` is their number V * N; ``empty`` makes the tensor of a shape that takes their features, and
+        ``network_input`` the network's input from a batch. ``stop`` is called before every batch; if it returns True,
         :class:`stagewright.errors.Interrupted` is raised. ``progress`` is called with the number of views done so far.
         """
         rows: list[NDArray[np.int64]] = []

@@ -56,10 +56,10 @@ def head_modules(model: nn.Module) -> list[str]:
 
 def blocks(model: nn.Module) -> list[str]:
     """Names of the body's blocks in order, as the module docstring defines them; [] for a lone linear layer."""
-    return [names[0] for names in _blocks(model)]
+    return [names[0] for names in block_modules(model)]
 
 
-def _blocks(model: nn.Module) -> list[list[str]]:
+def block_modules(model: nn.Module) -> list[list[str]]:
     """Returns the blocks in order, each as a list: the name of its module, then names of other modules that belong to it."""
     heads = head_modules(model)
     total = sum(p.numel() for name, p in model.named_parameters() if not _within(name, heads))
@@ -146,7 +146,7 @@ def _last_blocks(model: nn.Module, train: str) -> list[str]:
             "all, head, last:N, or a list of patterns of names",
             "correct train of the recipe or its stage",
         )
-    found = _blocks(model)
+    found = block_modules(model)
     if int(count) > len(found):
         raise ModelError(
             f"train: {train!r} asks for more blocks than the model has",
@@ -209,9 +209,8 @@ def set_train_mode(model: nn.Module, norm: str = "train") -> None:
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-        elif norm == "frozen" and isinstance(module, _BatchNorm):
+        still = parameters and not any(parameter.requires_grad for parameter in parameters)
+        if still or (norm == "frozen" and isinstance(module, _BatchNorm)):
             module.eval()
 
 
@@ -261,7 +260,7 @@ def parameter_groups(
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:
     """Returns {parameter name: depth}, the number of blocks up to the logits, as defined in the module docstring."""
-    heads, found = head_modules(model), _blocks(model)
+    heads, found = head_modules(model), block_modules(model)
     depths: dict[str, int] = {}
     for name, _ in model.named_parameters():
         of_block = (len(found) - at for at, names in enumerate(found) if _within(name, names))

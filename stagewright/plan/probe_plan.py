@@ -51,7 +51,7 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
 
     long, short = [], []
     for stage in plan.stages:
-        frozen = stage.train != "all" and has_fixed_views(stage)
+        frozen = stage.train != "all" and not stage.cache_views and has_fixed_views(stage)
         long.append(place(stage, _key(stage, frozen)))
         # More images than the stage can use: it is then too short for cached features to save time.
         many = stage.model_copy(update={"num_images": STEPS * stage.batch_size + 1})
@@ -74,7 +74,7 @@ def _key(stage: StagePlan, frozen: bool) -> str:
     content["clipped"] = stage.clip_norm is not None
     content["mix"] = bool(stage.mix.probability and (stage.mix.mixup or stage.mix.cutmix))
     content["average"] = [stage.average.kind, stage.average.recalibrate]
-    if not frozen:
+    if not (frozen or stage.cache_views):
         del content["num_images"]  # it matters only for cached features, which must fit into memory
     return json.dumps(content, sort_keys=True)
 

@@ -20,6 +20,7 @@ from stagewright.plan.resolve import resolve
 from stagewright.preflight.lr_find import RunArtifacts, caption, range_test_files, run_range_test, sentence
 from stagewright.preflight.micro_batch import fitting_micro_batch, resident_bytes
 from stagewright.preflight.range_test import Sweep
+from stagewright.preflight.upper import asks_for_upper, upper_of
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.device import choose_device
 from stagewright.system.isolation import preserve_global_state
@@ -41,6 +42,10 @@ def measure(
     collects notes and files for the run's directory. RangeTestError if no learning rate is found.
     """
     artifacts = artifacts or RunArtifacts()
+    upper = None
+    if asks_for_upper(recipe):
+        upper = (known and known.upper) or upper_of(recipe, len(dataset.manifest.classes))
+        recipe = recipe.with_upper(upper)
     if known is None:
         known = Measured(micro_batch_size=_fitting(recipe, dataset, execution, say, artifacts))
     lr = None
@@ -48,7 +53,7 @@ def measure(
         lr = known.lr or _measured_lr(recipe, dataset, execution, say, artifacts, known.micro_batch_size)
         if lr == known.lr:
             say(f"lr: auto is {lr_text(lr)}, as found when the run began.")
-    return Measured(lr=lr, micro_batch_size=known.micro_batch_size)
+    return Measured(lr=lr, micro_batch_size=known.micro_batch_size, upper=upper)
 
 
 def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, artifacts: RunArtifacts) -> int | None:

@@ -48,6 +48,7 @@ from stagewright.system.memory import peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.text import span_text
 from stagewright.training.evaluator import Evaluator, recalibrated_images
+from stagewright.training.feature_cache import MOST_IN_MEMORY
 from stagewright.training.finish import write_bundle
 from stagewright.training.loop import run_plan
 from stagewright.training.session import Session
@@ -123,7 +124,8 @@ def _measured(bench: _Bench, rehearsal: ProbePlan, plan: Plan, seconds: float, p
     work = dict.fromkeys(needed, 0.0)
     for stage, (long, short) in zip(plan.stages, pairs, strict=True):
         shown = stage.num_steps * stage.batch_size
-        once = long in cuts and shown >= stage.num_images  # with cached features, each image is processed once
+        # With cached features, each image is processed once.
+        once = long in cuts and (stage.cache_views > 0 or shown >= stage.num_images)
         work[long if once else short] += (stage.num_images if once else shown) * stage.image_size**2
     total = sum(work.values())
     measured = {
@@ -186,7 +188,8 @@ class _Bench:
         gc.collect()
         reset_peak(device)
         cut = session.features.cuts.get(stage.index)
-        once = self.features_seconds(stage, _EVAL * limit) * stage.num_images if cut is not None else 0.0
+        views = stage.num_images * max(1, stage.cache_views)
+        once = self.features_seconds(stage, _EVAL * limit) * views if cut is not None else 0.0
         timer = self.train(stage, _TRAIN * limit)
         train_gb = peak_gb(device)
         load, compute = self.separate_times(stage, timer, _ALONE * limit)
@@ -194,7 +197,8 @@ class _Bench:
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
             once += first * session.plan.dataset.num_val
-            train_gb += cut.bytes_each * (stage.num_images + session.plan.dataset.num_val) / 2**30
+            stored = min(cut.bytes_each * views, MOST_IN_MEMORY)
+            train_gb += (stored + min(cut.bytes_each * session.plan.dataset.num_val, MOST_IN_MEMORY)) / 2**30
         return StageCost(
             step_seconds=timer.step_seconds,
             load_seconds=load,
@@ -215,8 +219,8 @@ class _Bench:
         self.session.manifest = replace(self.whole, splits=splits)
 
     def features_seconds(self, stage: StagePlan, limit: float) -> float:
-        """Returns the seconds per image to compute the features on which the stage trains. Some features stay in the cache for
-        the measurement of training."""
+        """Returns the seconds per view of an image to compute the features on which the stage trains. Some features stay in the
+        cache for the measurement of training."""
         session, labels = self.session, self.whole.labels
         count, seconds = 2 * stage.batch_size, 0.0
         for _ in range(2):
@@ -226,7 +230,8 @@ class _Bench:
             assert session.features.current is not None
             session.features.current.kept.clear()
             began = time.perf_counter()
-            pictures = len(session.features.of("train", stage, session.manifest).rows)
+            found = session.features.of("train", stage, session.manifest)
+            pictures = count if found is None else len(found.values)
             self.synchronize()
             seconds = (time.perf_counter() - began) / pictures
             count = max(count, int(limit / seconds))

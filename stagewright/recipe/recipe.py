@@ -30,7 +30,6 @@ from stagewright.recipe.fields import Optimizer as Optimizer
 from stagewright.recipe.fields import Stop as Stop
 from stagewright.system.named_functions import is_named
 
-
 Norm = Literal["train", "frozen", "auto"]
 
 
@@ -49,8 +48,9 @@ class Stage(Part):
     """Share of the training images that is used."""
     train: str | tuple[str, ...] | None = None
     """Which parameters are trained: ``all``, ``head``, ``last:N`` (the head and the last N blocks), ``upper`` (the head and as
-    many of the last blocks as train at about two fifths of the cost of all), or a list of patterns of parameter names (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected
-    before it, or from all if it comes first."""
+    many of the last blocks as train at about two fifths of the cost of all), or a list of patterns of parameter names
+    (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected before it, or from
+    all if it comes first."""
     norm: Norm | None = None
     """Batch norms: ``train`` uses the statistics of each batch, ``frozen`` the running ones, which then do not change, while
     scale and shift still train where ``train`` selects them; ``auto``: frozen for pretrained weights and micro-batches of fewer
@@ -98,7 +98,9 @@ def _check_train(train: str | tuple[str, ...] | None) -> None:
     if isinstance(train, str) and train not in ("all", "head", "upper"):
         count = train.removeprefix("last:")
         if count == train or not count.isdigit() or int(count) < 1:
-            raise ValueError(f"train: {train!r} is not all, head, upper, last:N or a list of patterns such as ['layer4.*']")
+            raise ValueError(
+                f"train: {train!r} is not all, head, upper, last:N or a list of patterns such as ['layer4.*']"
+            )
     if train == ():
         raise ValueError("train: an empty list of patterns would train nothing")
     if isinstance(train, tuple) and not all(pattern.removeprefix("!") for pattern in train):
@@ -115,9 +117,13 @@ def _check_cached(at: int, stage: Stage) -> None:
             f"stages[{at}].cache: all blocks train, so nothing stays the same; give train: upper, last:N or patterns"
         )
     if (stage.mix.mixup or stage.mix.cutmix) and stage.mix.probability:
-        raise ValueError(f"stages[{at}].cache: mixing works on images, which a cached stage does not see; give mix: none")
+        raise ValueError(
+            f"stages[{at}].cache: mixing works on images, which a cached stage does not see; give mix: none"
+        )
     if stage.augment.copies:
-        raise ValueError(f"stages[{at}].cache: augment.copies makes copies of images; cache.views makes fixed views of each")
+        raise ValueError(
+            f"stages[{at}].cache: augment.copies makes copies of images; cache.views makes fixed views of each"
+        )
 
 
 def _as_tuple(value: object) -> object:
@@ -174,8 +180,8 @@ class Recipe(Part):
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training images that is used, for stages that do not set it; at least one image of each class."""
     train: str | tuple[str, ...] = "all"
-    """Which parameters are trained, for stages that do not set it: ``all``, ``head``, ``last:N``, ``upper`` or a list of patterns,
-    as in a stage."""
+    """Which parameters are trained, for stages that do not set it: ``all``, ``head``, ``last:N``, ``upper`` or a list of
+    patterns, as in a stage."""
     norm: Norm = "train"
     """Batch norms, for stages that do not set it: ``train``, ``frozen`` or ``auto``, as in a stage."""
     augment: Augment = Augment()
@@ -299,6 +305,16 @@ class Recipe(Part):
     def changed(self, **changes: object) -> Recipe:
         """Returns this recipe with top-level fields replaced, validated again (pydantic.ValidationError)."""
         return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
+
+    def with_upper(self, train: str) -> Recipe:
+        """Returns this recipe with ``train`` (``last:N`` or ``all``) wherever it says ``upper``; ``all`` caches nothing."""
+        stages = [stage.model_dump(exclude_unset=True) for stage in self.stages]
+        for content, stage in zip(stages, self.resolved_stages(), strict=True):
+            if stage.train == "upper":
+                content["train"] = train
+                if train == "all":
+                    content.pop("cache", None)
+        return self.changed(stages=tuple(stages), train=train if self.train == "upper" else self.train)
 
     def with_epochs(self, epochs: Duration) -> Recipe:
         """Returns this recipe with a total length of ``epochs``; every stage is lengthened or shortened by the same factor.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stagewright.data.batches.batch import Batch
-from stagewright.data.batches.specs import has_fixed_views, whole_specs
+from stagewright.data.batches.specs import has_fixed_views, stage_rows, whole_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
@@ -84,7 +84,7 @@ class FeatureCache:
             index
             for index, cut in self.cuts.items()
             if self.batches.execution.cache_features
-            and (size := self._num_bytes(self.plan.stages[index], cut)) <= max(MOST_IN_MEMORY, free // 2)
+            and self._num_bytes(self.plan.stages[index], cut) <= max(MOST_IN_MEMORY, free // 2)
         )
 
     def _num_bytes(self, stage: StagePlan, cut: Cut) -> int:
@@ -132,8 +132,11 @@ class FeatureCache:
             return None
         if split not in features.kept:
             views = max(1, stage.cache_views) if split == "train" else 1
-            total = views * (stage.num_images if split == "train" else len(manifest.rows(split)))
-            self.recorder.log.emit(Notice(step=self.state.step, text=_sentence(stage, features.cut, split, views, total)))
+            rows = stage_rows(self.plan, manifest, stage) if split == "train" else manifest.rows(split)
+            total = views * len(rows)
+            self.recorder.log.emit(
+                Notice(step=self.state.step, text=_sentence(stage, features.cut, split, views, total))
+            )
             specs = whole_specs(self.plan, manifest, stage, split)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
                 features.kept[split] = features.compute(
@@ -165,7 +168,11 @@ def _cut_in_two(model: nn.Module, cut: Cut, pairs: dict[str, str], blank: Tensor
     assert upper is not None
     inside = frozenset(name for name, _ in [*upper.named_parameters(), *upper.named_buffers()])
     above = {one: norm for one, norm in pairs.items() if f"{one}.weight" in inside and f"{norm}.running_var" in inside}
-    below = {one: norm for one, norm in pairs.items() if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside}
+    below = {
+        one: norm
+        for one, norm in pairs.items()
+        if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside
+    }
     lower = LowerPart(folded_copy(model, below), cut.name)
     if not (frozen and above):
         return Features(cut, lower, upper, inside)

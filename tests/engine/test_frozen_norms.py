@@ -24,7 +24,9 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["cifar_resnet18", "torchvision:mobilenet_v2", "timm:resnet10t", "cifar_preact_resnet18"])
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet18", "torchvision:mobilenet_v2", "timm:resnet10t", "cifar_preact_resnet18"]
+)
 def test_it_learns_as_the_network_in_inference_mode(name: str) -> None:
     torch.manual_seed(0)
     model = moved(create_model(name, 3, image_size=32)).double()

@@ -66,7 +66,7 @@ def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
         ("image_size=big", "image_size: 'big' is not allowed", "valid integer"),
         ("stages.0.epochs=30", r"30 has no unit; write 30ep for epochs or 30st for steps", ""),
         ("stages.0.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
-        ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, last:N or a list of patterns", ""),
+        ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, upper, last:N or a list of patterns", ""),
         ("train=['fc', '!']", "'fc', '!'. contains an empty pattern", ""),
         ("lr.schedule=cosin", "lr.schedule: 'cosin' is not allowed", "'cosine'"),
         ("model.weights.x=3", "model.weights is 'default', which has no fields", ""),
