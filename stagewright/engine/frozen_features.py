@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stagewright.data.batches.batch import BadRow, Batch
-from stagewright.errors import Interrupted
-from stagewright.model.groups import modes_kept
+from stagewright.errors import Interrupted, ModelError
+from stagewright.model.groups import head_modules, modes_kept
 
 MOST_BYTES = 2 * 2**30
 """Limit of the features of one split in bytes; larger ones are not cached. Constant, so that every machine decides the same."""
@@ -103,6 +103,34 @@ def _cut_at(
     return Cut(name, found[0][0].numel() * found[0].element_size())
 
 
+@torch.no_grad()
+def linear_cut(model: nn.Module, images: Tensor) -> Cut:
+    """Returns the cut in front of the linear layer that is the whole head of ``model`` in evaluation mode.
+
+    ``images`` (B, 3, S, S) with B >= 1 are for the test run. ModelError unless the head is one linear layer with biases that is
+    called once, with one vector for each image, and whose outputs are the logits. Restores training modes.
+    """
+    names = head_modules(model)
+    head = model.get_submodule(names[0]) if len(names) == 1 else None
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        calls: list[object] = []
+        handle = head.register_forward_pre_hook(lambda *_: calls.append(None))
+        with modes_kept(model):
+            model.eval()
+            logits = model(images)
+            handle.remove()
+            features = features_of(model, head, images)
+        if features is not None and features.ndim == 2 and isinstance(logits, Tensor) and len(calls) == 1:
+            if torch.equal(head(features), logits):
+                return Cut(names[0], features[0].numel() * features.element_size())
+    what = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names) or "no module"
+    raise ModelError(
+        f"fit: optimum: the head of this network is {what}, and its logits are not the outputs of one linear layer",
+        "a network whose logits are the outputs of one linear layer with biases",
+        "write fit: updates, with epochs and lr, in the stage",
+    )
+
+
 def features_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:
     """Returns the input of ``module`` at its first call in a forward pass of ``model`` on ``images`` (B, 3, S, S).
 
@@ -136,8 +164,11 @@ class CachedFeatures:
 
     def replace_images(self, batch: Batch) -> Batch:
         """Returns ``batch`` with features (B, ...) instead of images; ``valid`` and ``bad_rows`` mark the unreadable ones."""
-        places = np.searchsorted(self.rows, batch.rows)
-        images = self.values.index_select(0, torch.from_numpy(places).to(self.values.device))
+        if np.array_equal(self.rows, batch.rows):  # all images at once, which need no copy
+            images = self.values
+        else:
+            places = np.searchsorted(self.rows, batch.rows)
+            images = self.values.index_select(0, torch.from_numpy(places).to(self.values.device))
         if not self.bad:
             return replace(batch, images=images)
         readable = np.array([row not in self.bad for row in batch.rows.tolist()])

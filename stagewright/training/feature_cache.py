@@ -12,9 +12,10 @@ from stagewright.data.batches.specs import has_fixed_views, whole_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.frozen_features import MOST_BYTES, CachedFeatures, Cut, Features, find_cut
+from stagewright.engine.frozen_features import MOST_BYTES, CachedFeatures, Cut, Features, find_cut, linear_cut
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
+from stagewright.errors import ModelError
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
@@ -41,7 +42,9 @@ class FeatureCache:
         """{stage index: cut} of all stages that train the head on cached features."""
         found: dict[int, Cut] = {}
         for stage in self.plan.stages:
-            if has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
+            if stage.fit == "optimum":
+                found[stage.index] = self._linear_cut(stage)
+            elif has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images:
                 apply_trainable(self.state.model, stage.train)
                 set_train_mode(self.state.model)
                 blank = torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
@@ -50,6 +53,20 @@ class FeatureCache:
                 if cut is not None and cut.bytes_each * images <= MOST_BYTES:
                     found[stage.index] = cut
         return found
+
+    def _linear_cut(self, stage: StagePlan) -> Cut:
+        """Returns the cut in front of the linear head; ModelError if there is none, or if the features need too much memory."""
+        blank = torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)
+        cut = linear_cut(self.state.model, blank)
+        images = max(stage.num_images * (2 if stage.augment.flip else 1), self.plan.dataset.num_val)
+        if cut.bytes_each * images > MOST_BYTES:
+            most = MOST_BYTES // cut.bytes_each
+            raise ModelError(
+                f"stage {stage.name!r}: features of {images:,} views of pictures need {cut.bytes_each * images / 2**30:.1f} GiB",
+                f"{most:,} views, which need {MOST_BYTES / 2**30:.0f} GiB",
+                "write augment: {flip: 0} in the stage, a smaller data_fraction, or fit: updates",
+            )
+        return cut
 
     @property
     def stages(self) -> frozenset[int]:
@@ -65,23 +82,26 @@ class FeatureCache:
         """Returns ``batch`` with cached features instead of images if the stage trains on them, else ``batch``."""
         return batch if self.current is None else self.of("train", stage, manifest).replace_images(batch)
 
-    def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures:
+    def of(
+        self, split: str, stage: StagePlan, manifest: Manifest, *, mirrored: bool = False
+    ) -> CachedFeatures:
         """Returns the features of a split in ``stage``, which must be the present one; computes them at the first call.
 
-        Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
+        ``mirrored``: those of the mirror images, of the split "train". Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
         """
         features = self.current
         assert features is not None
-        if split not in features.kept:
+        kept_as = f"{split}, mirrored" if mirrored else split
+        if kept_as not in features.kept:
             total = stage.num_images if split == "train" else len(manifest.rows(split))
             text = (
                 f"stage {stage.name!r}: the body is frozen and pictures are not augmented, so its features of {total:,} "
-                f"{split} pictures are computed once"
+                f"{'mirrored ' if mirrored else ''}{split} pictures are computed once"
             )
             self.recorder.log.emit(Notice(step=self.state.step, text=text))
-            specs = whole_specs(self.plan, manifest, stage, split)
+            specs = whole_specs(self.plan, manifest, stage, split, mirrored=mirrored)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
-                features.kept[split] = features.compute(
+                features.kept[kept_as] = features.compute(
                     batches,
                     lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
                     stop=lambda: self.batches.stop.requested,
@@ -89,8 +109,8 @@ class FeatureCache:
                         Computing(step=self.state.step, done=done, total=total, what=f"features of {split} pictures")
                     ),
                 )
-            bad = list(features.kept[split].bad.items())
+            bad = list(features.kept[kept_as].bad.items())
             if self.reading.is_gone(len(bad), total):
-                del features.kept[split]
+                del features.kept[kept_as]
                 raise images_gone(manifest, bad, len(bad), total, f"the {split} part")
-        return features.kept[split]
+        return features.kept[kept_as]

@@ -269,7 +269,12 @@ class Rollback:
 
     def _has_bad_loss(self, batch: Batch) -> NDArray[np.bool_]:
         """Which images of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
-        the others."""
+        the others.
+
+        None of a fit to the optimum, which reads no images: it leaves out those whose features are not finite.
+        """
+        if not batch.images.numel():
+            return np.zeros(len(batch.rows), np.bool_)
         session, state, numerics = self.session, self.session.state, self.session.numerics
         with modes_kept(state.model), torch.no_grad(), numerics.autocast(state.device):
             state.model.eval()
