@@ -34,8 +34,8 @@ BLOCK = 2048
 _COPIED_BYTES = 2**28
 """Features of at most this size are centred once and kept; larger ones are centred at every use, with the same bits."""
 _LEAST_SCALE = 1e-2
-"""Smallest number by which features are divided. The features of pretrained networks are 100 to 10,000 times as large; those of an
-untrained network in evaluation mode can be so small that the head would need weights with which any later update diverges."""
+"""Smallest number by which features are divided. The features of pretrained networks are 100 to 10,000 times as large; those of
+an untrained network in evaluation mode can be so small that the head would need weights with which any later update diverges."""
 _MOST_ITERATIONS = 2000
 _MEMORY = 12
 """Number of earlier steps from which L-BFGS estimates the curvature."""
@@ -169,7 +169,13 @@ def solve(
             jac=True,
             method="L-BFGS-B",
             callback=end_at_minimum,
-            options={"maxcor": _MEMORY, "maxiter": _MOST_ITERATIONS, "maxfun": 2 * _MOST_ITERATIONS, "ftol": _NOISE, "gtol": 0.0},
+            options={
+                "maxcor": _MEMORY,
+                "maxiter": _MOST_ITERATIONS,
+                "maxfun": 2 * _MOST_ITERATIONS,
+                "ftol": _NOISE,
+                "gtol": 0.0,
+            },
         )
         theta = np.asarray(result.x, dtype=np.float64)
         value, gradient = _objective(problem, shares, strength, theta)

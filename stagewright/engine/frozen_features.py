@@ -120,9 +120,9 @@ def linear_cut(model: nn.Module, images: Tensor) -> Cut:
             logits = model(images)
             handle.remove()
             features = features_of(model, head, images)
-        if features is not None and features.ndim == 2 and isinstance(logits, Tensor) and len(calls) == 1:
-            if torch.equal(head(features), logits):
-                return Cut(names[0], features[0].numel() * features.element_size())
+        plain = features is not None and features.ndim == 2 and isinstance(logits, Tensor) and len(calls) == 1
+        if plain and torch.equal(head(features), logits):
+            return Cut(names[0], features[0].numel() * features.element_size())
     what = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names) or "no module"
     raise ModelError(
         f"fit: optimum: the head of this network is {what}, and its logits are not the outputs of one linear layer",

@@ -67,7 +67,7 @@ def fit_head(
                 progress(sum(one.fits for one in parts), total)
             losses[tried] = _mean(parts)
             if losses[tried] <= min(losses.values()):
-                strength, start = tried, np.mean([part.theta for part in parts], axis=0)
+                strength, start = tried, np.mean([part.found for part in parts], axis=0)
             if losses[tried] > _RISEN * min(losses.values()):
                 break
     solution = solve(problem, strength, start=start, tolerance=_EXACTLY, stop=stop)
@@ -88,7 +88,14 @@ class _Part:
     scored: Tensor
     """float64 (N,): the problem's weights in the fold, 0 elsewhere and for classes without an image in the training part."""
     theta: Vector | None = None
+    """The last minimum."""
     fits: int = 0
+
+    @property
+    def found(self) -> Vector:
+        """The last minimum; there must be one."""
+        assert self.theta is not None
+        return self.theta
 
     @classmethod
     def of(cls, problem: Problem, held_out: Tensor) -> _Part:
@@ -100,9 +107,7 @@ class _Part:
 
     def fit(self, strength: float, stop: Callable[[], bool]) -> None:
         """Fits the head to the training part, from the last minimum on."""
-        found = solve(
-            self.problem, strength, weights=self.weights, start=self.theta, tolerance=_ROUGHLY, stop=stop
-        )
+        found = solve(self.problem, strength, weights=self.weights, start=self.theta, tolerance=_ROUGHLY, stop=stop)
         self.theta, self.fits = found.theta, self.fits + 1
 
 
@@ -110,7 +115,6 @@ def _mean(parts: list[_Part]) -> float:
     """Returns the weighted mean log loss of all images, each where its fold was left out."""
     total = weight = 0.0
     for part in parts:
-        assert part.theta is not None
-        total += float(part.scored @ log_losses(part.problem, part.theta)[0])
+        total += float(part.scored @ log_losses(part.problem, part.found)[0])
         weight += float(part.scored.sum())
     return total / weight if weight else float("inf")

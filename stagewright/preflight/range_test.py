@@ -87,8 +87,8 @@ def range_test(
 def _lengthened(
     recipe: Recipe, manifest: Manifest, device: torch.device, steps: int, micro_batch_size: int | None
 ) -> Plan:
-    """Returns the plan of the recipe's stages of updates with a first stage of ``steps`` steps; its initial weights and batches do
-    not change."""
+    """Returns the plan of the recipe's stages of updates with a first stage of ``steps`` steps; its initial weights and batches
+    do not change."""
     timed = recipe.without_optima()
     if timed is None:
         raise RangeTestError(

@@ -30,7 +30,9 @@ def unused_in_optimum(stage: Frozen) -> list[str]:
     found = []
     for name in type(stage).model_fields:
         if name in stage.model_fields_set and getattr(stage, name) is not None and why_without_effect(stage, name):
-            why = "it is one update" if name == "epochs" else "there is no rate, momentum or decay; its penalty is chosen"
+            why = (
+                "it is one update" if name == "epochs" else "there is no rate, momentum or decay; its penalty is chosen"
+            )
             found.append(f"{name}: has no effect where fit is optimum ({why}): leave it out, {_INSTEAD}")
     return found
 

@@ -31,7 +31,6 @@ from stagewright.recipe.holds import When
 from stagewright.recipe.optimum import obstacles_to_optimum, unused_in_optimum
 from stagewright.system.named_functions import is_named
 
-
 _UPDATES = When(fit="updates")
 
 
@@ -41,8 +40,8 @@ class Stage(Part):
     name: str | None = None
     """Name of the stage in logs and plots; absent: ``stage1``, ``stage2``, ..., or ``main`` if there is only one."""
     fit: Literal["updates", "optimum"] = "updates"
-    """How the stage trains. ``updates``: by gradient steps. ``optimum``: it finds the best weights of the head on the frozen body,
-    the minimum of a convex problem (multinomial logistic regression, docs/recipes.md), and chooses the penalty by
+    """How the stage trains. ``updates``: by gradient steps. ``optimum``: it finds the best weights of the head on the frozen
+    body, the minimum of a convex problem (multinomial logistic regression, docs/recipes.md), and chooses the penalty by
     cross-validation within the training images. This is one update of the run, over all images, so that everything stays a
     function of (recipe, seed, step): killed in it, a run does it again from the last checkpoint, with the same bits. It needs
     ``train: head``, no mixing and no augmentation but ``augment: {crop: none, flip: P}``: 0 is the centre view of each image,

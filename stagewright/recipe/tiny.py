@@ -28,8 +28,8 @@ Length = tuple[Duration, ...]
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """Returns ``recipe`` with :data:`STEPS` updates (one where ``fit`` is ``optimum``), one evaluation and one checkpoint for each
-    stage, and with small images and batches.
+    """Returns ``recipe`` with :data:`STEPS` updates (one where ``fit`` is ``optimum``), one evaluation and one checkpoint for
+    each stage, and with small images and batches.
 
     Image and batch sizes keep their order and, up to rounding, their ratios; sizes that are small already do not change.
     Learning rates for the recipe's batch size are reduced in proportion to it (arXiv:1706.02677), otherwise training would

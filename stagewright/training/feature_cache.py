@@ -82,12 +82,11 @@ class FeatureCache:
         """Returns ``batch`` with cached features instead of images if the stage trains on them, else ``batch``."""
         return batch if self.current is None else self.of("train", stage, manifest).replace_images(batch)
 
-    def of(
-        self, split: str, stage: StagePlan, manifest: Manifest, *, mirrored: bool = False
-    ) -> CachedFeatures:
+    def of(self, split: str, stage: StagePlan, manifest: Manifest, *, mirrored: bool = False) -> CachedFeatures:
         """Returns the features of a split in ``stage``, which must be the present one; computes them at the first call.
 
-        ``mirrored``: those of the mirror images, of the split "train". Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
+        ``mirrored``: those of the mirror images, of the split "train". Raises ``Interrupted`` if a stop was requested, DataError
+        if too many images cannot be read.
         """
         features = self.current
         assert features is not None

@@ -1,4 +1,4 @@
-"""The one update of a stage with ``fit: optimum``: computes all features and finds the best head (:mod:`stagewright.engine.strength`).
+"""The one update of a stage with ``fit: optimum``: finds the best head for all features (:mod:`stagewright.engine.strength`).
 
 It is a pure function of the body's weights, the images and the recipe, so a run that was killed in it does it again, with the
 same bits.
@@ -17,7 +17,7 @@ from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.order import class_shares
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.assemble import group_keys
-from stagewright.data.splits.folds import inner_folds
+from stagewright.data.splits.folds import Folds, inner_folds
 from stagewright.engine.convex import Problem, finite_rows, inverse_strength, layer
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
@@ -131,7 +131,7 @@ def _lowest(found: Optimum) -> float:
     return min(found.log_losses.values(), default=float("nan"))
 
 
-def _scattered(folds: NDArray[np.int64], used: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _scattered(folds: Folds, used: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Returns the fold of each of N images, -1 for those that are not ``used`` (N,); ``folds`` are those of the others."""
     whole = np.full(len(used), -1, np.int64)
     whole[used] = folds

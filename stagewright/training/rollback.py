@@ -68,6 +68,8 @@ class Rollback:
         Raises DataError if too many images cannot be read; the state is then that before the first update with missing images.
         """
         self._arrive(batch.step)
+        if self.session.plan.stage_at(batch.step).fit == "optimum":
+            return  # all its images were counted when their features were computed
         reading = self.session.reading
         if (gone := reading.check(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
             self._before_data_was_gone(gone)

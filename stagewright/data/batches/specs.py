@@ -43,8 +43,8 @@ def train_specs(
 ) -> Iterator[BatchSpec]:
     """Yields one specification for each step from ``first_step`` to the end of the plan, across all stages.
 
-    Stages whose index is in ``unread`` get specifications with ``unread=True``, for which no images are read. So does a stage that
-    finds an optimum: its update uses features of all its images, in the manifest's order.
+    Stages whose index is in ``unread`` get specifications with ``unread=True``, for which no images are read. So does a stage
+    that finds an optimum: its update uses features of all its images, in the manifest's order.
     """
     for stage in plan.stages:
         if stage.end_step <= first_step:

@@ -68,7 +68,7 @@ def deal(
 def inner_folds(
     content: Keys, labels: Labels, most: int, seed: int, classes: Sequence[str], groups: Keys | None = None
 ) -> Folds | None:
-    """Returns the fold of each image, (N,) int16, for a comparison within training images, or None where not even two are possible.
+    """Returns the fold of each image, (N,) int16, to compare settings within training images; None if not even two are possible.
 
     There are ``most`` folds, fewer where there are too few different images or groups. Images of a class with a single one
     (with a single group) have fold -1 and are never left out, unless their group is: then they are in its fold. Arguments as in
@@ -79,7 +79,9 @@ def inner_folds(
     dealt = np.bincount(pairs[:, 1], minlength=len(classes))[labels] >= 2
     for count in range(most, 1, -1) if dealt.any() else ():
         try:
-            found, _ = deal(content[dealt], labels[dealt], count, seed, classes, None if groups is None else groups[dealt])
+            found, _ = deal(
+                content[dealt], labels[dealt], count, seed, classes, None if groups is None else groups[dealt]
+            )
         except DataError:
             continue
         folds = np.full(len(labels), -1, np.int16)
