@@ -117,8 +117,10 @@ def linear_cut(model: nn.Module, images: Tensor) -> Cut:
         handle = head.register_forward_pre_hook(lambda *_: calls.append(None))
         with modes_kept(model):
             model.eval()
-            logits = model(images)
-            handle.remove()
+            try:
+                logits = model(images)
+            finally:
+                handle.remove()
             features = features_of(model, head, images)
         plain = features is not None and features.ndim == 2 and isinstance(logits, Tensor) and len(calls) == 1
         if plain and torch.equal(head(features), logits):

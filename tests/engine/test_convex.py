@@ -203,6 +203,7 @@ def precision_stays() -> Iterator[None]:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_finds_the_same_optimum() -> None:
     p = problem(*drawn(300, 40, 4, 0.2))
     there: tuple[Tensor, ...] = tuple(view.cuda() for view in p.views)
