@@ -123,12 +123,16 @@ def check(
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """Returns the recipe with ``steps`` updates in total, divided evenly among its stages, with short intervals.
+    """Returns the recipe with ``steps`` updates in total, divided evenly among its stages, with short intervals. A stage that
+    finds an optimum keeps its single update.
 
     Each stage evaluates about twice and saves about three times, mostly at other steps than the evaluations and kills.
     """
     each = max(2, steps // len(recipe.stages))
-    stages = [{**stage.model_dump(exclude_unset=True), "epochs": f"{each}st"} for stage in recipe.stages]
+    stages = [
+        {**stage.model_dump(exclude_unset=True), **({"epochs": f"{each}st"} if stage.fit == "updates" else {})}
+        for stage in recipe.stages
+    ]
     evaluation = {**recipe.eval.model_dump(exclude_unset=True), "every": f"{max(1, each // 2)}st"}
     saves = {**recipe.checkpoints.model_dump(exclude_unset=True), "every": f"{max(1, each // 3)}st"}
     return recipe.changed(stages=tuple(stages), eval=evaluation, checkpoints=saves)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from stagewright.plan.lr_curve import MEANING, RangeTest, Suggestions, lr_text
 from stagewright.plan.plan import Plan, StagePlan, stage_ends
+from stagewright.text import ABSENT
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -62,11 +63,17 @@ def _cells(stage: StagePlan) -> list[str]:
         f"{stage.num_images:,}",
         str(stage.image_size),
         f"{stage.batch_size:,}",
-        *(f"{ends[key]:.2g}" for key in ("lr_first", "lr_peak", "lr_last")),
+        *(f"{ends[key]:.2g}" if stage.fit == "updates" else ABSENT for key in ("lr_first", "lr_peak", "lr_last")),
     ]
 
 
 def _stage_sentence(stage: StagePlan, first: bool) -> str:
+    if stage.fit == "optimum":
+        views = "the centre view of each picture" + (" and its mirror image" if stage.augment.flip else "")
+        return (
+            f"{stage.name}: step {stage.first_step:,}; finds the optimum of the head on the frozen body, from {views}; "
+            f"average {stage.average.kind}."
+        )
     ends = stage_ends(stage)
     momentum = f"momentum {ends['momentum_first']:.3g}"
     if stage.momentum_range:

@@ -94,6 +94,12 @@ class Manifest:
             digest.update(json.dumps(["variant", self.variant]).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def content(self) -> NDArray[np.uint64]:
+        """The first 64 bits of each image's hash, (N,)."""
+        first = "".join(text[:16] for text in self.hashes.to_pylist())
+        return np.frombuffer(bytes.fromhex(first), "<u8").astype(np.uint64)
+
     def info(self) -> DatasetInfo:
         """Returns what a plan needs to know: sizes of the splits, classes and digest."""
         from stagewright.plan.plan import DatasetInfo

@@ -11,6 +11,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from stagewright.engine.compile import Compiled
+from stagewright.engine.cut import linear_cut
 from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
@@ -49,7 +50,7 @@ def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
     sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
     check_image_sizes(model, sizes, len(plan.dataset.classes))
     for stage in plan.stages:
-        if 1 in micro_batch_sizes(stage.batch_size, stage.micro_batch_size):
+        if stage.fit == "updates" and 1 in micro_batch_sizes(stage.batch_size, stage.micro_batch_size):
             _check_single_image(model, stage)
     note = find_model(spec.name).note
     return model, [*([note] if note else []), *(report.lines() if report else [])]
@@ -110,6 +111,8 @@ def build_state(
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
     for stage in plan.stages:
         trainable_names(model, stage.train)  # raises now for any stage whose ``train`` does not fit the model
+        if stage.fit == "optimum":
+            _check_linear_head(model, stage)
     model = model.to(device)
     model = model.to(memory_format=memory_format(plan, model))  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)
@@ -128,6 +131,12 @@ def build_state(
     if content is not None:
         state.restore(content)
     return state, lines
+
+
+def _check_linear_head(model: nn.Module, stage: StagePlan) -> None:
+    """ModelError unless the head of ``model`` is one linear layer, so that ``stage`` can find its optimum."""
+    with torch.random.fork_rng(devices=[]):
+        linear_cut(model, torch.zeros(2, 3, stage.image_size, stage.image_size))
 
 
 def memory_format(plan: Plan, model: nn.Module) -> torch.memory_format:

@@ -120,7 +120,8 @@ def known_graphs(plan: Plan) -> set[Graph]:
     """Returns all graphs that a run of ``plan`` can need; it needs fewer if a head trains on cached features."""
     graphs: set[Graph] = set()
     for stage in plan.stages:
-        graphs |= {Graph(size, stage.image_size, stage.train, stage.norm) for size in _parts(stage)}
+        if stage.fit == "updates":
+            graphs |= {Graph(size, stage.image_size, stage.train, stage.norm) for size in _parts(stage)}
         seen = {min(stage.micro_batch_size, count) for count in (plan.dataset.num_val, plan.dataset.num_test) if count}
         graphs |= {Graph(size, eval_image_size(plan, stage), None, "frozen") for size in seen}
     return graphs

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.meta_tracer import MetaTracer
 
-from stagewright.model.groups import blocks, modes_kept
+from stagewright.errors import ModelError
+from stagewright.model.groups import blocks, head_modules, modes_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,36 @@ def _cut_at(
         if len(upper(found[0][:1])) != 1:  # traced for another number of images than it may be given
             return None
     return Cut(name, found[0][0].numel() * found[0].element_size())
+
+
+@torch.no_grad()
+def linear_cut(model: nn.Module, images: Tensor) -> Cut:
+    """Returns the cut in front of the linear layer that is the whole head of ``model`` in evaluation mode.
+
+    ``images`` (B, 3, S, S) with B >= 1 are for the test run. ModelError unless the head is one linear layer with biases that is
+    called once, with one vector for each image, and whose outputs are the logits. Restores training modes.
+    """
+    names = head_modules(model)
+    head = model.get_submodule(names[0]) if len(names) == 1 else None
+    if isinstance(head, nn.Linear) and head.bias is not None:
+        calls: list[object] = []
+        handle = head.register_forward_pre_hook(lambda *_: calls.append(None))
+        with modes_kept(model):
+            model.eval()
+            try:
+                logits = model(images)
+            finally:
+                handle.remove()
+            features = features_of(model, head, images)
+        plain = isinstance(logits, Tensor) and len(calls) == 1
+        if plain and features is not None and features.ndim == 2 and torch.equal(head(features), logits):
+            return Cut(names[0], features[0].numel() * features.element_size())
+    what = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names) or "no module"
+    raise ModelError(
+        f"fit: optimum: the head of this network is {what}, and its logits are not the outputs of one linear layer",
+        "a network whose logits are the outputs of one linear layer with biases",
+        "write fit: updates, with epochs and lr, in the stage",
+    )
 
 
 def features_of(model: nn.Module, module: nn.Module, images: Tensor) -> Tensor | None:

@@ -58,10 +58,13 @@ class CachedFeatures:
 
     def replace_images(self, batch: Batch) -> Batch:
         """Returns ``batch`` with features (B, ...) instead of images; ``valid`` and ``bad_rows`` mark the unreadable ones."""
-        places = np.searchsorted(self.rows, batch.rows)
-        if batch.views is not None:
-            places = places + batch.views * len(self.rows)
-        images = self.values.index_select(0, torch.from_numpy(places).to(self.values.device)).to(batch.valid.device)
+        if batch.views is None and np.array_equal(self.rows, batch.rows):  # all images at once, which need no copy
+            images = self.values
+        else:
+            places = np.searchsorted(self.rows, batch.rows)
+            if batch.views is not None:
+                places = places + batch.views * len(self.rows)
+            images = self.values.index_select(0, torch.from_numpy(places).to(self.values.device)).to(batch.valid.device)
         if not self.bad:
             return replace(batch, images=images)
         readable = np.array([row not in self.bad for row in batch.rows.tolist()])

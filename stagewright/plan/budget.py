@@ -194,9 +194,19 @@ def fit(plan: Plan, costs: Costs, budget: Budget, *, save_minutes: float = 10.0)
 
 
 def least_factor(plan: Plan) -> float:
-    """Returns the factor that shortens ``plan`` to one epoch in total, or, if it is shorter, its shortest stage to one step."""
-    epochs = plan.stages[-1].epochs_before + plan.stages[-1].epochs_given
-    return 1 / epochs if epochs > 1 else 1 / min(stage.num_steps for stage in plan.stages)
+    """Returns the factor that shortens ``plan`` to one epoch in total, or, if it is shorter, its shortest stage to one step.
+
+    Stages that find an optimum have no length and do not count. RecipeError if there are only such stages.
+    """
+    timed = [stage for stage in plan.stages if stage.fit == "updates"]
+    if not timed:
+        raise RecipeError(
+            "a budget for a recipe whose stages all have fit: optimum",
+            "a recipe with a stage whose length can be scaled",
+            "leave the budget out; stagewright plan DATA --probe says how long it takes",
+        )
+    epochs = sum(stage.epochs_given for stage in timed)
+    return 1 / epochs if epochs > 1 else 1 / min(stage.num_steps for stage in timed)
 
 
 def apply(plan: Plan, choice: Choice) -> Plan:
@@ -221,7 +231,7 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
     shared = False
     for stage in recipe.stages:
         content = stage.model_dump(exclude_unset=True)
-        shared = shared or stage.epochs is None or stage.epochs.unit == "run"
+        shared = shared or (stage.fit == "updates" and (stage.epochs is None or stage.epochs.unit == "run"))
         if stage.epochs is not None:
             content["epochs"] = _times(stage.epochs, factor)
         if stage.lr is not None:

@@ -65,10 +65,13 @@ class StagePlan(Frozen):
 
     index: int
     name: str
+    fit: Literal["updates", "optimum"]
     first_step: int
     num_steps: int
+    """1 where ``fit`` is ``optimum``."""
     image_size: int
     batch_size: int
+    """Number of images of an update: all images of the stage where ``fit`` is ``optimum``."""
     micro_batch_size: int
     num_images: int
     data_fraction: float
@@ -92,10 +95,12 @@ class StagePlan(Frozen):
     momentum_range: tuple[float, float] | None
     on_enter: Literal["keep_optimizer", "reset_optimizer"]
     peak_lr: float
-    """Peak learning rate of the schedule in this stage, after scaling by batch size, ``cap`` and ``lr_scale``."""
+    """Peak learning rate of the schedule in this stage, after scaling by batch size, ``cap`` and ``lr_scale``; 0 where ``fit`` is
+    ``optimum``."""
     curve: Curve
     curve_first_step: int
-    """Step at which the schedule begins: the first step of the stage, or 0 for a schedule over the whole run."""
+    """Step at which the schedule begins: the first step of the stage, or 0 for a schedule over the whole run; later by the
+    number of earlier stages whose ``fit`` is ``optimum``, which are no part of a schedule."""
     average: Average
     average_log_decay: float
     """EMA: natural logarithm of the decay per step (negative); 0 without EMA."""

@@ -51,11 +51,12 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
 
     long, short = [], []
     for stage in plan.stages:
+        optimum = stage.fit == "optimum"
         frozen = stage.train != "all" and not stage.cache_views and has_fixed_views(stage)
         long.append(place(stage, _key(stage, frozen)))
         # More images than the stage can use: it is then too short for cached features to save time.
         many = stage.model_copy(update={"num_images": STEPS * stage.batch_size + 1})
-        short.append(place(many, _key(many, frozen)) if frozen else long[-1])
+        short.append(place(many, _key(many, frozen)) if frozen and not optimum else long[-1])
     rehearsed = Plan.model_validate(
         {
             **{name: getattr(plan, name) for name in Plan.model_fields},

@@ -99,7 +99,7 @@ def _check_early_stopping(recipe: Recipe, dataset: DatasetInfo) -> None:
 def _stage_lengths(recipe: Recipe, dataset: DatasetInfo) -> list[Length]:
     stages = recipe.resolved_stages()
     shares = [s.epochs.value for s in stages if s.epochs is not None and s.epochs.unit == "run"]
-    if len(shares) == len(stages) and abs(sum(shares) - 1.0) > 1e-6:
+    if shares and len(shares) == len(recipe.timed) and abs(sum(shares) - 1.0) > 1e-6:
         raise RecipeError(
             f"stages[*].epochs: shares of the run add up to {sum(shares):g}",
             "shares that add up to 1",
@@ -148,6 +148,8 @@ def _stage_plan(
     """Returns the plan of the stage that follows the stages ``before``."""
     stage, num_steps, num_images = lengths[len(before)]
     assert stage.batch_size and stage.epochs and stage.average and stage.augment and stage.mix and stage.name
+    optimum = stage.fit == "optimum"
+    images_each = num_images if optimum else stage.batch_size
     last = before[-1] if before else None
     first_step = last.end_step if last else 0
     asked = stage.epochs
@@ -155,33 +157,35 @@ def _stage_plan(
         asked = Duration(recipe.epochs.value * asked.value, recipe.epochs.unit)
     lr = stage.lr or recipe.lr
     own_span = lr.span == "stage"
-    span = [lengths[len(before)]] if own_span else lengths
-    peak = _peak_lr(lr, stage, lengths[0][0].batch_size, measured)
+    timed = [length for length in lengths if length[0].fit == "updates"]
+    span = [lengths[len(before)]] if own_span or optimum else timed
+    peak = 0.0 if optimum else _peak_lr(lr, stage, timed[0][0].batch_size, measured)
     micro = measured.micro_batch_size if recipe.micro_batch_size == "auto" else recipe.micro_batch_size
-    if lr.schedule == "swa" and not own_span:
+    if lr.schedule == "swa" and not own_span and not optimum:
         raise RecipeError(
             "lr.schedule: swa covers the whole run",
             "swa in the lr of one stage",
             "put lr: {schedule: swa} into that stage",
         )
-    start_lr = last.hyper(first_step - 1).lr if last else peak
-    total_images = sum(steps * one.batch_size for one, steps, _ in lengths if one.batch_size)
-    micro_batch_size = min(micro or stage.batch_size, stage.batch_size)
-    log_decay, log_before = _ema_logs(stage.average, num_images, stage.batch_size, total_images, last)
+    start_lr = last.hyper(first_step - 1).lr if last and last.fit == "updates" else peak
+    total_images = sum(steps * one.batch_size for one, steps, _ in timed if one.batch_size)
+    micro_batch_size = min(micro or stage.batch_size, stage.batch_size, images_each)
+    log_decay, log_before = _ema_logs(stage.average, num_images, images_each, total_images or num_images, last)
     return StagePlan(
         index=len(before),
         name=stage.name,
+        fit=stage.fit,
         first_step=first_step,
         num_steps=num_steps,
         image_size=stage.image_size or recipe.image_size,
-        batch_size=stage.batch_size,
+        batch_size=images_each,
         micro_batch_size=micro_batch_size,
         num_images=num_images,
         data_fraction=stage.data_fraction or 1.0,
         first_pass=last.first_pass + last.num_passes if last else 0,
-        num_passes=-(-num_steps * stage.batch_size // num_images),
-        epochs_asked=_in_images(asked, num_images, stage.batch_size) / num_images,
-        epochs_given=num_steps * stage.batch_size / num_images,
+        num_passes=-(-num_steps * images_each // num_images),
+        epochs_asked=_in_images(asked, num_images, images_each) / num_images,
+        epochs_given=num_steps * images_each / num_images,
         epochs_before=last.epochs_before + last.epochs_given if last else 0.0,
         train=(train := _trained(stage.train or recipe.train, measured)),
         norm=_norm(recipe, stage, micro_batch_size),
@@ -192,11 +196,11 @@ def _stage_plan(
         clip_norm=stage.clip_norm,
         weight_decay=stage.weight_decay or 0.0,
         momentum=stage.momentum or 0.0,
-        momentum_range=lr.momentum if lr.schedule == "one_cycle" else None,
+        momentum_range=lr.momentum if lr.schedule == "one_cycle" and not optimum else None,
         on_enter=stage.on_enter or "keep_optimizer",
         peak_lr=peak,
-        curve=_curve(lr, span, start_lr / peak),
-        curve_first_step=first_step if own_span else 0,
+        curve=Curve(kind="constant", num_steps=1) if optimum else _curve(lr, span, start_lr / peak),
+        curve_first_step=first_step if own_span or optimum else sum(one.fit == "optimum" for one in before),
         average=stage.average,
         average_log_decay=log_decay,
         average_log_before=log_before,

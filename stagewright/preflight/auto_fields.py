@@ -75,7 +75,8 @@ def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, a
 
 def asks_for_lr(recipe: Recipe) -> bool:
     """Whether the learning rate of any stage depends on ``lr: auto``."""
-    return any((stage.lr or recipe.lr).peak == "auto" for stage in recipe.resolved_stages())
+    timed = [stage for stage in recipe.resolved_stages() if stage.fit == "updates"]
+    return any((stage.lr or recipe.lr).peak == "auto" for stage in timed)
 
 
 def known_from(earlier: Plan | None, recipe: Recipe, dataset: Dataset) -> Measured | None:

@@ -8,12 +8,9 @@ first steps is counted as part of the stage's beginning.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +32,13 @@ from stagewright.plan.cost import Costs, StageCost, noise_warning
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.plan.probe_plan import ProbePlan, probe_plan
+from stagewright.preflight.optimum_time import optimum_seconds
+from stagewright.preflight.probe_folder import own_folder, remove_leftovers
 from stagewright.preflight.step_timer import MIN_BLOCKS, StepTimer
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
 from stagewright.rundir.summary import recorded_choice
-from stagewright.storage.lock import is_held, lock
 from stagewright.system.device import device_name
 from stagewright.system.isolation import preserve_global_state
 from stagewright.system.machine import OtherProcessLoad, cores
@@ -83,8 +81,8 @@ def probe(
     rehearsal = probe_plan(plan, has_fixed_views)
     quiet = replace(execution, quiet=True, pages=False, save_minutes=1e9)
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
-    _remove_leftovers(there)
-    with preserve_global_state(), _own_folder(there) as temporary:
+    remove_leftovers(there)
+    with preserve_global_state(), own_folder(there) as temporary:
 
         def opened(name: str) -> Session:
             run = RunDir.create(Path(temporary) / name)
@@ -133,7 +131,8 @@ def _measured(bench: _Bench, rehearsal: ProbePlan, plan: Plan, seconds: float, p
         for at in needed
     }
     stages = [
-        replace(measured[long], short=measured[short]) if long in cuts else measured[short] for long, short in pairs
+        replace(measured[long], short=measured[short]) if long in cuts and short != long else measured[short]
+        for long, short in pairs
     ]
     finish_seconds, page_seconds = bench.finish(rehearsed[pairs[-1][1]], pages)
     return Costs(
@@ -188,11 +187,22 @@ class _Bench:
         gc.collect()
         reset_peak(device)
         cut = session.features.cuts.get(stage.index)
-        views = stage.num_images * max(1, stage.cache_views)
+        views = (
+            stage.num_images * max(1, stage.cache_views) * (2 if stage.fit == "optimum" and stage.augment.flip else 1)
+        )
         once = self.features_seconds(stage, _EVAL * limit) * views if cut is not None else 0.0
-        timer = self.train(stage, _TRAIN * limit)
-        train_gb = peak_gb(device)
-        load, compute = self.separate_times(stage, timer, _ALONE * limit)
+        if stage.fit == "optimum":
+            step = compute = optimum_seconds(session, stage, self.synchronize)
+            lead = load = 0.0
+            before = session.state.seconds["checkpoint"]
+            session.save()
+            self.remember_save(before)
+            train_gb = peak_gb(device)
+        else:
+            timer = self.train(stage, _TRAIN * limit)
+            step, lead = timer.step_seconds, timer.lead_seconds
+            train_gb = peak_gb(device)
+            load, compute = self.separate_times(stage, timer, _ALONE * limit)
         reset_peak(device)
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
@@ -200,10 +210,10 @@ class _Bench:
             stored = min(cut.bytes_each * views, MOST_IN_MEMORY)
             train_gb += (stored + min(cut.bytes_each * session.plan.dataset.num_val, MOST_IN_MEMORY)) / 2**30
         return StageCost(
-            step_seconds=timer.step_seconds,
+            step_seconds=step,
             load_seconds=load,
             compute_seconds=compute,
-            entry_seconds=timer.lead_seconds + once,
+            entry_seconds=lead + once,
             eval_fixed_seconds=fixed,
             eval_image_seconds=each,
             recalibrate_seconds=recalibrating,
@@ -222,7 +232,7 @@ class _Bench:
         """Returns the seconds per view of an image to compute the features on which the stage trains. Some features stay in the
         cache for the measurement of training."""
         session, labels = self.session, self.whole.labels
-        count, seconds = 2 * stage.batch_size, 0.0
+        count, seconds = 2 * min(stage.batch_size, 4 * stage.micro_batch_size), 0.0
         for _ in range(2):
             rows = spread(self.train_rows, labels, count)
             self.select_rows(rows, self.eval_rows[:1])
@@ -237,6 +247,13 @@ class _Bench:
             count = max(count, int(limit / seconds))
         return seconds
 
+    def remember_save(self, before: float) -> None:
+        """Remembers time and size of the checkpoint just saved; ``before`` is the time of all checkpoints before it."""
+        session = self.session
+        self.save_seconds = session.state.seconds["checkpoint"] - before
+        saved = session.run.checkpoints / checkpoint.name_of(session.state.step) / checkpoint.STATE
+        self.checkpoint_bytes = max(self.checkpoint_bytes, saved.stat().st_size)
+
     def train(self, stage: StagePlan, limit: float) -> StepTimer:
         """Trains from the stage's first step until the time of a step is known, ends with a checkpoint, and returns the
         timer."""
@@ -247,9 +264,7 @@ class _Bench:
             run_plan(session, timer.after_update)
         finally:
             session.stop.requested = False
-        self.save_seconds = session.state.seconds["checkpoint"] - before
-        saved = session.run.checkpoints / checkpoint.name_of(session.state.step) / checkpoint.STATE
-        self.checkpoint_bytes = max(self.checkpoint_bytes, saved.stat().st_size)
+        self.remember_save(before)
         return timer
 
     def separate_times(self, stage: StagePlan, timer: StepTimer, limit: float) -> tuple[float | None, float | None]:
@@ -356,26 +371,6 @@ class _Bench:
         """Waits until the device has finished its work."""
         if self.session.state.device.type == "cuda":
             torch.cuda.synchronize(self.session.state.device)
-
-
-_PREFIX = ".stagewright-probe-"
-_MIN_AGE_SECONDS = 60.0
-
-
-@contextlib.contextmanager
-def _own_folder(there: Path) -> Iterator[Path]:
-    """Context manager: a temporary folder in ``there``, locked so that other processes see that it is in use."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=there) as temporary, lock(Path(temporary)):
-        yield Path(temporary)
-
-
-def _remove_leftovers(there: Path) -> None:
-    """Removes folders of killed probes, which no process holds."""
-    for folder in there.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            old_enough = time.time() - folder.stat().st_mtime > _MIN_AGE_SECONDS  # a newer one may not be locked yet
-            if old_enough and not is_held(folder):
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def within_budget(

@@ -64,7 +64,7 @@ def range_test_files(test: RangeTest, found: Suggestions | None, note: str) -> d
 
 def caption(recipe: Recipe, sweep: Sweep) -> str:
     """Returns a short description of a sweep for the user."""
-    first = recipe.resolved_stages()[0]
+    first = (recipe.without_optima() or recipe).resolved_stages()[0]
     return f"{sweep.steps} updates of {first.batch_size:,} pictures at {first.image_size} px"
 
 

@@ -56,6 +56,8 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
     """
     if device.type != "cuda":
         return _Fit(None, None)
+    if not (largest := largest_stages(plan)):
+        return _Fit(None, None)
     free, total = torch.cuda.mem_get_info(device)
     ballast = min(reserved_bytes, free // 2) + round(_HEADROOM * total)
     recipe = plan.recipe.changed(model={**plan.recipe.model.model_dump(), "weights": None}, compile=False)
@@ -64,11 +66,11 @@ def fitting_micro_batch(plan: Plan, device: torch.device, *, reserved_bytes: int
     normed = has_batch_norm(state.model)
     held = torch.empty(ballast, dtype=torch.uint8, device=device)
     try:
-        found = min(fitted(state, plan, stage, numerics) for stage in largest_stages(plan))
+        found = min(fitted(state, plan, stage, numerics) for stage in largest)
     finally:
         del held, state
         _free_memory(device)
-    batch_size = max(stage.batch_size for stage in plan.stages)
+    batch_size = max(stage.batch_size for stage in plan.stages if stage.fit == "updates")
     return _Fit(found, notice(found, batch_size, batch_norm=normed)) if found < batch_size else _Fit(None, None)
 
 
@@ -81,13 +83,17 @@ def resident_bytes(plan: Plan, dataset: Dataset) -> int:
 
 def largest_stages(plan: Plan) -> list[StagePlan]:
     """Returns the stage with the most pixels per batch; if it does not train all parameters, also the largest stage that
-    does."""
+    does. Stages that find an optimum, whose images go through the network without gradients, do not count; [] if there are no
+    others."""
 
     def pixels(stage: StagePlan) -> tuple[int, int]:
         return stage.batch_size * max(stage.image_size, eval_image_size(plan, stage)) ** 2, stage.index
 
-    largest = max(plan.stages, key=pixels)
-    whole = [stage for stage in plan.stages if stage.train == "all"]
+    timed = [stage for stage in plan.stages if stage.fit == "updates"]
+    if not timed:
+        return []
+    largest = max(timed, key=pixels)
+    whole = [stage for stage in timed if stage.train == "all"]
     return [largest] if largest.train == "all" or not whole else [largest, max(whole, key=pixels)]
 
 

@@ -29,6 +29,7 @@ from stagewright.engine.build import build_state
 from stagewright.engine.numerics import Numerics, auto_precision, numerics_of, prepare_torch
 from stagewright.engine.state import TrainState
 from stagewright.engine.step import update
+from stagewright.errors import RangeTestError
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.lr_curve import RangeTest, blown_up, lr_grid, smooth
 from stagewright.plan.plan import Hyper, Measured, Plan, StagePlan
@@ -66,6 +67,8 @@ def range_test(
 ) -> RangeTest:
     """Trains the recipe's first stage with rising learning rates until the loss diverges, and returns the losses.
 
+    Stages that find an optimum, which have no learning rate, are left out; RangeTestError if there are no others.
+
     Momentum is that at the schedule's peak, since the found learning rate will be the peak. ``micro_batch_size`` is the value
     of ``auto`` (None: whole batches), ``workers`` as in :class:`stagewright.plan.execution.Execution`. If fp16's scaler skips
     an update, its learning rate is tried again with the next batch; many skipped updates in a row end the sweep.
@@ -84,8 +87,16 @@ def range_test(
 def _lengthened(
     recipe: Recipe, manifest: Manifest, device: torch.device, steps: int, micro_batch_size: int | None
 ) -> Plan:
-    """Returns the recipe's plan with a first stage of ``steps`` steps; its initial weights and batches do not change."""
-    longer = recipe.with_stage(0, epochs=f"{steps}st").changed(compile=False)
+    """Returns the plan of the recipe's stages of updates with a first stage of ``steps`` steps; its initial weights and batches
+    do not change."""
+    timed = recipe.without_optima()
+    if timed is None:
+        raise RangeTestError(
+            "a range test of a recipe whose stages all have fit: optimum",
+            "a recipe with a stage that has a learning rate",
+            "such a recipe needs no learning rate: leave the range test, and lr: auto, out",
+        )
+    longer = timed.with_stage(0, epochs=f"{steps}st").changed(compile=False)
     # Any learning rate will do, since the sweep replaces it in every update.
     measured = Measured(lr=1.0, micro_batch_size=micro_batch_size)
     return resolve(longer, manifest.info(), precision=auto_precision(device), measured=measured)

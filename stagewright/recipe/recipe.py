@@ -28,9 +28,12 @@ from stagewright.recipe.fields import Mix as Mix
 from stagewright.recipe.fields import Model as Model
 from stagewright.recipe.fields import Optimizer as Optimizer
 from stagewright.recipe.fields import Stop as Stop
+from stagewright.recipe.holds import When
+from stagewright.recipe.optimum import obstacles_to_optimum, unused_in_optimum
 from stagewright.system.named_functions import is_named
 
 Norm = Literal["train", "frozen", "auto"]
+_UPDATES = When(fit="updates")
 
 
 class Stage(Part):
@@ -38,7 +41,14 @@ class Stage(Part):
 
     name: str | None = None
     """Name of the stage in logs and plots; absent: ``stage1``, ``stage2``, ..., or ``main`` if there is only one."""
-    epochs: Duration | None = None
+    fit: Literal["updates", "optimum"] = "updates"
+    """How the stage trains. ``updates``: by gradient steps. ``optimum``: it finds the best weights of the head on the frozen
+    body, the minimum of a convex problem (multinomial logistic regression, docs/recipes.md), and chooses the penalty by
+    cross-validation within the training images. This is one update of the run, over all images, so that everything stays a
+    function of (recipe, seed, step): killed in it, a run does it again from the last checkpoint, with the same bits. It needs
+    ``train: head``, no mixing and no augmentation but ``augment: {crop: none, flip: P}``: 0 is the centre view of each image,
+    above 0 the centre view and its mirror image."""
+    epochs: Annotated[Duration | None, _UPDATES] = None
     """Length of the stage: ``30ep``, ``500st``, ``20000img``, or a share of the recipe's ``epochs`` such as 0.25."""
     image_size: Size | None = None
     """Side of the training images in pixels."""
@@ -64,17 +74,17 @@ class Stage(Part):
     """Augmentation of single images; fields that are absent in it are inherited."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Share of the target that is spread evenly over all classes."""
-    lr: LR | None = None
+    lr: Annotated[LR | None, _UPDATES] = None
     """A separate schedule for this stage; a number sets its peak. Cannot be combined with ``lr_scale``."""
-    lr_scale: Positive | None = None
+    lr_scale: Annotated[Positive | None, _UPDATES] = None
     """Factor on the run's schedule in this stage; absent: 1. Cannot be combined with ``lr``."""
     average: Average | None = None
     """Averaged weights; fields that are absent in it are inherited."""
-    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    weight_decay: Annotated[Annotated[float, Field(ge=0.0)] | None, _UPDATES] = None
     """Weight decay; absent: that of ``optimizer``."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    momentum: Annotated[Annotated[float, Field(ge=0.0, lt=1.0)] | None, _UPDATES] = None
     """SGD's momentum, or Adam's beta1; absent: that of ``optimizer``."""
-    clip_norm: Positive | None = None
+    clip_norm: Annotated[Positive | None, _UPDATES] = None
     """Largest global L2 norm of the gradients; absent: that of ``optimizer``."""
     on_enter: Literal["keep_optimizer", "reset_optimizer"] | None = None
     """Whether the stage begins with the optimizer state (momentum etc.) of the previous stage or with a new one; absent: as in
@@ -240,15 +250,36 @@ class Recipe(Part):
                 f"epochs: {self.epochs} is a share of the run, but epochs must give the run's length; write e.g. 30ep"
             )
         for at, stage in enumerate(self.stages):
+            if stage.fit == "optimum":
+                continue
             shared = stage.epochs is None or stage.epochs.unit == "run"
-            if shared and len(self.stages) > 1 and "epochs" not in self.model_fields_set:
+            if shared and len(self.timed) > 1 and "epochs" not in self.model_fields_set:
                 raise ValueError(f"stages[{at}].epochs: give a length such as 10ep, or epochs for the whole recipe")
-            if stage.epochs is None and len(self.stages) > 1:
+            if stage.epochs is None and len(self.timed) > 1:
                 raise ValueError(f"stages[{at}].epochs: every stage of several needs a length, e.g. 10ep or 0.5")
         for at, stage in enumerate(self.resolved_stages()):
             if stage.cache is not None:
                 _check_cached(at, stage)
         return self
+
+    @model_validator(mode="after")
+    def _has_optima(self) -> Self:
+        for at, (stage, whole) in enumerate(zip(self.stages, self.resolved_stages(), strict=True)):
+            if stage.fit == "optimum":
+                found = [*unused_in_optimum(stage), *obstacles_to_optimum(whole, self.loss)]
+                if found:
+                    raise ValueError("; ".join(f"stages[{at}].{one}" for one in found))
+        return self
+
+    @property
+    def timed(self) -> tuple[Stage, ...]:
+        """The stages that have a length: those that train by updates."""
+        return tuple(stage for stage in self.stages if stage.fit == "updates")
+
+    def without_optima(self) -> Recipe | None:
+        """Returns this recipe with only the stages that train by updates, or None if there are none."""
+        stages = [stage.model_dump(exclude_unset=True) for stage in self.timed]
+        return self.changed(stages=tuple(stages)) if stages else None
 
     def resolved_stages(self) -> tuple[Stage, ...]:
         """Returns the stages with all inherited values filled in. Only ``lr_scale`` and ``clip_norm`` may still be None, and
@@ -260,7 +291,7 @@ class Recipe(Part):
         return stage.model_copy(
             update={
                 "name": stage.name or (f"stage{at + 1}" if len(self.stages) > 1 else "main"),
-                "epochs": stage.epochs or Duration(1.0, "run"),
+                "epochs": stage.epochs or (Duration(1.0, "run") if stage.fit == "updates" else Duration(1.0, "steps")),
                 "image_size": stage.image_size or self.image_size,
                 "batch_size": stage.batch_size or self.batch_size,
                 "data_fraction": stage.data_fraction or self.data_fraction,
@@ -322,7 +353,9 @@ class Recipe(Part):
         Stages whose lengths are shares of the run need no change. Otherwise the lengths of all stages must have the unit of
         ``epochs``, else ValueError.
         """
-        lengths = [stage.epochs or Duration(1.0, "run") for stage in self.stages]
+        lengths = [stage.epochs or Duration(1.0, "run") for stage in self.timed]
+        if not lengths:
+            raise ValueError("epochs: no stage of this recipe has a length: each is one update, which finds an optimum")
         if all(length.unit == "run" for length in lengths):
             return self.changed(epochs=epochs)
         if any(length.unit != epochs.unit for length in lengths):
@@ -331,7 +364,8 @@ class Recipe(Part):
             )
         factor = epochs.value / sum(length.value for length in lengths)
         stages = [stage.model_dump(exclude_unset=True) for stage in self.stages]
-        for stage, length in zip(stages, lengths, strict=True):
+        timed = [stage for stage in stages if stage.get("fit") != "optimum"]
+        for stage, length in zip(timed, lengths, strict=True):
             stage["epochs"] = length.scaled(factor)
         return self.changed(stages=tuple(stages))
 

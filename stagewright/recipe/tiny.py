@@ -28,8 +28,8 @@ Length = tuple[Duration, ...]
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """Returns ``recipe`` with :data:`STEPS` updates, one evaluation and one checkpoint for each stage, and with small images
-    and batches.
+    """Returns ``recipe`` with :data:`STEPS` updates (one where ``fit`` is ``optimum``), one evaluation and one checkpoint for
+    each stage, and with small images and batches.
 
     Image and batch sizes keep their order and, up to rounding, their ratios; sizes that are small already do not change.
     Learning rates for the recipe's batch size are reduced in proportion to it (arXiv:1706.02677), otherwise training would
@@ -42,10 +42,10 @@ def tiny(recipe: Recipe) -> Recipe:
     sizes = [*(stage.image_size or 0 for stage in stages), recipe.eval.image_size or 0]
     px = shrunk(sizes, LARGEST_PX, SMALLEST_PX, GRID_PX)
     batches = shrunk([stage.batch_size or 0 for stage in stages], LARGEST_BATCH, SMALLEST_BATCH, GRID_BATCH)
-    lengths = tuple(_original_length(recipe, stage) for stage in stages)
+    lengths = tuple(_original_length(recipe, stage) for stage in stages if stage.fit == "updates")
     small = [
-        _stage(given, whole, recipe, px, batches, lengths[at : at + 1])
-        for at, (given, whole) in enumerate(zip(recipe.stages, stages, strict=True))
+        _stage(given, whole, recipe, px, batches, (_original_length(recipe, whole),))
+        for given, whole in zip(recipe.stages, stages, strict=True)
     ]
     evaluation = {**recipe.eval.model_dump(exclude_unset=True), "every": 1.0}
     if recipe.eval.image_size is not None:
@@ -105,7 +105,9 @@ def _stage(
     the stage with all inherited fields)."""
     assert whole.image_size and whole.batch_size and whole.average
     fields = given.model_dump(exclude_unset=True)
-    fields |= {"epochs": f"{STEPS}st", "image_size": px[whole.image_size], "batch_size": batches[whole.batch_size]}
+    fields |= {"image_size": px[whole.image_size], "batch_size": batches[whole.batch_size]}
+    if given.fit == "updates":
+        fields["epochs"] = f"{STEPS}st"
     if whole.average.kind != "none":
         fields["average"] = _average(given.average, whole.average, span)
     if given.lr is not None:

@@ -56,7 +56,9 @@ def _why(recipe: Recipe, path: tuple[str, ...]) -> str | None:
     if path[0] == "stages":
         return _why_in_stage(recipe, path)
     if path == ("epochs",):
-        absolute = all(stage.epochs is not None and stage.epochs.unit != "run" for stage in recipe.stages)
+        if not recipe.timed:
+            return "no stage has a length: each is one update, which finds an optimum"
+        absolute = all(stage.epochs is not None and stage.epochs.unit != "run" for stage in recipe.timed)
         return "every stage gives its own length; --epochs scales them all" if absolute else None
     if len(path) == 1 and path[0] in _INHERITED:
         return _why_overridden(recipe, path[0])

@@ -354,9 +354,9 @@ class Computing(Event):
     in_file = False
 
     done: int
-    """Images that are done."""
+    """Images, or fits of a head, that are done."""
     total: int
-    """Images in all."""
+    """Images in all, or the most fits that may be needed."""
     what: str
     """What is computed, in words."""
 

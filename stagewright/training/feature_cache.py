@@ -15,7 +15,7 @@ from stagewright.data.batches.specs import has_fixed_views, stage_rows, whole_sp
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.cut import Cut, find_cut, upper_part
+from stagewright.engine.cut import Cut, find_cut, linear_cut, upper_part
 from stagewright.engine.frozen_features import CachedFeatures, Features, LowerPart
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
@@ -55,7 +55,11 @@ class FeatureCache:
         """{stage index: cut} of all stages that train on features. ModelError if a stage asks for it and cannot be cut."""
         found: dict[int, Cut] = {}
         for stage in self.plan.stages:
-            if stage.cache_views or (has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images):
+            if stage.fit == "optimum":
+                found[stage.index] = linear_cut(self.state.model, self._blank(stage))
+            elif stage.cache_views or (
+                has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images
+            ):
                 apply_trainable(self.state.model, stage.train)
                 set_train_mode(self.state.model, stage.norm)
                 cut = find_cut(self.state.model, self._blank(stage))
@@ -83,8 +87,11 @@ class FeatureCache:
         return frozenset(
             index
             for index, cut in self.cuts.items()
-            if self.batches.execution.cache_features
-            and self._num_bytes(self.plan.stages[index], cut) <= max(MOST_IN_MEMORY, free // 2)
+            if self.plan.stages[index].fit == "optimum"
+            or (
+                self.batches.execution.cache_features
+                and self._num_bytes(self.plan.stages[index], cut) <= max(MOST_IN_MEMORY, free // 2)
+            )
         )
 
     def _num_bytes(self, stage: StagePlan, cut: Cut) -> int:
@@ -121,25 +128,26 @@ class FeatureCache:
         with self.numerics.autocast(self.state.device):
             return self.current.applied(batch, self.numerics.network_input)
 
-    def of(self, split: str, stage: StagePlan, manifest: Manifest) -> CachedFeatures | None:
+    def of(self, split: str, stage: StagePlan, manifest: Manifest, *, mirrored: bool = False) -> CachedFeatures | None:
         """Returns the features of a split in ``stage``, which must be the present one; computes them at the first call.
 
-        None if they are not stored. Raises ``Interrupted`` if a stop was requested, DataError if too many images cannot be read.
+        ``mirrored``: those of the mirror images, of the split "train". None if they are not stored. Raises ``Interrupted`` if a
+        stop was requested, DataError if too many images cannot be read.
         """
         features = self.current
         assert features is not None
         if stage.index not in self.stored:
             return None
-        if split not in features.kept:
+        kept_as = f"{split}, mirrored" if mirrored else split
+        if kept_as not in features.kept:
             views = max(1, stage.cache_views) if split == "train" else 1
             rows = stage_rows(self.plan, manifest, stage) if split == "train" else manifest.rows(split)
             total = views * len(rows)
-            self.recorder.log.emit(
-                Notice(step=self.state.step, text=_sentence(stage, features.cut, split, views, total))
-            )
-            specs = whole_specs(self.plan, manifest, stage, split)
+            text = _sentence(stage, features.cut, f"{'mirrored ' * mirrored}{split}", views, total)
+            self.recorder.log.emit(Notice(step=self.state.step, text=text))
+            specs = whole_specs(self.plan, manifest, stage, split, mirrored=mirrored)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
-                features.kept[split] = features.compute(
+                features.kept[kept_as] = features.compute(
                     batches,
                     total,
                     self._empty,
@@ -149,11 +157,11 @@ class FeatureCache:
                         Computing(step=self.state.step, done=done, total=total, what=f"features of {split} pictures")
                     ),
                 )
-            bad = list(features.kept[split].bad.items())
+            bad = list(features.kept[kept_as].bad.items())
             if self.reading.is_gone(len(bad), total // views):
-                del features.kept[split]
+                del features.kept[kept_as]
                 raise images_gone(manifest, bad, len(bad), total // views, f"the {split} part")
-        return features.kept[split]
+        return features.kept[kept_as]
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         """Returns a float32 tensor of ``shape`` for features: on the device, or in a file if it is large."""

@@ -68,6 +68,8 @@ class Rollback:
         Raises DataError if too many images cannot be read; the state is then that before the first update with missing images.
         """
         self._arrive(batch.step)
+        if self.session.plan.stage_at(batch.step).fit == "optimum":
+            return  # all its images were counted when their features were computed
         reading = self.session.reading
         if (gone := reading.check(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
             self._before_data_was_gone(gone)
@@ -269,7 +271,12 @@ class Rollback:
 
     def _has_bad_loss(self, batch: Batch) -> NDArray[np.bool_]:
         """Which images of ``batch`` give a loss that is not finite, with the network as in evaluation, where none sees
-        the others."""
+        the others.
+
+        None of a fit to the optimum, which reads no images: it leaves out those whose features are not finite.
+        """
+        if not batch.images.numel():
+            return np.zeros(len(batch.rows), np.bool_)
         session, state, numerics = self.session, self.session.state, self.session.numerics
         with modes_kept(state.model), torch.no_grad(), numerics.autocast(state.device):
             state.model.eval()

@@ -23,7 +23,7 @@ from stagewright.engine.step import update
 from stagewright.model.average import WeightAverage
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.execution import Execution
-from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Saved, StageBegun
@@ -33,6 +33,7 @@ from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
 from stagewright.training.clock import Clock
 from stagewright.training.feature_cache import FeatureCache
+from stagewright.training.optimum import OptimumUpdate
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
 
@@ -123,17 +124,9 @@ class Session:
         if batch.step in guard.left_out:
             stats = torch.full((3,), torch.nan, device=self.state.device)
         else:
+            carry_out = {"updates": self._gradient_update, "optimum": self._optimum_update}[stage.fit]
             try:
-                stats = update(
-                    self.state,
-                    self.plan,
-                    stage,
-                    batch,
-                    self.numerics,
-                    hyper=hyper,
-                    micro_batch_size=self.micro_batch_size(stage),
-                    forward=self.forward,
-                )
+                stats = carry_out(stage, batch, hyper)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -143,6 +136,22 @@ class Session:
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
         return True
+
+    def _gradient_update(self, stage: StagePlan, batch: Batch, hyper: Hyper) -> Tensor:
+        return update(
+            self.state,
+            self.plan,
+            stage,
+            batch,
+            self.numerics,
+            hyper=hyper,
+            micro_batch_size=self.micro_batch_size(stage),
+            forward=self.forward,
+        )
+
+    def _optimum_update(self, stage: StagePlan, batch: Batch, hyper: Hyper) -> Tensor:
+        one = OptimumUpdate(self.plan, self.state, self.numerics, self.features, self.recorder, self.stop)
+        return one.update(stage, batch, hyper, self.manifest)
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:

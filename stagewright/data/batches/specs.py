@@ -43,12 +43,17 @@ def train_specs(
 ) -> Iterator[BatchSpec]:
     """Yields one specification for each step from ``first_step`` to the end of the plan, across all stages.
 
-    Stages whose index is in ``unread`` get specifications with ``unread=True``, for which no images are read.
+    Stages whose index is in ``unread`` get specifications with ``unread=True``, for which no images are read. So does a stage
+    that finds an optimum: its update uses features of all its images, in the manifest's order.
     """
     for stage in plan.stages:
         if stage.end_step <= first_step:
             continue
         rows = stage_rows(plan, manifest, stage)
+        if stage.fit == "optimum":
+            spec = _train_spec(plan, manifest, stage, stage.first_step, rows, np.zeros(len(rows), np.int64))
+            yield replace(spec, unread=True)
+            continue
         count = len(rows) * (1 + stage.augment.copies)
         classes = _sampled(plan, np.tile(manifest.labels[rows], 1 + stage.augment.copies))
         seed, first, size = plan.recipe.seed, stage.first_pass, stage.batch_size
@@ -70,15 +75,22 @@ def train_specs(
 
 
 def has_fixed_views(stage: StagePlan) -> bool:
-    """Returns True if an image is the same in every pass of the stage: no random crop or flip, augmentation, copies or mixing."""
+    """Returns True if an image is the same in every pass of the stage: no random crop or flip, augmentation, copies or mixing.
+
+    Where ``fit`` is ``optimum``, flips are not random: they mean that the mirror image is a second view.
+    """
     augment, mix = stage.augment, stage.mix
-    if augment.crop != "none" or augment.flip or augment.copies or ((mix.mixup or mix.cutmix) and mix.probability):
+    flips = augment.flip and stage.fit == "updates"
+    if augment.crop != "none" or flips or augment.copies or ((mix.mixup or mix.cutmix) and mix.probability):
         return False
     return draw(augment, 0, np.zeros(1, np.int64), np.zeros(1, np.int64), stage.image_size) is None
 
 
-def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) -> Iterator[BatchSpec]:
-    """Yields specifications with every image of ``split`` once, in the manifest's order, cropped as in ``stage``.
+def whole_specs(
+    plan: Plan, manifest: Manifest, stage: StagePlan, split: str, *, mirrored: bool = False
+) -> Iterator[BatchSpec]:
+    """Yields specifications with every image of ``split`` once, in the manifest's order, cropped as in ``stage``, and with
+    ``mirrored`` flipped horizontally (only for the split "train").
 
     For the split "train", these are only the images that the stage trains on. If the stage has several fixed views of an image
     (``cache_views``), all images come once for each of them: view v is what pass v of the stage would have drawn. Otherwise
@@ -91,7 +103,10 @@ def whole_specs(plan: Plan, manifest: Manifest, stage: StagePlan, split: str) ->
     for view in range(max(1, stage.cache_views)):
         for at in range(0, len(rows), size):
             chosen = rows[at : at + size]
-            yield _train_spec(plan, manifest, stage, at, chosen, np.full(len(chosen), stage.first_pass + view))
+            spec = _train_spec(plan, manifest, stage, at, chosen, np.full(len(chosen), stage.first_pass + view))
+            if stage.fit == "optimum":
+                spec = replace(spec, geometry=replace(spec.geometry, flips=np.full(len(chosen), mirrored)))
+            yield spec
 
 
 def recalibration_specs(plan: Plan, manifest: Manifest, stage: StagePlan, num_images: int) -> Iterator[BatchSpec]:

@@ -65,6 +65,34 @@ def deal(
     return folds[unit_of], (*notes, *_thin(pairs, num_folds, classes, kind))
 
 
+def inner_folds(
+    content: Keys, labels: Labels, most: int, seed: int, classes: Sequence[str], groups: Keys | None = None
+) -> Folds | None:
+    """Returns the fold of each image, (N,) int16, to compare settings within training images; None if not even two are possible.
+
+    There are ``most`` folds, fewer where there are too few different images or groups. Images of a class with a single one
+    (with a single group) have fold -1 and are never left out, unless their group is: then they are in its fold. Arguments as in
+    :func:`deal`.
+    """
+    units = content if groups is None else groups
+    pairs = np.unique(np.stack([np.unique(units, return_inverse=True)[1], labels.astype(np.int64)], axis=1), axis=0)
+    dealt = np.bincount(pairs[:, 1], minlength=len(classes))[labels] >= 2
+    for count in range(most, 1, -1) if dealt.any() else ():
+        try:
+            found, _ = deal(
+                content[dealt], labels[dealt], count, seed, classes, None if groups is None else groups[dealt]
+            )
+        except DataError:
+            continue
+        folds = np.full(len(labels), -1, np.int16)
+        folds[dealt] = found
+        known, first = np.unique(units[dealt], return_index=True)
+        at = np.searchsorted(known, units[~dealt]).clip(max=len(known) - 1)
+        folds[~dealt] = np.where(known[at] == units[~dealt], found[first[at]], -1)
+        return folds
+    return None
+
+
 def _units_of_groups(content: Keys, groups: Keys) -> tuple[Keys, Index, tuple[str, ...]]:
     """Returns the key of each unit, the unit of each image, and notes. A unit is a set of images that share a fold."""
     unit_keys, unit_of = np.unique(groups, return_inverse=True)

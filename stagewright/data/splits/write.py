@@ -6,7 +6,6 @@ table gets its name), and that a split that DATA contains is replaced only on re
 
 from __future__ import annotations
 
-import binascii
 import csv
 import os
 import shutil
@@ -26,7 +25,7 @@ from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import Assembled, assemble, group_keys
 from stagewright.data.sources.folders import UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
-from stagewright.data.sources.scan import DIGEST_BYTES, Progress, scan
+from stagewright.data.sources.scan import Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
@@ -211,8 +210,7 @@ def _no_files(source: str) -> DataError:
 
 def _deal(manifest: Manifest, num_folds: int, seed: int) -> tuple[Folds, tuple[str, ...]]:
     """Returns the fold of each image, (N,) int16 from 0, or -1 if it is in the test part; and notes."""
-    raw = np.frombuffer(binascii.unhexlify("".join(manifest.hashes.to_pylist())), np.uint8)
-    content = np.ascontiguousarray(raw.reshape(-1, DIGEST_BYTES)[:, :8]).view("<u8").ravel().astype(np.uint64)
+    content = manifest.content
     rows = np.flatnonzero(manifest.splits != TEST)
     groups = None if manifest.groups is None else group_keys(manifest.groups, content)[rows]
     folds = np.full(len(manifest), -1, np.int16)
