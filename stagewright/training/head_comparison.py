@@ -33,7 +33,7 @@ _Tensors = dict[str, Tensor]
 
 
 @dataclass(eq=False)
-class HeadComparison:
+class _HeadComparison:
     """The selected weights, the head alone, and what their mixtures reach on the validation images."""
 
     session: Session
@@ -133,7 +133,7 @@ class HeadComparison:
         copy_tensors(mixed(*self.ends, coefficient), named_tensors(self.session.state.model))
 
 
-def compare_with_head(session: Session, evaluator: Evaluator, score: Score, stage: StagePlan) -> HeadComparison | None:
+def compare_with_head(session: Session, evaluator: Evaluator, score: Score, stage: StagePlan) -> _HeadComparison | None:
     """Compares the selected weights, which the model has, with the head alone; the model then has the chosen weights.
 
     ``score`` and ``stage`` are those of the selected weights. None if there is nothing to compare: no stage trains more than
@@ -154,7 +154,7 @@ def compare_with_head(session: Session, evaluator: Evaluator, score: Score, stag
     finally:
         session.enter(stage)
         copy_tensors(own, named_tensors(model))
-    comparison = HeadComparison(session, evaluator, stage, score, head.end_step, (alone, own))
+    comparison = _HeadComparison(session, evaluator, stage, score, head.end_step, (alone, own))
     comparison.evaluate()
     return comparison
 
