@@ -16,7 +16,7 @@ _Z = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
-class PairedDifference:
+class _PairedDifference:
     """Top-1 of one set of weights minus that of another on the same images, in percentage points."""
 
     points: float
@@ -31,7 +31,7 @@ class PairedDifference:
     images: int
 
 
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> PairedDifference | None:
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> _PairedDifference | None:
     """Returns the difference between two sets of answers to N images, of which ``first`` and ``second`` (N,) say whether each
     is correct; None for no images.
 
@@ -49,7 +49,7 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Pa
     more, less = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
     spread = _Z * math.sqrt((more + less - (more - less) ** 2) / (total + 2))
     low, high = more - less - spread, more - less + spread
-    return PairedDifference(
+    return _PairedDifference(
         points=100.0 * (gained - lost) / total,
         low=100.0 * max(-1.0, low),
         high=100.0 * min(1.0, high),

@@ -86,7 +86,10 @@ class _HeadComparison:
         """
         found: dict[str, AgainstHead] = {}
         for split, result in results.items():
-            alone = result if self.coefficient == 0.0 else self._alone(split)
+            if self.coefficient == 0.0:  # the same weights, of which no other choice of images would tell a difference
+                found[split] = AgainstHead(points=0.0, low=0.0, high=0.0, gained=0, lost=0, images=result.images)
+                continue
+            alone = self._alone(split)
             if alone is None:
                 continue
             labels = self.session.manifest.labels[self.session.manifest.rows(split)]
