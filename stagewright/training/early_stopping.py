@@ -43,9 +43,9 @@ def reason_to_end(plan: Plan, state: TrainState) -> str | None:
 def _head_suffices(plan: Plan, state: TrainState) -> str | None:
     """Why training more than the head could not be told to be better; None elsewhere than at the end of the head's stages."""
     head, images = plan.head_stage, plan.dataset.num_val
-    if head is None or state.step != head.end_step or state.evaluated_step != state.step or images < _FEWEST_IMAGES:
+    if head is None or state.step != head.end_step or images < _FEWEST_IMAGES:
         return None
-    if state.latest is None or state.latest.step != state.step:
+    if state.latest is None or state.latest.step != state.step:  # this step's evaluation is pending
         return None
     # The score is a share of the images that could be read. Taken of all images it is not fewer errors than there were.
     errors = round((100.0 - state.latest.top1) / 100.0 * images)

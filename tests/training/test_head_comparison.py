@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from stagewright.api.evaluate import evaluate
 from stagewright.api.resume_check import differences
 from stagewright.api.run import Run
 from stagewright.api.train import resume
+from stagewright.data.batches.batch import BatchSpec
 from stagewright.data.dataset import load_dataset
+from stagewright.data.load_times import LoadTimes
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import HEAD_GRID
 from stagewright.plan.resolve import resolve
@@ -29,6 +32,7 @@ from stagewright.rundir.event_kinds import Evaluating, Event, Finished, Notice
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
 from stagewright.training import head_comparison
+from stagewright.training.batches import Batches
 from stagewright.training.head_comparison import mixed
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
@@ -274,25 +278,20 @@ def test_what_the_heads_stages_select_is_the_head_alone(picture_folder: Path, tm
     assert summary(run)["step"] < HEAD_STEP and summary(run)["finalists"] == []
 
 
-def test_validation_images_are_read_once(
+def test_images_are_read_once_in_the_finish(
     picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: RunDir
 ) -> None:
-    reads = {"images": 0}
-    run = begun(tmp_path / "r", picture_folder)
+    run, read, load = begun(tmp_path / "r", picture_folder), [0], Batches.load
 
-    def count(session: Session) -> None:
-        load = type(session.images).load
+    def counted(batches: Batches, specs: Iterable[BatchSpec], times: LoadTimes | None = None) -> Any:
+        specs = list(specs)
+        read[0] += sum(len(spec.rows) for spec in specs if batches.state.step == LAST_STEP)
+        return load(batches, specs, times)
 
-        def counted(images: Any, *given: Any, **named: Any) -> Any:
-            reads["images"] += session.state.step == LAST_STEP
-            return load(images, *given, **named)
-
-        monkeypatch.setattr(type(session.images), "load", counted)
-
-    assert go(run, arm=count).finished
-    images = len(pq.read_table(run.evaluations / "val.parquet")) + len(pq.read_table(run.evaluations / "test.parquet"))
-    assert weights(run) == weights(finished)
-    assert reads["images"] <= images + len(pq.read_table(run.evaluations / "val.parquet")) + 2 * 16 + 8
+    monkeypatch.setattr(Batches, "load", counted)
+    assert go(run).finished and weights(run) == weights(finished)
+    val, test = (len(pq.read_table(run.evaluations / f"{split}.parquet")) for split in ("val", "test"))
+    assert read[0] == 2 * val + val + test  # raw and averaged weights at the last step, then the finish
 
 
 def test_the_ends_of_a_mixture_are_exact() -> None:
