@@ -213,7 +213,19 @@ def differences(base: Path, other: Path) -> list[str]:
         lost, more = ([event for event in one if event not in two] for one, two in (events, events[::-1]))
         found.append(f"events: missing {lost[:2]}, more {more[:2]}, {len(events[0])} and {len(events[1])}")
     summaries = [json.loads((run / "summary.json").read_text()) for run in (base, other)]
-    for key in ("status", "step", "top1", "loss", "chosen", "candidates", "guard", "unreadable", "ended_early"):
+    for key in (
+        "status",
+        "step",
+        "top1",
+        "loss",
+        "chosen",
+        "candidates",
+        "finalists",
+        "against_head",
+        "guard",
+        "unreadable",
+        "ended_early",
+    ):
         if summaries[0][key] != summaries[1][key]:
             found.append(f"summary {key}: {summaries[0][key]} and {summaries[1][key]}")
     return found

@@ -154,5 +154,6 @@ def checkpoint_bytes(state: TrainState, plan: Plan) -> int:
     slots = 2 if "betas" in state.optimizer.defaults else 1
     averaged = any(stage.average.kind != "none" for stage in plan.stages)
     one = own * (1 + slots + averaged)
-    # The number that the recipe keeps, the best one, and a new one, which is verified before an old one is deleted.
-    return one * (plan.recipe.checkpoints.keep + 2)
+    # The number that the recipe keeps, the best one, that of the head alone, and a new one, which is verified before an old
+    # one is deleted.
+    return one * (plan.recipe.checkpoints.keep + 2 + plan.compares_head)

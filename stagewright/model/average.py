@@ -33,7 +33,7 @@ class WeightAverage:
         """Moves the mean towards the model's tensors by ``weight`` in [0, 1]; 1 copies them, 0 does nothing."""
         if weight == 0.0:
             return
-        current = _named_tensors(model)
+        current = named_tensors(model)
         if weight == 1.0 or not self.tensors:
             self.tensors = {name: _for_average(tensor).clone() for name, tensor in current.items()}
             return
@@ -51,17 +51,17 @@ class WeightAverage:
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """Context in which the model has the averaged tensors; on exit its own are restored bit for bit."""
-        current = _named_tensors(model)
+        current = named_tensors(model)
         own = {name: tensor.detach().clone() for name, tensor in current.items()}
         try:
             self.copy_to(model)
             yield
         finally:
-            _copy(own, current)
+            copy_tensors(own, current)
 
     def copy_to(self, model: nn.Module) -> None:
         """Copies the averaged tensors into the model permanently."""
-        _copy(self.tensors, _named_tensors(model))
+        copy_tensors(self.tensors, named_tensors(model))
 
     def state(self) -> dict[str, Tensor]:
         """Returns the averaged tensors by name, for a checkpoint; empty before the first update."""
@@ -104,7 +104,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return images_seen
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters and buffers of ``model`` by name, not copied."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -115,6 +116,7 @@ def _for_average(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copies into every tensor of ``target`` the one of the same name in ``source``."""
     for name, tensor in target.items():
         tensor.copy_(source[name])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.plan import HEAD_GRID, Plan, StagePlan
 from stagewright.text import number_text, percent_text
 
 PAGE_GAP_SECONDS = 60.0
@@ -150,7 +150,11 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
     num_saves, save_seconds = _saves(plan, own, save_minutes)
     first_use = costs.first_image_seconds * (info.num_train + info.num_val + info.num_test)
     last = costs.stages[-1].short or costs.stages[-1]  # the finished model is evaluated as a whole
-    final = (last.evaluation(info.num_val) + last.evaluation(info.num_test)) / num_weights(plan.stages[-1])
+    # The head alone is evaluated on the test images too, and every mixture with it on the validation images.
+    val, test = (
+        (info.num_val * len(HEAD_GRID), 2 * info.num_test) if plan.compares_head else (info.num_val, info.num_test)
+    )
+    final = (last.evaluation(val) + last.evaluation(test)) / num_weights(plan.stages[-1])
     final += last.recalibrate_seconds
     train_seconds = sum(stage.train_seconds for stage in stages)
     pages = min(len(plan.eval_steps), 1 + int(train_seconds / PAGE_GAP_SECONDS))

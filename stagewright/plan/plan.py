@@ -19,11 +19,13 @@ from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
 from stagewright.plan.schedule import Curve
-from stagewright.recipe.recipe import Augment, Average, Mix, Recipe
+from stagewright.recipe.recipe import Augment, Average, Mix, Recipe, num_head_stages
 from stagewright.recipe.schema import Frozen, problems
 
 FORMAT = 4
 Precision = Literal["fp32", "bf16", "fp16"]
+HEAD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the selected weights in the mixtures with the head alone that a finish compares (``eval.consider_head``)."""
 
 
 class DatasetInfo(Frozen):
@@ -175,6 +177,20 @@ class Plan(Frozen):
     def stage_before(self, step: int) -> StagePlan:
         """Returns the stage of the last of ``step`` finished updates (the first stage for 0)."""
         return self.stage_at(max(step - 1, 0))
+
+    @cached_property
+    def head_stage(self) -> StagePlan | None:
+        """The last of the first stages that train only the head, before one that trains more; None if there is no such stage.
+
+        Its end is always evaluated and saved, so the checkpoint of that step has the weights of the head alone.
+        """
+        count = num_head_stages([stage.train for stage in self.stages])
+        return self.stages[count - 1] if count else None
+
+    @property
+    def compares_head(self) -> bool:
+        """Whether the finish compares the selected weights with those of the head alone."""
+        return self.recipe.eval.consider_head and self.head_stage is not None and self.dataset.num_val > 0
 
     def num_evaluations(self, stage: StagePlan, since: int = 0) -> int:
         """Returns the number of evaluations in ``stage``, including the one at its end, after update ``since`` of the run."""

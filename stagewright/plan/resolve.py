@@ -88,11 +88,15 @@ def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
 
 
 def _check_early_stopping(recipe: Recipe, dataset: DatasetInfo) -> None:
-    if recipe.stop.patience is not None and not dataset.num_val:
+    stop = recipe.stop
+    asked = {"patience": stop.patience is not None, "head_suffices": stop.head_suffices}
+    name = next((name for name, given in asked.items() if given), None)
+    if name is not None and not dataset.num_val:
+        value = str(getattr(stop, name)).lower()
         raise RecipeError(
-            f"stop.patience={recipe.stop.patience} without validation pictures has no effect: it compares their results",
+            f"stop.{name}={value} without validation pictures has no effect: it compares their results",
             "early stopping with a validation part",
-            "give data.val a share, or leave stop.patience out",
+            f"give data.val a share, or leave stop.{name} out",
         )
 
 

@@ -250,6 +250,10 @@ class Evaluation(Part):
     select: Literal["best", "last"] = "best"
     """Which weights become the finished model: those of the best evaluation, or those of the last step. In both cases the
     better of raw and averaged weights, by validation top-1."""
+    consider_head: Annotated[bool, Only("head")] = True
+    """Whether the selected weights are compared at the end with those of the head alone, from the end of the stages that train
+    only the head, and with mixtures of a quarter, a half and three quarters of either (WiSE-FT, arXiv:2109.01903). The one with
+    the lowest validation loss becomes the finished model. Without validation images, there is no comparison."""
 
 
 class Checkpoints(Part):
@@ -262,7 +266,8 @@ class Checkpoints(Part):
 
 
 class Stop(Part):
-    """Early stopping: the run ends when its evaluations no longer improve. Off unless ``patience`` is given."""
+    """Early stopping: the run ends when its evaluations no longer improve (``patience``), or after the head
+    (``head_suffices``). Off unless one of these is given."""
 
     patience: Annotated[int, Field(ge=1)] | None = None
     """Number of consecutive evaluations without an improvement after which the run ends; none: no early stopping."""
@@ -270,6 +275,10 @@ class Stop(Part):
     """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss."""
     min_delta: Annotated[float, Field(ge=0.0), When(patience=ON)] = 0.0
     """A change counts as an improvement if it is larger than this, in percentage points of top-1 or in loss."""
+    head_suffices: Annotated[bool, Only("head")] = False
+    """Whether the run ends after the stages that train only the head if the better of its raw and averaged weights makes fewer
+    than 6 errors on at least 50 validation images: even weights without an error could not be told apart from it (two-sided
+    sign test on paired errors: 2 * 2**-5 = 0.0625 > 0.05)."""
 
 
 class Guard(Part):

@@ -6,7 +6,7 @@ same part is ``one_cycle``, ``Annotated[str, Only("table")]`` where DATA is a ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,18 @@ ON = "on"
 
 @dataclass(frozen=True)
 class Only:
-    """The field holds for one kind of use, which is known with DATA or the command: ``table``, ``training``."""
+    """The field holds for one kind of use, which is known with DATA or the command (``table``, ``training``) or with all
+    stages (``head``)."""
 
     use: str
 
     def words(self) -> str:
         """For the page of the fields."""
-        return {"table": "DATA is a table", "training": "training"}[self.use]
+        return {
+            "table": "DATA is a table",
+            "training": "training",
+            "head": "the first stages train only the head (train: head) and a later one trains more",
+        }[self.use]
 
 
 class When:
@@ -67,12 +72,16 @@ def fields_for(part: type[BaseModel], use: str) -> frozenset[str]:
     return frozenset(name for name in part.model_fields if Only(use) in conditions(part, name))
 
 
-def why_without_effect(part: BaseModel, name: str, prefix: str = "") -> str | None:
+def why_without_effect(part: BaseModel, name: str, prefix: str = "", absent: Collection[str] = ()) -> str | None:
     """Returns where the field ``name`` would hold and what is there instead, or None if it holds in ``part``.
 
-    ``prefix`` is the path of the part, such as ``lr.``.
+    ``prefix`` is the path of the part, such as ``lr.``; ``absent`` are the uses (:class:`Only`) that the recipe is not for.
     """
-    found = [one for one in conditions(type(part), name) if isinstance(one, When)]
+    declared = conditions(type(part), name)
+    for one in declared:
+        if isinstance(one, Only) and one.use in absent:
+            return f"it holds where {one.words()}"
+    found = [one for one in declared if isinstance(one, When)]
     if not found or any(one.holds(part) for one in found):
         return None
     others = {other: None for one in found for other in one.values}
@@ -84,11 +93,13 @@ def _shown(value: object) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def written_without_effect(part: BaseModel, raw: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def written_without_effect(
+    part: BaseModel, raw: Mapping[str, Any], prefix: str = "", absent: Collection[str] = ()
+) -> dict[str, str]:
     """Returns the fields of ``part`` that a file has set to another value than their default without an effect, with the reason.
 
     ``raw`` is what the file says. A part with all its fields was written by a program, as a record of the values, so that it
-    requests nothing.
+    requests nothing. ``absent`` as in :func:`why_without_effect`.
     """
     found: dict[str, str] = {}
     fields = type(part).model_fields
@@ -97,9 +108,9 @@ def written_without_effect(part: BaseModel, raw: Mapping[str, Any], prefix: str 
             continue
         inner: object = getattr(part, name)
         if isinstance(inner, BaseModel) and isinstance(value, Mapping):
-            found |= written_without_effect(inner, value, f"{prefix}{name}.")
+            found |= written_without_effect(inner, value, f"{prefix}{name}.", absent)
         elif len(raw) < len(fields) and inner != fields[name].get_default(call_default_factory=True):
-            why = why_without_effect(part, name, prefix)
+            why = why_without_effect(part, name, prefix, absent)
             if why is not None:
                 found[f"{prefix}{name}"] = why
     return found

@@ -8,6 +8,7 @@ batch size. A field that a stage does not set is inherited from the recipe, also
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -134,6 +135,14 @@ def _check_cached(at: int, stage: Stage) -> None:
         raise ValueError(
             f"stages[{at}].cache: augment.copies makes copies of images; cache.views makes fixed views of each"
         )
+
+
+def num_head_stages(trained: Sequence[str | tuple[str, ...] | None]) -> int:
+    """Returns how many of the first stages train only the head, before one that trains more; 0 if there is no such later stage.
+
+    ``trained`` is what each stage of the run trains (:attr:`Stage.train`), in order.
+    """
+    return next((at for at, train in enumerate(trained) if train != "head"), 0)
 
 
 def _as_tuple(value: object) -> object:

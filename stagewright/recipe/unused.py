@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from stagewright.errors import RecipeError
 from stagewright.recipe.holds import why_without_effect, written_without_effect
-from stagewright.recipe.recipe import Recipe, Stage
+from stagewright.recipe.recipe import Recipe, Stage, num_head_stages
 
 _MERGED = ("lr", "mix", "augment", "average")
 """Parts of a recipe that a stage overrides field by field."""
@@ -37,7 +37,7 @@ def refuse_unused_in_file(recipe: Recipe, raw: Mapping[str, Any]) -> None:
     for name, value in raw.items():
         part = getattr(recipe, name, None)
         if isinstance(part, BaseModel) and isinstance(value, Mapping):
-            written = written_without_effect(part, value, f"{name}.")
+            written = written_without_effect(part, value, f"{name}.", _absent(recipe))
             found |= {path: why for path, why in written.items() if _why(recipe, tuple(path.split("."))) is not None}
     _refuse(found)
 
@@ -69,7 +69,12 @@ def _why(recipe: Recipe, path: tuple[str, ...]) -> str | None:
         return _why_in_merged(recipe, path[0], path[1])
     if path[0] == "optimizer" and path[1] in _FROM_OPTIMIZER:
         return _why_overridden(recipe, path[1])
-    return why_without_effect(part, path[1], f"{path[0]}.")
+    return why_without_effect(part, path[1], f"{path[0]}.", _absent(recipe))
+
+
+def _absent(recipe: Recipe) -> tuple[str, ...]:
+    """The uses (:class:`stagewright.recipe.holds.Only`) that the stages of ``recipe`` do not have."""
+    return () if num_head_stages([stage.train for stage in recipe.resolved_stages()]) else ("head",)
 
 
 def _why_overridden(recipe: Recipe, name: str) -> str | None:

@@ -124,10 +124,32 @@ def _result(record: RunRecord) -> str:
         return "<p>Nothing has been evaluated yet.</p>"
     warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))
     return (
-        f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{warnings}'
+        f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{_finalists(record)}{warnings}'
         f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of pictures, not the variation "
         f"between seeds, splits or places.</i></p>"
     )
+
+
+def _finalists(record: RunRecord) -> str:
+    """The weights that were compared at the end, and how the chosen ones differ from the head alone."""
+    rows = [
+        (
+            f"<b>{_text(row.weights)}</b> (chosen)" if row.chosen else _text(row.weights),
+            f"{row.step:,}",
+            number_text(row.loss, ".4f"),
+            percent_text(row.top1, 2),
+        )
+        for row in results.finalist_rows(record)
+    ]
+    if not rows:
+        return ""
+    sentence = results.head_sentence(record)
+    note = (
+        f"<p>{_text(sentence)} <i>Paired on the same pictures (Bonett and Price, adjusted Wald).</i></p>"
+        if sentence
+        else ""
+    )
+    return _table(("weights", "step", "validation loss", "validation top-1"), rows) + note
 
 
 def _stages(record: RunRecord) -> str:

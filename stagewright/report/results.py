@@ -16,11 +16,17 @@ from numpy.typing import NDArray
 from stagewright.report.intervals import wilson
 from stagewright.report.read import RunRecord
 from stagewright.report.tables import Predictions
-from stagewright.rundir.event_kinds import BadImages, Evaluated, Event, Result
+from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, Event, Result
+from stagewright.rundir.event_text import against_head_sentence
 from stagewright.text import count_text, percent_text
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 WEIGHT_NAMES = {"raw": "raw", "ema": "EMA", "swa": "SWA"}
+
+
+def weights_name(weights: str) -> str:
+    """Returns a kind of weights for people: ``EMA``, or of a mixture ``0.75 EMA + 0.25 head``."""
+    return " ".join(WEIGHT_NAMES.get(word, word) for word in weights.split(" "))
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The chosen weights: ``raw``, ``ema`` or ``swa`` after ``step`` updates, and their evaluation."""
+    """The chosen weights after ``step`` updates (:class:`stagewright.rundir.event_kinds.ChosenWeights`), and the evaluation of
+    that step."""
 
     step: int
     weights: str
@@ -50,7 +57,7 @@ class Chosen:
 
     @property
     def result(self) -> Result | None:
-        """Their validation result; None if there is no valid evaluation."""
+        """Their validation result; None if there is no valid evaluation, as for weights that were made at the end."""
         return None if self.evaluation is None else self.evaluation.results.get(self.weights)
 
 
@@ -97,7 +104,7 @@ def choice_sentence(record: RunRecord) -> str:
         return "Nothing has been evaluated yet."
     done = record.status == "finished"
     result = best.result
-    own = WEIGHT_NAMES.get(best.weights, best.weights)
+    own, finalists = weights_name(best.weights), finalist_rows(record)
     others = [] if best.evaluation is None else [kind for kind in best.evaluation.results if kind != best.weights]
     verb = "were chosen" if done else "are the best so far"
     words = [
@@ -111,6 +118,8 @@ def choice_sentence(record: RunRecord) -> str:
             words.append("weights of the same step")
             if other.top1 == result.top1:
                 words.append(" (if they are equal, the averaged weights are chosen)")
+    elif (top1 := next((row.top1 for row in finalists if row.chosen), None)) is not None:
+        words.append(f": {percent_text(top1)} of the validation pictures")
     words.append(". ")
     evaluations = record.evaluations
     if done and not evaluations:
@@ -123,8 +132,45 @@ def choice_sentence(record: RunRecord) -> str:
         words.append(
             f"Candidates were {count_text(candidates, 'set')} of weights in {count_text(len(evaluations), 'evaluation')}"
         )
-        words.append("; those with the highest validation top-1 are chosen.")
+        words.append(f"; those with the highest validation top-1 are {'selected' if finalists else 'chosen'}.")
+    if finalists:
+        words.append(" At the end, the selected weights were compared with the head alone and with mixtures of both: ")
+        words.append("the lowest validation loss decides.")
     return "".join(words)
+
+
+@dataclass(frozen=True)
+class _FinalistRow:
+    """Weights that were compared at the end of the run, with their validation results; None where these are not finite."""
+
+    weights: str
+    step: int
+    loss: float | None
+    top1: float | None
+    chosen: bool
+
+
+def finalist_rows(record: RunRecord) -> list[_FinalistRow]:
+    """Returns what was compared at the end of a finished run, from the head alone to the selected weights; empty if nothing
+    was, as in runs of earlier versions."""
+    said = record.summary.get("chosen") or {}
+    if record.status != "finished":
+        return []
+    return [
+        _FinalistRow(
+            weights_name(one["weights"]), one["step"], one["loss"], one["top1"], one["weights"] == said.get("weights")
+        )
+        for one in record.summary.get("finalists") or []
+    ]
+
+
+def head_sentence(record: RunRecord) -> str:
+    """Returns a sentence on how the chosen weights differ from the head alone; empty where they were not compared."""
+    said, found = record.summary.get("chosen") or {}, record.summary.get("against_head") or {}
+    names = AgainstHead.__dataclass_fields__
+    read = {split: AgainstHead(**{name: one[name] for name in names}) for split, one in found.items()}
+    sentence = against_head_sentence(str(said.get("weights")), read)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
 def _in_stage(record: RunRecord, step: int) -> str:

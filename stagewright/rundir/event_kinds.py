@@ -249,12 +249,13 @@ class Suspected(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EndedEarly(Event):
-    """The run ends before its plan does, since evaluations no longer improve."""
+    """The run ends before its plan does: evaluations no longer improve, or the head alone is so good that nothing better could
+    be told apart from it."""
 
     kind = "ended_early"
 
     reason: str
-    """Which metric has not improved, and for how long."""
+    """Which metric has not improved and for how long, or how many errors the head alone makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +290,25 @@ class ChosenWeights:
     step: int
     """Number of finished updates that they come from."""
     weights: str
-    """``raw``, ``ema`` or ``swa``."""
+    """``raw``, ``ema``, ``swa``, ``head`` (the head alone), or a mixture such as ``0.75 ema + 0.25 head``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstHead:
+    """Top-1 of the chosen weights minus that of the head alone, on the same images of a split."""
+
+    points: float
+    """The difference in percentage points; positive where the chosen weights are better."""
+    low: float
+    """Lower end of its 95 % interval for paired proportions, with images as units."""
+    high: float
+    """Upper end of that interval."""
+    gained: int
+    """Images that only the chosen weights answer correctly."""
+    lost: int
+    """Images that only the head alone answers correctly."""
+    images: int
+    """Images that could be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +323,8 @@ class Finished(Event):
     """Their top-1 on the validation split, in percent; None without validation images."""
     test_top1: float | None
     """Their top-1 on the test split, in percent; None without test images."""
+    against_head: Mapping[str, AgainstHead] | None = None
+    """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     loading: str | None = field(default=None, metadata=CLOCK)
     """Whether reading images held the training up, in words."""
 

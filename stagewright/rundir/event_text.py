@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 
 from stagewright.rundir.event_kinds import (
+    AgainstHead,
     BadImages,
     EndedEarly,
     Evaluated,
@@ -93,7 +95,22 @@ def _finished(event: Finished) -> str:
     text = f"finished: top-1 {scores} with {weights}"
     if not scores:
         text = f"finished with {weights}; top-1 not measured: no validation or test pictures"
-    return f"{text}\n{event.loading}" if event.loading else text
+    lines = [text, against_head_sentence(chosen.weights, event.against_head), event.loading]
+    return "\n".join(line for line in lines if line)
+
+
+def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] | None) -> str:
+    """Returns a sentence about the chosen ``weights`` and the head alone, by split; empty where they were not compared."""
+    if not differences:
+        return ""
+    if weights == "head":
+        return "the head alone is chosen: nothing that was trained further, nor a mixture with it, has a lower validation loss"
+    parts = [
+        f"{split} {one.points:+.2f} points (95 % interval {one.low:+.2f} to {one.high:+.2f}; {one.gained:,} of "
+        f"{one.images:,} pictures gained, {one.lost:,} lost)"
+        for split, one in differences.items()
+    ]
+    return f"against the head alone: {', '.join(parts)}"
 
 
 @sentence.register

@@ -24,6 +24,23 @@ class _Chosen(Fields):
     weights: str
 
 
+class _Finalist(Fields):
+    weights: str
+    step: Count
+    coefficient: Annotated[float, Field(ge=0, le=1)]
+    loss: _Finite | None
+    top1: _Finite | None
+
+
+class _AgainstHead(Fields):
+    points: _Finite
+    low: _Finite
+    high: _Finite
+    gained: Count
+    lost: Count
+    images: Count
+
+
 class _Choice(Fields):
     factor: Annotated[float, Field(gt=0, le=1e9)]
     every: Annotated[float, Field(gt=0, le=1)] | None
@@ -57,6 +74,8 @@ class SummaryFields(Fields):
     total_steps: Count = ABSENT
     top1: _Percents = ABSENT
     chosen: _Chosen | None = ABSENT
+    finalists: Annotated[list[_Finalist], Field(max_length=100)] = ABSENT
+    against_head: dict[Literal["val", "test"], _AgainstHead] | None = ABSENT
     setup_seconds: Seconds = ABSENT
     train_seconds: Seconds = ABSENT
     eval_seconds: Seconds = ABSENT

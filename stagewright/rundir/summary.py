@@ -19,11 +19,41 @@ class ChosenSummary(TypedDict):
     step: int
     """Number of finished updates that they come from."""
     weights: str
-    """``raw``, ``ema`` or ``swa``."""
+    """``raw``, ``ema``, ``swa``, ``head`` (the head alone), or a mixture such as ``0.75 ema + 0.25 head``."""
     stage: str
     """Name of the stage of that step."""
     select: str
     """How the recipe chooses: ``best`` or ``last``."""
+
+
+class FinalistSummary(TypedDict):
+    """Weights that were compared at the end of a run whose first stages train only the head (``eval.consider_head``)."""
+
+    weights: str
+    """As in :class:`ChosenSummary`."""
+    step: int
+    """Number of finished updates that they come from; of a mixture, those of the weights that are not the head alone."""
+    coefficient: float
+    """Share of these weights in the mixture, in [0, 1]; 0 is the head alone, 1 is what ``eval.select`` selects."""
+    loss: float | None
+    """Mean cross-entropy on the validation images, by which they are chosen; None if it is not finite."""
+    top1: float | None
+    """Top-1 on the validation images in percent; None as for ``loss``."""
+
+
+class AgainstHeadSummary(TypedDict):
+    """Top-1 of the chosen weights minus that of the head alone on the same images, in percentage points
+    (:class:`stagewright.rundir.event_kinds.AgainstHead`)."""
+
+    points: float
+    low: float
+    """Lower end of the 95 % interval (:func:`stagewright.engine.paired.paired_difference`)."""
+    high: float
+    gained: int
+    """Images that only the chosen weights answer correctly."""
+    lost: int
+    """Images that only the head alone answers correctly."""
+    images: int
 
 
 class _GuardSummary(TypedDict):
@@ -89,6 +119,10 @@ class Summary(TypedDict):
     """None until the run is finished."""
     candidates: dict[str, float]
     """Highest validation top-1 by kind of weights."""
+    finalists: list[FinalistSummary]
+    """The weights that were compared at the end, by coefficient; empty where there was nothing to compare."""
+    against_head: dict[str, AgainstHeadSummary] | None
+    """By split, how the chosen weights differ from the head alone; None where they were not compared."""
     setup_seconds: float
     train_seconds: float
     eval_seconds: float

@@ -20,8 +20,8 @@ from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
-from stagewright.text import number_text
-from stagewright.training.early_stopping import update_early_stopping
+from stagewright.training.early_stopping import reason_to_end, update_early_stopping
+from stagewright.training.kept_batches import KeptBatches
 from stagewright.training.session import Session
 
 _SWA_RECALIBRATION = 4096
@@ -32,6 +32,8 @@ class Evaluator:
     """Evaluates a session's weights on the splits of its data set."""
 
     session: Session
+    kept: KeptBatches | None = None
+    """Batches of earlier evaluations of the same images, which are not read again; None: they are read each time."""
 
     def evaluate(self) -> None:
         """Evaluates raw and averaged weights on the validation split, updates the scores of the state and writes the result.
@@ -64,10 +66,8 @@ class Evaluator:
         self.session.recorder.log.emit(
             MemoryUse(step=state.step, stage=self.session.stage_name, peak_gb=peak, points=points)
         )
-        if self.session.is_finished and state.step < self.session.plan.total_steps:
-            stop = self.session.plan.recipe.stop
-            best = number_text(state.early_stopping.best, ".4g")
-            reason = f"{stop.metric} has not improved on {best} in {state.early_stopping.stale} evaluations"
+        reason = reason_to_end(self.session.plan, state)
+        if reason is not None and state.step < self.session.plan.total_steps:
             self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
 
     def _averages_the_upper_part_alone(self) -> bool:
@@ -93,7 +93,7 @@ class Evaluator:
                 self.session.plan, self.session.manifest, stage, split, most=most, unread=kept is not None
             )
             try:
-                with self.session.batches.load(specs) as batches:
+                with (self.kept or self.session.batches).load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
                         self.session.state.forward if features is None else features.upper,

@@ -26,8 +26,10 @@ from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
 from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
 from stagewright.training.evaluator import Evaluator
+from stagewright.training.head_comparison import compare_with_head
+from stagewright.training.kept_batches import KeptBatches
 from stagewright.training.session import Session
-from stagewright.training.summary import summarise
+from stagewright.training.summary import Final, summarise
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger image files are not used, to keep the Bundle small
@@ -36,15 +38,17 @@ _GOLDEN_BYTES = 2_000_000  # larger image files are not used, to keep the Bundle
 def finish(session: Session) -> bool:
     """Selects, evaluates and writes the final model; returns False if a stop was requested, after which it can be repeated."""
     state, log = session.state, session.recorder.log
-    evaluator, score = Evaluator(session), select_weights(session)
+    evaluator, score = Evaluator(session, KeptBatches(session.batches)), select_weights(session)
     try:
         with session.clock.phase("eval"):
             score, stage = load_selected_weights(session, score)
-            results = {
-                split: evaluator.evaluate_split(split, stage)
-                for split in ("val", "test")
-                if len(session.manifest.rows(split))
-            }
+            comparison = compare_with_head(session, evaluator, score, stage)
+            score = score if comparison is None else comparison.chosen
+            results = {} if comparison is None else {"val": comparison.result}
+            for split in ("val", "test"):
+                if split not in results and len(session.manifest.rows(split)):
+                    results[split] = evaluator.evaluate_split(split, stage)
+            against_head = None if comparison is None else comparison.against_head(results)
     except Interrupted:
         return False
     with session.clock.phase("checkpoint"):
@@ -59,11 +63,13 @@ def finish(session: Session) -> bool:
             chosen=ChosenWeights(step=score.step, weights=score.weights),
             val_top1=top1.get("val"),
             test_top1=top1.get("test"),
+            against_head=against_head,
             loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
         )
     )
     session.recorder.sync()
-    write_summary(session.run, summarise(session, "finished", score=score, results=results))
+    final = Final(score, results, [] if comparison is None else comparison.finalists(), against_head)
+    write_summary(session.run, summarise(session, "finished", final=final))
     return True
 
 

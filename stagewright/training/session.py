@@ -32,6 +32,7 @@ from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
 from stagewright.training.clock import Clock
+from stagewright.training.early_stopping import reason_to_end
 from stagewright.training.feature_cache import FeatureCache
 from stagewright.training.optimum import OptimumUpdate
 from stagewright.training.read_watch import ReadWatch
@@ -68,9 +69,7 @@ class Session:
     @property
     def is_finished(self) -> bool:
         """Whether no update is left: all are done, or early stopping has ended the run."""
-        patience = self.plan.recipe.stop.patience
-        ended = patience is not None and self.state.early_stopping.stale >= patience
-        return ended or self.state.step >= self.plan.total_steps
+        return self.state.step >= self.plan.total_steps or reason_to_end(self.plan, self.state) is not None
 
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
@@ -192,13 +191,20 @@ class Session:
                 {**state.content(), "logs": logs},
                 {"plan_digest": self.plan.digest, "logs": recorded},
                 keep=self.plan.recipe.checkpoints.keep,
-                protect=sorted({*protect, *([state.best.step] if state.best else [])}),
+                protect=sorted({*protect, *([state.best.step] if state.best else []), *self._head_steps()}),
             )
             checkpoint.point(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
                 checkpoint.point(self.run.checkpoints, "best", state.step)
         self.recorder.log.emit(
             Saved(step=state.step, checkpoint=path.name, stage=self.stage_name, peak_gb=self.peak_gb())
+        )
+
+    def _head_steps(self) -> list[int]:
+        """The step of the head alone, whose weights the finish needs, once it is reached."""
+        head = self.plan.head_stage
+        return (
+            [head.end_step] if head is not None and self.plan.compares_head and head.end_step <= self.state.step else []
         )
 
     @cached_property

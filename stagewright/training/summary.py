@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
-from stagewright.rundir.event_kinds import BadImages, Evaluated, MemoryUse, Resumed, Saved
+from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, MemoryUse, Resumed, Saved
 from stagewright.rundir.events import LoggedEvent, read_events
-from stagewright.rundir.summary import Summary
+from stagewright.rundir.summary import AgainstHeadSummary, FinalistSummary, Summary
 from stagewright.training.session import Session
 
 
-def summarise(
-    session: Session,
-    status: str,
-    *,
-    score: Score | None = None,
-    results: dict[str, Evaluation] | None = None,
-    error: str | None = None,
-) -> Summary:
+@dataclass(frozen=True, eq=False)
+class Final:
+    """The final weights of a finished run."""
+
+    score: Score
+    results: dict[str, Evaluation]
+    """Their results by split."""
+    finalists: list[FinalistSummary]
+    """What they were compared with at the end; empty if there was nothing."""
+    against_head: Mapping[str, AgainstHead] | None
+    """How they differ from the head alone, by split; None if they were not compared."""
+
+
+def summarise(session: Session, status: str, *, final: Final | None = None, error: str | None = None) -> Summary:
     """Returns the summary of the run so far; used at the start of each process of a run and at its end.
 
-    ``score`` and ``results`` (by split) are those of the final weights, once the run has finished; ``error`` is the error that
-    ended it.
+    ``final`` is given once the run has finished; ``error`` is the error that ended it.
     """
     plan, state, run = session.plan, session.state, session.run
-    results = results or {}
+    results = {} if final is None else final.results
     session.clock.read("setup")  # charges the time up to now
     events = read_events(run.events)
     # Without those of steps that were repeated after an interruption, which would count twice.
@@ -50,6 +56,8 @@ def summarise(
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
         "chosen": None,
         "candidates": _candidates(events),
+        "finalists": [] if final is None else final.finalists,
+        "against_head": None,
         "setup_seconds": round(state.seconds["setup"], 3),
         "train_seconds": round(state.seconds["train"], 3),
         "eval_seconds": round(state.seconds["eval"], 3),
@@ -74,14 +82,27 @@ def summarise(
         "parent": environment.get("parent"),
         "error": error,
     }
-    if score is not None:
+    if final is not None:
         content["chosen"] = {
-            "step": score.step,
-            "weights": score.weights,
-            "stage": plan.stage_before(score.step).name,
+            "step": final.score.step,
+            "weights": final.score.weights,
+            "stage": plan.stage_before(final.score.step).name,
             "select": plan.recipe.eval.select,
         }
+        if final.against_head is not None:
+            content["against_head"] = {split: _plain(one) for split, one in final.against_head.items()}
     return content
+
+
+def _plain(one: AgainstHead) -> AgainstHeadSummary:
+    return {
+        "points": one.points,
+        "low": one.low,
+        "high": one.high,
+        "gained": one.gained,
+        "lost": one.lost,
+        "images": one.images,
+    }
 
 
 def _candidates(events: Iterable[LoggedEvent]) -> dict[str, float]:

@@ -70,6 +70,15 @@ def test_a_forecast_adds_up() -> None:
     assert expected.stages[0].total_seconds == pytest.approx(2.0 + 10.0 + 10.0)
 
 
+def test_the_comparison_with_the_head_costs_its_evaluations() -> None:
+    """Five sets of weights on the validation images, two on the test images, in place of one on each."""
+    stages = [{"name": "head", "train": "head", "epochs": "3ep"}, {"name": "all", "epochs": "1ep"}]
+    costs = replace(COSTS, stages=(COST, COST))
+    off = forecast(plan_of(stages=stages, eval={"consider_head": False}), costs)
+    more = 0.01 * (4 * INFO.num_val + INFO.num_test)
+    assert forecast(plan_of(stages=stages), costs).finish_seconds == pytest.approx(off.finish_seconds + more)
+
+
 def test_improvements_and_long_stretches_are_saved_too() -> None:
     rare = plan_of(epochs="2ep", checkpoints={"every": "2ep"}, eval={"every": "0.5ep"})
     assert forecast(rare, COSTS).num_saves == 4

@@ -9,7 +9,7 @@ import pytest
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
 from stagewright.recipe.holds import When, conditions
-from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.recipe import Recipe, num_head_stages
 from stagewright.recipe.request import RecipeRequest, as_request
 
 
@@ -26,6 +26,12 @@ from stagewright.recipe.request import RecipeRequest, as_request
         ("progressive", "image_size=64", r"image_size has no effect: every stage sets its own"),
         ("progressive", "epochs=9ep", r"every stage gives its own length; --epochs scales"),
         ("finetune", "stages.head.lr.div=3", r"stages\.0\.lr\.div has no effect"),
+        (
+            "quick",
+            "eval.consider_head=false",
+            r"eval\.consider_head has no effect: it holds where the first stages train",
+        ),
+        ("quick", "stop={head_suffices: true}", r"stop\.head_suffices has no effect: it holds where the first stages"),
         ("finetune", "optimizer.nesterov=true", r"optimizer\.name is sgd, but optimizer\.name is adamw"),
     ],
 )
@@ -48,6 +54,37 @@ def test_a_field_holds_if_it_does_in_one_stage() -> None:
     assert str(recipes.override(recipe, ["average.every=2ep"]).average.every) == "2ep"
     with pytest.raises(RecipeError, match=r"average\.half_life has no effect"):
         recipes.override(recipe, ["average.half_life=1ep"])
+
+
+def test_fields_about_the_head_hold_after_stages_of_the_head(tmp_path: Path) -> None:
+    recipe = recipes.load("finetune", ["eval.consider_head=false", "stop.head_suffices=true"])
+    assert recipe.stop.head_suffices and not recipe.eval.consider_head
+    with pytest.raises(RecipeError, match=r"stop\.head_suffices"):
+        recipes.load("finetune", ["stop.head_suffices=true", "stages.1.train=head"])
+    file = tmp_path / "mine.yaml"
+    file.write_text("eval: {consider_head: false}\nstop: {head_suffices: true}\n")
+    with pytest.raises(RecipeError) as error:
+        recipes.load(str(file))
+    assert [line.split()[0] for line in error.value.given.splitlines()] == ["eval.consider_head", "stop.head_suffices"]
+    file.write_text(f"{file.read_text()}epochs: 4ep\nstages: [{{epochs: 0.5, train: head}}, {{epochs: 0.5}}]\n")
+    assert recipes.load(str(file)).stop.head_suffices
+
+
+@pytest.mark.parametrize(
+    ("trained", "count"),
+    [
+        (["all"], 0),
+        (["head"], 0),
+        (["head", "all"], 1),
+        (["head", "head", "last:1", "all"], 2),
+        (["head", "head"], 0),
+        (["all", "head", "all"], 0),
+        (["head", "all", "head", "all"], 1),
+        (["head", ("layer4.*",)], 1),
+    ],
+)
+def test_which_stages_are_the_heads(trained: list[str], count: int) -> None:
+    assert num_head_stages(trained) == count
 
 
 def test_what_shipped_recipes_set_is_no_request() -> None:
