@@ -41,7 +41,9 @@ def sklearn_fit(x: NDArray[np.float32], labels: object, c: float, weights: objec
         return model.fit(x.astype(np.float64) - x.mean(axis=0, dtype=np.float64), labels, sample_weight=weights)
 
 
-@pytest.mark.parametrize(("n", "d", "k", "apart"), [(300, 20, 4, 0.1), (60, 150, 3, 0.2), (200, 30, 2, 0.1), (90, 40, 3, 5)])
+@pytest.mark.parametrize(
+    ("n", "d", "k", "apart"), [(300, 20, 4, 0.1), (60, 150, 3, 0.2), (200, 30, 2, 0.1), (90, 40, 3, 5)]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_it_is_the_optimum_that_scikit_learn_finds(n: int, d: int, k: int, apart: float, weighted: bool) -> None:
     x, labels = drawn(n, d, k, apart)

@@ -73,7 +73,10 @@ def others(plan: Plan) -> list[dict[str, Any]]:
     moved = ("index", "first_step", "first_pass", "epochs_before", "curve_first_step")
     stages = [stage for stage in plan.stages if stage.fit == "updates"]
     return [
-        {**stage.model_dump(exclude={*moved}), "lrs": [stage.hyper(s).lr for s in range(stage.first_step, stage.end_step)]}
+        {
+            **stage.model_dump(exclude={*moved}),
+            "lrs": [stage.hyper(s).lr for s in range(stage.first_step, stage.end_step)],
+        }
         for stage in stages
     ]
 

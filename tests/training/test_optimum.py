@@ -229,7 +229,9 @@ def test_other_heads_are_refused(kind: str) -> None:
     assert linear_cut(Other(""), torch.ones(2, 3, 2, 2)).name == "head"
 
 
-@pytest.mark.parametrize(("name", "cut"), [("torchvision:mobilenet_v2", "classifier.1"), ("timm:vit_tiny_patch16_224", "head")])
+@pytest.mark.parametrize(
+    ("name", "cut"), [("torchvision:mobilenet_v2", "classifier.1"), ("timm:vit_tiny_patch16_224", "head")]
+)
 def test_networks_of_libraries_are_cut_at_their_last_layer(name: str, cut: str) -> None:
     torch.manual_seed(0)
     assert linear_cut(create_model(name, 3, image_size=32), torch.randn(2, 3, 32, 32)).name == cut
