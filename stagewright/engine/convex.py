@@ -162,7 +162,7 @@ def solve(
         if at.value == intermediate_result.fun and at.grad_norm**2 <= 2.0 * strength * tolerance * at.value:
             raise StopIteration
 
-    with threadpool_limits(1, user_api="blas"), _threads_for(problem), float32_products():
+    with threadpool_limits(1, user_api="blas"), _threads_for(problem), _float32_products():
         result = minimize(
             evaluated,
             np.zeros(size) if start is None else start,
@@ -211,7 +211,7 @@ def log_losses(problem: Problem, theta: Vector) -> tuple[Tensor, Tensor]:
     weight, bias = _unpacked(problem, theta)
     loss, correct = torch.zeros_like(problem.weights), torch.zeros_like(problem.weights)
     narrow, offset = weight.float().T.contiguous(), bias.float()
-    with float32_products():
+    with _threads_for(problem), _float32_products():
         for part, block in problem.blocks():
             logits = torch.addmm(offset, block, narrow).double()
             loss[part] -= log_softmax(logits, dim=1).gather(1, problem.labels[part, None])[:, 0]
@@ -260,7 +260,7 @@ def _threads_for(problem: Problem) -> Iterator[None]:
 
 
 @contextmanager
-def float32_products() -> Iterator[None]:
+def _float32_products() -> Iterator[None]:
     """Context in which CUDA computes float32 products in float32, not in TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

@@ -17,6 +17,7 @@ from stagewright.api.prepare import prepare
 from stagewright.cli.main import app
 from stagewright.data.dataset import Dataset
 from stagewright.errors import StorageError
+from stagewright.plan.budget import Budget, fit
 from stagewright.plan.cost import Costs, forecast
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
@@ -91,6 +92,19 @@ def test_a_frozen_body_is_measured_with_its_features_and_without(picture_folder:
     assert head.short is not None and whole.short is None
     assert head.of(plan.stages[0]) is head  # four passes are enough for features to pay
     assert head.short.of(plan.stages[0]).step_seconds > head.step_seconds
+
+
+def test_the_optimum_of_a_head_is_measured(picture_folder: Path, tmp_path: Path) -> None:
+    head = {"train": "head", "fit": "optimum", "augment": {"crop": "none"}, "batch_size": 4}
+    costs, plan = probed(picture_folder, tmp_path, stages=[head, {"epochs": "2ep"}], average="ema")
+    optimum, whole = costs.stages
+    assert optimum.short is None and optimum.of(plan.stages[0]) is optimum
+    assert min(optimum.step_seconds, optimum.entry_seconds, optimum.save_seconds, optimum.eval_image_seconds) > 0
+    assert optimum.step_seconds > whole.step_seconds and plan.stages[0].batch_size == 36
+    assert forecast(plan, costs).stages[0].train_seconds == optimum.step_seconds
+    budget = Budget.parse("30m")
+    longer = fit(plan, costs, budget).plan
+    assert longer.stages[0].num_steps == 1 and longer.stages[1].num_steps > plan.stages[1].num_steps
 
 
 def test_weights_that_diverge_while_they_are_measured(
