@@ -122,8 +122,8 @@ def linear_cut(model: nn.Module, images: Tensor) -> Cut:
             finally:
                 handle.remove()
             features = features_of(model, head, images)
-        plain = features is not None and features.ndim == 2 and isinstance(logits, Tensor) and len(calls) == 1
-        if plain and torch.equal(head(features), logits):
+        plain = isinstance(logits, Tensor) and len(calls) == 1
+        if plain and features is not None and features.ndim == 2 and torch.equal(head(features), logits):
             return Cut(names[0], features[0].numel() * features.element_size())
     what = ", ".join(f"{name} ({type(model.get_submodule(name)).__name__})" for name in names) or "no module"
     raise ModelError(
