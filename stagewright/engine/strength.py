@@ -1,8 +1,9 @@
 """Chooses how strongly a head's weights are penalised: by cross-validation within the training images.
 
 For each strength of a grid, from strong to weak, the head is fitted to all folds but one and its mean log loss on the fold that
-was left out is computed, for each fold. The strength with the lowest mean is taken, and the head is fitted to all images. Each
-fit begins at that fold's minimum at the strength before; the path ends where the log loss has clearly risen.
+was left out is computed, for each fold (of many images, for the first ones). The strength with the lowest mean is taken, and the
+head is fitted to all images. Each fit begins at that fold's minimum at the strength before; the path ends where the log loss has
+clearly risen.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ DEFAULT_STRENGTH = 3.2e-5
 """Strength where cross-validation is not possible."""
 _RISEN = 1.01
 """The path ends where the log loss is this many times its lowest value."""
+_ENOUGH_IMAGES = 5000
+"""Once so many images have been left out, no other fold is: their mean log loss is precise enough to tell strengths apart."""
 _ROUGHLY, _EXACTLY = 5e-3, 1e-5
 """Relative distances from the minimum of the fits for a comparison and of the last one."""
 
@@ -36,6 +39,8 @@ class Optimum:
     """Relative to the mean squared norm of the centred features."""
     log_losses: dict[float, float]
     """Mean log loss of cross-validation by strength; {} if it was not possible."""
+    num_folds: int
+    """Number of folds that were left out in turn; 0 if it was not possible."""
     loss: float
     """Weighted mean cross-entropy of the training images, label smoothing included."""
     top1: float
@@ -44,7 +49,7 @@ class Optimum:
 
 def fit_head(
     problem: Problem,
-    folds: NDArray[np.int64] | None,
+    folds: NDArray[np.integer] | None,
     *,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -56,9 +61,9 @@ def fit_head(
     :func:`stagewright.engine.convex.solve`.
     """
     losses: dict[float, float] = {}
+    numbers = [] if folds is None else _enough(folds)
     strength, start = DEFAULT_STRENGTH, None
     if folds is not None:
-        numbers = np.unique(folds[folds >= 0]).tolist()
         parts = [_Part.of(problem, torch.from_numpy(folds == number).to(problem.labels.device)) for number in numbers]
         total = len(parts) * len(GRID) + 1
         for tried in GRID:
@@ -75,7 +80,14 @@ def fit_head(
     penalty = 0.5 * strength * float(np.square(solution.theta[: -problem.num_classes]).sum())
     _, correct = log_losses(problem, solution.theta)
     used = problem.weights > 0
-    return Optimum(solution, strength, losses, solution.value - penalty, float(correct[used].mean()))
+    return Optimum(solution, strength, losses, len(numbers), solution.value - penalty, float(correct[used].mean()))
+
+
+def _enough(folds: NDArray[np.integer]) -> list[int]:
+    """Returns the folds that are left out in turn: all, or the first ones with :data:`_ENOUGH_IMAGES` images together."""
+    numbers, sizes = np.unique(folds[folds >= 0], return_counts=True)
+    before = np.cumsum(sizes) - sizes
+    return numbers[before < _ENOUGH_IMAGES].tolist()
 
 
 @dataclass(eq=False)

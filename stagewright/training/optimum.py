@@ -71,7 +71,7 @@ class OptimumUpdate:
         )
         self._write(problem, found)
         self.state.average.update(self.state.model, hyper.average_weight)
-        self._tell(stage, problem, found, 0 if folds is None else int(folds.max()) + 1)
+        self._tell(stage, problem, found)
         numbers = [found.loss, found.top1, found.solution.grad_norm]
         return torch.tensor(numbers, dtype=torch.float32, device=self.state.device)
 
@@ -117,19 +117,16 @@ class OptimumUpdate:
         head.weight.copy_(weight)
         head.bias.copy_(bias)
 
-    def _tell(self, stage: StagePlan, problem: Problem, found: Optimum, folds: int) -> None:
-        how = f"the best of {len(found.log_losses)} in {folds} folds by log loss ({_lowest(found):.4g})"
-        if not folds:
+    def _tell(self, stage: StagePlan, problem: Problem, found: Optimum) -> None:
+        lowest = min(found.log_losses.values(), default=float("nan"))
+        how = f"the best of {len(found.log_losses)} in {counted(found.num_folds, 'fold')} by log loss ({lowest:.4g})"
+        if not found.num_folds:
             how = "the default, because the classes or groups do not allow two folds"
         text = (
             f"stage {stage.name!r}: the head is at its optimum after {counted(found.solution.iterations, 'iteration')}; "
             f"strength of the penalty {found.strength:.2g} (C = {inverse_strength(problem, found.strength):.3g}), {how}"
         )
         self.recorder.log.emit(Notice(step=self.state.step, text=text))
-
-
-def _lowest(found: Optimum) -> float:
-    return min(found.log_losses.values(), default=float("nan"))
 
 
 def _scattered(folds: Folds, used: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -189,6 +189,14 @@ def test_what_is_in_every_training_part_is_never_scored() -> None:
     assert max(found.log_losses.values()) < np.log(5) + 0.1
 
 
+def test_with_many_images_not_every_fold_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stagewright.engine.strength._ENOUGH_IMAGES", 30)
+    x, labels = drawn(60, 8, 3, 0.3)
+    folds, seen = np.arange(60) % 4, list[int]()  # of 15 images each: two are enough
+    found = fit_head(problem(x, labels), folds, progress=lambda done, total: seen.append(total))
+    assert seen[0] == 2 * len(GRID) + 1 and len(seen) == 2 * len(found.log_losses) + 1 and found.num_folds == 2
+
+
 def test_progress_counts_fits() -> None:
     seen: list[tuple[int, int]] = []
     fit_head(problem(*drawn(60, 8, 3, 0.3)), np.arange(60) % 2, progress=lambda *at: seen.append(at))
