@@ -22,7 +22,7 @@ from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe
 from stagewright.recipe.schema import Frozen, problems
 
-FORMAT = 3
+FORMAT = 4
 Precision = Literal["fp32", "bf16", "fp16"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from stagewright.engine.frozen_features import Features
 from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
 from stagewright.model.average import has_batch_norm, recalibrate
+from stagewright.model.fold import folded_copy
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
@@ -96,7 +97,7 @@ class Evaluator:
                 with self.session.batches.load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
-                        self.session.state.forward if features is None else features.head,
+                        self._forward() if features is None else features.head,
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if kept is None else self.session.numerics.network_input,
@@ -119,6 +120,11 @@ class Evaluator:
             self.session.state.guard.micro_batch_size = most // 2
             text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
             self.session.recorder.log.emit(Notice(step=self.session.state.step, text=text))
+
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        """Returns the network for the present weights: the model, or on CPUs a copy of it with its batch norms folded."""
+        state, pairs = self.session.state, self.session.pairs
+        return folded_copy(state.model, pairs) if pairs else state.forward
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""

@@ -16,6 +16,7 @@ from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
+from stagewright.engine.folding import evaluation_pairs
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
@@ -143,6 +144,11 @@ class Session:
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
         return True
+
+    @cached_property
+    def pairs(self) -> dict[str, str]:
+        """The convolutions and norms that are folded in evaluations (:mod:`stagewright.model.fold`); empty: none."""
+        return evaluation_pairs(self.plan, self.state)
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:

@@ -98,6 +98,19 @@ def test_weights_keep_their_memory_format_and_dtype() -> None:
     assert folded_tensors(model, pairs)["fc.weight"] is model.get_parameter("fc.weight")
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_pairs_do_not_depend_on_the_present_weights(value: float) -> None:
+    """A resumed run looks for them when it has other weights, perhaps spoilt ones, and must evaluate the same bits."""
+    model = create_model("cifar_resnet18", 5, image_size=16, options=TINY)
+    expected = find_pairs(model, images(16))
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point():
+                tensor.fill_(value)
+    assert len(expected) == 6
+    assert find_pairs(model, images(16)) == expected
+
+
 class Own(nn.Module):
     """A network in which one thing is in the way of folding."""
 
