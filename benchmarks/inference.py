@@ -1,9 +1,10 @@
 """Inference on a CPU: forward passes of six networks as stagewright runs them, against PyTorch as a user would write it.
 
-Base: ``model.eval()`` under ``torch.inference_mode()``, float32, batches of 32 in torch's usual memory format. Ways: channels-last
-memory; folded batch norms (stagewright/model/fold.py); both, which is what evaluations, ``predict`` and ``evaluate`` do; both with
-oneDNN's fused activations (torch.jit.optimize_for_inference), which they do not; bfloat16 by autocast, and in the folded network.
-Rounds alternate over all ways; medians, ratios within rounds. Input in its memory format and dtype outside of the timed part.
+Base: ``model.eval()`` under ``torch.inference_mode()``, float32, batches of 32 in torch's usual memory format. Ways:
+channels-last memory; folded batch norms (stagewright/model/fold.py); both, which is what evaluations, ``predict`` and
+``evaluate`` do; both with oneDNN's fused activations (torch.jit.optimize_for_inference), which they do not; bfloat16 by autocast,
+with bfloat16 weights, and these in the folded network. Rounds alternate over all ways; medians, ratios within rounds. Input is in
+its memory format and dtype before the clock starts.
 
 With ``--weights`` (torchvision's MobileNetV2) and ``--photographs`` (a zip of JPEGs): the share of equal labels on 1,000 of them.
 
