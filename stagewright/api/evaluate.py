@@ -173,7 +173,11 @@ def evaluate(
         try:
             progress(0, len(rows))
             result = answers(
-                bundle.model, bundle.model, batches, numerics, progress=lambda done: progress(done, len(rows))
+                bundle.model,
+                bundle.network.present(),
+                batches,
+                numerics,
+                progress=lambda done: progress(done, len(rows)),
             )
         except NotFinite as error:
             names = manifest.paths.take(error.rows).to_pylist()

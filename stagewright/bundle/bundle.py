@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from stagewright.bundle.card import card
 from stagewright.bundle.description import Description
 from stagewright.bundle.inputs import Inputs
+from stagewright.bundle.network import Network
 from stagewright.bundle.predict import Picture, answer
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
@@ -67,6 +68,8 @@ class BundleSpec:
     drop_path: float | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training, for the model card: accuracies in percent, which weights, plan digest, data."""
+    fold: bool = True
+    """Whether batch norms are folded into convolutions for predictions on CPUs."""
 
     def build(self) -> nn.Module:
         """Returns the network with random weights, on the CPU."""
@@ -88,6 +91,8 @@ class Bundle:
     model: nn.Module
     versions: Mapping[str, str]
     """Versions of the libraries with which it was saved."""
+    network: Network = field(repr=False, compare=False)
+    """What predicts: the model, on CPUs with its batch norms folded."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -117,7 +122,8 @@ class Bundle:
         in equal batches give equal bits on one machine. A file of more than ``max_pixels`` is unreadable. DataError for a path,
         folder or glob without images, and for an input of another type, dtype or shape.
         """
-        return answer(self.model, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
+        network = self.network.present()
+        return answer(network, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
 
 
 def save_bundle(
@@ -134,7 +140,7 @@ def save_bundle(
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     _require_finite(folder, tensors)
-    rebuilt = _with_weights(spec, tensors, folder)
+    rebuilt = _network(spec, _with_weights(spec, tensors, folder)).present()
     samples = [_sample(at, data, ext) for at, (data, ext) in enumerate(golden[:MAX_GOLDEN])]
     logits = _golden_logits(rebuilt, spec.preprocessing, samples, folder)
     files = {
@@ -157,6 +163,7 @@ def save_bundle(
         "training": dict(spec.training),
         "versions": library_versions(),
         "golden": [name for name, _ in samples],
+        **({} if spec.fold else {"fold": False}),
     }
     files[CARD] = card(content).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -218,9 +225,14 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
         raise _damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
     model = _with_weights(spec, tensors, folder, content.versions).to(device)
+    network = _network(spec, model)
     if verify:
-        _verify(folder, model, spec, content, files)
-    return Bundle(folder, spec, model, content.versions)
+        _verify(folder, network.present(), spec, content, files)
+    return Bundle(folder, spec, model, content.versions, network)
+
+
+def _network(spec: BundleSpec, model: nn.Module) -> Network:
+    return Network(model, spec.preprocessing.image_size, spec.fold)
 
 
 def _find_bundle(given: Path) -> Path:
@@ -262,6 +274,7 @@ def _spec(content: Description) -> BundleSpec:
         options=content.model.options,
         drop_path=content.model.drop_path,
         training=content.training,
+        fold=content.fold,
     )
 
 

@@ -45,6 +45,8 @@ class Description(Frozen):
     preprocessing: _Preprocessing
     training: dict[str, Any]
     versions: dict[str, str]
+    fold: bool = True
+    """Whether it predicts with folded batch norms on CPUs; left out if so, as in Bundles that were written before."""
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""

@@ -35,16 +35,16 @@ def find_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
 
     A pair: both run exactly once, the norm's only input is the convolution's output, and nothing else uses that output. Linear
     layers count as convolutions. Found by running a copy of the network in float32 on the CPU on ``images`` (B, 3, S, S), with
-    random statistics in its norms, so that a norm initialised with zeros hides nothing. Each pair is checked by its numbers, and
+    random weights and statistics of its own: so the pairs depend on the network alone, also where its present weights are
+    zeros, which would hide a difference, or not finite. Each pair is checked by its numbers, and
     all together by the logits; if those differ, or the network cannot run in this way, there are no pairs. ``model`` and torch's
     generators stay as they are.
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
             trial = copy.deepcopy(model).to("cpu", torch.float32).eval()
             given = images.detach().to("cpu", torch.float32)
-            _randomise_norms(trial)
+            _randomise(trial)
             watch = _Watch(trial)
             with watch:
                 logits = watch.run(given)
@@ -125,15 +125,20 @@ def _after_scaling(norm: nn.Module) -> nn.Module:
     return left.train(norm.training) if len(left) else nn.Identity()
 
 
-def _randomise_norms(model: nn.Module) -> None:
+def _randomise(model: nn.Module) -> None:
+    random = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        # Half of the spread that keeps activations in size: a layer that standardises its weight first is then seen.
+        fan_in = parameter.numel() // len(parameter) if parameter.ndim > 1 else 4
+        parameter.normal_(0, 0.5 / max(1, fan_in) ** 0.5, generator=random)
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             for tensor in (norm.running_mean, norm.bias):
                 if tensor is not None:
-                    tensor.normal_(0, 0.3)
+                    tensor.normal_(0, 0.3, generator=random)
             for tensor in (norm.running_var, norm.weight):
                 if tensor is not None:
-                    tensor.uniform_(0.5, 1.5)
+                    tensor.uniform_(0.5, 1.5, generator=random)
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -17,6 +17,7 @@ from stagewright.engine.frozen_features import Features
 from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
 from stagewright.model.average import has_batch_norm, recalibrate
+from stagewright.model.fold import folded_copy
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
@@ -96,7 +97,7 @@ class Evaluator:
                 with (self.kept or self.session.batches).load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
-                        self.session.state.forward if features is None else features.upper,
+                        self._forward() if features is None else features.upper,
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
@@ -124,6 +125,11 @@ class Evaluator:
         """Returns what makes features of a batch: nothing is to be done if they are stored."""
         numerics, features = self.session.numerics, self.session.features
         return numerics.network_input if stored else lambda batch: features.computed(batch).images
+
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        """Returns the network for the present weights: the model, or on CPUs a copy of it with its batch norms folded."""
+        state, pairs = self.session.state, self.session.pairs
+        return folded_copy(state.model, pairs) if pairs else state.forward
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""

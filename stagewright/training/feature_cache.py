@@ -16,12 +16,13 @@ from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
 from stagewright.engine.cut import Cut, find_cut, linear_cut, upper_part
+from stagewright.engine.folding import network_pairs
 from stagewright.engine.frozen_features import CachedFeatures, Features, LowerPart
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
 from stagewright.errors import ModelError
-from stagewright.model.fold import find_pairs, folded_copy, skeleton
+from stagewright.model.fold import folded_copy, skeleton
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
@@ -72,7 +73,7 @@ class FeatureCache:
     @cached_property
     def pairs(self) -> dict[str, str]:
         """{convolution: batch norm} of the pairs in the network that can be folded."""
-        return find_pairs(self.state.model, self._blank(self.plan.stages[0]))
+        return network_pairs(self.plan, self.state)
 
     def _blank(self, stage: StagePlan) -> Tensor:
         return torch.zeros(2, 3, stage.image_size, stage.image_size, device=self.state.device)

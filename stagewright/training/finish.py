@@ -156,6 +156,7 @@ def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[st
             "dataset_digest": plan.dataset.digest,
             "initial_weights": recipe.model.weights,
         },
+        fold=recipe.eval.fold,
     )
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 

@@ -16,6 +16,7 @@ from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
+from stagewright.engine.folding import folds_evaluations
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
@@ -151,6 +152,11 @@ class Session:
     def _optimum_update(self, stage: StagePlan, batch: Batch, hyper: Hyper) -> Tensor:
         one = OptimumUpdate(self.plan, self.state, self.numerics, self.features, self.recorder, self.stop)
         return one.update(stage, batch, hyper, self.manifest)
+
+    @cached_property
+    def pairs(self) -> dict[str, str]:
+        """The convolutions and norms that are folded in evaluations (:mod:`stagewright.model.fold`); empty: none."""
+        return self.features.pairs if folds_evaluations(self.plan, self.state) else {}
 
     @property
     def forward(self) -> Callable[[Tensor], Tensor]:

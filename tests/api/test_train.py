@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -296,6 +297,20 @@ def test_without_validation_pictures_the_last_averaged_weights_are_taken(picture
 def test_last_weights_where_the_recipe_wants_them(picture_folder: Path, tmp_path: Path) -> None:
     run = small(picture_folder, tmp_path / "run", "eval.select=last")
     assert chosen(run)["step"] == run.summary["total_steps"]
+
+
+def _metrics(run: sw.Run) -> list[dict[str, str]]:
+    return list(csv.DictReader((run.path / "metrics.csv").read_text().splitlines()))
+
+
+def test_folded_evaluations_change_results_by_rounding_only(
+    finished: sw.Run, picture_folder: Path, tmp_path: Path
+) -> None:
+    run = small(picture_folder, tmp_path / "run", "eval.fold=false")
+    assert (run.path / "steps.csv").read_bytes() == (finished.path / "steps.csv").read_bytes()
+    plain, folded = ([float(row["val_loss"]) for row in _metrics(one)] for one in (run, finished))
+    assert plain == pytest.approx(folded, rel=1e-4) and plain != folded
+    assert (run.model.spec.fold, finished.model.spec.fold) == (False, True)
 
 
 def test_damaged_best_checkpoint_falls_back_to_the_last(

@@ -276,7 +276,7 @@ def test_predict_is_deterministic_and_its_probabilities_are_the_softmax(folder: 
     answers = list(bundle.predict(files, topk=9))
     assert answers == list(bundle.predict([str(file) for file in files], topk=9))
     images = VIEW.batch([VIEW.view(decode(file.read_bytes())) for file in files], torch.device("cpu"))
-    expected = logits_of(bundle.model, images).double().softmax(dim=1)
+    expected = logits_of(bundle.network.present(), images).double().softmax(dim=1)
     for answer, row in zip(answers, expected, strict=True):
         assert [name for name, _ in answer.classes] == [CLASSES[at] for at in row.argsort(descending=True).tolist()]
         assert dict(answer.classes) == {name: float(p) for name, p in zip(CLASSES, row, strict=True)}

@@ -1,0 +1,24 @@
+"""Decides what of a run's network is folded: in its evaluations, and where its norms are frozen in training."""
+
+from __future__ import annotations
+
+import torch
+
+from stagewright.engine.state import TrainState
+from stagewright.model.fold import find_pairs
+from stagewright.plan.plan import Plan, eval_image_size
+
+
+def network_pairs(plan: Plan, state: TrainState) -> dict[str, str]:
+    """Returns the pairs of the run's network that can be folded.
+
+    A function of plan and network alone, never of weights or of a measured time, so that a resumed run computes the same bits.
+    """
+    size = eval_image_size(plan, plan.stages[0])
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return find_pairs(state.model, images)
+
+
+def folds_evaluations(plan: Plan, state: TrainState) -> bool:
+    """Returns whether evaluations on images fold what they can: where ``eval.fold`` holds, on a CPU, not compiled."""
+    return plan.recipe.eval.fold and not plan.recipe.compile and state.device.type == "cpu"
