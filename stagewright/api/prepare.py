@@ -20,6 +20,7 @@ from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import known_from, measure
 from stagewright.preflight.cost_probe import probe
 from stagewright.preflight.lr_find import RunArtifacts
+from stagewright.preflight.quick_forecast import quick_forecast
 from stagewright.preflight.survey import choose_recipe
 from stagewright.recipe import recipes
 from stagewright.recipe import tiny as rehearsal
@@ -27,6 +28,7 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores, process_start_time
+from stagewright.text import span_text
 
 
 def prepare(
@@ -77,6 +79,13 @@ def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Cost
     return probe(
         plan, dataset, execution, Path("runs"), seconds=execution.probe_seconds, startup_seconds=startup_seconds
     )
+
+
+def tell_time(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> None:
+    """Says how long a run of ``plan`` will take, measured in about 3 seconds; says nothing for other devices than CPUs."""
+    if choose_device(execution.device).type == "cpu":
+        seconds = quick_forecast(plan, dataset)
+        say(f"It should take about {span_text(seconds)} on this machine, from its start to the report.")
 
 
 def gather(

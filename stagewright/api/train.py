@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
-from stagewright.api.prepare import prepare
+from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
@@ -99,6 +99,8 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         account: dict[str, Any] = {}
         if budget is not None:
             plan, account["budget"] = within_budget(plan, dataset, execution, budget, out, say)
+        elif request.is_auto and old is None and not tiny:
+            tell_time(plan, dataset, execution, say)
         if old is not None and earlier is not None and earlier.digest == plan.digest:
             run = old
             if _is_finished(run, say):

@@ -70,7 +70,7 @@ def plan(
     ] = False,
 ) -> None:
     """Print the plan of a run, without training."""
-    from stagewright.api.prepare import prepare, probed
+    from stagewright.api.prepare import prepare, probed, tell_time
     from stagewright.cli.cost_view import cost_view, in_json
     from stagewright.cli.plan_view import plan_view
     from stagewright.errors import RecipeError
@@ -88,6 +88,8 @@ def plan(
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
     execution = Execution(device=device, workers=workers, quiet=quiet, probe_seconds=probe_seconds)
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
+    if chosen.is_auto and not (probe or as_json or tiny):
+        tell_time(made, dataset, execution, speaker(as_json))
     costs = probed(made, dataset, execution, speaker(as_json)) if probe else None
     if as_json:
         content = made.to_json() | ({"hyper": list(made.steps())} if steps else {})

@@ -7,7 +7,7 @@ batch anew does not change a bit: :class:`LowerPart` always runs on the same num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from stagewright.data.batches.batch import BadRow, Batch
 from stagewright.engine.compile import pad_batch
-from stagewright.engine.cut import Cut, features_of
+from stagewright.engine.cut import Cut, features_of, upper_part
+from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.errors import Interrupted
+from stagewright.model.fold import folded_copy, skeleton
 from stagewright.model.groups import modes_kept
 
 _AT_ONCE = 32
@@ -121,3 +123,22 @@ class Features:
         assert values is not None and done == num_views
         whole = np.concatenate(rows)
         return CachedFeatures(whole[: len(np.unique(whole))], values, bad)
+
+
+def cut_in_two(model: nn.Module, cut: Cut, pairs: Mapping[str, str], blank: Tensor, *, frozen: bool) -> Features:
+    """Returns the network in two parts: the lower one with its norms folded, the upper one too if its norms are ``frozen``."""
+    upper = upper_part(model, cut.name, blank)
+    assert upper is not None
+    inside = frozenset(name for name, _ in [*upper.named_parameters(), *upper.named_buffers()])
+    above = {one: norm for one, norm in pairs.items() if f"{one}.weight" in inside and f"{norm}.running_var" in inside}
+    below = {
+        one: norm
+        for one, norm in pairs.items()
+        if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside
+    }
+    lower = LowerPart(folded_copy(model, below), cut.name)
+    if not (frozen and above):
+        return Features(cut, lower, upper, inside)
+    part = upper_part(skeleton(model, above), cut.name, blank)
+    assert part is not None
+    return Features(cut, lower, FrozenNorms(model, above, part), inside)

@@ -13,14 +13,18 @@ import numpy as np
 import torch
 
 from stagewright.data.dataset import Dataset
+from stagewright.errors import ModelError
 from stagewright.model.availability import answers, architecture_of, library_source
 from stagewright.model.catalog import find_model
+from stagewright.model.groups import head_modules
+from stagewright.model.zoo import create_model
 from stagewright.plan.plan import Plan
 from stagewright.recipe.auto import NAME, preferred_models, wants_pretrained
 from stagewright.recipe.facts import Facts, UserChoices, Weights
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest
 from stagewright.system.machine import cores, memory_bytes
+from stagewright.system.named_functions import is_named
 
 PATIENCE = 2.0
 """Seconds to wait for an answer of the host of pretrained weights."""
@@ -69,7 +73,24 @@ def survey(dataset: Dataset, device: torch.device, choices: UserChoices) -> Fact
         memory_gb=_memory_gb(device),
         choices=choices,
     )
-    return replace(facts, weights=find_weights(facts))
+    facts = replace(facts, weights=find_weights(facts))
+    return replace(facts, linear_head=_has_linear_head(facts))
+
+
+def _has_linear_head(facts: Facts) -> bool:
+    """Returns whether the head of the network that would be fine-tuned is one linear layer; True if there is none."""
+    name = facts.choices.model or facts.weights.model
+    if facts.weights.value is None or name is None or is_named(name):
+        return True
+    size = facts.choices.image_size or 224
+    options = {**facts.weights.options, **facts.choices.options}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = create_model(name, len(facts.classes), image_size=size, options=options)
+    except ModelError:
+        return True  # the run explains what is wrong with it
+    heads = head_modules(model)
+    return len(heads) == 1 and isinstance(model.get_submodule(heads[0]), torch.nn.Linear)
 
 
 def find_weights(facts: Facts) -> Weights:

@@ -27,6 +27,12 @@ _MIN_MIX_EPOCHS = 80
 """Smallest number of epochs from scratch for mixup and cutmix; in shorter trainings they reduce the accuracy."""
 _MIN_HEAD_STEPS = 150
 """Smallest number of updates of a new head; with a frozen body they cost very little time."""
+_MIN_UPDATES = 60
+"""Smallest number of updates of the body, however few images there are."""
+_MIN_VAL_FOR_HEAD = 50
+"""Smallest number of validation images for saying that the head suffices, as ``stop.head_suffices`` has it."""
+_MOST_FOR_ALL_VIEWS, _MOST_FOR_VIEWS = 5_000, 20_000
+"""Largest numbers of training images for 8 and for 4 cached views. MobileNetV2's features at 160 px are 50 kB a view."""
 _MIN_VAL_IMAGES = 1_000
 """Smallest number of validation images for choosing the best of a run's evaluations. With 270 images, several evaluations
 had only one error, and the first of them, from the middle of the run, was chosen."""
@@ -39,8 +45,6 @@ _CPU_NETWORKS = ("mobilenet_v2", "mobilenet_v3_large", "resnet18", "efficientnet
 _CUDA_NETWORKS = ("resnet50", "convnext_tiny", "efficientnet_b0", "resnet18", "mobilenet_v2")
 _TRANSFORMERS = re.compile(r"vit|swin|deit|beit|eva|mixer|xcit|cait|pit_|coat", re.IGNORECASE)
 _SIZE_IN_NAME = re.compile(r"_(\d{3})(?:\D|$)")
-_MEASURED_SPEEDS = {"mobilenet_v2": (160, 65.0), "cifar_resnet18": (32, 450.0)}
-"""Measured training speed by network: (image size in pixels, images per second and core); cifar_resnet18 with width 16."""
 
 EXPLANATION = """\
 auto is the default recipe of train and plan. It is not a YAML file: it examines the pictures, the machine and the available
@@ -148,11 +152,13 @@ def _fine_tuned(facts: Facts) -> _Draft:
     draft.set_fields(f"Model {model} with pretrained weights: {weights.why}", _model(model, weights.value, options))
     size, why = _fine_tuned_size(facts, model)
     draft.set_fields(f"{size} px: {why}", {"image_size": size})
-    batch, why = _batch(facts, 64)
+    batch, why = _batch(facts, 64 if facts.device == "cuda" else 32)
     draft.set_fields(f"Batches of {batch}: {why}", {"batch_size": batch})
-    head, others, why = _fine_tuned_epochs(facts, batch)
-    text = f"{head} epochs of the new head on the frozen body, which cost little, then {others} with the body: {why}"
-    draft.set_fields(text, {"epochs": f"{head + others}ep", **_stage_shares(draft.recipe, head, others)})
+    epochs, why = _fine_tuned_epochs(facts, batch)
+    draft.set_fields(f"{epochs} epochs after the head: {why}", {"epochs": f"{epochs}ep"})
+    _head(draft, facts, batch, epochs)
+    if facts.device == "cpu":
+        _upper(draft, facts)
     _flip(draft, facts)
     draft.explain_rest(
         "The rest is as in finetune: rates that fall towards the first layers, label smoothing, averaged weights"
@@ -160,20 +166,41 @@ def _fine_tuned(facts: Facts) -> _Draft:
     return draft
 
 
+def _head(draft: _Draft, facts: Facts, batch: int, epochs: int) -> None:
+    """Sets how the head is found: its optimum, or updates if the network's head is no linear layer; and whether it may do."""
+    flip = 0.0 if why_not_flip(facts) else 0.5
+    if facts.linear_head:
+        view = "one view of each picture" if not flip else "each picture and its mirror image"
+        text = f"First the best head on the frozen body: the optimum on {view}, which costs little"
+        draft.set_fields(text, {"stages.0.augment.flip": flip})
+    else:
+        head = _between(12, -(-_MIN_HEAD_STEPS * batch // facts.num_train), 60)
+        stage = draft.recipe.to_dict()["stages"]
+        assert isinstance(stage, list)
+        views = {"crop": "none", "flip": 0.0}
+        updates = {"name": "head", "train": "head", "epochs": f"{head}ep", "augment": views, "lr": 2e-3}
+        stages = [updates, {**stage[1], "epochs": f"{epochs}ep"}]
+        text = f"First {head} epochs of the new head on the frozen body: it is no linear layer, whose optimum could be found"
+        draft.set_fields(text, {"stages": stages})
+    if facts.num_val >= _MIN_VAL_FOR_HEAD:
+        text = "The run ends with the head if that makes so few errors that nothing better could be told apart from it"
+        draft.set_fields(text, {"stop.head_suffices": True})
+
+
+def _upper(draft: _Draft, facts: Facts) -> None:
+    """Trains only the upper blocks, on cached views where there are few enough images."""
+    fields: dict[str, Any] = {"stages.1.name": "upper", "stages.1.train": "upper", "stages.1.lr.peak": 1e-3}
+    text = "Then the upper blocks, which is where a network must change for other pictures, at two fifths of the cost of all"
+    if facts.num_train <= _MOST_FOR_VIEWS:
+        views = 8 if facts.num_train <= _MOST_FOR_ALL_VIEWS else 4
+        fields["stages.1.cache"] = {"views": views}
+        text += f"; what stands before them runs once over {views} views of each picture"
+    draft.set_fields(text, fields)
+    draft.set_fields("Evaluated every second epoch: the epochs are short", {"eval.every": "2ep"})
+
+
 def _model(name: str, weights: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"model.name": name, "model.weights": weights, "model.options": dict(options)}
-
-
-def _stage_shares(recipe: Recipe, head: int, others: int) -> dict[str, float]:
-    """Returns the stages' new lengths as shares of the run, by path: ``head`` epochs in total for the stages that train only
-    the head, ``others`` epochs for the others. Within each group the stages keep their proportions."""
-    shares = [stage.epochs.value if stage.epochs else 1.0 for stage in recipe.stages]
-    alone = [stage.train == "head" for stage in recipe.stages]
-    found: dict[str, float] = {}
-    for at, share in enumerate(shares[:-1]):
-        whole = sum(other for other, same in zip(shares, alone, strict=True) if same == alone[at])
-        found[f"stages.{at}.epochs"] = round(share / whole * (head if alone[at] else others) / (head + others), 3)
-    return found | {f"stages.{len(shares) - 1}.epochs": round(1 - sum(found.values()), 3)}
 
 
 def _fine_tuned_size(facts: Facts, model: str) -> tuple[int, str]:
@@ -192,12 +219,14 @@ def _fine_tuned_size(facts: Facts, model: str) -> tuple[int, str]:
     return size, f"{side}, but weights from larger pictures do better when small ones are enlarged"
 
 
-def _fine_tuned_epochs(facts: Facts, batch: int) -> tuple[int, int, str]:
-    """Returns the epochs for training the head, the epochs for training all layers, and the reason."""
-    shown, least, most = (60_000, 4, 30) if facts.device == "cuda" else (12_000 * max(1.0, facts.cores / 4), 2, 20)
-    everything = _between(least, round(shown / facts.num_train), most)
-    head = _between(12, -(-_MIN_HEAD_STEPS * batch // facts.num_train), 60)
-    return head, everything, f"{facts.num_train:,} pictures are {'few' if everything > 10 else 'enough'} for that"
+def _fine_tuned_epochs(facts: Facts, batch: int) -> tuple[int, str]:
+    """Returns the epochs after the head, and the reason."""
+    if facts.choices.epochs is not None:
+        return facts.choices.epochs, "as asked for"
+    shown, least, most = (60_000, 4, 20) if facts.device == "cuda" else (20_000 * max(1.0, facts.cores / 4), 3, 12)
+    few = -(-_MIN_UPDATES * batch // facts.num_train)
+    epochs = _between(max(least, few), round(shown / facts.num_train), max(most, few))
+    return epochs, f"{facts.num_train:,} pictures are {'few' if epochs > 10 else 'enough'} for that"
 
 
 def _from_scratch(facts: Facts) -> _Draft:
@@ -348,34 +377,6 @@ def _adapt_to_data(draft: _Draft, facts: Facts) -> None:
         draft.set_fields(
             f"The weights at the end are taken, where the rate has come to rest: {few}", {"eval.select": "last"}
         )
-
-
-def expected_seconds(facts: Facts, recipe: Recipe) -> float | None:
-    """Returns the approximate seconds of training with its evaluations, or None if the network's speed was not measured."""
-    known = _MEASURED_SPEEDS.get(recipe.model.name)
-    if known is None or facts.device == "cuda":
-        return None
-    pixels, rate = known
-    width = recipe.model.options.get("width", 16)
-    cost = (recipe.image_size / pixels) ** 2 * (width / 16) ** 1.5 / (rate * facts.cores)
-    shown = 0.0
-    for stage in recipe.resolved_stages():
-        if stage.train == "head":  # frozen body: one forward pass of each image, a third of a training step
-            shown += (facts.num_train + facts.num_val) / 3
-        elif stage.epochs is not None:
-            epochs = stage.epochs.value * (recipe.epochs.value if stage.epochs.unit == "run" else 1.0)
-            shown += epochs * (facts.num_train + facts.num_val / 3)
-    return shown * cost
-
-
-def expectation(facts: Facts, recipe: Recipe) -> tuple[Reason, ...]:
-    """Returns a sentence on the expected training time, or nothing if it is unknown."""
-    seconds = expected_seconds(facts, recipe)
-    if seconds is None:
-        return ()
-    minutes = max(1, round(seconds / 60))
-    length = f"{minutes} minute{'s'[: minutes != 1]}" if minutes < 90 else f"{minutes / 60:.0f} hours"
-    return (Reason((), f"Training takes in the order of {length} on this machine."),)
 
 
 def _between(low: int, value: int, high: int) -> int:

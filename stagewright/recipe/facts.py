@@ -77,6 +77,8 @@ class Facts:
     memory_gb: float = 16.0
     """Memory of the device in GiB; for a CPU that of the machine."""
     weights: Weights = NO_WEIGHTS
+    linear_head: bool = True
+    """Whether the head of the network that would be trained from these weights is one linear layer."""
     choices: UserChoices = UserChoices()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
-from stagewright.recipe.auto import NAME, Reason, changed_fields, choose, expectation
+from stagewright.recipe.auto import NAME, Reason, changed_fields, choose
 from stagewright.recipe.facts import Facts, UserChoices
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.named_functions import name_of
@@ -83,7 +83,6 @@ class RecipeRequest:
         ]
         if given:
             held.append(Reason(given, f"As given: {', '.join(given)}."))
-        held.extend(expectation(facts, final))
         lines = [final.description.partition("\n")[0], *(f"- {reason.text}" for reason in held[1:])]
         return final.changed(description="\n".join(lines)), tuple(held)
 

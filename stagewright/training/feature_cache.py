@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.specs import has_fixed_views, stage_rows, whole_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.cut import Cut, find_cut, linear_cut, upper_part
+from stagewright.engine.cut import Cut, find_cut, linear_cut
 from stagewright.engine.folding import network_pairs
-from stagewright.engine.frozen_features import CachedFeatures, Features, LowerPart
+from stagewright.engine.frozen_features import CachedFeatures, Features, cut_in_two
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
 from stagewright.errors import ModelError
-from stagewright.model.fold import folded_copy, skeleton
+from stagewright.model.fold import skeleton
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
@@ -104,7 +104,7 @@ class FeatureCache:
         model, cut = self.state.model, self.cuts.get(stage.index)
         self.current = self._whole = None
         if cut is not None:
-            self.current = _cut_in_two(model, cut, self.pairs, self._blank(stage), frozen=stage.norm == "frozen")
+            self.current = cut_in_two(model, cut, self.pairs, self._blank(stage), frozen=stage.norm == "frozen")
         elif stage.norm == "frozen" and self.pairs and self.state.forward is model:
             self._whole = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
 
@@ -169,25 +169,6 @@ class FeatureCache:
         if 4 * torch.Size(shape).numel() <= MOST_IN_MEMORY:
             return torch.empty(shape, device=self.state.device)
         return torch.from_numpy(scratch_array(self.recorder.run.root, shape, "float32"))
-
-
-def _cut_in_two(model: nn.Module, cut: Cut, pairs: dict[str, str], blank: Tensor, *, frozen: bool) -> Features:
-    """Returns the network in two parts: the lower one with its norms folded, the upper one too if its norms are ``frozen``."""
-    upper = upper_part(model, cut.name, blank)
-    assert upper is not None
-    inside = frozenset(name for name, _ in [*upper.named_parameters(), *upper.named_buffers()])
-    above = {one: norm for one, norm in pairs.items() if f"{one}.weight" in inside and f"{norm}.running_var" in inside}
-    below = {
-        one: norm
-        for one, norm in pairs.items()
-        if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside
-    }
-    lower = LowerPart(folded_copy(model, below), cut.name)
-    if not (frozen and above):
-        return Features(cut, lower, upper, inside)
-    part = upper_part(skeleton(model, above), cut.name, blank)
-    assert part is not None
-    return Features(cut, lower, FrozenNorms(model, above, part), inside)
 
 
 def _sentence(stage: StagePlan, cut: Cut, split: str, views: int, total: int) -> str:

@@ -25,14 +25,14 @@ from stagewright.model import availability
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
 from stagewright.plan.execution import Execution
-from stagewright.plan.plan import DatasetInfo
+from stagewright.plan.plan import DatasetInfo, Measured
 from stagewright.plan.resolve import resolve
 from stagewright.preflight import survey
 from stagewright.preflight.survey import choose_recipe, find_weights
 from stagewright.recipe import auto, recipes
-from stagewright.recipe.auto import changed_fields, choose, expected_seconds, preferred_models, wants_pretrained
+from stagewright.recipe.auto import changed_fields, choose, preferred_models, wants_pretrained
 from stagewright.recipe.facts import Facts, UserChoices, Weights, why_not_flip
-from stagewright.recipe.recipe import Recipe
+from stagewright.recipe.recipe import Recipe, Stage
 from stagewright.recipe.request import RecipeRequest, as_request
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_every_choice_is_a_recipe_with_a_plan(case: str) -> None:
     recipe, _ = choose(seen)
     assert recipe.name == "auto" and recipes.from_dict(yaml.safe_load(recipes.to_yaml(recipe))) == recipe
     info = DatasetInfo(num_train=seen.num_train, num_val=seen.num_val, num_test=0, classes=seen.classes, digest="")
-    plan = resolve(recipe, info)
+    plan = resolve(recipe, info, measured=Measured(upper="last:2"))
     assert plan.total_steps >= 50, "a handful of updates learns nothing"
     assert all(stage.batch_size <= max(8, seen.num_train) for stage in plan.stages)
     assert choose(seen) == choose(seen), "the same facts give the same recipe"
@@ -158,7 +158,7 @@ def test_fewer_pictures_are_seen_more_often_within_bounds() -> None:
         assert (
             lengths == sorted(lengths, reverse=True)
             and lengths[0] > lengths[-1]
-            and lengths[-1] >= 8
+            and lengths[-1] >= 3
             and lengths[0] <= 80
         )
 
@@ -210,7 +210,11 @@ def test_flips_where_a_mirrored_picture_means_the_same(source: str, classes: tup
     assert (why_not_flip(seen) is not None) is matters
     for weights in (GIVEN, Weights(None, None, "none")):
         recipe, reasons = choose(replace(seen, weights=weights))
-        flips = [stage.augment.flip for stage in recipe.resolved_stages() if stage.augment and stage.train == "all"]
+        flips = [
+            stage.augment.flip
+            for stage in recipe.resolved_stages()
+            if stage.augment and stage.train in ("all", "upper")
+        ]
         assert set(flips) == ({0.0} if matters else {0.5})
         assert any(("No flips" in reason.text) is matters for reason in reasons if "flips" in reason.text.lower())
 
@@ -223,20 +227,29 @@ def test_whether_weights_are_wanted_at_all() -> None:
     assert not wants_pretrained(facts(choices=UserChoices(options={"width": 4})))
 
 
-def test_expected_time_grows_with_work_and_is_not_made_up() -> None:
-    def seconds(seen: Facts) -> float | None:
-        return expected_seconds(seen, choose(seen)[0])
+def test_a_cpu_trains_the_upper_blocks_on_cached_views_of_few_pictures() -> None:
+    def upper(count: int, **more: Any) -> Stage:
+        return choose(facts(num_train=count, weights=GIVEN, **more))[0].resolved_stages()[1]
 
-    base, more = seconds(facts(weights=GIVEN)), seconds(facts(weights=GIVEN, num_train=30_000))
-    assert base and more and more > base
-    assert seconds(facts(device="cuda", weights=FETCHED)) is None and seconds(CASES["a model asked for"]) is None
+    assert [upper(count).train for count in (40, 5_000, 500_000)] == ["upper"] * 3
+    views = [upper(count).cache for count in (40, 5_000, 5_001, 20_000, 20_001)]
+    assert [one and one.views for one in views] == [8, 8, 4, 4, None]
+    assert upper(500, device="cuda").train == "all" and upper(500, device="cuda").cache is None
 
 
-def test_the_time_told_is_that_of_what_will_run() -> None:
-    shorter = RecipeRequest(overrides=("epochs=1ep",))
-    longer = RecipeRequest(overrides=("epochs=4000ep",))
-    assert "in the order of 1 minute " in shorter.resolve(facts())[1][-1].text
-    assert "hours" in longer.resolve(facts())[1][-1].text
+def test_a_head_that_is_no_linear_layer_is_trained_by_updates() -> None:
+    for seen in (facts(weights=GIVEN), facts(weights=FETCHED, device="cuda")):
+        optimum, updates = (
+            choose(replace(seen, linear_head=linear))[0].resolved_stages()[0] for linear in (True, False)
+        )
+        assert optimum.fit == "optimum" and updates.fit == "updates"
+        assert updates.epochs is not None and updates.epochs.value >= 12
+
+
+def test_the_run_may_end_with_the_head_where_that_can_be_told() -> None:
+    assert [choose(facts(num_val=count, weights=GIVEN))[0].stop.head_suffices for count in (0, 49, 50)] == [
+        *(False, False, True)
+    ]
 
 
 # What is looked at

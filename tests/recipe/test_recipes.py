@@ -65,7 +65,7 @@ def test_mixing_off_in_every_spelling_yaml_makes_of_it(off: object) -> None:
         ("augment.scale=[1, 0.2]", r"scale must be \[low, high\] .*, not \[1.0, 0.2\]", ""),
         ("image_size=big", "image_size: 'big' is not allowed", "valid integer"),
         ("stages.0.epochs=30", r"30 has no unit; write 30ep for epochs or 30st for steps", ""),
-        ("stages.0.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
+        ("stages.all.lr_scale=0.5", "lr .* or lr_scale .*, not both", ""),
         ("stages.0.train=lst:3", "train: 'lst:3' is not all, head, upper, last:N or a list of patterns", ""),
         ("train=['fc', '!']", "'fc', '!'. contains an empty pattern", ""),
         ("lr.schedule=cosin", "lr.schedule: 'cosin' is not allowed", "'cosine'"),
@@ -83,8 +83,10 @@ def test_errors_say_field_value_and_what_is_allowed(override: str, given: str, a
 
 
 def test_overrides_reach_stages_by_name_and_make_parts() -> None:
-    recipe = recipes.load("finetune", ["stages.head.epochs=0.5", "stages[1].epochs=0.5", "stages.all.mix.mixup=0.4"])
-    assert [str(stage.epochs) for stage in recipe.stages] == ["0.5", "0.5"]
+    recipe = recipes.load(
+        "finetune", ["stages.head.data_fraction=0.5", "stages[1].data_fraction=0.5", "stages.all.mix.mixup=0.4"]
+    )
+    assert [stage.data_fraction for stage in recipe.stages] == [0.5, 0.5]
     resolved = recipe.resolved_stages()[1].mix
     assert resolved is not None and resolved.mixup == 0.4
 

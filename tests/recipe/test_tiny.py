@@ -35,7 +35,9 @@ def test_a_tiny_run_goes_through_every_stage(name: str, picture_folder: Path, tm
         execution=Execution(device="cpu", workers=0, quiet=True),
         say=heard.append,
     )
-    assert run.finished and run.summary["total_steps"] == STEPS * len(stages)
+    assert run.finished and run.summary["total_steps"] == sum(
+        STEPS if stage.fit == "updates" else 1 for stage in stages
+    )
     assert any(line.startswith("Tiny: 4 steps a stage") for line in heard)
     began = [one.event.name for one in read_events(run.path / "events.jsonl") if isinstance(one.event, StageBegun)]
     assert began == [stage.name for stage in stages]

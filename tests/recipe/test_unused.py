@@ -25,7 +25,7 @@ from stagewright.recipe.request import RecipeRequest, as_request
         ("quick", "guard={rollbacks: 0, lr_factor: 0.5}", r"guard\.lr_factor has no effect"),
         ("progressive", "image_size=64", r"image_size has no effect: every stage sets its own"),
         ("progressive", "epochs=9ep", r"every stage gives its own length; --epochs scales"),
-        ("finetune", "stages.head.lr.div=3", r"stages\.0\.lr\.div has no effect"),
+        ("finetune", "stages.all.lr.div=3", r"stages\.1\.lr\.div has no effect"),
         (
             "quick",
             "eval.consider_head=false",

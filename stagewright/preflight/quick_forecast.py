@@ -1,0 +1,166 @@
+"""Tells in a few seconds how long a run will take on this CPU: one forward pass, one update of each kind, a few images.
+
+The cost probe (:mod:`stagewright.preflight.cost_probe`) rehearses a run and takes longer; budgets are based on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+
+import torch
+
+from stagewright.augment.custom import load_custom
+from stagewright.data.batches.batch import Batch
+from stagewright.data.batches.loader import load_batches
+from stagewright.data.batches.specs import has_fixed_views, train_specs
+from stagewright.data.batches.workers import auto_workers
+from stagewright.data.dataset import Dataset
+from stagewright.engine.build import build_state
+from stagewright.engine.cut import Cut, find_cut, linear_cut
+from stagewright.engine.folding import network_pairs
+from stagewright.engine.frozen_features import cut_in_two
+from stagewright.engine.frozen_norms import FrozenNorms
+from stagewright.engine.numerics import Numerics, numerics_of, prepare_torch
+from stagewright.engine.state import TrainState
+from stagewright.engine.step import update
+from stagewright.model.fold import skeleton
+from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.plan.plan import HEAD_GRID, Plan, StagePlan
+from stagewright.system.isolation import preserve_global_state
+
+_IMAGES = 32
+"""Number of images that are read, and of images in a timed forward pass."""
+_UPDATED = 16
+"""Most images of a timed update; larger batches take as many times longer."""
+_FIT_SECONDS = 1.5e-7
+"""Seconds of the fit of a head with its cross-validation for each feature of each view, times the number of classes (measured
+from 1,200 views of 1,280 features and 10 classes to 10,000 of 1,024 and 50, 2 cores)."""
+_SAVE_SECONDS = 0.5
+_AROUND_SECONDS = 8.0
+"""Start, set-up, the bundle and the report (MobileNetV2, 2 cores)."""
+
+
+def quick_forecast(plan: Plan, dataset: Dataset) -> float:
+    """Returns the approximate seconds that a run of ``plan`` takes on this CPU, from a few measurements of about 3 seconds."""
+    with preserve_global_state():
+        device = torch.device("cpu")
+        prepare_torch(plan.recipe, device)
+        for name in {stage.augment.custom for stage in plan.stages if stage.augment.custom}:
+            load_custom(name)
+        state, _ = build_state(plan, device)
+        numerics = numerics_of(plan, state.model, dataset.manifest)
+        return _Forecast(plan, dataset, state, numerics).seconds()
+
+
+@dataclass
+class _Forecast:
+    """Measures on the state of a run before its first step, which it changes, and adds up."""
+
+    plan: Plan
+    dataset: Dataset
+    state: TrainState
+    numerics: Numerics
+    forward: float = field(init=False, default=0.0)
+    """Seconds of a forward pass of one image through the whole network, as measured last."""
+
+    @cached_property
+    def pairs(self) -> dict[str, str]:
+        return network_pairs(self.plan, self.state)
+
+    @cached_property
+    def load(self) -> float:
+        return self._load_seconds()
+
+    def seconds(self) -> float:
+        """Returns the seconds of the run."""
+        info = self.plan.dataset
+        total = sum(self._stage(stage) for stage in self.plan.stages)
+        compared = len(HEAD_GRID) if self.plan.compares_head else 1
+        final = compared * info.num_val + min(compared, 2) * info.num_test
+        total += final * self.forward + (info.num_val + info.num_test) * self.load
+        return total + _SAVE_SECONDS * len(self.plan.save_steps) + _AROUND_SECONDS
+
+    def _stage(self, stage: StagePlan) -> float:
+        """Seconds of a stage with its evaluations; sets ``forward``, those of a forward pass of one image."""
+        model = self.state.model
+        apply_trainable(model, stage.train)
+        set_train_mode(model, stage.norm)
+        blank = torch.zeros(2, 3, stage.image_size, stage.image_size)
+        folded = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
+        self.forward = self._forward_seconds(stage, folded)
+        sets = 1 if stage.average.kind == "none" else 2
+        evaluated = self.plan.dataset.num_val * sets * self.plan.num_evaluations(stage)
+        shown = stage.num_steps * stage.batch_size
+        cut: Cut | None = None
+        if stage.fit == "optimum":
+            cut = linear_cut(model, blank)
+        elif stage.cache_views or (has_fixed_views(stage) and shown >= stage.num_images):
+            cut = find_cut(model, blank)
+        if cut is None:
+            whole = folded if stage.norm == "frozen" and self.pairs and not self.plan.recipe.compile else model
+            update_seconds = self._update_seconds(stage, whole, self._images(stage))
+            reading = self.plan.dataset.num_val * self.plan.num_evaluations(stage) * self.load
+            return stage.num_steps * update_seconds + shown * self.load + evaluated * self.forward + reading
+        views = stage.num_images * max(1, stage.cache_views, 2 * (stage.fit == "optimum" and stage.augment.flip > 0))
+        parts = cut_in_two(model, cut, self.pairs, blank, frozen=stage.norm == "frozen")
+        lower = self._forward_seconds(stage, parts.lower)
+        entering = (views + self.plan.dataset.num_val) * (lower + self.load)
+        if stage.fit == "optimum":
+            return entering + _FIT_SECONDS * views * cut.bytes_each / 4 * len(self.plan.dataset.classes)
+        features = parts.lower(self._images(stage))
+        update_seconds = self._update_seconds(stage, parts.upper, features)
+        return entering + stage.num_steps * update_seconds + evaluated * max(0.0, self.forward - lower)
+
+    def _images(self, stage: StagePlan) -> torch.Tensor:
+        images = torch.zeros(min(stage.batch_size, _UPDATED), 3, stage.image_size, stage.image_size)
+        return images.to(memory_format=torch.channels_last if self.numerics.channels_last else torch.contiguous_format)
+
+    def _forward_seconds(self, stage: StagePlan, network: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """Seconds of a forward pass of one image in evaluation mode."""
+        images = self._images(stage.model_copy(update={"batch_size": _IMAGES}))
+        images = torch.cat([images] * -(-_IMAGES // len(images)))[:_IMAGES]
+        modes = self.state.model.training
+        self.state.model.eval()
+        with torch.no_grad():
+            seconds = _best_of(2, lambda: network(images))
+        self.state.model.train(modes)
+        set_train_mode(self.state.model, stage.norm)
+        return seconds / _IMAGES
+
+    def _update_seconds(
+        self, stage: StagePlan, network: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor
+    ) -> float:
+        """Seconds of an update of the stage with loaded images; changes the weights."""
+        labels = torch.arange(len(given)) % len(self.plan.dataset.classes)
+        batch = Batch(stage.first_step, given, labels, torch.ones(len(given), dtype=torch.bool), ())
+        size = min(stage.micro_batch_size, len(given))
+        one = lambda: update(  # noqa: E731
+            self.state, self.plan, stage, batch, self.numerics, micro_batch_size=size, forward=network
+        )
+        return _best_of(2, one) * stage.batch_size / len(given)
+
+    def _load_seconds(self) -> float:
+        """Seconds to read one image as the last stage does, with all threads, and to augment it."""
+        manifest, first = self.dataset.manifest, self.plan.stages[-1].first_step
+        specs = list(islice(train_specs(self.plan, manifest, first), 1))
+        began = time.perf_counter()
+        with closing(load_batches(self.dataset.images, specs, workers=auto_workers(manifest))) as batches:
+            for batch in batches:
+                self.numerics.network_input(batch)
+        return (time.perf_counter() - began) / len(specs[0].rows)
+
+
+def _best_of(count: int, work: Callable[[], object]) -> float:
+    """Returns the least seconds of ``count`` calls after a first one."""
+    work()
+    times: list[float] = []
+    for _ in range(count):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
