@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,8 @@ class Predictions:
     """Probability of the labelled class, in [0, 1]."""
     readable: NDArray[np.bool_]
     """Whether the image could be read."""
+    tempered_losses: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    """Cross-entropy of the logits divided by each of T temperatures, (T, N); T is 0 where none were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,14 @@ def evaluate(
     numerics: Numerics,
     *,
     inputs: Callable[[Batch], Tensor] | None = None,
+    temperatures: Sequence[float] = (),
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on ``batches``; afterwards its training modes are as before.
 
     ``forward`` maps the input of a batch to logits (B, K). ``inputs`` makes that input from a batch; by default it is the
-    normalised images. ``stop`` is called before every batch; if it returns True, :class:`Interrupted` is raised. ``progress`` is
+    normalised images. ``temperatures`` are those of :attr:`Predictions.tempered_losses`. ``stop`` is called before every batch; if it returns True, :class:`Interrupted` is raised. ``progress`` is
     called after every batch with the number of images evaluated so far. Raises :class:`NotFinite` if logits of a readable image
     are not finite; it names the manifest rows, or the positions in the given order if the batches have no rows.
     """
@@ -86,7 +89,9 @@ def evaluate(
                 logits = forward(given)[: len(batch.labels)].float()
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
-            columns.append(_image_results(logits, labels, batch.valid.to(device, non_blocking=True)))
+            results = _image_results(logits, labels, batch.valid.to(device, non_blocking=True))
+            tempered = [cross_entropy(logits.double() / one, labels, reduction="none") for one in temperatures]
+            columns.append(torch.cat([results, *(one[None] for one in tempered)]))
             rows.append(batch.rows if len(batch.rows) else np.arange(done, done + len(labels)))
             done += len(labels)
             progress(done)
@@ -116,8 +121,9 @@ def _image_results(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
 
 
 def _summarise(results: NDArray[np.float64], classes: int, rows: NDArray[np.int64]) -> Evaluation:
-    """Makes an Evaluation from the results of :func:`_image_results` (8, N); ``rows`` (N,) name images in errors."""
-    loss, predicted, probability, true_probability, labels, rank, readable, finite = results
+    """Makes an Evaluation from the results of :func:`_image_results` (8, N) and the tempered losses below them; ``rows`` (N,)
+    name images in errors."""
+    loss, predicted, probability, true_probability, labels, rank, readable, finite = results[:8]
     ok = readable.astype(bool)
     count = int(ok.sum())
     not_finite = ok & (finite == 0)
@@ -135,5 +141,6 @@ def _summarise(results: NDArray[np.float64], classes: int, rows: NDArray[np.int6
             probability=probability.astype(np.float32),
             true_probability=true_probability.astype(np.float32),
             readable=ok,
+            tempered_losses=results[8:],
         ),
     )

@@ -189,7 +189,12 @@ def _head(draft: _Draft, facts: Facts, batch: int, epochs: int) -> None:
 
 def _upper(draft: _Draft, facts: Facts) -> None:
     """Trains only the upper blocks, on cached views where there are few enough images."""
-    fields: dict[str, Any] = {"stages.1.name": "upper", "stages.1.train": "upper", "stages.1.lr.peak": 1e-3}
+    fields: dict[str, Any] = {
+        "stages.1.name": "upper",
+        "stages.1.train": "upper",
+        "stages.1.lr.peak": 1e-3,
+        "stages.1.lr.batch": 32,
+    }
     text = "Then the upper blocks, which is where a network must change for other pictures, at two fifths of the cost of all"
     if facts.num_train <= _MOST_FOR_VIEWS:
         views = 8 if facts.num_train <= _MOST_FOR_ALL_VIEWS else 4

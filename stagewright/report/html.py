@@ -149,7 +149,7 @@ def _finalists(record: RunRecord) -> str:
         if sentence
         else ""
     )
-    return _table(("weights", "step", "validation loss", "validation top-1"), rows) + note
+    return _table(("weights", "step", "calibrated validation loss", "validation top-1"), rows) + note
 
 
 def _stages(record: RunRecord) -> str:

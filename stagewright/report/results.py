@@ -135,7 +135,9 @@ def choice_sentence(record: RunRecord) -> str:
         words.append(f"; those with the highest validation top-1 are {'selected' if finalists else 'chosen'}.")
     if finalists:
         words.append(" At the end, the selected weights were compared with the head alone and with mixtures of both: ")
-        words.append("the lowest validation loss decides.")
+        words.append(
+            "the lowest calibrated validation loss decides, if it is clearly lower than that of the selected weights."
+        )
     return "".join(words)
 
 

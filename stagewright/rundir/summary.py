@@ -36,7 +36,7 @@ class FinalistSummary(TypedDict):
     coefficient: float
     """Share of these weights in the mixture, in [0, 1]; 0 is the head alone, 1 is what ``eval.select`` selects."""
     loss: float | None
-    """Mean cross-entropy on the validation images, by which they are chosen; None if it is not finite."""
+    """Mean cross-entropy on the validation images at the temperature that suits these weights best; None if it is not finite."""
     top1: float | None
     """Top-1 on the validation images in percent; None as for ``loss``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +80,13 @@ class Evaluator:
         averaged = self.session.state.average.tensors
         return all(name in features.inside or torch.equal(averaged[name], tensor) for name, tensor in own.items())
 
-    def evaluate_split(self, split: str, stage: StagePlan, features: Features | None = None) -> Evaluation:
+    def evaluate_split(
+        self, split: str, stage: StagePlan, features: Features | None = None, temperatures: Sequence[float] = ()
+    ) -> Evaluation:
         """Evaluates the model's present weights on a split, with the image size and micro-batch size of ``stage``.
 
-        ``features`` are cached features of its present body; None: evaluates on images. If memory is too small, it tries again
+        ``features`` are cached features of its present body; None: evaluates on images. ``temperatures`` as for
+        :func:`stagewright.engine.evaluate.evaluate`. If memory is too small, it tries again
         with half the micro-batch size.
         """
         total = len(self.session.manifest.rows(split))
@@ -101,6 +104,7 @@ class Evaluator:
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
+                        temperatures=temperatures,
                         stop=lambda: self.session.stop.requested,
                         progress=lambda done: self.session.recorder.log.emit(
                             Evaluating(step=self.session.state.step, done=done, total=total)

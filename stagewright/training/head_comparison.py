@@ -1,8 +1,11 @@
 """Compares the selected weights at the end of a run with those of the head alone, and with mixtures of both.
 
 A run that first trains only the head and then more is not always better for it. The mixtures are those of WiSE-FT (Wortsman et
-al., arXiv:2109.01903): theta = (1 - a) * head alone + a * selected weights, for parameters and buffers alike. The validation
-loss decides; at a tie the selected weights.
+al., arXiv:2109.01903): theta = (1 - a) * head alone + a * selected weights, for parameters and buffers alike.
+
+The validation loss decides, after each has got the temperature that suits it best (Guo et al., arXiv:1706.04599): label smoothing
+makes weights less sure than they are right, which says nothing about their answers. Only a loss that is lower by more than its
+standard error, paired by image, displaces the selected weights: a few validation images cannot tell such neighbours apart.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stagewright.engine.evaluate import Evaluation
@@ -28,6 +33,9 @@ from stagewright.training.session import Session
 
 HEAD = "head"
 """The kind of weights that only the head's stages have trained."""
+
+_TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-6, 9))
+"""0.35 to 4, each 1.19 times the one before."""
 
 _Tensors = dict[str, Tensor]
 
@@ -70,12 +78,13 @@ class _HeadComparison:
         for coefficient in reversed(HEAD_GRID):
             self._load(coefficient)
             try:
-                self.results[coefficient] = self.evaluator.evaluate_split("val", self.stage)
+                result = self.evaluator.evaluate_split("val", self.stage, temperatures=_TEMPERATURES)
+                self.results[coefficient] = result
             except NotFinite:
                 if coefficient == 1.0:
                     raise
                 self.results[coefficient] = None
-        self.coefficient = _best({at: math.nan if one is None else one.loss for at, one in self.results.items()})
+        self.coefficient = _best({at: _calibrated(one) for at, one in self.results.items() if one is not None})
         self._load(self.coefficient)
 
     def against_head(self, results: Mapping[str, Evaluation]) -> dict[str, AgainstHead]:
@@ -105,10 +114,10 @@ class _HeadComparison:
         found: list[FinalistSummary] = []
         for coefficient in HEAD_GRID:
             result = self.results[coefficient]
-            if result is not None and not math.isfinite(result.loss):
-                result = None
             step, weights = self._named(coefficient)
-            loss, top1 = (None, None) if result is None else (result.loss, result.top1)
+            loss, top1 = (None, None) if result is None else (float(_calibrated(result).mean()), result.top1)
+            if loss is not None and not math.isfinite(loss):
+                loss = top1 = None
             found.append({"weights": weights, "step": step, "coefficient": coefficient, "loss": loss, "top1": top1})
         return found
 
@@ -195,11 +204,21 @@ def _head_alone(session: Session, evaluator: Evaluator, head: StagePlan) -> _Ten
     return _copied(state.model)
 
 
-def _best(losses: Mapping[float, float]) -> float:
-    """Returns the coefficient with the lowest finite loss; at a tie the largest, and 1 if its own loss is not finite."""
-    if not math.isfinite(losses[1.0]):
-        return 1.0
-    return min((at for at in losses if math.isfinite(losses[at])), key=lambda at: (losses[at], -at))
+def _calibrated(result: Evaluation) -> NDArray[np.float64]:
+    """Returns the loss of each readable image at the temperature with the lowest mean; empty if none could be read."""
+    losses = result.predictions.tempered_losses[:, result.predictions.readable]
+    return losses[losses.mean(axis=1).argmin()] if losses.size else losses[0]
+
+
+def _best(losses: Mapping[float, NDArray[np.float64]]) -> float:
+    """Returns the coefficient with the lowest mean of its ``losses`` (N,) among those that are lower than the mean of 1 by more
+    than the standard error of the difference; 1 if there is none."""
+    selected, found = losses[1.0], {1.0: 0.0}
+    for at, other in losses.items():
+        gain = selected - other
+        if len(gain) > 1 and gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
+            found[at] = float(gain.mean())
+    return max(found, key=lambda at: (found[at], at))
 
 
 def _copied(model: nn.Module) -> _Tensors:

@@ -47,7 +47,7 @@ def test_the_page_has_all_that_were_compared(folder: Path) -> None:
     assert "Against the head alone: val +3.00 points (95 % interval +0.96 to +5.00; 10 of 300 pictures gained" in page
     sentence = results.choice_sentence(read_run(folder))
     assert "The 0.75 EMA + 0.25 head weights after step 1,000" in sentence and "95.0 % of the validation" in sentence
-    assert "lowest validation loss decides" in sentence
+    assert "lowest calibrated validation loss decides" in sentence
 
 
 def test_a_head_that_won_is_said_to_have(folder: Path) -> None:
