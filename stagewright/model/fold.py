@@ -9,7 +9,7 @@ computes the folded tensors from the present ones, differentiably, and :func:`sk
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,20 +219,21 @@ class _Watch(TorchDispatchMode):
             output = self.outputs.get(id(given[0])) if len(given) == 1 else None
             if output is None or not isinstance(norm, _BatchNorm) or not isinstance(result, Tensor):
                 return
-            pair = nn.Sequential(self.model.get_submodule(output.convolution), norm)
-            if norm.num_features == len(pair.get_parameter("0.weight")) and _same(pair, output.given, result):
+            convolution = self.model.get_submodule(output.convolution)
+            fits = norm.num_features == len(convolution.get_parameter("weight"))
+            if fits and _same(convolution, norm, output.given, result):
                 self.found[output.convolution] = name
 
         return note
 
 
-def _same(pair: nn.Sequential, given: Tensor, result: Tensor) -> bool:
-    """Returns whether the folded ``pair`` yields ``result`` for ``given``; not so if the convolution changes its weight first."""
-    alone = copy.deepcopy(pair)
-    for part in alone.modules():
-        part._forward_hooks.clear()
-    weights = {"0": "1"}
-    return _close(functional_call(skeleton(alone, weights), folded_tensors(alone, weights), (given,)), result)
+def _same(convolution: nn.Module, norm: nn.Module, given: Tensor, result: Tensor) -> bool:
+    """Returns whether the folded pair yields ``result`` for ``given``; not so if the convolution changes its weight first."""
+    weight, bias = _folded(convolution, norm)
+    folded = copy.copy(convolution)  # without a copy of the tensors, which for all pairs would take longer than the run
+    folded._forward_hooks = OrderedDict()
+    folded._parameters = {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias)}
+    return _close(_after_scaling(norm)(folded(given)), result)
 
 
 def _takes_scale(convolution: nn.Module, names: Counter[int]) -> bool:
