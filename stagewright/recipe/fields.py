@@ -253,8 +253,8 @@ class Evaluation(Part):
     consider_head: Annotated[bool, Only("head")] = True
     """Whether the selected weights are compared at the end with those of the head alone, from the end of the stages that train
     only the head, and with mixtures of a quarter, a half and three quarters of either (WiSE-FT, arXiv:2109.01903). The one with
-    the lowest validation loss, at the temperature that suits it, becomes the finished model if that is lower by more than its
-    standard error. Without validation images, there is no comparison."""
+    the lowest validation loss, at the temperature that suits it, becomes the finished model, if the loss is lower by more than
+    its standard error and the top-1 is not lower. Without validation images, there is no comparison."""
     fold: bool = True
     """Whether batch norms are folded into the convolutions before them where networks only predict: in evaluations, and in the
     finished model. The same function with fewer operations; logits differ by rounding. Holds on CPUs, without ``compile``."""

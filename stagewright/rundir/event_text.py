@@ -104,7 +104,7 @@ def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] |
     if not differences:
         return ""
     if weights == "head":
-        return "the head alone is chosen: nothing that was trained further, nor a mixture with it, has a clearly lower validation loss"
+        return "the head alone is chosen: what was trained further, and mixtures with it, have a higher validation loss"
     parts = [
         f"{split} {one.points:+.2f} points (95 % interval {one.low:+.2f} to {one.high:+.2f}; {one.gained:,} of "
         f"{one.images:,} pictures gained, {one.lost:,} lost)"

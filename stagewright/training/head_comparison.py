@@ -5,7 +5,8 @@ al., arXiv:2109.01903): theta = (1 - a) * head alone + a * selected weights, for
 
 The validation loss decides, after each has got the temperature that suits it best (Guo et al., arXiv:1706.04599): label smoothing
 makes weights less sure than they are right, which says nothing about their answers. Only a loss that is lower by more than its
-standard error, paired by image, displaces the selected weights: a few validation images cannot tell such neighbours apart.
+standard error, paired by image, displaces the selected weights, and only if the top-1 is not lower: a few validation images
+cannot tell such neighbours apart.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class _HeadComparison:
                 if coefficient == 1.0:
                     raise
                 self.results[coefficient] = None
-        self.coefficient = _best({at: _calibrated(one) for at, one in self.results.items() if one is not None})
+        self.coefficient = _best(
+            {at: (_calibrated(one), one.top1) for at, one in self.results.items() if one is not None}
+        )
         self._load(self.coefficient)
 
     def against_head(self, results: Mapping[str, Evaluation]) -> dict[str, AgainstHead]:
@@ -210,15 +213,19 @@ def _calibrated(result: Evaluation) -> NDArray[np.float64]:
     return losses[losses.mean(axis=1).argmin()] if losses.size else losses[0]
 
 
-def _best(losses: Mapping[float, NDArray[np.float64]]) -> float:
-    """Returns the coefficient with the lowest mean of its ``losses`` (N,) among those that are lower than the mean of 1 by more
-    than the standard error of the difference; 1 if there is none."""
-    selected, found = losses[1.0], {1.0: 0.0}
-    for at, other in losses.items():
-        gain = selected - other
-        if len(gain) > 1 and gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
-            found[at] = float(gain.mean())
-    return max(found, key=lambda at: (found[at], at))
+def _best(found: Mapping[float, tuple[NDArray[np.float64], float]]) -> float:
+    """Returns the coefficient with the lowest mean loss among those that beat 1: with a mean loss that is lower by more than the
+    standard error of the difference, and a top-1 that is not lower. 1 if there is none.
+
+    ``found`` has the losses (N,) and the top-1 by coefficient.
+    """
+    selected, top1 = found[1.0]
+    gains = {1.0: 0.0}
+    for at, (losses, own) in found.items():
+        gain = selected - losses
+        if len(gain) > 1 and own >= top1 and gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
+            gains[at] = float(gain.mean())
+    return max(gains, key=lambda at: (gains[at], at))
 
 
 def _copied(model: nn.Module) -> _Tensors:

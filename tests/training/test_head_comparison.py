@@ -310,12 +310,15 @@ def test_ties_and_losses_that_are_not_finite() -> None:
     best = head_comparison._best  # pyright: ignore[reportPrivateUsage]
     noise = np.random.default_rng(0).normal(0, 1, 100)
     nan = np.full(100, np.nan)
-    assert best({0.0: noise, 0.5: noise, 1.0: noise}) == 1.0
-    assert best({0.0: noise - 0.1, 0.5: noise - 0.1, 1.0: noise}) == 0.5  # lower on each image
-    assert best({0.0: noise[::-1] - 0.1, 1.0: noise}) == 1.0  # lower, but by less than its standard error of 0.14
-    assert best({0.0: noise[::-1] - 0.2, 0.5: noise, 1.0: noise}) == 0.0
-    assert best({0.0: nan, 0.5: noise + 1, 1.0: noise}) == 1.0
-    assert best({0.0: noise, 1.0: nan}) == 1.0
+    same = {0.0: (noise, 50.0), 0.5: (noise, 50.0), 1.0: (noise, 50.0)}
+    assert best(same) == 1.0
+    lower = (noise - 0.1, 50.0)  # lower on each image
+    assert best({**same, 0.0: lower, 0.5: lower}) == 0.5
+    assert best({**same, 0.5: (noise - 0.1, 49.0)}) == 1.0  # of fewer right answers
+    assert best({**same, 0.0: (noise[::-1] - 0.1, 50.0)}) == 1.0  # lower, but by less than its standard error of 0.14
+    assert best({**same, 0.0: (noise[::-1] - 0.2, 50.0)}) == 0.0
+    assert best({0.0: (nan, 0.0), 0.5: (noise + 1, 50.0), 1.0: (noise, 50.0)}) == 1.0
+    assert best({0.0: (noise, 50.0), 1.0: (nan, 0.0)}) == 1.0
 
 
 def test_label_smoothing_does_not_decide() -> None:
