@@ -56,7 +56,8 @@ Weights   --weights (a file, a run, default, none); else the library's, if they 
           answers within 2 seconds; else random ones. Small pictures of digits or letters, or without colour, need none.
 With pretrained weights
           as in finetune: mobilenet_v2 at 160 px on a CPU, resnet50 at 224 px on CUDA, for small pictures too; first the
-          head, then all layers; fewer pictures are trained for more epochs.
+          best head, found in seconds, then on a CPU the upper blocks on cached views, on CUDA everything; fewer pictures are
+          trained for more epochs; the end of the run is the best of the head alone, the rest, and mixtures of both.
 With random weights
           a small network for small sizes: cifar_resnet18 at the pictures' own size up to 64 px; on CUDA resnet18 or, from
           100,000 pictures on, resnet50 at up to 224 px; fewer pictures are trained for more epochs; mixing from 80 epochs on.
@@ -64,7 +65,7 @@ Flips     off for digits, letters, and pairs of classes that differ only by left
 Rare      classes are shown more often (sampling: square_root) if the largest class has 10 times as many pictures as the
           smallest.
 Always    averaged weights (EMA); with fewer than 1,000 validation pictures the last weights instead of the best; batches of
-          64 on a CPU, smaller if an epoch would have few updates.
+          32 or 64 on a CPU, smaller if an epoch would have few updates.
 
 docs/auto.md has the numbers; benchmarks compare auto with the recipes finetune and quick (`stagewright recipes show NAME`).
 """
