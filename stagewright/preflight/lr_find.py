@@ -12,6 +12,7 @@ from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.execution import Execution
 from stagewright.plan.lr_curve import MEANING, NAME, RangeTest, Suggestions, check_method, lr_grid, lr_text, suggest
 from stagewright.preflight.range_test import Sweep, range_test
+from stagewright.preflight.upper import asks_for_upper, upper_of
 from stagewright.recipe.recipe import Recipe
 from stagewright.storage.files import user_path, write_whole
 from stagewright.system.device import choose_device
@@ -37,6 +38,8 @@ def run_range_test(
     recipe: Recipe, dataset: Dataset, execution: Execution, sweep: Sweep, micro_batch_size: int | None = None
 ) -> RangeTest:
     """Runs the range test of ``recipe`` on ``dataset`` and returns its curve."""
+    if asks_for_upper(recipe):
+        recipe = recipe.with_upper(upper_of(recipe, len(dataset.manifest.classes)))
     with ProgressLine("trying learning rates", quiet=execution.quiet) as progress:
         return range_test(
             recipe,
