@@ -20,7 +20,9 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.meta_tracer import MetaTracer
 
 from stagewright.errors import ModelError
+from stagewright.model.fold import trial_copy
 from stagewright.model.groups import blocks, head_modules, modes_kept
+from stagewright.system.memory import out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +42,21 @@ class _CutReached(Exception):
 def find_cut(model: nn.Module, images: Tensor) -> Cut | None:
     """Returns where ``model``, in its present training mode, can be cut, or None if it cannot.
 
-    ``images`` (B, 3, S, S) with B >= 1 are for the test run; their content does not matter. Restores training modes and buffers.
-    Seeds torch's global generator, as every update does too.
+    ``images`` (B, 3, S, S) with B >= 1 are for the test run; their content does not matter. It runs a copy of the network with
+    random weights of its own, so that the answer depends on the network alone, also if a resumed run has weights that are not
+    finite. Seeds torch's global generator, as every update does too.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable or len(trainable) == len(list(model.parameters())):
         return None
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        with modes_kept(model) as modes:
-            for name in _candidates(model, trainable):
-                cut = _cut_at(model, name, images, modes, buffers)
-                if cut is not None:
-                    return cut
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-    return None
+        trial, given = trial_copy(model), images.detach().to("cpu", torch.float32)
+        cuts = (_cut_at(trial, name, given) for name in _candidates(trial, trainable))
+        return next((cut for cut in cuts if cut is not None), None)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        return None  # a network that cannot be copied or cannot run in float32 is used as it is
 
 
 def _candidates(model: nn.Module, trainable: list[str]) -> list[str]:
@@ -77,10 +76,14 @@ def _common_prefix(paths: list[list[str]]) -> list[str]:
     return shared
 
 
-def _cut_at(
-    model: nn.Module, name: str, images: Tensor, modes: dict[nn.Module, bool], buffers: dict[str, Tensor]
-) -> Cut | None:
-    """Returns the cut before the module ``name``, or None if the network cannot be cut there."""
+def _cut_at(model: nn.Module, name: str, images: Tensor) -> Cut | None:
+    """Returns the cut before the module ``name``, or None if the network cannot be cut there; changes its buffers."""
+    with modes_kept(model) as modes:
+        return _tested_cut(model, name, images, modes)
+
+
+def _tested_cut(model: nn.Module, name: str, images: Tensor, modes: dict[nn.Module, bool]) -> Cut | None:
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     module, upper = model.get_submodule(name), upper_part(model, name, images)
     above = set() if upper is None else {key for key, _ in upper.named_parameters()}
     if upper is None or all(key in above for key, _ in model.named_parameters()):  # nothing is frozen before the cut
@@ -123,20 +126,17 @@ def linear_cut(model: nn.Module, images: Tensor) -> Cut:
     """Returns the cut in front of the linear layer that is the whole head of ``model`` in evaluation mode.
 
     ``images`` (B, 3, S, S) with B >= 1 are for the test run. ModelError unless the head is one linear layer with biases that is
-    called once, with one vector for each image, and whose outputs are the logits. Restores training modes.
+    called once, with one vector for each image, and whose outputs are the logits. Runs a copy, as :func:`find_cut` does.
     """
+    model, images = trial_copy(model).eval(), images.detach().to("cpu", torch.float32)
     names = head_modules(model)
     head = model.get_submodule(names[0]) if len(names) == 1 else None
     if isinstance(head, nn.Linear) and head.bias is not None:
         calls: list[object] = []
         handle = head.register_forward_pre_hook(lambda *_: calls.append(None))
-        with modes_kept(model):
-            model.eval()
-            try:
-                logits = model(images)
-            finally:
-                handle.remove()
-            features = features_of(model, head, images)
+        logits = model(images)
+        handle.remove()
+        features = features_of(model, head, images)
         plain = isinstance(logits, Tensor) and len(calls) == 1
         if plain and features is not None and features.ndim == 2 and torch.equal(head(features), logits):
             return Cut(names[0], features[0].numel() * features.element_size())

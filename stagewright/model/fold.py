@@ -42,9 +42,8 @@ def find_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial = copy.deepcopy(model).to("cpu", torch.float32).eval()
+            trial = trial_copy(model).eval()
             given = images.detach().to("cpu", torch.float32)
-            _randomise(trial)
             watch = _Watch(trial)
             with watch:
                 logits = watch.run(given)
@@ -123,6 +122,18 @@ def _after_scaling(norm: nn.Module) -> nn.Module:
     for name, part in norm.named_children():  # timm's: drop, then act, in the order of their use
         left.add_module(name, part)  # the same names, because an activation may have parameters
     return left.train(norm.training) if len(left) else nn.Identity()
+
+
+@torch.no_grad()
+def trial_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of ``model`` in float32 on the CPU, with its modes, but with random weights and statistics of its own.
+
+    What is found out by running it depends on the network alone, also where present weights are zeros, which would hide a
+    difference, or not finite.
+    """
+    trial = copy.deepcopy(model).to("cpu", torch.float32)
+    _randomise(trial)
+    return trial
 
 
 def _randomise(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from stagewright.engine.frozen_features import CachedFeatures, Features, cut_in_
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
-from stagewright.errors import ModelError
+from stagewright.errors import ModelError, StorageError
 from stagewright.model.fold import skeleton
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
@@ -168,11 +168,19 @@ class FeatureCache:
         """Returns a float32 tensor of ``shape`` for features: on the device, or in a file if it is large."""
         if 4 * torch.Size(shape).numel() <= MOST_IN_MEMORY:
             return torch.empty(shape, device=self.state.device)
-        return torch.from_numpy(scratch_array(self.recorder.run.root, shape, "float32"))
+        try:
+            return torch.from_numpy(scratch_array(self.recorder.run.root, shape, "float32"))
+        except OSError as error:
+            size = size_text(4 * torch.Size(shape).numel())
+            raise StorageError(
+                f"{self.recorder.run.root}: no room for the features of the frozen blocks, {size}B: {error.strerror}",
+                "a disk with that much free space",
+                "free some, or take fewer views (cache.views) or a smaller image_size; then resume",
+            ) from error
 
 
 def _sentence(stage: StagePlan, cut: Cut, split: str, views: int, total: int) -> str:
-    size = size_text(total * cut.bytes_each)
+    size = f"{size_text(total * cut.bytes_each)}B"
     if views == 1:
         what = "the body is frozen" if stage.train == "head" else f"what stands before {cut.name} is frozen"
         return f"stage {stage.name!r}: {what}, so its features of {total:,} {split} pictures are computed once ({size})"

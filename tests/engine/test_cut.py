@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from stagewright.engine.cut import find_cut, upper_part
+from stagewright.engine.cut import find_cut, linear_cut, upper_part
 from stagewright.engine.frozen_features import LowerPart
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.model.zoo import create_model
@@ -125,3 +125,14 @@ class Around(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.body(images.flatten(1))
         return self.head(features + self.last(features))
+
+
+def test_weights_that_are_not_finite_hide_nothing() -> None:
+    """A run that is resumed with spoilt weights must be cut where it was, and the guard then goes back."""
+    images = torch.zeros(2, 3, 32, 32)
+    models = [create_model("torchvision:mobilenet_v2", 3, image_size=32) for _ in range(2)]
+    for parameter in models[1].parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    assert len({linear_cut(model, images).name for model in models}) == 1
+    cuts = [find_cut(ready(model, "last:12"), images) for model in models]
+    assert cuts[0] is not None and cuts[0] == cuts[1]
