@@ -178,7 +178,7 @@ def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, sampli
     assert len(set(losses)) == len(losses)
 
 
-@pytest.mark.parametrize("step", range(1, 13))
+@pytest.mark.parametrize("step", [1, 4, 5, 9, 12])
 def test_views_stopped_and_resumed_are_the_same(
     tmp_path: Path, picture_folder: Path, with_views: RunDir, step: int
 ) -> None:
