@@ -37,7 +37,7 @@ class Graph:
     """In training, the stage's ``train`` setting, because the graph depends on which parameters need gradients and which
     modules are frozen. None in evaluation, where one graph serves all stages."""
     norm: str = "train"
-    """Whether batch norms use the statistics of the batch: ``train`` or ``frozen``."""
+    """Whether batch norms use the statistics of the batch: ``train`` or ``frozen``; without meaning in evaluation."""
 
 
 class Compiled:
@@ -123,7 +123,7 @@ def known_graphs(plan: Plan) -> set[Graph]:
         if stage.fit == "updates":
             graphs |= {Graph(size, stage.image_size, stage.train, stage.norm) for size in _parts(stage)}
         seen = {min(stage.micro_batch_size, count) for count in (plan.dataset.num_val, plan.dataset.num_test) if count}
-        graphs |= {Graph(size, eval_image_size(plan, stage), None, "frozen") for size in seen}
+        graphs |= {Graph(size, eval_image_size(plan, stage), None) for size in seen}
     return graphs
 
 

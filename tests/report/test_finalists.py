@@ -53,7 +53,7 @@ def test_the_page_has_all_that_were_compared(folder: Path) -> None:
 def test_a_head_that_won_is_said_to_have(folder: Path) -> None:
     chosen = {"step": 300, "weights": "head", "stage": "small", "select": "last"}
     record = read_run(with_finalists(folder, chosen=chosen))
-    assert results.head_sentence(record).startswith("The head alone is chosen: nothing")
+    assert results.head_sentence(record).startswith("The head alone is chosen: what")
     assert [row.chosen for row in results.finalist_rows(record)] == [True, False, False, False, False]
 
 
