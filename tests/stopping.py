@@ -8,12 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stagewright.data.batches.batch import Batch
+from stagewright.data.dataset import load_dataset
 from stagewright.plan.plan import StagePlan
+from stagewright.plan.resolve import resolve
+from stagewright.recipe.recipe import Recipe
 from stagewright.rundir import checkpoint
 from stagewright.rundir.checkpoint import Checkpoint
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import Evaluating, Event
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
+
+
+def begin(folder: Path, pictures: Path, recipe: Recipe) -> RunDir:
+    """A run of ``recipe`` on ``pictures`` that has its plan and no update yet."""
+    manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
+    run = RunDir.create(folder)
+    run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
+    return run
 
 
 def last_checkpoint(folder: Path) -> Checkpoint:

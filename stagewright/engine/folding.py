@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from stagewright.engine.state import TrainState
-from stagewright.model.fold import find_pairs
+from stagewright.model.fold import pairs_at
 from stagewright.plan.plan import Plan, eval_image_size
 
 
@@ -14,9 +12,7 @@ def network_pairs(plan: Plan, state: TrainState) -> dict[str, str]:
 
     A function of plan and network alone, never of weights or of a measured time, so that a resumed run computes the same bits.
     """
-    size = eval_image_size(plan, plan.stages[0])
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return find_pairs(state.model, images)
+    return pairs_at(state.model, eval_image_size(plan, plan.stages[0]))
 
 
 def folds_evaluations(plan: Plan, state: TrainState) -> bool:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stagewright.data.batches.batch import BadRow, Batch
+from stagewright.data.batches.specs import has_fixed_views
 from stagewright.engine.compile import pad_batch
-from stagewright.engine.cut import Cut, features_of, upper_part
+from stagewright.engine.cut import Cut, features_of, find_cut, linear_cut, upper_part
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.errors import Interrupted
 from stagewright.model.fold import folded_copy, skeleton
-from stagewright.model.groups import modes_kept
+from stagewright.model.groups import apply_trainable, modes_kept, set_train_mode
+from stagewright.plan.plan import StagePlan
 
 _AT_ONCE = 32
 """Number of images in each forward pass of a lower part. Kernels differ by the number of images, and with them the last bits; the
@@ -123,6 +125,20 @@ class Features:
         assert values is not None and done == num_views
         whole = np.concatenate(rows)
         return CachedFeatures(whole[: len(np.unique(whole))], values, bad)
+
+
+def stage_cut(model: nn.Module, stage: StagePlan) -> Cut | None:
+    """Returns where ``model`` is cut in ``stage``, and sets what trains in it and its modes; None if it trains on images.
+
+    A stage trains on features if it finds an optimum, has cached views, or sees each image at least once and always alike.
+    """
+    apply_trainable(model, stage.train)
+    set_train_mode(model, stage.norm)
+    blank = torch.zeros(2, 3, stage.image_size, stage.image_size)
+    if stage.fit == "optimum":
+        return linear_cut(model, blank)
+    alike = has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images
+    return find_cut(model, blank) if stage.cache_views or alike else None
 
 
 def cut_in_two(model: nn.Module, cut: Cut, pairs: Mapping[str, str], blank: Tensor, *, frozen: bool) -> Features:

@@ -58,6 +58,12 @@ def find_pairs(model: nn.Module, images: Tensor) -> dict[str, str]:
         return {}  # a network that cannot be copied or cannot run in float32 is used as it is
 
 
+def pairs_at(model: nn.Module, image_size: int) -> dict[str, str]:
+    """Returns the pairs of ``model`` for images of ``image_size`` x ``image_size`` pixels, found by :func:`find_pairs`."""
+    random = torch.Generator().manual_seed(0)
+    return find_pairs(model, torch.randn(1, 3, image_size, image_size, generator=random))
+
+
 def skeleton(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     """Returns a copy of ``model`` whose paired convolutions have a bias, and whose paired norms do nothing but their activation.
 

@@ -115,6 +115,12 @@ class StagePlan(Frozen):
     def end_step(self) -> int:
         return self.first_step + self.num_steps
 
+    @property
+    def num_views(self) -> int:
+        """Number of views of each image whose features are computed, in a stage that trains on features."""
+        mirrored = self.fit == "optimum" and self.augment.flip > 0
+        return 2 if mirrored else max(1, self.cache_views)
+
     def epoch_at(self, step: int) -> float:
         """Returns the number of epochs of the run after ``step`` finished updates; ``step`` must be in this stage or at its
         end."""

@@ -187,9 +187,7 @@ class _Bench:
         gc.collect()
         reset_peak(device)
         cut = session.features.cuts.get(stage.index)
-        views = (
-            stage.num_images * max(1, stage.cache_views) * (2 if stage.fit == "optimum" and stage.augment.flip else 1)
-        )
+        views = stage.num_images * stage.num_views
         once = self.features_seconds(stage, _EVAL * limit) * views if cut is not None else 0.0
         if stage.fit == "optimum":
             step = compute = optimum_seconds(session, stage, self.synchronize)

@@ -17,19 +17,18 @@ import torch
 from stagewright.augment.custom import load_custom
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.loader import load_batches
-from stagewright.data.batches.specs import has_fixed_views, train_specs
+from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import Dataset
 from stagewright.engine.build import build_state
-from stagewright.engine.cut import Cut, find_cut, linear_cut
 from stagewright.engine.folding import network_pairs
-from stagewright.engine.frozen_features import cut_in_two
+from stagewright.engine.frozen_features import cut_in_two, stage_cut
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics, numerics_of, prepare_torch
 from stagewright.engine.state import TrainState
 from stagewright.engine.step import update
 from stagewright.model.fold import skeleton
-from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.model.groups import modes_kept
 from stagewright.plan.plan import HEAD_GRID, Plan, StagePlan
 from stagewright.system.isolation import preserve_global_state
 
@@ -88,49 +87,38 @@ class _Forecast:
     def _stage(self, stage: StagePlan) -> float:
         """Seconds of a stage with its evaluations; sets ``forward``, those of a forward pass of one image."""
         model = self.state.model
-        apply_trainable(model, stage.train)
-        set_train_mode(model, stage.norm)
+        cut = stage_cut(model, stage)
         blank = torch.zeros(2, 3, stage.image_size, stage.image_size)
         folded = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
         self.forward = self._forward_seconds(stage, folded)
         sets = 1 if stage.average.kind == "none" else 2
         evaluated = self.plan.dataset.num_val * sets * self.plan.num_evaluations(stage)
-        shown = stage.num_steps * stage.batch_size
-        cut: Cut | None = None
-        if stage.fit == "optimum":
-            cut = linear_cut(model, blank)
-        elif stage.cache_views or (has_fixed_views(stage) and shown >= stage.num_images):
-            cut = find_cut(model, blank)
+        shown, updated = stage.num_steps * stage.batch_size, min(stage.batch_size, _UPDATED)
         if cut is None:
             whole = folded if stage.norm == "frozen" and self.pairs and not self.plan.recipe.compile else model
-            update_seconds = self._update_seconds(stage, whole, self._images(stage))
+            update_seconds = self._update_seconds(stage, whole, self._images(stage, updated))
             reading = self.plan.dataset.num_val * self.plan.num_evaluations(stage) * self.load
             return stage.num_steps * update_seconds + shown * self.load + evaluated * self.forward + reading
-        views = stage.num_images * max(1, stage.cache_views, 2 * (stage.fit == "optimum" and stage.augment.flip > 0))
+        views = stage.num_images * stage.num_views
         parts = cut_in_two(model, cut, self.pairs, blank, frozen=stage.norm == "frozen")
         lower = self._forward_seconds(stage, parts.lower)
         entering = (views + self.plan.dataset.num_val) * (lower + self.load)
         if stage.fit == "optimum":
             return entering + _FIT_SECONDS * views * cut.bytes_each / 4 * len(self.plan.dataset.classes)
-        features = parts.lower(self._images(stage))
+        features = parts.lower(self._images(stage, updated))
         update_seconds = self._update_seconds(stage, parts.upper, features)
         return entering + stage.num_steps * update_seconds + evaluated * max(0.0, self.forward - lower)
 
-    def _images(self, stage: StagePlan) -> torch.Tensor:
-        images = torch.zeros(min(stage.batch_size, _UPDATED), 3, stage.image_size, stage.image_size)
+    def _images(self, stage: StagePlan, count: int) -> torch.Tensor:
+        images = torch.zeros(count, 3, stage.image_size, stage.image_size)
         return images.to(memory_format=torch.channels_last if self.numerics.channels_last else torch.contiguous_format)
 
     def _forward_seconds(self, stage: StagePlan, network: Callable[[torch.Tensor], torch.Tensor]) -> float:
         """Seconds of a forward pass of one image in evaluation mode."""
-        images = self._images(stage.model_copy(update={"batch_size": _IMAGES}))
-        images = torch.cat([images] * -(-_IMAGES // len(images)))[:_IMAGES]
-        modes = self.state.model.training
-        self.state.model.eval()
-        with torch.no_grad():
-            seconds = _best_of(2, lambda: network(images))
-        self.state.model.train(modes)
-        set_train_mode(self.state.model, stage.norm)
-        return seconds / _IMAGES
+        images = self._images(stage, _IMAGES)
+        with modes_kept(self.state.model), torch.no_grad():
+            self.state.model.eval()
+            return _best_of(2, lambda: network(images)) / _IMAGES
 
     def _update_seconds(
         self, stage: StagePlan, network: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor
@@ -139,9 +127,10 @@ class _Forecast:
         labels = torch.arange(len(given)) % len(self.plan.dataset.classes)
         batch = Batch(stage.first_step, given, labels, torch.ones(len(given), dtype=torch.bool), ())
         size = min(stage.micro_batch_size, len(given))
-        one = lambda: update(  # noqa: E731
-            self.state, self.plan, stage, batch, self.numerics, micro_batch_size=size, forward=network
-        )
+
+        def one() -> None:
+            update(self.state, self.plan, stage, batch, self.numerics, micro_batch_size=size, forward=network)
+
         return _best_of(2, one) * stage.batch_size / len(given)
 
     def _load_seconds(self) -> float:

@@ -47,7 +47,7 @@ class AgainstHeadSummary(TypedDict):
 
     points: float
     low: float
-    """Lower end of the 95 % interval (:func:`stagewright.engine.paired.paired_difference`)."""
+    """Lower end of the 95 % interval (:func:`stagewright.training.paired.paired_difference`)."""
     high: float
     gained: int
     """Images that only the chosen weights answer correctly."""

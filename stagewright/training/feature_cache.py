@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from stagewright.data.batches.batch import Batch
-from stagewright.data.batches.specs import has_fixed_views, stage_rows, whole_specs
+from stagewright.data.batches.specs import stage_rows, whole_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.cut import Cut, find_cut, linear_cut
+from stagewright.engine.cut import Cut
 from stagewright.engine.folding import network_pairs
-from stagewright.engine.frozen_features import CachedFeatures, Features, cut_in_two
+from stagewright.engine.frozen_features import CachedFeatures, Features, cut_in_two, stage_cut
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import TrainState
 from stagewright.errors import ModelError, StorageError
 from stagewright.model.fold import skeleton
-from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
 from stagewright.storage.scratch import scratch_array
@@ -56,18 +55,11 @@ class FeatureCache:
         """{stage index: cut} of all stages that train on features. ModelError if a stage asks for it and cannot be cut."""
         found: dict[int, Cut] = {}
         for stage in self.plan.stages:
-            if stage.fit == "optimum":
-                found[stage.index] = linear_cut(self.state.model, self._blank(stage))
-            elif stage.cache_views or (
-                has_fixed_views(stage) and stage.num_steps * stage.batch_size >= stage.num_images
-            ):
-                apply_trainable(self.state.model, stage.train)
-                set_train_mode(self.state.model, stage.norm)
-                cut = find_cut(self.state.model, self._blank(stage))
-                if cut is not None:
-                    found[stage.index] = cut
-                elif stage.cache_views:
-                    raise _not_cuttable(stage)
+            cut = stage_cut(self.state.model, stage)
+            if cut is not None:
+                found[stage.index] = cut
+            elif stage.cache_views:
+                raise _not_cuttable(stage)
         return found
 
     @cached_property
@@ -96,7 +88,7 @@ class FeatureCache:
         )
 
     def _num_bytes(self, stage: StagePlan, cut: Cut) -> int:
-        return cut.bytes_each * max(stage.num_images * max(1, stage.cache_views), self.plan.dataset.num_val)
+        return cut.bytes_each * max(stage.num_images * stage.num_views, self.plan.dataset.num_val)
 
     def enter(self, stage: StagePlan) -> None:
         """Makes the network of ``stage`` from the model; features of the previous stage are dropped, those of ``stage`` are

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stagewright.engine.evaluate import Evaluation
-from stagewright.engine.paired import paired_difference
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, NotFinite
 from stagewright.model.average import WeightAverage, copy_tensors, named_tensors
@@ -30,6 +29,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import AgainstHead, Notice
 from stagewright.rundir.summary import FinalistSummary
 from stagewright.training.evaluator import Evaluator
+from stagewright.training.paired import paired_difference
 from stagewright.training.session import Session
 
 HEAD = "head"
@@ -109,7 +109,7 @@ class _HeadComparison:
             own, other = (one.predictions.predicted[read] == labels[read] for one in (result, alone))
             difference = paired_difference(own, other)
             if difference is not None:
-                found[split] = AgainstHead(**asdict(difference))
+                found[split] = difference
         return found
 
     def finalists(self) -> list[FinalistSummary]:

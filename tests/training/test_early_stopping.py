@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stopping import stop_after
+from stopping import begin, stop_after
 
 from stagewright.api.resume_check import differences
 from stagewright.api.run import Run
 from stagewright.api.train import resume
-from stagewright.data.dataset import load_dataset
 from stagewright.engine.build import build_state
 from stagewright.engine.state import Score, TrainState
 from stagewright.errors import RecipeError
@@ -24,7 +23,6 @@ from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import EndedEarly, Event, Saved
 from stagewright.rundir.events import read_events
 from stagewright.system.device import choose_device
@@ -58,11 +56,7 @@ def shades(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begun(folder: Path, pictures: Path, **fields: Any) -> RunDir:
-    recipe = recipes.from_dict({**FIELDS, **fields})
-    manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
-    run = RunDir.create(folder)
-    run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
-    return run
+    return begin(folder, pictures, recipes.from_dict({**FIELDS, **fields}))
 
 
 def go(run: RunDir, **more: Any) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stopping import last_checkpoint, stop_after
+from stopping import begin, last_checkpoint, stop_after
 
 from stagewright.api.resume_check import differences
 from stagewright.api.train import resume
@@ -22,7 +22,6 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import Computing, Event
 from stagewright.training import feature_cache
 from stagewright.training.session import Session
@@ -57,26 +56,19 @@ def recipe(**fields: Any) -> Any:
     return recipes.from_dict({**plain, **fields})
 
 
-def run_of(folder: Path, pictures: Path, made: Any) -> RunDir:
-    manifest = load_dataset(str(pictures), made.data, made.seed).manifest
-    run = RunDir.create(folder)
-    run.write_start(resolve(made, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
-    return run
-
-
 def go(run: RunDir, arm: Any = None, execution: Execution = QUIET) -> bool:
     return resume(run.root, execution=execution, say=lambda text: None, arm=arm).finished
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
-    run = run_of(tmp_path_factory.mktemp("features") / "r", picture_folder, recipe())
+    run = begin(tmp_path_factory.mktemp("features") / "r", picture_folder, recipe())
     assert go(run)
     return run
 
 
 def test_a_head_on_features_learns_as_on_pictures(tmp_path: Path, picture_folder: Path, unbroken: RunDir) -> None:
-    plain = run_of(tmp_path / "plain", picture_folder, recipe())
+    plain = begin(tmp_path / "plain", picture_folder, recipe())
 
     def never(session: Session) -> None:
         session.features.cuts = {}  # type: ignore[misc]
@@ -92,7 +84,7 @@ def test_a_head_on_features_learns_as_on_pictures(tmp_path: Path, picture_folder
 
 
 def test_its_steps_read_no_picture(tmp_path: Path, picture_folder: Path) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe(stages=[{"epochs": "60st", "train": "head"}]))
+    run = begin(tmp_path / "r", picture_folder, recipe(stages=[{"epochs": "60st", "train": "head"}]))
     sessions: list[Session] = []
     assert go(run, sessions.append)
     assert sessions[0].batches.train_times.images == 0
@@ -101,14 +93,14 @@ def test_its_steps_read_no_picture(tmp_path: Path, picture_folder: Path) -> None
 
 @pytest.mark.parametrize("step", [1, 4, 8, 9, 10, 12])
 def test_stopped_and_resumed_it_is_the_same(tmp_path: Path, picture_folder: Path, unbroken: RunDir, step: int) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe())
+    run = begin(tmp_path / "r", picture_folder, recipe())
 
     assert not go(run, stop_after(step)) and go(run)
     assert differences(unbroken, run) == []
 
 
 def test_a_stop_while_features_are_computed_is_heeded(tmp_path: Path, picture_folder: Path, unbroken: RunDir) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe())
+    run = begin(tmp_path / "r", picture_folder, recipe())
 
     class AtOnce:
         session: Session
@@ -161,7 +153,7 @@ VIEWS = {
 
 @pytest.fixture(scope="module")
 def with_views(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
-    run = run_of(tmp_path_factory.mktemp("views") / "r", picture_folder, recipe(**VIEWS))
+    run = begin(tmp_path_factory.mktemp("views") / "r", picture_folder, recipe(**VIEWS))
     assert go(run)
     return run
 
@@ -169,7 +161,7 @@ def with_views(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -
 @pytest.mark.parametrize("sampling", ["natural", "balanced"])
 def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, sampling: str) -> None:
     made = recipe(**VIEWS, sampling=sampling)
-    stored, anew = (run_of(tmp_path / name, picture_folder, made) for name in ("stored", "anew"))
+    stored, anew = (begin(tmp_path / name, picture_folder, made) for name in ("stored", "anew"))
     seen: list[Session] = []
     assert go(stored, seen.append) and go(anew, seen.append, replace(QUIET, cache_features=False))
     assert differences(stored, anew) == []
@@ -182,7 +174,7 @@ def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, sampli
 def test_views_stopped_and_resumed_are_the_same(
     tmp_path: Path, picture_folder: Path, with_views: RunDir, step: int
 ) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe(**VIEWS))
+    run = begin(tmp_path / "r", picture_folder, recipe(**VIEWS))
     assert not go(run, stop_after(step)) and go(run)
     assert differences(with_views, run) == []
 
@@ -191,7 +183,7 @@ def test_views_in_a_file_change_no_bit(
     tmp_path: Path, picture_folder: Path, with_views: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_cache, "MOST_IN_MEMORY", 1000)
-    run = run_of(tmp_path / "r", picture_folder, recipe(**VIEWS))
+    run = begin(tmp_path / "r", picture_folder, recipe(**VIEWS))
     assert go(run)
     assert differences(with_views, run) == []
     assert not [path for path in run.root.rglob("*") if path.name.startswith("tmp")]
@@ -217,7 +209,7 @@ def test_a_view_is_what_its_pass_would_have_drawn(picture_folder: Path) -> None:
 
 def test_a_network_that_cannot_be_cut_is_refused_before_training(tmp_path: Path, picture_folder: Path) -> None:
     stages = [{"epochs": "3st", "train": ["features.0.*", "classifier.*"], "cache": {"views": 2}}]
-    run = run_of(tmp_path / "r", picture_folder, recipe(stages=stages))
+    run = begin(tmp_path / "r", picture_folder, recipe(stages=stages))
     with pytest.raises(ModelError, match="cannot be cut"):
         go(run)
 

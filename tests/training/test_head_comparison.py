@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from stopping import stop_after
+from stopping import begin, stop_after
 from torch.nn.functional import cross_entropy
 
 from stagewright.api.evaluate import evaluate
@@ -21,15 +21,12 @@ from stagewright.api.resume_check import differences
 from stagewright.api.run import Run
 from stagewright.api.train import resume
 from stagewright.data.batches.batch import BatchSpec
-from stagewright.data.dataset import load_dataset
 from stagewright.data.load_times import LoadTimes
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import HEAD_GRID
-from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import Evaluating, Event, Finished, Notice
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
@@ -60,11 +57,7 @@ def begun(folder: Path, pictures: Path, **fields: Any) -> RunDir:
         "checkpoints": {"every": "3st", "keep": 1},
         "stages": STAGES,
     }
-    recipe = recipes.from_dict({**plain, **fields})
-    manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
-    run = RunDir.create(folder)
-    run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
-    return run
+    return begin(folder, pictures, recipes.from_dict({**plain, **fields}))
 
 
 def go(run: RunDir, **more: Any) -> Run:

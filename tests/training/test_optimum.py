@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from stopping import last_checkpoint, stop_after
+from stopping import begin, last_checkpoint, stop_after
 from torch import nn
 
 from stagewright.api.resume_check import differences
@@ -24,10 +24,8 @@ from stagewright.engine.cut import linear_cut
 from stagewright.errors import ModelError
 from stagewright.model.zoo import create_model
 from stagewright.plan.execution import Execution
-from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import BadImages, Computing, Event, Notice
 from stagewright.rundir.events import live_events
 from stagewright.training.session import Session
@@ -51,13 +49,6 @@ def recipe(**fields: Any) -> Any:
     return recipes.from_dict({**plain, **fields})
 
 
-def run_of(folder: Path, pictures: Path, made: Any) -> RunDir:
-    manifest = load_dataset(str(pictures), made.data, made.seed).manifest
-    run = RunDir.create(folder)
-    run.write_start(resolve(made, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
-    return run
-
-
 def go(run: RunDir, arm: Any = None, observers: Any = ()) -> bool:
     return resume(run.root, execution=QUIET, say=lambda text: None, arm=arm, observers=observers).finished
 
@@ -68,7 +59,7 @@ def notices(run: RunDir) -> list[str]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
-    run = run_of(tmp_path_factory.mktemp("optimum") / "r", picture_folder, recipe())
+    run = begin(tmp_path_factory.mktemp("optimum") / "r", picture_folder, recipe())
     assert go(run)
     return run
 
@@ -80,7 +71,7 @@ def row(run: RunDir, number: int = 1) -> dict[str, float]:
 
 def test_its_head_is_the_one_that_scikit_learn_finds(tmp_path: Path, picture_folder: Path) -> None:
     made = recipe(stages=[HEAD], average="none", sampling="balanced", class_weights={"down": 2.0})
-    run = run_of(tmp_path / "r", picture_folder, made)
+    run = begin(tmp_path / "r", picture_folder, made)
     taken: list[Any] = []
 
     def arm(session: Session) -> Any:
@@ -123,13 +114,13 @@ def test_the_average_and_later_stages_begin_at_the_optimum(unbroken: RunDir) -> 
 def test_stopped_after_it_and_resumed_it_is_the_same(
     tmp_path: Path, picture_folder: Path, unbroken: RunDir, step: int
 ) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe())
+    run = begin(tmp_path / "r", picture_folder, recipe())
     assert not go(run, stop_after(step)) and go(run)
     assert differences(unbroken, run) == []
 
 
 def test_a_stop_within_the_fit_is_heeded(tmp_path: Path, picture_folder: Path, unbroken: RunDir) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe())
+    run = begin(tmp_path / "r", picture_folder, recipe())
 
     class AtThirdFit:
         session: Session
@@ -165,7 +156,7 @@ resume(sys.argv[1], execution=Execution(device="cpu", workers=1, pages=False, qu
 def test_killed_within_the_fit_and_resumed_it_is_the_same(
     tmp_path: Path, picture_folder: Path, unbroken: RunDir
 ) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe())
+    run = begin(tmp_path / "r", picture_folder, recipe())
     done = subprocess.run([sys.executable, "-c", KILLED, str(run.root)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert len(run.steps.read_text().splitlines()) <= 1
@@ -179,7 +170,7 @@ def test_killed_within_the_fit_and_resumed_it_is_the_same(
 def test_what_cannot_be_read_or_is_masked_or_not_finite_is_left_out(tmp_path: Path, picture_folder: Path) -> None:
     made = recipe(stages=[HEAD], average="none")
     data = Path(shutil.copytree(picture_folder, tmp_path / "data"))
-    run = run_of(tmp_path / "r", data, made)
+    run = begin(tmp_path / "r", data, made)
     manifest = load_dataset(str(data), made.data, made.seed).manifest
     rows = manifest.rows("train")
     masked, infinite, broken = int(rows[4]), int(rows[11]), int(rows[30])
@@ -239,7 +230,7 @@ def test_networks_of_libraries_are_cut_at_their_last_layer(name: str, cut: str) 
 
 
 def test_a_network_with_a_convolution_as_head_does_not_begin(tmp_path: Path, picture_folder: Path) -> None:
-    run = run_of(tmp_path / "r", picture_folder, recipe(model={"name": "torchvision:squeezenet1_0"}))
+    run = begin(tmp_path / "r", picture_folder, recipe(model={"name": "torchvision:squeezenet1_0"}))
     with pytest.raises(ModelError, match=r"classifier.1 \(Conv2d\)"):
         go(run)
 
@@ -247,7 +238,7 @@ def test_a_network_with_a_convolution_as_head_does_not_begin(tmp_path: Path, pic
 def test_features_in_a_file_give_the_same_head(
     tmp_path: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [run_of(tmp_path / name, picture_folder, recipe()) for name in ("memory", "file")]
+    runs = [begin(tmp_path / name, picture_folder, recipe()) for name in ("memory", "file")]
     assert go(runs[0])
     monkeypatch.setattr("stagewright.training.feature_cache.MOST_IN_MEMORY", 1000)
     assert go(runs[1])
@@ -256,6 +247,6 @@ def test_features_in_a_file_give_the_same_head(
 
 def test_where_no_two_folds_are_possible_the_default_is_taken(tmp_path: Path, picture_folder: Path) -> None:
     made = recipe(stages=[{**HEAD, "data_fraction": 0.05}, ALL])
-    run = run_of(tmp_path / "r", picture_folder, made)
+    run = begin(tmp_path / "r", picture_folder, made)
     assert go(run)
     assert any("the default" in text for text in notices(run))

@@ -12,21 +12,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stopping import stop_after
+from stopping import begin, stop_after
 from torch import Tensor, nn
 
 from stagewright.api.resume_check import differences
 from stagewright.api.train import resume
 from stagewright.data.batches.batch import Batch, masked
-from stagewright.data.dataset import load_dataset
 from stagewright.errors import Diverged, ModelError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import StagePlan
-from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.environment import environment
 from stagewright.rundir.event_kinds import EndedEarly, Evaluated, Event, Finished, RolledBack, Suspected
 from stagewright.rundir.events import live_events, read_events
 from stagewright.training.evaluator import Evaluator
@@ -70,11 +67,7 @@ def make(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Make:
             "checkpoints": {"every": "9st", "keep": 1},
             "guard": {"window": 4, "lr_factor_windows": 2},
         }
-        recipe = recipes.from_dict({**plain, **fields})
-        manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
-        run = RunDir.create(tmp_path_factory.mktemp("run") / "r")
-        run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
-        return run
+        return begin(tmp_path_factory.mktemp("run") / "r", pictures, recipes.from_dict({**plain, **fields}))
 
     return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stagewright.engine.paired import paired_difference
+from stagewright.training.paired import paired_difference
 
 
 def answers(gained: int, lost: int, total: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,32 +6,17 @@ The interval describes only the random choice of images, each of which counts fo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagewright.rundir.event_kinds import AgainstHead
 
 _Z = 1.959963984540054
 """Normal quantile of a two-sided 95 % interval."""
 
 
-@dataclass(frozen=True, slots=True)
-class _PairedDifference:
-    """Top-1 of one set of weights minus that of another on the same images, in percentage points."""
-
-    points: float
-    low: float
-    """Lower end of the 95 % interval, at least -100."""
-    high: float
-    """Upper end of the 95 % interval, at most 100."""
-    gained: int
-    """Images that only the first answers correctly."""
-    lost: int
-    """Images that only the second answers correctly."""
-    images: int
-
-
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> _PairedDifference | None:
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> AgainstHead | None:
     """Returns the difference between two sets of answers to N images, of which ``first`` and ``second`` (N,) say whether each
     is correct; None for no images.
 
@@ -49,7 +34,7 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> _P
     more, less = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
     spread = _Z * math.sqrt((more + less - (more - less) ** 2) / (total + 2))
     low, high = more - less - spread, more - less + spread
-    return _PairedDifference(
+    return AgainstHead(
         points=100.0 * (gained - lost) / total,
         low=100.0 * max(-1.0, low),
         high=100.0 * min(1.0, high),
