@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -42,6 +42,7 @@ from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
 from stagewright.storage.folders import old_folder, replace_folder
 from stagewright.storage.json_text import parse_json, parse_object
+from stagewright.system.machine import fast_bfloat16
 
 FORMAT = 1
 """Version of the folder's layout. A newer version is refused; older versions must stay readable."""
@@ -70,6 +71,9 @@ class BundleSpec:
     """Facts about the training, for the model card: accuracies in percent, which weights, plan digest, data."""
     fold: bool = True
     """Whether batch norms are folded into convolutions for predictions on CPUs."""
+    close_margin: float | None = None
+    """Difference of two logits below which a prediction in bfloat16 is made again in float32, on CPUs that are faster in
+    bfloat16; None: all predictions are in float32."""
 
     def build(self) -> nn.Module:
         """Returns the network with random weights, on the CPU."""
@@ -140,7 +144,7 @@ def save_bundle(
     found = find_model(spec.model)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
     _require_finite(folder, tensors)
-    rebuilt = _network(spec, _with_weights(spec, tensors, folder)).present()
+    rebuilt = _network(spec, _with_weights(spec, tensors, folder), "fp32").present()
     samples = [_sample(at, data, ext) for at, (data, ext) in enumerate(golden[:MAX_GOLDEN])]
     logits = _golden_logits(rebuilt, spec.preprocessing, samples, folder)
     files = {
@@ -164,6 +168,7 @@ def save_bundle(
         "versions": library_versions(),
         "golden": [name for name, _ in samples],
         **({} if spec.fold else {"fold": False}),
+        **({} if spec.close_margin is None else {"close_margin": spec.close_margin}),
     }
     files[CARD] = card(content).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -209,11 +214,18 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         ) from error
 
 
-def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", verify: bool = True) -> Bundle:
+def load_bundle(
+    folder_or_run: Path | str,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+    precision: Literal["auto", "fp32"] = "auto",
+) -> Bundle:
     """Loads and checks the Bundle in a folder, or in ``model/`` of a run's directory.
 
     Every file's SHA-256 is compared with the one in ``model.json``; with ``verify`` the golden samples are run on ``device``
-    and compared. BundleError names a missing or damaged file, or the sample whose output differs and by how much.
+    and compared. With ``precision`` auto, a Bundle that allows it predicts in bfloat16 on a CPU that is faster in it, and again in
+    float32 where two classes are close. BundleError names a missing or damaged file, or the sample whose output differs and by
+    how much.
     """
     folder = _find_bundle(user_path(folder_or_run))
     content = _content(folder)
@@ -225,14 +237,15 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
         raise _damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
     model = _with_weights(spec, tensors, folder, content.versions).to(device)
-    network = _network(spec, model)
+    network = _network(spec, model, precision)
     if verify:
-        _verify(folder, network.present(), spec, content, files)
+        _verify(folder, network.exact(), spec, content, files)
     return Bundle(folder, spec, model, content.versions, network)
 
 
-def _network(spec: BundleSpec, model: nn.Module) -> Network:
-    return Network(model, spec.preprocessing.image_size, spec.fold)
+def _network(spec: BundleSpec, model: nn.Module, precision: Literal["auto", "fp32"]) -> Network:
+    margin = spec.close_margin if precision == "auto" and fast_bfloat16() else None
+    return Network(model, spec.preprocessing.image_size, spec.fold, margin)
 
 
 def _find_bundle(given: Path) -> Path:
@@ -275,6 +288,7 @@ def _spec(content: Description) -> BundleSpec:
         drop_path=content.model.drop_path,
         training=content.training,
         fold=content.fold,
+        close_margin=content.close_margin,
     )
 
 

@@ -47,6 +47,8 @@ class Description(Frozen):
     versions: dict[str, str]
     fold: bool = True
     """Whether it predicts with folded batch norms on CPUs; left out if so, as in Bundles that were written before."""
+    close_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Difference of two logits below which a prediction in bfloat16 is made again in float32; None: all are in float32."""
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""

@@ -16,7 +16,7 @@ from stagewright.engine.loss import LossName, class_weights
 from stagewright.model.zoo import model_normalisation
 from stagewright.plan.plan import Plan, Precision
 from stagewright.recipe.recipe import Recipe
-from stagewright.system.machine import disable_malloc_trim
+from stagewright.system.machine import disable_malloc_trim, fast_bfloat16
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _VECTOR_FLOATS = 16
@@ -62,6 +62,11 @@ def auto_precision(device: torch.device) -> Precision:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def auto_eval_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """Returns the precision for ``eval.precision: auto``: bf16 on a CPU that is faster in it, else fp32."""
+    return "bf16" if device.type == "cpu" and fast_bfloat16() else "fp32"
 
 
 def prepare_torch(recipe: Recipe, device: torch.device) -> None:

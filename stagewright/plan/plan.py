@@ -47,6 +47,8 @@ class Measured(Frozen):
     """Value of ``micro_batch_size: auto``: number of images that fit on the device in the largest stage. None: whole batches."""
     upper: str | None = None
     """Value of ``train: upper``: ``last:N``, or ``all`` for a network that cannot be cut. None: no stage asks for it."""
+    eval_precision: Literal["fp32", "bf16"] | None = None
+    """Value of ``eval.precision: auto``, from the device and its processor. None: fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ class Plan(Frozen):
     recipe: Recipe
     dataset: DatasetInfo
     precision: Precision
+    eval_precision: Literal["fp32", "bf16"] = "fp32"
+    """Precision where networks only predict, in a training in fp32 on a CPU."""
     measured: Measured = Measured()
     stages: tuple[StagePlan, ...]
     total_steps: int

@@ -51,12 +51,18 @@ def resolve(
         recipe=recipe,
         dataset=dataset,
         precision=precision if recipe.precision == "auto" else recipe.precision,
+        eval_precision=_eval_precision(recipe, measured),
         measured=measured,
         stages=tuple(stages),
         total_steps=total_steps,
         eval_steps=tuple(step for steps in every_eval for step in steps) if dataset.num_val else (),
         save_steps=tuple(step for steps in every_save for step in steps),
     )
+
+
+def _eval_precision(recipe: Recipe, measured: Measured) -> Literal["fp32", "bf16"]:
+    asked = recipe.eval.precision
+    return (measured.eval_precision or "fp32") if asked == "auto" else asked
 
 
 def _stages(recipe: Recipe, dataset: DatasetInfo, measured: Measured) -> tuple[list[Length], list[StagePlan]]:

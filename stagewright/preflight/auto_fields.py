@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stagewright.data.dataset import Dataset
-from stagewright.engine.numerics import auto_precision, prepare_torch
+from stagewright.engine.numerics import auto_eval_precision, auto_precision, prepare_torch
 from stagewright.errors import RangeTestError
 from stagewright.plan.execution import Execution
 from stagewright.plan.lr_curve import NAME, lr_text, suggest
@@ -53,7 +53,14 @@ def measure(
         lr = known.lr or _measured_lr(recipe, dataset, execution, say, artifacts, known.micro_batch_size)
         if lr == known.lr:
             say(f"lr: auto is {lr_text(lr)}, as found when the run began.")
-    return Measured(lr=lr, micro_batch_size=known.micro_batch_size, upper=upper)
+    precision = known.eval_precision or auto_eval_precision(choose_device(execution.device))
+    asked = recipe.eval.precision == "auto"
+    return Measured(
+        lr=lr,
+        micro_batch_size=known.micro_batch_size,
+        upper=upper,
+        eval_precision=precision if asked else None,
+    )
 
 
 def _fitting(recipe: Recipe, dataset: Dataset, execution: Execution, say: Say, artifacts: RunArtifacts) -> int | None:

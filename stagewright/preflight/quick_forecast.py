@@ -21,14 +21,15 @@ from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import Dataset
 from stagewright.engine.build import build_state
-from stagewright.engine.folding import network_pairs
+from stagewright.engine.folding import network_pairs, predicts_in_bfloat16
 from stagewright.engine.frozen_features import cut_in_two, stage_cut
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics, numerics_of, prepare_torch
 from stagewright.engine.state import TrainState
 from stagewright.engine.step import update
-from stagewright.model.fold import skeleton
+from stagewright.model.fold import folded_copy, skeleton
 from stagewright.model.groups import modes_kept
+from stagewright.model.two_precisions import bfloat16_copy
 from stagewright.plan.plan import HEAD_GRID, Plan, StagePlan
 from stagewright.system.isolation import preserve_global_state
 
@@ -39,6 +40,8 @@ _UPDATED = 16
 _FIT_SECONDS = 1.5e-7
 """Seconds of the fit of a head with its cross-validation for each feature of each view, times the number of classes (measured
 from 1,200 views of 1,280 features and 10 classes to 10,000 of 1,024 and 50, 2 cores)."""
+_CLOSE = 0.2
+"""Share of the images whose first two classes are close in bfloat16."""
 _SAVE_SECONDS = 0.5
 _AROUND_SECONDS = 8.0
 """Start, set-up, the bundle and the report (MobileNetV2, 2 cores)."""
@@ -90,7 +93,7 @@ class _Forecast:
         cut = stage_cut(model, stage)
         blank = torch.zeros(2, 3, stage.image_size, stage.image_size)
         folded = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
-        self.forward = self._forward_seconds(stage, folded)
+        self.forward = self._forward_seconds(stage, folded) * self._evaluation_share(stage)
         sets = 1 if stage.average.kind == "none" else 2
         evaluated = self.plan.dataset.num_val * sets * self.plan.num_evaluations(stage)
         shown, updated = stage.num_steps * stage.batch_size, min(stage.batch_size, _UPDATED)
@@ -100,7 +103,8 @@ class _Forecast:
             reading = self.plan.dataset.num_val * self.plan.num_evaluations(stage) * self.load
             return stage.num_steps * update_seconds + shown * self.load + evaluated * self.forward + reading
         views = stage.num_images * stage.num_views
-        parts = cut_in_two(model, cut, self.pairs, blank, frozen=stage.norm == "frozen")
+        frozen, reduced = stage.norm == "frozen", predicts_in_bfloat16(self.plan, self.state)
+        parts = cut_in_two(model, cut, self.pairs, blank, frozen=frozen, reduced=reduced)
         lower = self._forward_seconds(stage, parts.lower)
         entering = (views + self.plan.dataset.num_val) * (lower + self.load)
         if stage.fit == "optimum":
@@ -108,6 +112,17 @@ class _Forecast:
         features = parts.lower(self._images(stage, updated))
         update_seconds = self._update_seconds(stage, parts.upper, features)
         return entering + stage.num_steps * update_seconds + evaluated * max(0.0, self.forward - lower)
+
+    def _evaluation_share(self, stage: StagePlan) -> float:
+        """Time of an evaluation of one image as a share of that in float32."""
+        if not predicts_in_bfloat16(self.plan, self.state):
+            return 1.0
+        exact, images = folded_copy(self.state.model, self.pairs), self._images(stage, 2)
+        fast = bfloat16_copy(exact, images)
+        if fast is None:
+            return 1.0
+        seconds = self._forward_seconds(stage, lambda given: fast(given.bfloat16()))
+        return _CLOSE + seconds / self._forward_seconds(stage, exact)
 
     def _images(self, stage: StagePlan, count: int) -> torch.Tensor:
         images = torch.zeros(count, 3, stage.image_size, stage.image_size)

@@ -35,6 +35,21 @@ def process_start_time() -> float:
         return now
 
 
+def fast_bfloat16(processor: str | None = None) -> bool:
+    """Returns whether this machine's processor computes networks faster in bfloat16 than in float32.
+
+    These are processors with AMX, and AMD's with AVX-512 BF16 (measured: 2.9 to 5.3 times). Intel's AVX-512 BF16 alone is not
+    faster (0.65 to 1.9 times). ``processor`` is the text of /proc/cpuinfo, by default this machine's; without it: False.
+    """
+    if processor is None:
+        try:
+            processor = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            return False
+    words = processor.split()
+    return "amx_bf16" in words or ("AuthenticAMD" in words and "avx512_bf16" in words)
+
+
 def disable_malloc_trim() -> bool:
     """Makes the process keep freed memory and reuse it. Returns False if the C library is not glibc.
 

@@ -13,12 +13,14 @@ from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.specs import eval_specs, recalibration_specs
 from stagewright.data.sources.verify import images_gone
 from stagewright.engine.evaluate import Evaluation, evaluate
+from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
 from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
 from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.model.fold import folded_copy
-from stagewright.plan.plan import StagePlan
+from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy
+from stagewright.plan.plan import StagePlan, eval_image_size
 from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
 from stagewright.training.early_stopping import reason_to_end, update_early_stopping
@@ -100,7 +102,7 @@ class Evaluator:
                 with (self.kept or self.session.batches).load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
-                        self._forward() if features is None else features.upper,
+                        self.network(stage) if features is None else features.upper,
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
@@ -130,10 +132,16 @@ class Evaluator:
         numerics, features = self.session.numerics, self.session.features
         return numerics.network_input if stored else lambda batch: features.computed(batch).images
 
-    def _forward(self) -> Callable[[Tensor], Tensor]:
-        """Returns the network for the present weights: the model, or on CPUs a copy of it with its batch norms folded."""
+    def network(self, stage: StagePlan) -> Callable[[Tensor], Tensor]:
+        """Returns the network for the present weights: the model, or on CPUs a copy of it with its batch norms folded, perhaps in
+        bfloat16."""
         state, pairs = self.session.state, self.session.pairs
-        return folded_copy(state.model, pairs) if pairs else state.forward
+        exact = folded_copy(state.model, pairs) if pairs else state.forward
+        if not (isinstance(exact, nn.Module) and predicts_in_bfloat16(self.session.plan, state)):
+            return exact
+        size = eval_image_size(self.session.plan, stage)
+        fast = bfloat16_copy(exact, torch.zeros(2, 3, size, size))
+        return exact if fast is None else TwoPrecisions(exact, fast)
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""

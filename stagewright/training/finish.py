@@ -25,6 +25,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
 from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
+from stagewright.training.agreement import Agreement, measure_agreement
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.head_comparison import compare_with_head
 from stagewright.training.kept_batches import KeptBatches
@@ -49,6 +50,7 @@ def finish(session: Session) -> bool:
                 if split not in results and len(session.manifest.rows(split)):
                     results[split] = evaluator.evaluate_split(split, stage)
             against_head = None if comparison is None else comparison.against_head(results)
+            agreement = measure_agreement(evaluator, stage)
     except Interrupted:
         return False
     with session.clock.phase("checkpoint"):
@@ -56,7 +58,7 @@ def finish(session: Session) -> bool:
         for split, result in results.items():
             write_predictions(session, split, result)
         top1 = {split: result.top1 for split, result in results.items()}
-        write_bundle(session, score, stage, top1)
+        write_bundle(session, score, stage, top1, agreement)
     log.emit(
         Finished(
             step=state.step,
@@ -127,7 +129,9 @@ def write_predictions(session: Session, split: str, result: Evaluation) -> None:
     write_whole(session.run.evaluations / f"{split}.parquet", lambda file: pq.write_table(table, file))
 
 
-def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[str, float]) -> None:
+def write_bundle(
+    session: Session, score: Score, stage: StagePlan, top1: dict[str, float], agreement: Agreement | None = None
+) -> None:
     """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``."""
     plan, recipe = session.plan, session.plan.recipe
     spec = BundleSpec(
@@ -157,6 +161,7 @@ def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[st
             "initial_weights": recipe.model.weights,
         },
         fold=recipe.eval.fold,
+        close_margin=None if agreement is None else agreement.margin,
     )
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from stagewright.bundle import bundle
 from stagewright.bundle.bundle import BundleSpec, Preprocessing, load_bundle, save_bundle
 from stagewright.bundle.network import Network
 from stagewright.bundle.preprocessing import logits_of
+from stagewright.model.two_precisions import TwoPrecisions
 from stagewright.model.zoo import create_model
 
 VIEW = Preprocessing(24, 0.875, "crop", "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -95,3 +98,28 @@ def test_a_model_made_in_inference_mode_is_folded_anew_each_time() -> None:
         torch.testing.assert_close(logits_of(network.present(), IMAGES), logits_of(model, IMAGES))
         _halved(model)
         torch.testing.assert_close(logits_of(network.present(), IMAGES), logits_of(model, IMAGES))
+
+
+@pytest.mark.parametrize("fast_processor", [True, False])
+def test_a_bundle_predicts_in_bfloat16_where_that_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast_processor: bool
+) -> None:
+    monkeypatch.setattr(bundle, "fast_bfloat16", lambda: fast_processor)
+    sample = Image.new("RGB", (30, 30), (90, 20, 200))
+    save_bundle(tmp_path / "model", trained(), replace(SPEC, close_margin=0.25), [(sample, ".png")])
+    loaded = load_bundle(tmp_path / "model")
+    present = loaded.network.present()
+    assert isinstance(present, TwoPrecisions) is fast_processor
+    if isinstance(present, TwoPrecisions):
+        assert present.margin == 0.25 and loaded.network.exact() is present.exact
+        assert {one.dtype for one in present.fast.parameters()} == {torch.bfloat16}
+    assert len(list(loaded.predict([sample]))) == 1
+    plain = load_bundle(tmp_path / "model", precision="fp32").network
+    assert plain.present() is plain.exact() and norms(plain.present()) == 0
+
+
+def test_a_bundle_without_a_margin_predicts_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "fast_bfloat16", lambda: True)
+    save_bundle(tmp_path / "model", trained(), SPEC, [])
+    assert {one.dtype for one in load_bundle(tmp_path / "model").network.present().parameters()} == {torch.float32}
+    assert "close_margin" not in json.loads((tmp_path / "model" / "model.json").read_text())

@@ -158,9 +158,9 @@ def with_views(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -
     return run
 
 
-@pytest.mark.parametrize("sampling", ["natural", "balanced"])
-def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, sampling: str) -> None:
-    made = recipe(**VIEWS, sampling=sampling)
+@pytest.mark.parametrize("fields", [{}, {"sampling": "balanced"}, {"eval": {"every": "4st", "precision": "bf16"}}])
+def test_stored_views_change_no_bit(tmp_path: Path, picture_folder: Path, fields: dict[str, Any]) -> None:
+    made = recipe(**{**VIEWS, **fields})
     stored, anew = (begin(tmp_path / name, picture_folder, made) for name in ("stored", "anew"))
     seen: list[Session] = []
     assert go(stored, seen.append) and go(anew, seen.append, replace(QUIET, cache_features=False))
