@@ -223,8 +223,8 @@ def load_bundle(
     """Loads and checks the Bundle in a folder, or in ``model/`` of a run's directory.
 
     Every file's SHA-256 is compared with the one in ``model.json``; with ``verify`` the golden samples are run on ``device``
-    and compared. With ``precision`` auto, a Bundle that allows it predicts in bfloat16 on a CPU that is faster in it, and again in
-    float32 where two classes are close. BundleError names a missing or damaged file, or the sample whose output differs and by
+    and compared. With ``precision`` auto, a Bundle that allows it predicts in bfloat16 on a CPU that is faster in it, and again
+    in float32 where two classes are close. BundleError names a missing or damaged file, or the sample whose output differs and by
     how much.
     """
     folder = _find_bundle(user_path(folder_or_run))

@@ -87,7 +87,7 @@ def folded_tensors(model: nn.Module, pairs: Mapping[str, str]) -> dict[str, Tens
     for convolution, norm in pairs.items():
         for name in _NORM_TENSORS:
             tensors.pop(f"{norm}.{name}", None)
-        weight, bias = _folded(model.get_submodule(convolution), model.get_submodule(norm))
+        weight, bias = folded_pair(model.get_submodule(convolution), model.get_submodule(norm))
         tensors[f"{convolution}.weight"], tensors[f"{convolution}.bias"] = weight, bias
     return tensors
 
@@ -102,7 +102,7 @@ def folded_copy(model: nn.Module, pairs: Mapping[str, str]) -> nn.Module:
     return folded
 
 
-def _folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def folded_pair(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Returns weight and bias (C,) of ``convolution`` followed by ``norm`` in inference mode."""
     assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
     weight, bias = convolution.get_parameter("weight"), getattr(convolution, "bias", None)
@@ -246,7 +246,7 @@ class _Watch(TorchDispatchMode):
 
 def _same(convolution: nn.Module, norm: nn.Module, given: Tensor, result: Tensor) -> bool:
     """Returns whether the folded pair yields ``result`` for ``given``; not so if the convolution changes its weight first."""
-    weight, bias = _folded(convolution, norm)
+    weight, bias = folded_pair(convolution, norm)
     folded = copy.copy(convolution)  # without a copy of the tensors, which for all pairs would take longer than the run
     folded._forward_hooks = OrderedDict()
     folded._parameters = {"weight": nn.Parameter(weight), "bias": nn.Parameter(bias)}

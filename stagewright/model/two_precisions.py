@@ -11,9 +11,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-_SPREADS = 4.5
-"""How many times the root mean square difference between the logits of both precisions counts as close. Measured on 3,000
-photographs with MobileNetV2 trained for 5, 10 and 1,000 classes: at least 99.5 % equal labels, 11 to 22 % computed again."""
+_SPREADS = 5.0
+"""How many times the root mean square difference between the logits of both precisions counts as close. On 1,000 photographs with
+MobileNetV2 for ImageNet's 1,000 classes, 4.5 gave 99.5 % of float32's labels, and 5 gave 99.7 % with 22 % computed again."""
 
 
 class TwoPrecisions(nn.Module):

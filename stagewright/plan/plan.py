@@ -22,7 +22,7 @@ from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe, num_head_stages
 from stagewright.recipe.schema import Frozen, problems
 
-FORMAT = 4
+FORMAT = 5
 Precision = Literal["fp32", "bf16", "fp16"]
 HEAD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the selected weights in the mixtures with the head alone that a finish compares (``eval.consider_head``)."""
