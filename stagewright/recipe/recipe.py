@@ -59,7 +59,7 @@ class Stage(Part):
     """Share of the training images that is used."""
     train: str | tuple[str, ...] | None = None
     """Which parameters are trained: ``all``, ``head``, ``last:N`` (the head and the last N blocks), ``upper`` (the head and as
-    many of the last blocks as train at about two fifths of the cost of all), or a list of patterns of parameter names
+    many of the last blocks as train at about a third of the cost of all), or a list of patterns of parameter names
     (``layer4.*``). A pattern that begins with ``!`` (``!layer2.*``) removes parameters from those selected before it, or from
     all if it comes first."""
     norm: Norm | None = None

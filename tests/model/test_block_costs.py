@@ -14,15 +14,15 @@ from stagewright.model.zoo import create_model
 @pytest.mark.parametrize(
     ("name", "size", "count", "first"),
     [
-        ("torchvision:mobilenet_v2", 160, 12, "features.7"),
+        ("torchvision:mobilenet_v2", 160, 10, "features.9"),
         ("torchvision:resnet18", 160, 1, "layer4"),
-        ("torchvision:vit_b_32", 224, 5, "encoder.layers.encoder_layer_7"),
-        ("timm:vit_tiny_patch16_224", 224, 5, "blocks.7"),
+        ("torchvision:vit_b_32", 224, 4, "encoder.layers.encoder_layer_8"),
+        ("timm:vit_tiny_patch16_224", 224, 4, "blocks.8"),
         ("torchvision:convnext_tiny", 96, 2, "features.6"),
         ("cifar_resnet18", 32, 1, "layer4"),
     ],
 )
-def test_upper_blocks_are_two_fifths_of_the_cost(name: str, size: int, count: int, first: str) -> None:
+def test_upper_blocks_are_a_third_of_the_cost(name: str, size: int, count: int, first: str) -> None:
     model, images = create_model(name, 3, image_size=size), torch.zeros(1, 3, size, size)
     model.train()
     costs = block_costs(model, images)
