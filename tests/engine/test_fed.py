@@ -34,6 +34,7 @@ def recipe(**fields: Any) -> Any:
         "model": {"name": "cifar_resnet18", "options": {"width": 4}},
         "batch_size": 10,
         "micro_batch_size": 4,
+        "decode": "exact",
         "lr": 0.01,
         "stages": [
             {"name": "strong", "epochs": "6st", "image_size": 16, "augment": STRONG, "mix": MIXED},
