@@ -91,13 +91,11 @@ def opened(run: RunDir) -> tuple[Plan, Manifest, FileImages]:
 @pytest.mark.parametrize(
     ("fields", "stops"),
     [
-        ({}, (None,)),
         ({}, (4, None)),  # resumed within the first stage
-        ({"channels_last": False, "sampling": "balanced", "decode": "fast"}, (None,)),
-        ({"augment": {"copies": 1}, "stages": [{"epochs": "4st", "augment": STRONG | {"copies": 2}}]}, (None,)),
-        ({"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "seed": 7}, (None,)),
+        ({"channels_last": False, "sampling": "balanced", "decode": "fast", "seed": 7}, (None,)),
+        ({"mean": [0.4, 0.5, 0.6], "stages": [{"epochs": "4st", "augment": STRONG | {"copies": 2}}]}, (None,)),
     ],
-    ids=["mixed", "resumed", "sampled", "copies", "normalised"],
+    ids=["mixed", "sampled", "copies"],
 )
 def test_each_step_is_fed_these_bits(tmp_path: Path, picture_folder: Path, fields: Any, stops: Any) -> None:
     run = begin(tmp_path / "run", picture_folder, recipe(**fields))
