@@ -17,7 +17,7 @@ from torch import Tensor
 from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix, draw_mix
 from stagewright.data.batches.batch import Batch, BatchSpec
 from stagewright.data.batches.loader import load_batches
-from stagewright.data.batches.specs import eval_view, train_specs, whole_specs
+from stagewright.data.batches.specs import eval_view, train_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.images.decode import Images
@@ -69,20 +69,28 @@ def fed_at(
 
     Without ``first``, it is the whole batch. With it, only the first images of the batch and their partners are read; they are
     the same, up to rounding by a user's function that depends on its batch. A stage that finds an optimum has one update, of
-    all its images: of those, the first micro-batch is returned. ``images`` are in the order of ``manifest``; those that cannot
+    all its images: of those, ``first`` (None: a micro-batch) are returned, evenly spread. ``images`` are in the order of ``manifest``; those that cannot
     be read are black and have the weight 0. ``device`` augments; None means the CPU.
     """
     stage = plan.stage_at(step)
+    spec = next(train_specs(plan, manifest, step))
     if stage.fit == "optimum":
-        spec = next(whole_specs(plan, manifest, stage, "train"))
-        draw = MixDraw("none", 1.0, None, np.arange(len(spec.rows), dtype=np.int64))
+        count = min(first or stage.micro_batch_size, len(spec.rows))
+        plain = replace(spec.geometry, flips=np.zeros_like(spec.geometry.flips))
+        spec = replace(spec, unread=False, geometry=plain).taken(
+            np.linspace(0, len(spec.rows) - 1, count).astype(np.int64)
+        )
+        draw = MixDraw("none", 1.0, None, np.arange(count, dtype=np.int64))
     else:
-        spec, draw = next(train_specs(plan, manifest, step)), mixing_at(plan, stage, step)
-    count = len(spec.rows) if first is None else min(first, len(spec.rows))
+        draw = mixing_at(plan, stage, step)
+        count = len(spec.rows) if first is None else min(first, len(spec.rows))
     partners = spec.rows[draw.partner[:count]]
     if count < len(spec.rows):
-        places = np.concatenate([np.arange(count), draw.partner[:count]])
-        spec, draw = spec.taken(places), replace(draw, partner=np.tile(np.arange(count, 2 * count), 2))
+        places = np.arange(count)
+        if draw.kind != "none":
+            places = np.concatenate([places, draw.partner[:count]])
+            draw = replace(draw, partner=np.tile(np.arange(count, 2 * count), 2))
+        spec = spec.taken(places)
     numerics = Numerics(*normalisation(plan.recipe), "fp32", plan.recipe.channels_last)
     mixed = network_batch(on_device(_loaded(spec, manifest, images), device or torch.device("cpu")), draw, numerics)
     parts = (mixed.images[:count], mixed.labels_a[:count], mixed.labels_b[:count], mixed.lam, mixed.weight[:count])

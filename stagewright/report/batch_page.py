@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stagewright.data.images.encode import encoded
 from stagewright.report import theme
-from stagewright.report.elements import Pictures, document, encoded, text
+from stagewright.report.elements import Pictures, document, text
 from stagewright.text import count_text, printable, shortened
 
 Pixels = NDArray[np.uint8]

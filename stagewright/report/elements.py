@@ -6,22 +6,14 @@ All text that comes from a user or a file (names, paths, commands) passes :func:
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from stagewright.text import printable
 
 _STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
-_QUALITY = 82
-_PLAIN_SIDE = 64
-"""Pictures up to this side are PNGs, whose pixels the page enlarges without smoothing: JPEG would blur what is in them."""
 
 
 def text(value: object) -> str:
@@ -53,19 +45,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) 
         for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def encoded(pixels: NDArray[np.uint8], side: int | None = None) -> bytes:
-    """Returns ``pixels``, uint8 (H, W, 3), as the bytes of a PNG (small pictures) or JPEG file, reduced to at most ``side``."""
-    image = Image.fromarray(pixels)
-    if side is not None and max(image.size) > side:
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    if max(image.size) <= _PLAIN_SIDE:
-        image.save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "JPEG", quality=_QUALITY)
-    return file.getvalue()
 
 
 @dataclass

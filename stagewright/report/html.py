@@ -1,6 +1,6 @@
 """report.html: one self-contained page about a run, for small and large screens, in light and dark mode.
 
-It needs no scripts and no network: figures are SVG inside the page and use its colours. During the run the browser reloads the
+It needs no scripts and no network: figures are SVG inside the page and use its colours, pictures are stored in its style. During the run the browser reloads the
 page periodically. All text from the user (names, paths, commands) is escaped when it is inserted.
 """
 
@@ -15,6 +15,7 @@ from stagewright.report.elements import document
 from stagewright.report.elements import section as _section
 from stagewright.report.elements import table as _table
 from stagewright.report.elements import text as _text
+from stagewright.report.gallery import Gallery
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
@@ -27,7 +28,7 @@ _SILENT_SECONDS = 600.0
 _LISTED = 50
 
 
-def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
+def page(record: RunRecord, drawings: Sequence[Drawing], gallery: Gallery) -> str:
     """Returns the HTML of the page. ``drawings`` come from :func:`stagewright.report.plots.draw`."""
     by_name = {drawing.name: drawing for drawing in drawings}
     refresh = f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">' if record.status == "running" else ""
@@ -37,7 +38,8 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
             _section("Result", _result(record)),
             _section("Plan and what happened", _stages(record)),
             _section("Curves", _curves(by_name)),
-            _section("Where it is wrong", _mistakes(record, by_name)),
+            _section("What each stage was fed", gallery.fed),
+            _section("Where it is wrong", _mistakes(record, by_name, gallery)),
             _section("Groups", _groups(record)),
             _section("Data", _data(record)),
             _section("Events", _events(record)),
@@ -45,7 +47,7 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
             _section("To do it again", _again(record)),
         )
     )
-    return document(f"{record.name}: stagewright", body, head=refresh)
+    return document(f"{record.name}: stagewright", body, head=refresh, style=gallery.style)
 
 
 def _interval(score: Score) -> str:
@@ -160,7 +162,8 @@ def _stages(record: RunRecord) -> str:
 
 
 def _figure(drawing: Drawing) -> str:
-    return f'<figure role="img" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
+    role = "group" if "<a " in drawing.svg else "img"  # what an image contains, links too, is not read out
+    return f'<figure role="{role}" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:
@@ -169,7 +172,7 @@ def _curves(drawings: dict[str, Drawing]) -> str:
     return f'<div class="figures">{shown}</div>' if shown else ""
 
 
-def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
+def _mistakes(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery) -> str:
     predictions = results.shown_split(record)
     if predictions is None or not len(predictions):
         return ""
@@ -191,7 +194,8 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
     head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
     table = _table(head, rows, left=2)
     folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
-    return f'<div class="figures">{figures}</div>{folded}'
+    pictures = f"{gallery.confident}{gallery.hard}{gallery.note}"
+    return f'<div class="figures">{figures}</div>{gallery.pairs}{folded}{pictures}'
 
 
 def _groups(record: RunRecord) -> str:
