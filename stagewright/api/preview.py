@@ -188,4 +188,8 @@ def _augmentation(stage: StagePlan) -> str:
     """Returns the fields that differ from the defaults, after crop and flip, as the recipe writes them."""
     given = stage.augment.model_dump(mode="json", exclude_defaults=True)
     fields = {"crop": stage.augment.crop, "flip": stage.augment.flip, **given}
-    return ", ".join(f"{name} {str(value).strip('[]')}" for name, value in fields.items())
+    return ", ".join(f"{name} {_in_words(value)}" for name, value in fields.items())
+
+
+def _in_words(value: object) -> str:
+    return " to ".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)

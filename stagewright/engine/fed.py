@@ -69,8 +69,8 @@ def fed_at(
 
     Without ``first``, it is the whole batch. With it, only the first images of the batch and their partners are read; they are
     the same, up to rounding by a user's function that depends on its batch. A stage that finds an optimum has one update, of
-    all its images: of those, ``first`` (None: a micro-batch) are returned, evenly spread. ``images`` are in the order of ``manifest``; those that cannot
-    be read are black and have the weight 0. ``device`` augments; None means the CPU.
+    all its images: of those, ``first`` (None: a micro-batch) are returned, evenly spread. ``images`` are in the order of
+    ``manifest``; those that cannot be read are black and have the weight 0. ``device`` augments; None means the CPU.
     """
     stage = plan.stage_at(step)
     spec = next(train_specs(plan, manifest, step))

@@ -1,4 +1,4 @@
-"""Selects the images that the report shows: the most confident errors, the errors of each pair of classes, the hardest of a class.
+"""Selects the images that the report shows: the most confident errors, the errors of each pair of classes, the hardest ones.
 
 Pure functions of the predictions. They return positions in them, int64; equal probabilities keep the manifest's order.
 """

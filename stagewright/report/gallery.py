@@ -53,7 +53,7 @@ class Gallery:
         self.predictions = results.shown_split(record)
         if self.predictions is None or self.predictions.paths is None or not len(self.predictions):
             return
-        self.paths: Sequence[str] = self.predictions.paths.tolist()
+        self.paths = [str(path) for path in self.predictions.paths]
         source = thumbnails(record)
         by_pair = errors_by_pair(self.predictions)
         if isinstance(source, str):
@@ -218,6 +218,6 @@ def _decoded(file: str) -> bytes:
 
 
 def pair_id(true: int, predicted: int) -> str:
-    """Returns the id of the errors of a pair of classes in the page. It begins with the name of the figure that links to it, as all
-    links of a figure do."""
+    """Returns the id of the errors of a pair of classes in the page. It begins with the name of the figure that links to it,
+    as all links of a figure do."""
     return f"confusion-{true}-{predicted}"

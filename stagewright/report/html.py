@@ -1,7 +1,8 @@
 """report.html: one self-contained page about a run, for small and large screens, in light and dark mode.
 
-It needs no scripts and no network: figures are SVG inside the page and use its colours, pictures are stored in its style. During the run the browser reloads the
-page periodically. All text from the user (names, paths, commands) is escaped when it is inserted.
+It needs no scripts and no network: figures are SVG inside the page and use its colours, and pictures are stored in its style.
+During the run the browser reloads the page periodically. All text from the user (names, paths, commands) is escaped when it is
+inserted.
 """
 
 from __future__ import annotations

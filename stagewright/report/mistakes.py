@@ -81,7 +81,7 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     return figure
 
 
-def _link(true: int, predicted: int) -> str:
+def _link(true: int | np.integer, predicted: int | np.integer) -> str:
     """Returns the link to the errors of a pair, in the page (:func:`stagewright.report.gallery.pair_id`)."""
     return f"#{true}-{predicted}"
 

@@ -84,7 +84,8 @@ class Thumbnails:
             data = self.images.read(row)
             if digest_of(data).hex() != self.manifest.hashes[row].as_py():
                 return "it has changed since the run"
-            wanted = int(jpeg_scale(*(box[0, 2:] - box[0, :2]), self.side))
+            width, height = box[0, 2:] - box[0, :2]
+            wanted = int(jpeg_scale(width, height, self.side))
             image, scale, _ = decode_for(data, wanted, self.images.max_pixels)
         else:
             image, box = self.images.load(row), self.images.to_stored(np.array([row]), box)
