@@ -18,7 +18,7 @@ _MOST_PAIRS = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class PairErrors:
+class _PairErrors:
     """All errors of one kind, the most confident first."""
 
     true: int
@@ -32,7 +32,7 @@ def most_confident_errors(predictions: Predictions, most: int) -> Places:
     return _first(wrong, None if predictions.probability is None else -predictions.probability, most)
 
 
-def errors_by_pair(predictions: Predictions) -> list[PairErrors]:
+def errors_by_pair(predictions: Predictions) -> list[_PairErrors]:
     """Returns the errors of each pair of classes, the most frequent pair first, each with its most confident errors first."""
     sure = None if predictions.probability is None else -predictions.probability
     kind = predictions.labels.astype(np.int64) << 32 | predictions.predicted
@@ -42,7 +42,7 @@ def errors_by_pair(predictions: Predictions) -> list[PairErrors]:
     for pair in confused_pairs(predictions, _MOST_PAIRS):
         own = pair.true << 32 | pair.predicted
         low, high = (int(np.searchsorted(ordered, own, side=side)) for side in ("left", "right"))
-        found.append(PairErrors(pair.true, pair.predicted, _first(order[low:high], sure, high - low)))
+        found.append(_PairErrors(pair.true, pair.predicted, _first(order[low:high], sure, high - low)))
     return found
 
 

@@ -123,11 +123,11 @@ class Gallery:
         return classes[label] if isinstance(label, int) and label < len(classes) else f"class {label}"
 
     def _tile(self, key: str, path: str, title: str, *lines: str, heat: bool = False) -> str:
-        below = "<br>".join([*(text(line).replace(" %", "&nbsp;%") for line in lines), text(path)])
+        below = "<br>".join([*(_unbroken(line) for line in lines), text(path)])
         shown = self.pictures.html(key, path)
         if heat and self.pictures.has(_HEAT + path):
             shown = f'<div class="heat">{shown}{self.pictures.html(_HEAT + path, f"{path}, saliency")}</div>'
-        bold = f"<b>{text(title)}</b><br>" if title else ""
+        bold = f"<b>{_unbroken(title)}</b><br>" if title else ""
         return f'<figure class="tile">{shown}<figcaption>{bold}{below}</figcaption></figure>'
 
     def _tiles(self, places: Places, *, titled: bool = True, heat: bool = False) -> str:
@@ -207,6 +207,11 @@ class Gallery:
             f'<div class="pair" id="{pair_id(true, predicted)}"><h4>{title} <a href="#pairs">close</a></h4>'
             f"{self._tiles(places[:_PER_PAIR], titled=False)}{rest}</div>"
         )
+
+
+def _unbroken(line: str) -> str:
+    """Returns a line as HTML in which numbers and their percent signs stay together."""
+    return text(line).replace(" %", "&nbsp;%")
 
 
 def _decoded(file: str) -> bytes:

@@ -46,7 +46,7 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
 
 def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     count = len(names)
-    labels = [shortened(name, 16) for name in names]
+    labels = [shortened(name, 20 if count <= COUNT_CLASSES else 16) for name in names]
     margin = 0.42 + _CHAR * max(map(len, labels))
     cell = min(0.44, max(0.13, (theme.WIDTH - margin - 0.15) / count))
     width = max(theme.WIDTH, margin + cell * count + 0.15)
@@ -151,7 +151,8 @@ def _classes(rows: list[ClassRow], predictions: Predictions) -> Figure:
         )
     axes.set_yticks(at, labels, color=theme.INK)
     lowest = min((row.score.interval[0] for row in shown), default=0.0)
-    axes.set(ylim=(at[-1] + 0.7, -0.7), xlim=(max(0.0, 10 * np.floor(lowest / 10 - 0.2)), 101), xlabel="correct (%)")
+    left_end = max(0.0, 10 * np.floor(lowest / 10 - 0.2)) - 1.5  # so that a dot does not cover the end of a label
+    axes.set(ylim=(at[-1] + 0.7, -0.7), xlim=(left_end, 101), xlabel="correct (%)")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     return figure

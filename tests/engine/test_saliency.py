@@ -18,12 +18,12 @@ class Spots(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(3, 6, 1), nn.ReLU(inplace=True))
+        mix = nn.Conv2d(3, 6, 1, bias=False)
+        self.body = nn.Sequential(nn.AvgPool2d(4), mix, nn.ReLU(inplace=True))
         self.head = nn.Linear(6, 2)
         torch.manual_seed(0)
         with torch.no_grad():
-            self.body[1].weight.copy_(torch.eye(3).repeat(2, 1)[:, :, None, None])
-            self.body[1].bias.zero_()
+            mix.weight.copy_(torch.eye(3).repeat(2, 1)[:, :, None, None])
             self.head.weight.copy_(torch.tensor([[1.0, 0, 0, 1, 0, 0], [0, 0, 1.0, 0, 0, 1]]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,12 +35,11 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, 3, 4, 4)
+        self.patch = nn.Conv2d(3, 3, 4, 4, bias=False)
         self.blocks = nn.ModuleList([Mean(), nn.Identity()])
         self.head = nn.Linear(3, 2)
         with torch.no_grad():
             self.patch.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16)
-            self.patch.bias.zero_()
             self.head.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 0, 1.0]]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,11 +82,14 @@ def test_it_is_the_formula_of_grad_cam() -> None:
         [1, 4, 0],
     )
     kept: list[Tensor] = []
-    last = model.eval().get_submodule("layer4")
-    hook = last.register_forward_hook(lambda module, given, output: kept.append(output))
+
+    def keep(module: nn.Module, given: object, output: Tensor) -> None:
+        kept.append(output)
+
+    hook = model.eval().get_submodule("layer4").register_forward_hook(keep)
     logits = model(images)
     hook.remove()
-    slopes = torch.autograd.grad(sum(logits[at, one] for at, one in enumerate(classes)), kept)[0]
+    slopes = torch.autograd.grad(logits[[0, 1, 2], classes].sum(), kept)[0]
     cam = (slopes.mean((2, 3), keepdim=True) * kept[0]).sum(1).relu()
     cam = nn.functional.interpolate(cam[:, None], (32, 32), mode="bilinear")[:, 0]
     expected = cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-30)

@@ -91,7 +91,7 @@ def test_thumbnails_are_the_evaluations_view(run: Path) -> None:
     predictions = results.shown_split(record)
     assert predictions is not None and predictions.paths is not None and predictions.probability is not None
     first = most_confident_errors(predictions, 1)[0]
-    path = predictions.paths[first]
+    path = str(predictions.paths[first])
     found = re.search(rf'<span class="pic (p\d+)" role="img" aria-label="{re.escape(html.escape(path))}">', shown)
     assert found is not None
     pixels = np.asarray(Image.open(io.BytesIO(pictures_of(shown)[found[1]])).convert("RGB")).astype(float)
@@ -145,7 +145,7 @@ def test_pictures_that_are_gone_or_changed_are_said(made: tuple[Path, Path], run
     pictures, kept = made[1], tmp_path / "kept"
     predictions = results.shown_split(read_run(run))
     assert predictions is not None and predictions.paths is not None
-    first = predictions.paths[most_confident_errors(predictions, 1)[0]]
+    first = str(predictions.paths[most_confident_errors(predictions, 1)[0]])
     before = len(pictures_of(page_of(run)))
     content = (pictures / first).read_bytes()
     try:
