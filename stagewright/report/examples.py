@@ -14,7 +14,8 @@ from stagewright.report.results import confused_pairs
 from stagewright.report.tables import Predictions
 
 Places = NDArray[np.int64]
-_MOST_PAIRS = 2000
+_MOST_PAIRS = 1600
+"""Enough for every cell of a confusion matrix that is drawn."""
 
 
 @dataclass(frozen=True, eq=False)

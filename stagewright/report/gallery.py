@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ CONFIDENT = 24
 _EACH, _PER_PAIR = 4, 12
 _MOST_CLASSES = 60
 _SHOWN_PAIRS, _OPEN_CLASSES = 30, 12
+_NAMED = 3
+"""Of the images of a pair for which there is no room, so many are named."""
 _MIXED = {
     "none": "nothing is mixed",
     "mixup": "mixup, {share} of each its own",
@@ -44,7 +47,7 @@ class Gallery:
     """The parts of the page with pictures, made in the order of their importance: a later part gets the room that is left."""
 
     def __init__(self, record: RunRecord, most_bytes: float = MOST_BYTES, heat: Heat | None = None) -> None:
-        self.record, self.heat = record, heat or {}
+        self.record, self.heat, self.classes = record, heat or {}, record.classes
         self.pictures = Pictures(most_bytes)
         self.fed = self._fed()
         """HTML: what each stage's network was fed."""
@@ -114,13 +117,12 @@ class Gallery:
             )
         return "".join(rows)
 
-    def _mixed(self, one: Mapping[str, object], share: float) -> str:
+    def _mixed(self, one: Mapping[str, Any], share: float) -> str:
         own, other = self._name(one["label"]), self._name(one["other"])
         return own if own == other else f"{own} {100 * share:.0f} % + {other} {100 * (1 - share):.0f} %"
 
-    def _name(self, label: object) -> str:
-        classes = self.record.classes
-        return classes[label] if isinstance(label, int) and label < len(classes) else f"class {label}"
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
 
     def _tile(self, key: str, path: str, title: str, *lines: str, heat: bool = False) -> str:
         below = "<br>".join([*(_unbroken(line) for line in lines), text(path)])
@@ -141,7 +143,9 @@ class Gallery:
             )
             for at in shown
         )
-        named = "".join(f"<li>{text(path)}</li>" for path in others)
+        named = "".join(f"<li>{text(path)}</li>" for path in others[:_NAMED])
+        if (more := len(others) - _NAMED) > 0:
+            named += f"<li>and {more:,} more</li>"
         return (f'<div class="tiles">{tiles}</div>' if tiles else "") + (f"<ul>{named}</ul>" if named else "")
 
     def _kind(self, at: int) -> str:

@@ -177,7 +177,7 @@ def test_what_a_stage_was_fed_is_shown_and_damage_is_said(run: Path) -> None:
     shown = page_of(run)
     part = shown[shown.index("What each stage was fed") : shown.index("Where it is wrong")]
     assert "small" in part and "16 px · step 0 · mixup, 70 % of each its own" in part and "a&lt;b.png" in part
-    assert " 70 % + " in part and "1.json: a field is left out: kind is" in shown
+    assert " 70&nbsp;% + " in part and "1.json: a field is left out: kind is" in shown
     for bad in ("javascript:x", "iVBORw0KGgo)", tile + "'"):
         (run / "fed" / "0.json").write_text(
             json.dumps({"step": 0, "kind": "none", "share": 1.0, "images": [{**one, "file": bad}]})
