@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stagewright.api.evaluate import evaluate as evaluate
     from stagewright.api.prepare import make_plan as make_plan
+    from stagewright.api.preview import preview as preview
     from stagewright.api.run import Run as Run
     from stagewright.api.train import resume as resume
     from stagewright.api.train import train as train
@@ -41,6 +42,7 @@ _HOMES = {
     "Run": "api.run",
     "evaluate": "api.evaluate",
     "make_plan": "api.prepare",
+    "preview": "api.preview",
     "resume": "api.train",
     "train": "api.train",
 }

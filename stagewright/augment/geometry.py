@@ -37,6 +37,10 @@ class Geometry:
     def __len__(self) -> int:
         return len(self.flips)
 
+    def taken(self, places: NDArray[np.int64]) -> Geometry:
+        """Returns the geometry of the images at the indices ``places`` (N,)."""
+        return Geometry(self.boxes[places], self.shifts[places], self.flips[places])
+
     def put(self, places: NDArray[np.int64], other: Geometry) -> None:
         """Replaces the geometry of the images at the indices ``places`` (N,) by ``other``, which has N images."""
         self.boxes[places], self.shifts[places], self.flips[places] = other.boxes, other.shifts, other.flips

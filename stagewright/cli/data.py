@@ -1,4 +1,4 @@
-"""The command group ``data``: inspect a data set, split it, pack it, measure how fast it can be read."""
+"""The command group ``data``: inspect a data set, split it, pack it, look at its batches, measure how fast it can be read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,28 @@ from typing import Annotated, Any
 import typer
 
 from stagewright.cli.arguments import StrictTyper
-from stagewright.cli.options import Quiet, refuse_alone, show_account
+from stagewright.cli.options import (
+    BatchSize,
+    Device,
+    Epochs,
+    ImgSize,
+    Model,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Seed,
+    Tiny,
+    Weights,
+    recipe_request,
+    refuse_alone,
+    show_account,
+    speaker,
+)
 from stagewright.plan.execution import MOST_WORKERS
-from stagewright.storage.files import STDOUT, user_path
+from stagewright.storage.files import STDOUT, user_path, write_for_user
 
 data_app = StrictTyper(
-    help="Inspect a data set, split it, pack it, measure how fast it can be read.",
+    help="Inspect a data set, split it, pack it, look at its batches, measure how fast it can be read.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -183,6 +199,52 @@ def pack(
     print(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
     show_account(made.account)
     print(f"Train  stagewright train {folder}")
+
+
+@data_app.command()
+def preview(
+    data: Source,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    weights: Weights = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    img_size: ImgSize = None,
+    seed: Seed = None,
+    tiny: Tiny = False,
+    stage: Annotated[
+        str | None, typer.Option(help="Name of a stage, whose steps --step counts; default: the whole run.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Number of the update, from 0 as in the plan; default: the first.")
+    ] = None,
+    shown: Annotated[int, typer.Option("--images", min=1, help="Number of pictures of the batch to show.")] = 32,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Page to write; - for standard output; default: preview.html."),
+    ] = None,
+    as_png: Annotated[str | None, typer.Option("--png", metavar="PATH", help="Also, or only, a PNG.")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Show the training pictures of a step exactly as the network is fed them: augmented, mixed, with labels."""
+    from stagewright.api.preview import preview as look
+    from stagewright.plan.execution import Execution
+
+    targets = [(html or "preview.html", "to_html")] if html or not as_png else []
+    targets += [(as_png, "to_png")] if as_png else []
+    on_stdout = STDOUT in (html, as_png)
+    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, None, img_size, seed)
+    execution = Execution(device=device, quiet=quiet)
+    say = speaker(quiet or on_stdout)
+    found = look(data, chosen, stage=stage, step=step, tiny=tiny, shown=shown, execution=execution, say=say)
+    for fact in found.facts:
+        say(fact)
+    for target, form in targets:
+        write_for_user(target, getattr(found, form)())
+        if not on_stdout:
+            print(f"Preview  {target}")
 
 
 @data_app.command()

@@ -171,12 +171,18 @@ def resume(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
-    """Write plots and report.html again from a run's files."""
-    from stagewright.report.write import write
+def report(
+    runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")],
+    saliency: Annotated[
+        bool, typer.Option("--saliency", help="Also show, of the most confident errors, where the network looked.")
+    ] = False,
+    image_mb: Annotated[float, typer.Option("--image-mb", min=0, help="Most megabytes of pictures in the page.")] = 2.0,
+) -> None:
+    """Write plots and report.html again from a run's files and its pictures."""
+    from stagewright.api.report import write_report
 
     for run in runs:
-        print(write(run))
+        print(write_report(run, saliency_maps=saliency, picture_bytes=1e6 * image_mb))
 
 
 recipes_app = StrictTyper(
@@ -285,7 +291,7 @@ def _close(run: Any, quiet: bool) -> None:
     print(f"Predict  stagewright predict {run.path} IMAGES...")
 
 
-_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split")
+_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split", "data preview")
 """Commands that continue if nobody reads their output any more, because they write files; all others end."""
 
 

@@ -19,6 +19,7 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.system.machine import disable_malloc_trim, fast_bfloat16
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_Colour = tuple[float, float, float]
 _VECTOR_FLOATS = 16
 """Number of float32 values in the widest vector register of a CPU (512 bits)."""
 
@@ -91,14 +92,19 @@ def numerics_of(plan: Plan, model: nn.Module, manifest: Manifest | None = None) 
     Class weights depend on the number of images of each class: without ``manifest`` (to measure speed or memory) there are none.
     """
     recipe = plan.recipe
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if recipe.model.weights is not None:
-        mean, std = model_normalisation(recipe.model.name)
     channels_last = recipe.channels_last and takes_channels_last(model)
     weights = None if manifest is None else class_weights(recipe, manifest)
     if weights is not None:
         weights = weights.to(next(model.parameters()).device)
-    return Numerics(recipe.mean or mean, recipe.std or std, plan.precision, channels_last, recipe.loss, weights)
+    return Numerics(*normalisation(recipe), plan.precision, channels_last, recipe.loss, weights)
+
+
+def normalisation(recipe: Recipe) -> tuple[_Colour, _Colour]:
+    """Returns (mean, std) by channel, for images in [0, 1]: the recipe's, else those of the model's weights, else ImageNet's."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if recipe.model.weights is not None:
+        mean, std = model_normalisation(recipe.model.name)
+    return recipe.mean or mean, recipe.std or std
 
 
 def takes_channels_last(model: nn.Module) -> bool:

@@ -12,9 +12,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from stagewright.augment.mixing import MixDraw, MixedBatch, apply_mix, draw_mix
+from stagewright.augment.mixing import MixDraw, MixedBatch
 from stagewright.data.batches.batch import Batch
 from stagewright.engine.compile import Compiled
+from stagewright.engine.fed import mixing_at, network_batch
 from stagewright.engine.loss import mixed_losses
 from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import Numerics
@@ -40,15 +41,15 @@ def update(
     Mixing and the seed follow from the plan and the step. ``hyper`` and ``micro_batch_size`` replace the plan's own;
     ``forward`` as for :func:`train_step`. RecipeError where batch norm is given a single value per channel.
     """
-    seed, step = plan.recipe.seed, batch.step
+    step = batch.step
     micro_batch_size = micro_batch_size or stage.micro_batch_size
     try:
         return train_step(
             state,
             batch,
             hyper or stage.hyper(step),
-            draw_mix(stage.mix, seed, step, stage.batch_size, stage.image_size),
-            seed=torch_seed(seed, Stream.MODEL, step, 0),
+            mixing_at(plan, stage, step),
+            seed=torch_seed(plan.recipe.seed, Stream.MODEL, step, 0),
             micro_batch_size=micro_batch_size,
             numerics=numerics,
             forward=forward,
@@ -79,13 +80,12 @@ def train_step(
     """
     torch.manual_seed(seed)
     set_hyper(state.optimizer, lr=hyper.lr, momentum=hyper.momentum, weight_decay=hyper.weight_decay)
-    images = numerics.network_input(batch)
-    mixed = apply_mix(images, batch.labels, batch.valid, draw)
+    mixed = network_batch(batch, draw, numerics)
     total_weight = mixed.weight.sum().clamp(min=1.0)
-    loss_sum = correct_sum = torch.zeros((), device=images.device)
+    loss_sum = correct_sum = torch.zeros((), device=mixed.images.device)
     network, parts = state.forward if forward is None else forward, _parts(mixed, micro_batch_size)
     for at, part in enumerate(parts):
-        with numerics.autocast(images.device):
+        with numerics.autocast(mixed.images.device):
             logits = network(part.images)
         losses = mixed_losses(logits.float(), part, numerics.loss, hyper.label_smoothing, numerics.class_weights)
         loss = (losses * part.weight).sum() / total_weight

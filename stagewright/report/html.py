@@ -1,32 +1,35 @@
 """report.html: one self-contained page about a run, for small and large screens, in light and dark mode.
 
-It needs no scripts and no network: figures are SVG inside the page and use its colours. During the run the browser reloads the
-page periodically. All text from the user (names, paths, commands) is escaped when it is inserted.
+It needs no scripts and no network: figures are SVG inside the page and use its colours, and pictures are stored in its style.
+During the run the browser reloads the page periodically. All text from the user (names, paths, commands) is escaped when it is
+inserted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from stagewright.plan import lr_curve
 from stagewright.report import results
+from stagewright.report.elements import document
+from stagewright.report.elements import section as _section
+from stagewright.report.elements import table as _table
+from stagewright.report.elements import text as _text
+from stagewright.report.gallery import Gallery
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
 from stagewright.rundir.event_kinds import Notice, Resumed, RunStopped, Skipped
 from stagewright.rundir.event_text import sentence
-from stagewright.text import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
+from stagewright.text import ABSENT, count_text, number_text, percent_text, seconds_text, size_text
 
 _REFRESH_SECONDS = 15
 _SILENT_SECONDS = 600.0
 _LISTED = 50
 
-_STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
-
-def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
+def page(record: RunRecord, drawings: Sequence[Drawing], gallery: Gallery) -> str:
     """Returns the HTML of the page. ``drawings`` come from :func:`stagewright.report.plots.draw`."""
     by_name = {drawing.name: drawing for drawing in drawings}
     refresh = f'<meta http-equiv="refresh" content="{_REFRESH_SECONDS}">' if record.status == "running" else ""
@@ -36,7 +39,8 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
             _section("Result", _result(record)),
             _section("Plan and what happened", _stages(record)),
             _section("Curves", _curves(by_name)),
-            _section("Where it is wrong", _mistakes(record, by_name)),
+            _section("What each stage was fed", gallery.fed),
+            _section("Where it is wrong", _mistakes(record, by_name, gallery)),
             _section("Groups", _groups(record)),
             _section("Data", _data(record)),
             _section("Events", _events(record)),
@@ -44,32 +48,7 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
             _section("To do it again", _again(record)),
         )
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(record.name)}: stagewright</title><style>{_STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Returns text from the user, escaped for HTML."""
-    return escape(printable(value))
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Returns a table of cells that are already HTML; the first ``left`` columns are texts, the others numbers."""
-    kinds = ["" if at < left else ' class="n"' for at in range(len(head))]
-    top = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, head, strict=True))
-    lines = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return document(f"{record.name}: stagewright", body, head=refresh, style=gallery.style)
 
 
 def _interval(score: Score) -> str:
@@ -184,7 +163,8 @@ def _stages(record: RunRecord) -> str:
 
 
 def _figure(drawing: Drawing) -> str:
-    return f'<figure role="img" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
+    role = "group" if "<a " in drawing.svg else "img"  # what an image contains, links too, is not read out
+    return f'<figure role="{role}" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:
@@ -193,7 +173,7 @@ def _curves(drawings: dict[str, Drawing]) -> str:
     return f'<div class="figures">{shown}</div>' if shown else ""
 
 
-def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
+def _mistakes(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery) -> str:
     predictions = results.shown_split(record)
     if predictions is None or not len(predictions):
         return ""
@@ -215,7 +195,8 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing]) -> str:
     head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
     table = _table(head, rows, left=2)
     folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
-    return f'<div class="figures">{figures}</div>{folded}'
+    pictures = f"{gallery.confident}{gallery.hard}{gallery.note}"
+    return f'<div class="figures">{figures}</div>{gallery.pairs}{folded}{pictures}'
 
 
 def _groups(record: RunRecord) -> str:

@@ -37,7 +37,8 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
         yield theme.render("confusion", f"Confusion matrix of the {split} pictures", _matrix(matrix, names, split))
     elif pairs := confused_pairs(predictions, PAIRS):
         labels = [(f"{shortened(names[p.true], 22)} → {shortened(names[p.predicted], 22)}") for p in pairs]
-        figure = _pairs(labels, [p.count for p in pairs], [p.percent for p in pairs], split)
+        links = [_link(pair.true, pair.predicted) for pair in pairs]
+        figure = _pairs(labels, [p.count for p in pairs], [p.percent for p in pairs], links, split)
         yield theme.render("confusion", f"The pairs of classes most often confused on the {split} pictures", figure)
     alt = f"Accuracy by class on the {split} pictures with 95 % intervals"
     yield theme.render("classes", alt, _classes(class_rows(record, predictions), predictions))
@@ -45,7 +46,7 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
 
 def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     count = len(names)
-    labels = [shortened(name, 16) for name in names]
+    labels = [shortened(name, 20 if count <= COUNT_CLASSES else 16) for name in names]
     margin = 0.42 + _CHAR * max(map(len, labels))
     cell = min(0.44, max(0.13, (theme.WIDTH - margin - 0.15) / count))
     width = max(theme.WIDTH, margin + cell * count + 0.15)
@@ -60,7 +61,9 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     cells = np.stack([predicted, true], axis=1)[:, None, :] + corners
     colours = [theme.RIGHT if t == p else theme.WRONG for t, p in zip(true, predicted, strict=True)]
     alphas = 0.06 + 0.94 * shares[true, predicted]
-    axes.add_collection(PolyCollection(list(cells), facecolors=list(zip(colours, alphas, strict=True)), linewidths=0))
+    drawn = PolyCollection(list(cells), facecolors=list(zip(colours, alphas, strict=True)), linewidths=0)
+    drawn.set_urls([None if t == p else _link(t, p) for t, p in zip(true, predicted, strict=True)])
+    axes.add_collection(drawn)
     axes.set(xlim=(0, count), ylim=(count, 0))
     axes.grid(False)
     axes.tick_params(length=0)
@@ -73,8 +76,14 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
         for t, p in zip(true, predicted, strict=True):
             colour = theme.PAPER if shares[t, p] > 0.55 else theme.INK
             size = 8.5 if matrix[t, p] < 1000 else 6.5
-            axes.text(p + 0.5, t + 0.5, f"{matrix[t, p]}", ha="center", va="center", size=size, color=colour)
+            number = axes.text(p + 0.5, t + 0.5, f"{matrix[t, p]}", ha="center", va="center", size=size, color=colour)
+            number.set_url(None if t == p else _link(t, p))
     return figure
+
+
+def _link(true: int | np.integer, predicted: int | np.integer) -> str:
+    """Returns the link to the errors of a pair, in the page (:func:`stagewright.report.gallery.pair_id`)."""
+    return f"#{true}-{predicted}"
 
 
 def _rows_figure(labels: list[str], *, right: float, gaps: int = 0) -> tuple[Figure, float]:
@@ -83,12 +92,13 @@ def _rows_figure(labels: list[str], *, right: float, gaps: int = 0) -> tuple[Fig
     return theme.new_figure(0.62 + 0.5 + 0.19 * (len(labels) + gaps), max(theme.WIDTH, left + 2.2 + right)), left
 
 
-def _pairs(labels: list[str], counts: list[int], percents: list[float], split: str) -> Figure:
+def _pairs(labels: list[str], counts: list[int], percents: list[float], links: list[str], split: str) -> Figure:
     figure, left = _rows_figure(labels, right=1.0)
     theme.title(figure, "Most confused pairs", f"{split} pictures, true class → predicted class")
     axes = theme.place(figure, left=left, right=1.0, top=0.4, bottom=0.46)
     at = np.arange(len(labels))
-    axes.barh(at, counts, color=theme.WRONG, height=0.62, zorder=3)
+    for bar, link in zip(axes.barh(at, counts, color=theme.WRONG, height=0.62, zorder=3), links, strict=True):
+        bar.set_url(link)
     for y, (count, percent) in enumerate(zip(counts, percents, strict=True)):
         axes.text(count, y, f"  {count:,} ({percent:.0f} % of class)", va="center", size=8, clip_on=False)
     axes.set_yticks(at, labels, color=theme.INK)
@@ -141,7 +151,8 @@ def _classes(rows: list[ClassRow], predictions: Predictions) -> Figure:
         )
     axes.set_yticks(at, labels, color=theme.INK)
     lowest = min((row.score.interval[0] for row in shown), default=0.0)
-    axes.set(ylim=(at[-1] + 0.7, -0.7), xlim=(max(0.0, 10 * np.floor(lowest / 10 - 0.2)), 101), xlabel="correct (%)")
+    left_end = max(0.0, 10 * np.floor(lowest / 10 - 0.2)) - 1.5  # so that a dot does not cover the end of a label
+    axes.set(ylim=(at[-1] + 0.7, -0.7), xlim=(left_end, 101), xlabel="correct (%)")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     return figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from stagewright.report.tables import (
 )
 from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
 from stagewright.rundir.events import LoggedEvent, read_events
-from stagewright.rundir.json_fields import EnvFields, PlanFields, RangeTestFields, SummaryFields
+from stagewright.rundir.json_fields import EnvFields, FedFields, PlanFields, RangeTestFields, SummaryFields
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.json_text import Fields, fitting, parse_object
 from stagewright.storage.lock import is_held
@@ -38,6 +38,8 @@ from stagewright.text import nearest
 
 STEP_COLUMNS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING_COLUMNS = ("step", "train_seconds", "images_per_second", "memory_gb")
+_MOST_FED = 100
+"""Largest number of stages of which the report shows what they were fed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class RunRecord:
     predictions: dict[str, Predictions]
     """Predictions by split, ``val`` and ``test``."""
     data: DataSummary | None
+    fed: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    """What the network of a stage was fed first, by the stage's index: the content of fed/INDEX.json."""
     range_test: tuple[RangeTest, Suggestions, str] | None = None
     """The curve of ``lr: auto``, its suggestions, and a description of the sweep."""
     problems: tuple[str, ...] = ()
@@ -155,6 +159,7 @@ def read_run(path: str | Path) -> RunRecord:
         timing=read_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=dict(read_predictions(folder / "evaluations", problems)),
         data=read_data_summary(folder / "manifest.parquet", problems),
+        fed=_fed(folder / "fed", problems),
         range_test=_range_test(folder / lr_curve.NAME, problems),
         problems=tuple(problems),
         silent_seconds=_silent_seconds(folder),
@@ -195,6 +200,12 @@ def _fields(path: Path, kind: type[Fields], problems: list[str]) -> dict[str, An
     found, wrong = fitting(content, kind)
     problems += [f"{path.name}: a field is left out: {one}" for one in wrong]
     return found
+
+
+def _fed(folder: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
+    numbers = sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
+    found = {number: _fields(folder / f"{number}.json", FedFields, problems) for number in numbers[:_MOST_FED]}
+    return {number: one for number, one in found.items() if one.keys() >= FedFields.model_fields.keys()}
 
 
 def _log(path: Path, problems: list[str]) -> tuple[LoggedEvent, ...]:

@@ -27,6 +27,8 @@ Columns = dict[str, NDArray[np.float64]]
 SPLITS = ("train", "val", "test")
 _MOST_STEPS = 1e15
 _MOST_CLASSES = 10**6
+_COLUMNS = ("path", "label", "predicted", "probability", "true_probability", "group", "readable")
+"""Columns of the predictions that the report uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,12 @@ class Predictions:
     """(N,) group names, with None for an image without a group; None if the data set has no groups."""
     unreadable: int
     """Number of images of the split that could not be read; they are not among the N."""
+    paths: NDArray[np.object_] | None = None
+    """(N,) path of each image, as in the manifest; None if the file has none or not of all images."""
+    probability: NDArray[np.float64] | None = None
+    """(N,) probability of the predicted class; None as above."""
+    true_probability: NDArray[np.float64] | None = None
+    """(N,) probability of the true class; None as above."""
 
     @property
     def correct(self) -> int:
@@ -136,7 +144,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
     """Yields the predictions in ``val.parquet`` and ``test.parquet`` with the name of their split."""
     for split in ("val", "test"):
         path = folder / f"{split}.parquet"
-        table = _table(path, ("label", "predicted", "group", "readable"), problems)
+        table = _table(path, _COLUMNS, problems)
         if table is None:
             continue
         try:
@@ -151,7 +159,27 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
         if groups is not None:
             groups = groups[readable]
         unreadable = int(np.count_nonzero(~readable))
-        yield split, Predictions(split, labels[readable], predicted[readable], groups, unreadable)
+        numbers = (_probabilities(table, name, readable) for name in ("probability", "true_probability"))
+        yield (
+            split,
+            Predictions(
+                split, labels[readable], predicted[readable], groups, unreadable, _paths(table, readable), *numbers
+            ),
+        )
+
+
+def _paths(table: pa.Table, readable: NDArray[np.bool_]) -> NDArray[np.object_] | None:
+    if "path" not in table.column_names or not pa.types.is_string(table.schema.field("path").type):
+        return None
+    column = table.column("path")
+    return None if column.null_count else np.array(column.to_pylist(), dtype=object)[readable]
+
+
+def _probabilities(table: pa.Table, name: str, readable: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+    if name not in table.column_names or not pa.types.is_floating(table.schema.field(name).type):
+        return None
+    values = table.column(name).to_numpy().astype(np.float64)[readable]
+    return values if np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all() else None
 
 
 def read_data_summary(path: Path, problems: list[str]) -> DataSummary | None:

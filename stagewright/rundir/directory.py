@@ -74,6 +74,11 @@ class RunDir:
         return self.root / "evaluations"
 
     @property
+    def fed(self) -> Path:
+        """Folder with what each stage's network was fed first, one JSON file for each stage."""
+        return self.root / "fed"
+
+    @property
     def bundle(self) -> Path:
         return self.root / "model"
 

@@ -116,12 +116,16 @@ class _Model(Fields):
 
 class _Eval(Fields):
     select: str = ABSENT
+    crop: Annotated[float, Field(gt=0, le=1)] = ABSENT
+    fit: Literal["crop", "squash"] = ABSENT
+    image_size: Count | None = ABSENT
 
 
 class _Recipe(Fields):
     name: str = ABSENT
     model: _Model = ABSENT
     eval: _Eval = ABSENT
+    interpolation: Literal["bilinear", "bicubic"] = ABSENT
 
 
 class PlanFields(Fields):
@@ -167,6 +171,23 @@ class RangeTestFields(Fields):
     notes: list[str]
     planned: Annotated[int, Field(ge=10, le=10**6)]
     caption: str
+
+
+class _FedImage(Fields):
+    path: str
+    label: Count
+    other: Count
+    file: Annotated[str, Field(max_length=400_000, pattern=r"^(iVBORw0KGgo|/9j/)[A-Za-z0-9+/]*={0,2}$")]
+    """The bytes of a PNG or JPEG file in base64."""
+
+
+class FedFields(Fields):
+    """fed/STAGE.json (:mod:`stagewright.training.fed_record`)."""
+
+    step: Count
+    kind: Literal["none", "mixup", "cutmix"]
+    share: Annotated[float, Field(ge=0, le=1)]
+    images: Annotated[list[_FedImage], Field(max_length=64)]
 
 
 class MetaFields(Fields):

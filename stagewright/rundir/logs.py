@@ -28,7 +28,7 @@ _APPENDED = ("events.jsonl",)
 """Logs whose content after the checkpoint is not removed; there, a ``resumed`` event supersedes it."""
 _RECORD = (
     *("events.jsonl", "steps.csv", "metrics.csv", "timing.csv", "log.txt", "summary.json", "report.html"),
-    *("checkpoints", "evaluations", "plots", "model"),
+    *("checkpoints", "evaluations", "fed", "plots", "model"),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
 from stagewright.engine.step import update
+from stagewright.errors import StorageError
 from stagewright.model.average import WeightAverage
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.execution import Execution
@@ -35,6 +36,7 @@ from stagewright.training.batches import Batches
 from stagewright.training.clock import Clock
 from stagewright.training.early_stopping import reason_to_end
 from stagewright.training.feature_cache import FeatureCache
+from stagewright.training.fed_record import record_fed
 from stagewright.training.optimum import OptimumUpdate
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
@@ -90,6 +92,10 @@ class Session:
             reset_peak(self.state.device)
             self.features.enter(stage)
             self.recorder.estimator.on_features = cached
+            if self.execution.pages:
+                # A full disk must not end the run here: the next checkpoint says so.
+                with self.clock.phase("checkpoint"), suppress(StorageError):
+                    record_fed(self.run, self.plan, self.manifest, self.images, stage)
         return counts
 
     def begin(self, stage: StagePlan, counts: tuple[int, int]) -> None:

@@ -143,3 +143,29 @@ def test_doctor_says_which_decoder_is_active_and_what_the_other_costs(
     monkeypatch.setattr(native, "_module", lambda: None)
     code, said, _ = call("doctor")
     assert code == 0 and "not built" in said and "libjpeg-dev" in said and "note decoder" in said
+
+
+def test_a_preview_is_a_page_or_a_png_of_a_step(call: Call, photos: Path, tmp_path: Path) -> None:
+    small = (
+        "--model",
+        "cifar_resnet18",
+        "--img-size",
+        16,
+        "--batch-size",
+        8,
+        "--epochs",
+        "4st",
+        "--set",
+        "data.test=0",
+    )
+    code, said, _ = call("data", "preview", photos, "-r", "quick", *small, "--step", 3, "--images", 2)
+    assert code == 0 and "step 3 of 0 to 4" in said and said.endswith("Preview preview.html")
+    assert "6 more pictures of the batch" in (tmp_path / "preview.html").read_text("utf-8")
+    (tmp_path / "preview.html").unlink()
+    code, said, _ = call("data", "preview", photos, "-r", "quick", *small, "--png", "a.png", "-q")
+    assert code == 0 and said == "Preview a.png" and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "preview.html").exists()
+    code, said, _ = call("data", "preview", photos, "-r", "quick", *small, "--html", "-")
+    assert code == 0 and said.startswith("<!doctype html>")
+    code, _, error = call("data", "preview", photos, "-r", "quick", *small, "--step", 5)
+    assert code == 2 and "step 5, but the plan has 5 steps" in error

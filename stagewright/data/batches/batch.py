@@ -41,6 +41,25 @@ class BatchSpec:
     unread: bool = False
     """True if no image is read, because the network's features of these images are cached."""
 
+    def taken(self, places: NDArray[np.int64]) -> BatchSpec:
+        """Returns the specification of the images at the indices ``places`` (N,) of this batch, each made as in this batch."""
+        draws, drawn_for = self.draws, self.drawn_for
+        if draws is not None:
+            drawn_at = np.full(len(self.rows), -1, np.int64)
+            drawn_at[slice(None) if drawn_for is None else drawn_for] = np.arange(len(draws))
+            chosen = drawn_at[places]
+            draws = draws.take(chosen[chosen >= 0])
+            drawn_for = None if drawn_for is None else np.flatnonzero(chosen >= 0)
+        return replace(
+            self,
+            rows=self.rows[places],
+            labels=self.labels[places],
+            geometry=self.geometry.taken(places),
+            draws=draws,
+            drawn_for=drawn_for,
+            views=None if self.views is None else self.views[places],
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:

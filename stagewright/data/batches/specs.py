@@ -144,13 +144,16 @@ def eval_specs(
 
     Batches have at most ``most`` images; None means the micro-batch size of ``stage``. With ``unread``, no images are read.
     """
-    rows = manifest.rows(split)
-    size, most = eval_image_size(plan, stage), most or stage.micro_batch_size
+    rows, most = manifest.rows(split), most or stage.micro_batch_size
     for at in range(0, len(rows), most):
-        chosen = rows[at : at + most]
-        geometry = eval_geometry(plan.recipe.eval, manifest.widths[chosen], manifest.heights[chosen])
-        spec = _spec(plan, manifest, at // most, chosen, geometry, size, exact=True)
-        yield replace(spec, unread=unread)
+        yield replace(eval_view(plan, manifest, stage, rows[at : at + most], at // most), unread=unread)
+
+
+def eval_view(plan: Plan, manifest: Manifest, stage: StagePlan, rows: NDArray[np.int64], number: int = 0) -> BatchSpec:
+    """Returns the specification, with the given ``number`` as its step, of the images ``rows`` as an evaluation after ``stage``
+    sees them."""
+    geometry = eval_geometry(plan.recipe.eval, manifest.widths[rows], manifest.heights[rows])
+    return _spec(plan, manifest, number, rows, geometry, eval_image_size(plan, stage), exact=True)
 
 
 def _train_spec(
