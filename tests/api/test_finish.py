@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from commands import typed
-from stopping import StopAtEvaluation, begin, stop_after
+from stopping import StopAtEvaluation, begin, crash_after, stop_after
 
 import stagewright as sw
 from stagewright.api.finish import finish
 from stagewright.api.resume_check import Kill, differences, run_in_process
 from stagewright.api.run import Run
 from stagewright.api.train import resume
-from stagewright.data.batches.batch import Batch
 from stagewright.errors import CheckpointError, Diverged
 from stagewright.plan.execution import Execution
-from stagewright.plan.plan import StagePlan
 from stagewright.recipe import recipes
 from stagewright.report.write import write
 from stagewright.rundir import checkpoint
@@ -55,28 +54,14 @@ def begun(folder: Path, pictures: Path, **fields: Any) -> RunDir:
     return begin(folder, pictures, recipes.from_dict({**PLAIN, **fields}))
 
 
-def go(run: RunDir, stop: int | None = None, **more: Any) -> Run:
-    return resume(
-        run.root,
-        execution=QUIET,
-        say=lambda text: None,
-        arm=None if stop is None else stop_after(stop),
-        **more,
-    )
+def go(run: RunDir, arm: Callable[[Session], AfterUpdate] | None = None, **more: Any) -> Run:
+    return resume(run.root, execution=QUIET, say=lambda text: None, arm=arm, **more)
 
 
 def crash(run: RunDir, step: int) -> None:
-    """Ends the run by an error after update ``step``, which saves nothing."""
-
-    def arm(session: Session) -> AfterUpdate:
-        def now(stage: StagePlan, batch: Batch) -> None:
-            if session.state.step == step:
-                raise RuntimeError("power cut")
-
-        return now
-
+    """Ends the run by an error right after update ``step``."""
     with pytest.raises(RuntimeError, match="power cut"):
-        resume(run.root, execution=QUIET, say=lambda text: None, arm=arm)
+        go(run, arm=crash_after(step))
 
 
 def done(run: RunDir, **more: Any) -> Run:
@@ -102,7 +87,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> 
 def stopped(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
     """Stopped after step 7, which was not evaluated, and finished."""
     run = begun(tmp_path_factory.mktemp("stopped") / "r", picture_folder, stages=STAGES)
-    assert not go(run, stop=7).finished
+    assert not go(run, stop_after(7)).finished
     assert done(run).finished
     return run
 
@@ -169,7 +154,7 @@ def test_the_scores_are_those_of_the_model(stopped: RunDir) -> None:
 def test_a_checkpoint_that_was_not_evaluated_is_a_candidate(rule: str, picture_folder: Path, tmp_path: Path) -> None:
     """The best of the evaluated ones and the last, scored here; nothing of it enters the record that a resume reads."""
     run = begun(tmp_path / "r", picture_folder, eval={"every": "4st", "select": rule}, stages=[{"epochs": "12st"}])
-    go(run, stop=6)
+    go(run, stop_after(6))
     metrics, state = run.metrics.read_bytes(), (run.checkpoints / "step_000006" / "state.pt").read_bytes()
     best = checkpoint.load(run.checkpoints / "step_000006").tensors["best"]
     last = RunDir(tmp_path / "last")
@@ -203,7 +188,7 @@ def test_without_a_checkpoint_it_says_what_to_do(picture_folder: Path, tmp_path:
 
 def test_lost_checkpoints_are_not_taken_for_none(picture_folder: Path, tmp_path: Path) -> None:
     run = begun(tmp_path / "r", picture_folder, stages=STAGES)
-    go(run, stop=4)
+    go(run, stop_after(4))
     for path in run.checkpoints.glob("step_*/state.pt"):
         path.write_bytes(b"damaged")
     for use in (done, lambda run: sw.load_bundle(run.root)):
@@ -213,7 +198,7 @@ def test_lost_checkpoints_are_not_taken_for_none(picture_folder: Path, tmp_path:
 
 def test_a_run_that_is_going_on_is_refused_but_can_be_read(picture_folder: Path, tmp_path: Path) -> None:
     run = begun(tmp_path / "r", picture_folder, stages=STAGES)
-    go(run, stop=6)
+    go(run, stop_after(6))
     with held(run.root):
         with pytest.raises(CheckpointError, match="in use by process"):
             done(run)
@@ -245,7 +230,7 @@ def test_a_plan_that_is_done_is_finished_as_planned(
     """Killed within the finish, all updates are done: then it is a finish like any other, and so is one with a pending
     evaluation."""
     run = begun(tmp_path / "r", picture_folder, stages=STAGES)
-    go(run, stop=TOTAL)
+    go(run, stop_after(TOTAL))
     assert checkpoint.load(run.checkpoints / checkpoint.name_of(TOTAL)).tensors["evaluated_step"] < TOTAL
     assert done(run).finished
     assert differences(unbroken, run) == []
@@ -272,7 +257,7 @@ def test_a_diverged_run_has_the_model_of_before(picture_folder: Path, tmp_path: 
 
 def test_a_finish_that_is_stopped_can_be_repeated(unbroken: RunDir, picture_folder: Path, tmp_path: Path) -> None:
     run = begun(tmp_path / "r", picture_folder, stages=STAGES)
-    go(run, stop=9)
+    go(run, stop_after(9))
     assert not done(run, observers=[StopAtEvaluation()]).finished
     assert summary(run)["status"] == "stopped" and not run.bundle.exists()
     assert done(run).finished and summary(run)["stopped_at"] == 56.25
@@ -282,7 +267,7 @@ def test_a_finish_that_is_stopped_can_be_repeated(unbroken: RunDir, picture_fold
 
 def test_without_validation_images_it_is_the_last(picture_folder: Path, tmp_path: Path) -> None:
     run = begun(tmp_path / "r", picture_folder, stages=STAGES, data={"val": 0, "test": 0.3})
-    go(run, stop=9)
+    go(run, stop_after(9))
     done(run)
     assert summary(run)["chosen"] == {"step": 9, "weights": "ema", "stage": "all", "select": "best"}
     assert summary(run)["top1"]["val"] is None and summary(run)["top1"]["test"] is not None
@@ -293,7 +278,7 @@ def test_moved_images_are_found_where_they_are_now(picture_folder: Path, tmp_pat
     for folder in picture_folder.iterdir():
         os.symlink(folder, tmp_path / "old" / folder.name)
     run = begun(tmp_path / "r", tmp_path / "old", stages=STAGES)
-    go(run, stop=5)
+    go(run, stop_after(5))
     os.rename(tmp_path / "old", tmp_path / "new")
     with pytest.raises(sw.StagewrightError, match="does not exist now"):
         done(run)
