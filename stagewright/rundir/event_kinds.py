@@ -305,7 +305,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class InterimFinished(Event):
-    """The run was finished before the end of its plan (``stagewright finish``): a model is chosen, evaluated and written. If a
+    """The run was finished before the end of its plan by the command ``finish``: a model is chosen, evaluated and written. If a
     resume goes on, the model moves to the folder ``interim/``."""
 
     kind = "interim_finished"
