@@ -52,7 +52,7 @@ def finish(
         done = finished_summary(target, say)
         if done is not None and (target.bundle / "model.json").is_file():
             part = done.get("stopped_at") is not None
-            how = f"stopped at {done_text(done['step'], done['total_steps'])}" if part else "at the end of its plan"
+            how = f"stopped at {done_text(done['step'], plan.total_steps)}" if part else "at the end of its plan"
             say(f"{target.root} is finished already, {how}; its model is {target.bundle}.")
             return Run(target.root)
         if not any(checkpoint.steps(target.checkpoints)):

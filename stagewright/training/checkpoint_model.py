@@ -87,11 +87,12 @@ def _bundle(run: RunDir, spec: BundleSpec, model: nn.Module) -> Bundle:
 
 def _selected_weights(run: RunDir, plan: Plan) -> _Weights:
     """Returns the selected weights; if their checkpoint is damaged, those of the newest one."""
-    for attempt in range(_ATTEMPTS):
+    attempts = 0
+    while True:
         newest, rejected = checkpoint.newest(run.checkpoints, plan.digest)
         if newest is None:
             raise no_checkpoint(run, rejected)
-        state = newest.tensors
+        state, attempts = newest.tensors, attempts + 1
         best, latest = (None if state[name] is None else Score(**state[name]) for name in ("best", "latest"))
         score = selected(plan, newest.step, best, latest, averaged=bool(state["average"]))
         if score.step == newest.step:
@@ -101,9 +102,9 @@ def _selected_weights(run: RunDir, plan: Plan) -> _Weights:
             return _Weights(score, saved.tensors, newest.step)
         except CheckpointError:
             # A run that goes on meanwhile may have found better ones and removed these.
-            if attempt + 1 == _ATTEMPTS or checkpoint.steps(run.checkpoints)[-1:] == [newest.step]:
-                break
-    return _Weights(selected(plan, newest.step, None, None, averaged=bool(state["average"])), state, newest.step)
+            if attempts == _ATTEMPTS or checkpoint.steps(run.checkpoints)[-1:] == [newest.step]:
+                score = selected(plan, newest.step, None, None, averaged=bool(state["average"]))
+                return _Weights(score, state, newest.step)
 
 
 def _recalibrate(

@@ -49,6 +49,7 @@ class Evaluator:
         self.session.enter(stage)  # in a resumed run, the pending evaluation may belong to the stage before
         with self.session.clock.phase("eval"):
             results = self._score(stage)
+        assert state.latest is not None
         state.evaluated_step = state.step
         state.early_stopping = update_early_stopping(
             self.session.plan.recipe.stop, state.early_stopping, results[state.latest.weights]
