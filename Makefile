@@ -32,6 +32,7 @@ test-fast: env
 test-long: env
 	$(BIN)/python benchmarks/storm.py signals --count 1000
 	$(BIN)/python benchmarks/storm.py operations --count 300
+	$(BIN)/python benchmarks/finishes.py --count 50
 	$(BIN)/python benchmarks/fuzz_images.py --count 50000 --jobs 2 --findings findings $(addprefix --corpus ,$(wildcard ../shared/data/awkward-images.zip))
 	$(BIN)/python native/fuzz.py --count 50000 --jobs 2 --findings findings
 	$(BIN)/python tests/fuzzing/run.py --count 50000

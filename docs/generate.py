@@ -224,7 +224,7 @@ one of another type, or that is of a kind which a later version added, is left o
 
 def events_page() -> str:
     """Every kind of event: when it happens, its fields, and how it counts."""
-    nodes = classes(PACKAGE / "rundir/event_kinds.py")
+    nodes = [*classes(PACKAGE / "rundir/event_kinds.py"), *classes(PACKAGE / "rundir/event_parts.py")]
     base = next(node for node in nodes if node.name == "Event")
     kinds = [node for node in nodes if [ast.unparse(one) for one in node.bases] == ["Event"]]
     flags = {node.name: class_values(base) | class_values(node) for node in kinds}

@@ -12,13 +12,14 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stagewright.api.evaluate import evaluate as evaluate
+    from stagewright.api.finish import finish as finish
+    from stagewright.api.load_bundle import load_bundle as load_bundle
     from stagewright.api.prepare import make_plan as make_plan
     from stagewright.api.preview import preview as preview
     from stagewright.api.run import Run as Run
     from stagewright.api.train import resume as resume
     from stagewright.api.train import train as train
     from stagewright.bundle.bundle import Bundle as Bundle
-    from stagewright.bundle.bundle import load_bundle as load_bundle
     from stagewright.errors import StagewrightError as StagewrightError
     from stagewright.plan.budget import Budget as Budget
     from stagewright.plan.execution import Execution as Execution
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "StagewrightError": "errors",
     "Bundle": "bundle.bundle",
-    "load_bundle": "bundle.bundle",
+    "load_bundle": "api.load_bundle",
     "Plan": "plan.plan",
     "Recipe": "recipe.recipe",
     "Stage": "recipe.recipe",
@@ -41,6 +42,7 @@ _HOMES = {
     "Observer": "rundir.events",
     "Run": "api.run",
     "evaluate": "api.evaluate",
+    "finish": "api.finish",
     "make_plan": "api.prepare",
     "preview": "api.preview",
     "resume": "api.train",

@@ -48,6 +48,12 @@ def percent_text(percent: float | None, digits: int = 1) -> str:
     return text if text == ABSENT else f"{text} %"
 
 
+def done_text(step: int, total_steps: int) -> str:
+    """Returns how much of a plan is done: ``43 % of its plan (step 430 of 1,000)``; rounded down, so that 100 % is all of it."""
+    share = 100 * step // max(1, total_steps)
+    return f"{share if share or not step else 'under 1'} % of its plan (step {step:,} of {total_steps:,})"
+
+
 def count_text(count: int, one: str, many: str | None = None) -> str:
     """Returns a count with its noun: ``1 picture``, ``1,234 pictures``. ``many`` is the plural if it is not ``one`` + s."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"

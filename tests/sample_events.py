@@ -46,6 +46,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         "against_head": {"val": AgainstHead(points=1.5, low=-0.5, high=3.4, gained=5, lost=1, images=266)},
         "loading": "reading images kept up",
     },
+    "interim_finished": {
+        **{"step": 129, "total_steps": 300, "chosen": ChosenWeights(step=100, weights="ema")},
+        **{"val_top1": 61.5, "test_top1": None},
+    },
     "progress": {
         **{"step": 1234, "stage": 1, "loss": 1.2345, "top1": 71.234, "lr": 0.0123, "memory_gb": 3.21},
         **{"images_per_second": 1234.5, "eta_seconds": 720.0},

@@ -48,6 +48,19 @@ def stop_after(step: int) -> Callable[[Session], AfterUpdate]:
     return arm
 
 
+def crash_after(step: int) -> Callable[[Session], AfterUpdate]:
+    """Arms a session so that it ends by a RuntimeError right after update ``step``, which saves nothing."""
+
+    def arm(session: Session) -> AfterUpdate:
+        def crash(stage: StagePlan, batch: Batch) -> None:
+            if session.state.step == step:
+                raise RuntimeError("power cut")
+
+        return crash
+
+    return arm
+
+
 class StopAtEvaluation:
     """An observer that asks for a stop as Ctrl-C does, in the first evaluation."""
 

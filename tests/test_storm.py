@@ -17,6 +17,15 @@ STORM = Path(__file__).parent.parent / "benchmarks" / "storm.py"
 def test_a_storm(storm: str, count: int) -> None:
     if storm == "operations" and not shutil.which("cc"):
         pytest.skip("needs a C compiler, for operations that fail")
-    command = [sys.executable, str(STORM), storm, "--count", str(count)]
+    raise_storm(STORM, storm, "--count", str(count))
+
+
+@pytest.mark.slow
+def test_finishes_of_killed_runs() -> None:
+    raise_storm(STORM.with_name("finishes.py"), "--count", "6")
+
+
+def raise_storm(program: Path, *words: str) -> None:
+    command = [sys.executable, str(program), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -18,7 +18,7 @@ from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
 from stagewright.system.output import Output
 from stagewright.system.terminal import Terminal
-from stagewright.text import from_table_cell, nearest, path_cell, some, table_cell, visible
+from stagewright.text import done_text, from_table_cell, nearest, path_cell, some, table_cell, visible
 
 HOSTILE = ["\x1b[35mred\x1b[2J", "\x1b]0;owned\x07", "a\x9b31m", "[/b]", "[red]x", "caf\udce9", "a\rb", "\u202egpj.exe"]
 
@@ -164,3 +164,10 @@ def test_one_place_suggests_names() -> None:
 
 def test_some_is_one_line() -> None:
     assert some(["red", "a\nb", "c\x1b[1m"], 2) == "red, a\\nb and 1 more"
+
+
+def test_how_much_of_a_plan_is_done_is_rounded_down() -> None:
+    assert done_text(430, 1000) == "43 % of its plan (step 430 of 1,000)"
+    assert [done_text(step, 1000).split(" of")[0] for step in (0, 9, 10, 999, 1000)] == [
+        *("0 %", "under 1 %", "1 %", "99 %", "100 %")
+    ]

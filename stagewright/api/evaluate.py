@@ -1,4 +1,4 @@
-"""Scores a finished model on pictures with known classes: its own held-out ones, or others."""
+"""Scores a model on pictures with known classes: its own held-out ones, or others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
+from stagewright.api.load_bundle import load_bundle
 from stagewright.api.run import Run
 from stagewright.augment.geometry import eval_geometry
-from stagewright.bundle.bundle import Bundle, load_bundle
+from stagewright.bundle.bundle import Bundle
 from stagewright.data.account import Account, Omission
 from stagewright.data.batches.batch import BatchSpec
 from stagewright.data.batches.loader import load_batches
@@ -139,7 +140,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Evaluates a trained model on images with known classes: on ``data``, or on the test images of its run.
 
-    ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device. ``data`` is any form of
+    ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device; of a run that has not
+    finished, its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of
     DATA, as a whole or only its ``split`` (train, val, test); without it ``model`` must be a run. A table is read as that of the
     training was, unless ``overrides`` (``data.label=species``) say otherwise. Classes are matched by name, in any order;
     ``class_map`` gives the model's class of others, or None to leave their images out. ``progress(done, total)`` counts the

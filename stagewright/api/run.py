@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from stagewright.bundle.bundle import Bundle, load_bundle
+from stagewright.api.load_bundle import load_bundle
+from stagewright.bundle.bundle import Bundle
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.summary import Summary, read_summary
 
@@ -16,7 +17,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished or stopped run, read from its directory ``path``."""
+    """A run that has finished, stopped or is going on, read from its directory ``path``."""
 
     path: Path
 
@@ -27,10 +28,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has finished, so that it has a trained model."""
+        """Whether the run has finished, at the end of its plan or before (:func:`stagewright.api.finish.finish`), so that it has
+        a trained model."""
         return self.summary.get("status") == "finished"
 
     @cached_property
     def model(self) -> Bundle:
-        """The trained model, ready to predict; BundleError if the run has not finished."""
+        """The trained model, ready to predict; of a run that has not finished, the model of its checkpoint
+        (:func:`stagewright.api.load_bundle.load_bundle`), loaded once for this object."""
         return load_bundle(self.path)

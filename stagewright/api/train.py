@@ -6,22 +6,15 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.run import Run, Say
-from stagewright.data.dataset import open_images
-from stagewright.data.manifest import Manifest
-from stagewright.data.sources.verify import moved, verify_images
-from stagewright.errors import CheckpointError, Stopped, StorageError
-from stagewright.observers.default import default_observers
-from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
-from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import asks_for_lr, inherited_lr_notice
 from stagewright.preflight.cost_probe import within_budget
@@ -30,23 +23,18 @@ from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request
 from stagewright.rundir.claim import claimed_next, held, refuse_used
-from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import changed_code, code_digests, environment, own_command
-from stagewright.rundir.event_kinds import RunStopped
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
-from stagewright.rundir.summary import read_summary, record_actual_seconds, write_summary
+from stagewright.rundir.summary import record_actual_seconds
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device, device_name, require_known_processor
-from stagewright.system.machine import cores
 from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
-from stagewright.training.finish import finish
-from stagewright.training.loop import AfterUpdate, run_plan
+from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
-from stagewright.training.setup import RunInputs, open_session
-from stagewright.training.summary import summarise
+from stagewright.training.setup import RunInputs
 
 
 def train(  # the function behind `stagewright train`: most keywords are its options
@@ -103,7 +91,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             tell_time(plan, dataset, execution, say)
         if old is not None and earlier is not None and earlier.digest == plan.digest:
             run = old
-            if _is_finished(run, say):
+            if is_carried_out(run, say):
                 say(f"{run.root} is finished; there is nothing left to do.")
                 return Run(run.root)
         else:
@@ -119,7 +107,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         inputs = RunInputs(
             run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes
         )
-        done = _carry_out(inputs)
+        done = carry_out(inputs, lambda session: train_and_finish(session, say))
         if budget is not None and (told := record_actual_seconds(run, budget)) is not None:
             say(told)
         return done
@@ -153,7 +141,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         target = old = holding.enter_context(held(user_path(run)))
         plan = old.read_plan()
-        manifest = _own_manifest(old, plan)
+        manifest = own_manifest(old, plan)
         execution = execution or Execution()
         changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:
@@ -173,70 +161,10 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
                 say(inherited_lr_notice(plan.measured, old.root))
         if from_start and (kept := set_record_aside(target)) is not None:
             say(f"The old record of {target.root} is now in {kept}; the run starts at step 0.")
-        if _is_finished(target, say):
+        if is_carried_out(target, say):
             say(f"{target.root} is finished; there is nothing left to do.")
             return Run(target.root)
-        notes = changed_code(plan.recipe, target.read_env())
-        if data is not None:
-            manifest = moved(manifest, user_path(data))
-            notes.append(f"the pictures are in {manifest.root} now")
-        images = open_images(manifest)
-        with ProgressLine("comparing the pictures", quiet=execution.quiet) as progress:
-            verify_images(manifest, everything=verify, workers=cores(), progress=progress)
-        if data is not None:
-            manifest.write(target.manifest)
+        manifest, images, notes = own_images(target, manifest, data, everything=verify, quiet=execution.quiet)
+        notes = [*changed_code(plan.recipe, target.read_env()), *notes]
         inputs = RunInputs(target, plan, manifest, images, execution, stop, say, observers, began, notes=notes)
-        return _carry_out(inputs, arm)
-
-
-def _own_manifest(run: RunDir, plan: Plan) -> Manifest:
-    """Returns the manifest of ``run``; CheckpointError if it does not belong to the plan."""
-    manifest = Manifest.read(run.manifest)
-    if manifest.digest != plan.dataset.digest:
-        raise CheckpointError(
-            f"{run.manifest} is not the manifest of the run's plan (its digest is {manifest.digest[:12]}, the plan's "
-            f"{plan.dataset.digest[:12]})",
-            "the manifest.parquet that the run wrote",
-            "restore it from a copy",
-        )
-    return manifest
-
-
-def _is_finished(run: RunDir, say: Say) -> bool:
-    """Returns whether the run has finished; if its summary is damaged, False, so that it is written again."""
-    try:
-        return read_summary(run).get("status") == "finished"
-    except CheckpointError:
-        say(f"{run.summary} is damaged; it is written again.")
-        return False
-
-
-def _carry_out(inputs: RunInputs, arm: Callable[[Session], AfterUpdate | None] | None = None) -> Run:
-    """Carries out set-up, loop and finish in a locked run directory; summary.json states how it ended."""
-    own = default_observers(inputs.run, inputs.plan, inputs.execution)
-    inputs = replace(inputs, observers=[*own, *inputs.observers])
-    with contextlib.ExitStack() as closing:
-        session = open_session(inputs)
-        closing.callback(session.recorder.close)
-        status, error = "failed", None
-        try:
-            write_summary(inputs.run, summarise(session, "running"))
-            after_update = arm(session) if arm is not None else None
-            inputs.stop.arm()
-            complete = run_plan(session, after_update) and finish(session)
-            status = "finished" if complete else "stopped"
-        except Stopped:
-            status = "stopped"
-            raise
-        except BaseException as problem:
-            error = f"{type(problem).__name__}: {problem}"
-            raise
-        finally:
-            # On a full disk neither can be written; their errors must not hide the first one.
-            with contextlib.suppress(StorageError, OSError):
-                if status != "finished":
-                    session.recorder.log.emit(
-                        RunStopped(step=session.state.step, reason=error or inputs.stop.reason or status)
-                    )
-                    write_summary(inputs.run, summarise(session, status, error=error))
-    return Run(inputs.run.root)
+        return carry_out(inputs, lambda session: train_and_finish(session, say, arm))

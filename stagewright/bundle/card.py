@@ -25,10 +25,12 @@ def card(content: Mapping[str, Any]) -> str:
         else f"the central {100 * view['crop']:g} % of either side, squashed to a square"
     )
     side = view["image_size"]
+    stopped = content["training"].get("stopped_at")
+    part = f"\n\nThe training was stopped at {_text(stopped)}." if stopped else ""
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return f"""# {_text(model["name"])}: {len(classes)} classes
 
-An image classifier with {model["parameters"]:,} parameters, trained by stagewright.{_code(model["name"])}
+An image classifier with {model["parameters"]:,} parameters, trained by stagewright.{_code(model["name"])}{part}
 
 Classes: {shown}
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, plan, predict
+from stagewright.cli import evaluate, finish, plan, predict
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
@@ -47,6 +47,7 @@ from stagewright.cli.options import (
     refuse_alone,
     speaker,
 )
+from stagewright.cli.outcome import close
 from stagewright.errors import Cancelled, StagewrightError, Stopped
 from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional
@@ -126,7 +127,7 @@ def train(
         observers=_metric_lines(metric_lines),
         say=speaker(quiet),
     )
-    _close(run, quiet)
+    close(run, quiet)
 
 
 @app.command()
@@ -167,7 +168,7 @@ def resume(
         verify=verify == "data",
         say=speaker(quiet),
     )
-    _close(done, quiet)
+    close(done, quiet)
 
 
 @app.command()
@@ -190,6 +191,7 @@ recipes_app = StrictTyper(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+finish.register(app)
 evaluate.register(app)
 plan.register(app)
 predict.register(app)
@@ -275,23 +277,10 @@ def _metric_lines(enabled: bool) -> Any:
     return [MetricLines()] if enabled else []
 
 
-def _close(run: Any, quiet: bool) -> None:
-    """Prints the result of a run and the next commands; exits with code 75 if it was stopped."""
-    if not run.finished:
-        print(f"Stopped and saved. Continue with:  stagewright resume {run.path}", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED)
-    if quiet:
-        return
-    summary = run.summary
-    scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
-    scores = scores or "not measured: no validation or test pictures"
-    print(f"Top-1 {scores}  ({summary['chosen']['weights']} weights of step {summary['chosen']['step']:,})")
-    report = run.path / "report.html"
-    print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
-    print(f"Predict  stagewright predict {run.path} IMAGES...")
-
-
-_OUTLIVING = ("train", "resume", "demo", "report", "lr-find", "resume-check", "data pack", "data split", "data preview")
+_OUTLIVING = (
+    *("train", "resume", "finish", "demo", "report", "lr-find", "resume-check"),
+    *("data pack", "data split", "data preview"),
+)
 """Commands that continue if nobody reads their output any more, because they write files; all others end."""
 
 

@@ -42,8 +42,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Predict the classes of pictures; exit code 2 if none of them can be read."""
+    from stagewright.api.load_bundle import load_bundle
     from stagewright.api.prediction_data import find_pictures
-    from stagewright.bundle.bundle import load_bundle
     from stagewright.errors import StorageError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.device import choose_device

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from stagewright.model.groups import block_modules, modes_kept
 
 UPPER_SHARE = 0.345
-"""Largest share of the cost of all blocks that the ``upper`` ones have. On three sets of 300 to 1,000 images with three seeds each,
-blocks 9 to 18 of MobileNetV2 (0.34) came to 72.4 % of the test images, blocks 7 to 18 (0.40) to 72.6 %; on 1,766 images of
-rubbish, blocks 11 to 18 (0.28) stayed four points below blocks 7 to 18."""
+"""Largest share of the cost of all blocks that the ``upper`` ones have. On three sets of 300 to 1,000 images with three seeds
+each, blocks 9 to 18 of MobileNetV2 (0.34) came to 72.4 % of the test images, blocks 7 to 18 (0.40) to 72.6 %; on 1,766 images
+of rubbish, blocks 11 to 18 (0.28) stayed four points below blocks 7 to 18."""
 _MACS_PER_VALUE = 30
 """Cost of writing one value of an activation in multiply-adds. With it, the shares of the blocks of MobileNetV2 and ResNet-18 at
 160 px are those of measured training steps to within 0.04 (2 cores, norms folded): light convolutions are bound by memory."""

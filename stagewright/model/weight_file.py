@@ -48,7 +48,9 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
             raise ModelError(
                 f"{source} holds no trained model (no model/weights.safetensors)",
                 "a weights file, or the directory of a run that has finished",
-                f"use a checkpoint: {states[-1]}" if states else "check the path",
+                f"stagewright finish {source} makes one of its checkpoint; or use a checkpoint itself: {states[-1]}"
+                if states
+                else "check the path",
             )
     elif os.path.isfile(source):
         path = source

@@ -16,7 +16,10 @@ from stagewright.system.terminal import Terminal
 from stagewright.text import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
-_STYLES = {"stage": "bold", "finished": "bold green", "stopped": "yellow", "bad_image": "yellow"}
+_STYLES = {
+    **{"stage": "bold", "finished": "bold green", "interim_finished": "bold green"},
+    **{"stopped": "yellow", "bad_image": "yellow"},
+}
 
 
 class Console:

@@ -196,7 +196,9 @@ def _upper(draft: _Draft, facts: Facts) -> None:
         "stages.1.lr.peak": 1e-3,
         "stages.1.lr.batch": 32,
     }
-    text = "Then the upper blocks, which is where a network must change for other pictures, at a third of the cost of all"
+    text = (
+        "Then the upper blocks, which is where a network must change for other pictures, at a third of the cost of all"
+    )
     if facts.num_train <= _MOST_FOR_VIEWS:
         views = 8 if facts.num_train <= _MOST_FOR_ALL_VIEWS else 4
         fields["stages.1.cache"] = {"views": views}

@@ -20,7 +20,7 @@ from stagewright.report.gallery import Gallery
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
-from stagewright.rundir.event_kinds import Notice, Resumed, RunStopped, Skipped
+from stagewright.rundir.event_kinds import InterimFinished, Notice, Resumed, RunStopped, Skipped
 from stagewright.rundir.event_text import sentence
 from stagewright.text import ABSENT, count_text, number_text, percent_text, seconds_text, size_text
 
@@ -61,6 +61,8 @@ def _head(record: RunRecord) -> str:
     status = record.status
     silent = status == "running" and record.silent_seconds > _SILENT_SECONDS
     said = f"running, but without output for {seconds_text(record.silent_seconds)}" if silent else status
+    if stopped := results.stopped_text(record):
+        said = f"{status}, {stopped.partition(' of its plan')[0]}"
     plan = record.plan.get("recipe", {})
     facts = [
         f"recipe {_text(summary.get('recipe') or plan.get('name', ABSENT))}",
@@ -74,7 +76,7 @@ def _head(record: RunRecord) -> str:
     if summary.get("parent"):
         facts.append(f"forked from {_text(summary['parent'])}")
     done = 100.0 * record.step / max(1, record.total_steps)
-    bar = f'<div class="bar"><span style="width:{done:.1f}%"></span></div>' if status != "finished" else ""
+    bar = f'<div class="bar"><span style="width:{done:.1f}%"></span></div>' if status != "finished" or stopped else ""
     error = f'<p class="bad">{_text(summary["error"])}</p>' if summary.get("error") else ""
     return (
         f'<header><h1>{_text(record.name)} <span class="status {escape(status)}">{_text(said)}</span></h1>'
@@ -238,7 +240,11 @@ def _events(record: RunRecord) -> str:
         own_place = (
             isinstance(event, Notice) and event.already_shown
         )  # notes about the data, which the section Data shows
-        if isinstance(event, Resumed | RunStopped | Skipped | Notice) and not own_place and (text := sentence(event)):
+        if (
+            isinstance(event, Resumed | RunStopped | InterimFinished | Skipped | Notice)
+            and not own_place
+            and (text := sentence(event))
+        ):
             lines.append(text)
     lines += record.problems
     lost = len({event.step for event in record.superseded})

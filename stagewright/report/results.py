@@ -18,7 +18,7 @@ from stagewright.report.read import RunRecord
 from stagewright.report.tables import Predictions
 from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, Event, Result
 from stagewright.rundir.event_text import against_head_sentence
-from stagewright.text import count_text, percent_text
+from stagewright.text import count_text, done_text, percent_text
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 WEIGHT_NAMES = {"raw": "raw", "ema": "EMA", "swa": "SWA"}
@@ -77,6 +77,14 @@ def chosen(record: RunRecord) -> Chosen | None:
     return None
 
 
+def stopped_text(record: RunRecord) -> str:
+    """Returns how much of its plan a run had done that was finished before the end of it; empty for all others."""
+    summary = record.summary
+    if record.status != "finished" or summary.get("stopped_at") is None:
+        return ""
+    return f"stopped at {done_text(int(summary.get('step') or 0), record.total_steps)}"
+
+
 def score(record: RunRecord, split: str) -> Score | None:
     """Returns the top-1 of the chosen weights from the predictions or, for ``val`` without predictions, from the best
     evaluation; None if there is neither."""
@@ -122,7 +130,9 @@ def choice_sentence(record: RunRecord) -> str:
         words.append(f": {percent_text(top1)} of the validation pictures")
     words.append(". ")
     evaluations = record.evaluations
-    if done and not evaluations:
+    stopped = stopped_text(record)
+    words.append(f"The run was {stopped}. " if stopped else "")
+    if done and not evaluations and "val" not in record.predictions:
         return f"{''.join(words)}They are the last ones: without validation pictures no others could be compared."
     candidates = sum(len(event.results) for event in evaluations)
     select = record.plan.get("recipe", {}).get("eval", {}).get("select", "best")
@@ -131,6 +141,7 @@ def choice_sentence(record: RunRecord) -> str:
     else:
         words.append(
             f"Candidates were {count_text(candidates, 'set')} of weights in {count_text(len(evaluations), 'evaluation')}"
+            f"{', and those of the last checkpoint' if stopped else ''}"
         )
         words.append(f"; those with the highest validation top-1 are {'selected' if finalists else 'chosen'}.")
     if finalists:

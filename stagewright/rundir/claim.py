@@ -24,7 +24,7 @@ _BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr
 _SET_UP = (*_BEGINNING, "plan.json", "log.txt", "steps.csv", "metrics.csv", "timing.csv", "summary.json")
 """Files that may exist when a set-up fails before the event log is created."""
 _FOLDERS = ("", "evaluations", "fed", "plots", "lr-find", "model")
-_OWN_FILES = (*_SET_UP, "events.jsonl", "report.html", "evaluations", "fed", "plots", "model", locking.NAME)
+_OWN_FILES = (*_SET_UP, "events.jsonl", "report.html", "evaluations", "fed", "plots", "model", "interim", locking.NAME)
 """Files and folders of a run that are written by their names. ``checkpoints`` may be a link to another disk."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+\.\d+\.part|\..+\.tmp")
 _TEMPORARY_CHECKPOINT = re.compile(r"\.tmp-(step_\d+|best|last)")

@@ -83,6 +83,10 @@ class RunDir:
         return self.root / "model"
 
     @property
+    def interim(self) -> Path:
+        return self.root / "interim"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

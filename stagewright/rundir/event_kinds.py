@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
+from stagewright.rundir.event_parts import AgainstHead, ChosenWeights
+
 CLOCK: Mapping[str, object] = {"clock": True}
 """Marks a field that depends on the time or on the machine. It is written within ``clock``, unless it is None or False."""
 
@@ -284,34 +286,6 @@ class RunStopped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChosenWeights:
-    """The weights that became the model."""
-
-    step: int
-    """Number of finished updates that they come from."""
-    weights: str
-    """``raw``, ``ema``, ``swa``, ``head`` (the head alone), or a mixture such as ``0.75 ema + 0.25 head``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgainstHead:
-    """Top-1 of the chosen weights minus that of the head alone, on the same images of a split."""
-
-    points: float
-    """The difference in percentage points; positive where the chosen weights are better."""
-    low: float
-    """Lower end of its 95 % interval for paired proportions, with images as units."""
-    high: float
-    """Upper end of that interval."""
-    gained: int
-    """Images that only the chosen weights answer correctly."""
-    lost: int
-    """Images that only the head alone answers correctly."""
-    images: int
-    """Images that could be read."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Finished(Event):
     """The model is chosen, evaluated and written; the last event of a finished run."""
 
@@ -327,6 +301,26 @@ class Finished(Event):
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     loading: str | None = field(default=None, metadata=CLOCK)
     """Whether reading images held the training up, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterimFinished(Event):
+    """The run was finished before the end of its plan by the command ``finish``: a model is chosen, evaluated and written. If a
+    resume goes on, the model moves to the folder ``interim/``."""
+
+    kind = "interim_finished"
+    by_process = True
+
+    total_steps: int
+    """Number of updates of the plan."""
+    chosen: ChosenWeights
+    """The weights that became the model."""
+    val_top1: float | None
+    """Their top-1 on the validation split, in percent; None without validation images."""
+    test_top1: float | None
+    """Their top-1 on the test split, in percent; None without test images."""
+    against_head: Mapping[str, AgainstHead] | None = None
+    """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
 
 
 @dataclass(frozen=True, kw_only=True)

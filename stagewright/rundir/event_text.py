@@ -12,6 +12,7 @@ from stagewright.rundir.event_kinds import (
     Evaluated,
     Event,
     Finished,
+    InterimFinished,
     MemoryUse,
     Notice,
     Resumed,
@@ -22,7 +23,7 @@ from stagewright.rundir.event_kinds import (
     Started,
     Suspected,
 )
-from stagewright.text import number_text, percent_text, seconds_text
+from stagewright.text import done_text, number_text, percent_text, seconds_text
 
 
 @singledispatch
@@ -85,6 +86,16 @@ def _suspected(event: Suspected) -> str:
 
 @sentence.register
 def _finished(event: Finished) -> str:
+    return "\n".join([*_outcome("finished", event), *([event.loading] if event.loading else [])])
+
+
+@sentence.register
+def _interim_finished(event: InterimFinished) -> str:
+    return "\n".join(_outcome(f"finished, stopped at {done_text(event.step, event.total_steps)}", event))
+
+
+def _outcome(how: str, event: Finished | InterimFinished) -> list[str]:
+    """Returns lines about the weights that became the model, what they score, and how they differ from the head alone."""
     scores = ", ".join(
         f"{split} {percent_text(top1, 2)}"
         for split, top1 in (("val", event.val_top1), ("test", event.test_top1))
@@ -92,11 +103,11 @@ def _finished(event: Finished) -> str:
     )
     chosen = event.chosen
     weights = f"the {chosen.weights} weights of step {chosen.step:,}"
-    text = f"finished: top-1 {scores} with {weights}"
+    text = f"{how}: top-1 {scores} with {weights}"
     if not scores:
-        text = f"finished with {weights}; top-1 not measured: no validation or test pictures"
-    lines = [text, against_head_sentence(chosen.weights, event.against_head), event.loading]
-    return "\n".join(line for line in lines if line)
+        text = f"{how} with {weights}; top-1 not measured: no validation or test pictures"
+    against = against_head_sentence(chosen.weights, event.against_head)
+    return [text, *([against] if against else [])]
 
 
 def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] | None) -> str:

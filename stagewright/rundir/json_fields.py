@@ -72,6 +72,7 @@ class SummaryFields(Fields):
     seed: int = ABSENT
     step: Count = ABSENT
     total_steps: Count = ABSENT
+    stopped_at: Annotated[float, Field(ge=0, le=100)] | None = ABSENT
     top1: _Percents = ABSENT
     chosen: _Chosen | None = ABSENT
     finalists: Annotated[list[_Finalist], Field(max_length=100)] = ABSENT

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +18,21 @@ from typing import Any
 import torch
 
 from stagewright.errors import CheckpointError
-from stagewright.rundir.checkpoint import Checkpoint, Rejected
+from stagewright.rundir.checkpoint import Checkpoint, Rejected, name_of
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Saved
 from stagewright.rundir.events import read_events
 from stagewright.storage.append_file import Seal
-from stagewright.storage.files import read_own, unwritable, write_whole
+from stagewright.storage.files import make_folder, read_own, unwritable, write_whole
 
 _APPENDED = ("events.jsonl",)
 """Logs whose content after the checkpoint is not removed; there, a ``resumed`` event supersedes it."""
 _RECORD = (
     *("events.jsonl", "steps.csv", "metrics.csv", "timing.csv", "log.txt", "summary.json", "report.html"),
-    *("checkpoints", "evaluations", "fed", "plots", "model"),
+    *("checkpoints", "evaluations", "fed", "plots", "model", "interim"),
 )
+_RESULTS = ("evaluations", "model")
+"""What only a finished run has; the model goes last, so that until then the run has a model."""
 
 
 def pack_logs(seals: Mapping[str, Seal], env: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,6 +110,40 @@ def refuse_lost(run: RunDir, rejected: Sequence[Rejected]) -> None:
         "copy them from the machine that the run was made on (copies often omit large files), then resume; "
         f"or stagewright resume {run.root} --from-start, which moves the old record to a subfolder and starts at step 0",
     )
+
+
+def no_checkpoint(run: RunDir, rejected: Sequence[Rejected]) -> CheckpointError:
+    """Returns the error for a command that needs a checkpoint of ``run``, where none is usable."""
+    try:
+        refuse_lost(run, rejected)
+    except CheckpointError as lost:
+        return lost
+    return CheckpointError(
+        f"{run.root} has no checkpoint yet: nothing that it trained is saved",
+        "a run that has saved one: at a planned step, at a stop, or after --save-minutes",
+        f"stagewright resume {run.root} trains from the beginning (--save-minutes 1 saves sooner)",
+    )
+
+
+def set_results_aside(run: RunDir, step: int) -> Path | None:
+    """Moves the model and the evaluations of ``run``, which goes on from ``step``, to ``interim/step_...``: they are not those of
+    the run any more. Returns this folder, or None if there is nothing to move.
+
+    They were made by a finish before the end of the plan. A second finish at this step has made the same as the first.
+    """
+    there = [name for name in _RESULTS if os.path.lexists(run.root / name)]
+    if not there:
+        return None
+    target = run.interim / name_of(step)
+    try:
+        make_folder(run.interim)
+        make_folder(target)
+        for name in there:
+            shutil.rmtree(target / name, ignore_errors=True)
+            os.rename(run.root / name, target / name)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    return target
 
 
 def set_record_aside(run: RunDir) -> Path | None:

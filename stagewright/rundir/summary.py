@@ -111,6 +111,9 @@ class Summary(TypedDict):
     """Number of finished updates."""
     total_steps: int
     """Updates of the plan."""
+    stopped_at: float | None
+    """Percentage of the plan's updates that were done when the run was finished before its end (``stagewright finish``); None
+    elsewhere."""
     top1: dict[str, float | None]
     """Of the chosen weights by split, ``val`` and ``test``; None where it was not measured."""
     top5: dict[str, float | None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from stagewright.data.sources.verify import images_gone
 from stagewright.engine.evaluate import Evaluation, evaluate
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
+from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
 from stagewright.model.average import has_batch_norm, recalibrate
@@ -49,16 +50,8 @@ class Evaluator:
         before, points = state.seconds["eval"], {"at the end of the epoch": memory_in_use(state.device)}
         self.session.enter(stage)  # in a resumed run, the pending evaluation may belong to the stage before
         with self.session.clock.phase("eval"):
-            results = {"raw": self.evaluate_split("val", stage, self.session.features.current)}
-            if stage.average.kind != "none" and state.average.tensors:
-                # If the frozen body is the same in both, the cached features are valid for the averaged weights too.
-                features = self.session.features.current if self._averages_the_upper_part_alone() else None
-                with state.average.swapped_in(state.model):
-                    self.recalibrate(stage)
-                    results[stage.average.kind] = self.evaluate_split("val", stage, features)
-        state.latest = verdict(state.step, results)
-        if state.best is None or state.latest.top1 > state.best.top1:
-            state.best = state.latest
+            results = self._score(stage)
+        assert state.latest is not None
         state.evaluated_step = state.step
         state.early_stopping = update_early_stopping(
             self.session.plan.recipe.stop, state.early_stopping, results[state.latest.weights]
@@ -72,6 +65,31 @@ class Evaluator:
         reason = reason_to_end(self.session.plan, state)
         if reason is not None and state.step < self.session.plan.total_steps:
             self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
+
+    def score_present_step(self) -> None:
+        """Evaluates raw and averaged weights of the present step, unless that is done, so that a finish can choose them.
+
+        Only scores in memory change: for the run's record, this step has no evaluation. Raises as :meth:`evaluate`.
+        """
+        state, stage = self.session.state, self.session.plan.stage_before(self.session.state.step)
+        if state.evaluated_step < state.step and len(self.session.manifest.rows("val")):
+            self.session.enter(stage)
+            self._score(stage)
+
+    def _score(self, stage: StagePlan) -> dict[str, Evaluation]:
+        """Evaluates raw and averaged weights, updates the latest and the best score; returns the results by kind of weights."""
+        state = self.session.state
+        results = {"raw": self.evaluate_split("val", stage, self.session.features.current)}
+        if stage.average.kind != "none" and state.average.tensors:
+            # If the frozen body is the same in both, the cached features are valid for the averaged weights too.
+            features = self.session.features.current if self._averages_the_upper_part_alone() else None
+            with state.average.swapped_in(state.model):
+                self.recalibrate(stage)
+                results[stage.average.kind] = self.evaluate_split("val", stage, features)
+        state.latest = verdict(state.step, results)
+        if state.best is None or state.latest.top1 > state.best.top1:
+            state.best = state.latest
+        return results
 
     def _averages_the_upper_part_alone(self) -> bool:
         """Returns whether the averaged body equals the model's bit for bit, so that the cached features are valid for it."""
@@ -151,13 +169,15 @@ class Evaluator:
         with self.session.batches.load(
             recalibration_specs(self.session.plan, self.session.manifest, stage, count)
         ) as batches:
-            recalibrate(self.session.state.model, self._normalised(batches))
+            masked = map(self.session.masked, batches)
+            recalibrate(self.session.state.model, network_inputs(masked, self.session.numerics))
 
-    def _normalised(self, batches: Iterator[Batch]) -> Iterator[Tensor]:
-        for batch in batches:
-            on_device = self.session.masked(batch)
-            with self.session.numerics.autocast(self.session.state.device):
-                yield self.session.numerics.network_input(on_device)[on_device.valid]
+
+def network_inputs(batches: Iterable[Batch], numerics: Numerics) -> Iterator[Tensor]:
+    """Yields the normalised readable images of ``batches``, which are on the device of the network."""
+    for batch in batches:
+        with numerics.autocast(batch.valid.device):
+            yield numerics.network_input(batch)[batch.valid]
 
 
 def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:

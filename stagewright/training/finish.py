@@ -1,6 +1,8 @@
-"""The end of a run, after its last step: selects the final weights, evaluates them, writes predictions, Bundle and summary.
+"""The end of a run: selects the final weights, evaluates them, writes predictions, Bundle and summary.
 
-All results are a function of the last state, so this can be interrupted and repeated with the same result.
+All results are a function of the last state, so this can be interrupted and repeated with the same result. The state may be that
+of any checkpoint: a run can be finished before its plan is carried out, and resumed later, because nothing of the state and of
+the logs that a resume reads is changed here.
 """
 
 from __future__ import annotations
@@ -11,24 +13,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagewright.bundle.bundle import BundleSpec, Preprocessing, save_bundle
+from stagewright.bundle.bundle import save_bundle
 from stagewright.data.images.decode import FileImages, Images
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.memory_cache import CachedImages
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
-from stagewright.errors import CheckpointError, Interrupted
-from stagewright.plan.plan import StagePlan, eval_image_size
-from stagewright.recipe.fields import Data
-from stagewright.recipe.holds import fields_for
+from stagewright.errors import CheckpointError, Interrupted, NotFinite
+from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
-from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
+from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice
 from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
+from stagewright.text import done_text
 from stagewright.training.agreement import Agreement, measure_agreement
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.head_comparison import compare_with_head
 from stagewright.training.kept_batches import KeptBatches
+from stagewright.training.model_spec import model_spec
 from stagewright.training.session import Session
 from stagewright.training.summary import Final, summarise
 
@@ -37,11 +39,18 @@ _GOLDEN_BYTES = 2_000_000  # larger image files are not used, to keep the Bundle
 
 
 def finish(session: Session) -> bool:
-    """Selects, evaluates and writes the final model; returns False if a stop was requested, after which it can be repeated."""
+    """Selects, evaluates and writes the final model; returns False if a stop was requested, after which it can be repeated.
+
+    Before the end of the plan, the weights of the present step are candidates too, and all that is written says how much of the
+    plan was done.
+    """
     state, log = session.state, session.recorder.log
-    evaluator, score = Evaluator(session, KeptBatches(session.batches)), select_weights(session)
+    evaluator, interim = Evaluator(session, KeptBatches(session.batches)), not session.is_finished
     try:
         with session.clock.phase("eval"):
+            if interim:
+                _score_present_step(session)
+            score = select_weights(session)
             score, stage = load_selected_weights(session, score)
             comparison = compare_with_head(session, evaluator, score, stage)
             score = score if comparison is None else comparison.chosen
@@ -58,30 +67,66 @@ def finish(session: Session) -> bool:
         for split, result in results.items():
             write_predictions(session, split, result)
         top1 = {split: result.top1 for split, result in results.items()}
-        write_bundle(session, score, stage, top1, agreement)
-    log.emit(
-        Finished(
-            step=state.step,
-            chosen=ChosenWeights(step=score.step, weights=score.weights),
-            val_top1=top1.get("val"),
-            test_top1=top1.get("test"),
-            against_head=against_head,
-            loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
-        )
-    )
+        stopped_at = done_text(state.step, session.plan.total_steps) if interim else None
+        write_bundle(session, score, stage, top1, agreement, stopped_at)
+    final = Final(score, results, [] if comparison is None else comparison.finalists(), against_head, interim)
+    log.emit(_event(session, final))
     session.recorder.sync()
-    final = Final(score, results, [] if comparison is None else comparison.finalists(), against_head)
     write_summary(session.run, summarise(session, "finished", final=final))
     return True
+
+
+def _event(session: Session, final: Final) -> Finished | InterimFinished:
+    state, top1 = session.state, {split: result.top1 for split, result in final.results.items()}
+    chosen = ChosenWeights(step=final.score.step, weights=final.score.weights)
+    if final.interim:
+        return InterimFinished(
+            step=state.step,
+            total_steps=session.plan.total_steps,
+            chosen=chosen,
+            val_top1=top1.get("val"),
+            test_top1=top1.get("test"),
+            against_head=final.against_head,
+        )
+    return Finished(
+        step=state.step,
+        chosen=chosen,
+        val_top1=top1.get("val"),
+        test_top1=top1.get("test"),
+        against_head=final.against_head,
+        loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
+    )
+
+
+def _score_present_step(session: Session) -> None:
+    """Makes the weights of the present step candidates; a notice says so if they cannot be the best, with outputs that are not
+    finite."""
+    try:
+        Evaluator(session).score_present_step()
+    except NotFinite as error:
+        if session.state.best is None or session.plan.recipe.eval.select == "last":
+            raise
+        text = f"the weights of step {session.state.step:,} cannot become the model: {error.given}"
+        session.recorder.log.emit(Notice(step=session.state.step, text=text))
 
 
 def select_weights(session: Session) -> Score:
     """Returns the score of the final weights: the best or the last by ``eval.select``, compared on validation images only."""
     state = session.state
-    chosen = state.best if session.plan.recipe.eval.select == "best" else state.latest
-    if chosen is None:  # no validation images, so there is no score
-        kind = session.plan.stages[-1].average.kind
-        return Score(state.step, kind if kind != "none" and state.average.tensors else "raw", float("nan"))
+    return selected(session.plan, state.step, state.best, state.latest, averaged=bool(state.average.tensors))
+
+
+def selected(plan: Plan, step: int, best: Score | None, latest: Score | None, *, averaged: bool) -> Score:
+    """Returns the score of the weights that ``eval.select`` selects in the state of ``step``: the ``best`` or the ``latest``.
+
+    ``averaged`` says whether the state has averaged weights. Weights without a score, as there are no validation images, or no
+    evaluation of this step yet, are the averaged ones of the step if there are any; their top-1 is NaN.
+    """
+    last = plan.recipe.eval.select == "last"
+    chosen = latest if last else best
+    if chosen is None or (last and chosen.step != step):
+        kind = plan.stage_before(step).average.kind
+        return Score(step, kind if kind != "none" and averaged else "raw", float("nan"))
     return chosen
 
 
@@ -130,39 +175,21 @@ def write_predictions(session: Session, split: str, result: Evaluation) -> None:
 
 
 def write_bundle(
-    session: Session, score: Score, stage: StagePlan, top1: dict[str, float], agreement: Agreement | None = None
+    session: Session,
+    score: Score,
+    stage: StagePlan,
+    top1: dict[str, float],
+    agreement: Agreement | None = None,
+    stopped_at: str | None = None,
 ) -> None:
-    """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``."""
-    plan, recipe = session.plan, session.plan.recipe
-    spec = BundleSpec(
-        model=recipe.model.name,
-        options=dict(recipe.model.options),
-        drop_path=recipe.model.drop_path,
-        image_size=max(stage.image_size for stage in plan.stages),
-        classes=plan.dataset.classes,
-        preprocessing=Preprocessing(
-            image_size=eval_image_size(plan, stage),
-            crop=recipe.eval.crop,
-            fit=recipe.eval.fit,
-            interpolation=recipe.interpolation,
-            mean=session.numerics.mean,
-            std=session.numerics.std,
-        ),
-        training={
-            "recipe": recipe.name,
-            "data": session.manifest.source,
-            "read_as": {name: getattr(recipe.data, name) for name in sorted(fields_for(Data, "table"))},
-            "weights": score.weights,
-            "step": score.step,
-            "top1": top1,
-            "images": {"train": plan.dataset.num_train, "val": plan.dataset.num_val, "test": plan.dataset.num_test},
-            "plan_digest": plan.digest,
-            "dataset_digest": plan.dataset.digest,
-            "initial_weights": recipe.model.weights,
-        },
-        fold=recipe.eval.fold,
-        close_margin=None if agreement is None else agreement.margin,
-    )
+    """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``.
+
+    ``agreement`` is how far predictions in bfloat16 agree with float32; other arguments as for
+    :func:`stagewright.training.model_spec.model_spec`.
+    """
+    plan, manifest, numerics = session.plan, session.manifest, session.numerics
+    margin = None if agreement is None else agreement.margin
+    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, close_margin=margin)
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 
 

@@ -24,6 +24,8 @@ class Final:
     """What they were compared with at the end; empty if there was nothing."""
     against_head: Mapping[str, AgainstHead] | None
     """How they differ from the head alone, by split; None if they were not compared."""
+    interim: bool = False
+    """Whether the run was finished before the end of its plan."""
 
 
 def summarise(session: Session, status: str, *, final: Final | None = None, error: str | None = None) -> Summary:
@@ -32,7 +34,7 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
     ``final`` is given once the run has finished; ``error`` is the error that ended it.
     """
     plan, state, run = session.plan, session.state, session.run
-    results = {} if final is None else final.results
+    results, interim = ({}, False) if final is None else (final.results, final.interim)
     session.clock.read("setup")  # charges the time up to now
     events = read_events(run.events)
     # Without those of steps that were repeated after an interruption, which would count twice.
@@ -51,6 +53,7 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         "seed": plan.recipe.seed,
         "step": state.step,
         "total_steps": plan.total_steps,
+        "stopped_at": round(100 * state.step / plan.total_steps, 2) if interim else None,
         "top1": {split: results[split].top1 if split in results else None for split in ("val", "test")},
         "top5": {split: results[split].top5 if split in results else None for split in ("val", "test")},
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
@@ -67,7 +70,7 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         "loading": session.batches.train_times.to_dict(state.seconds["train"] - session.trained_before),
         "restarts": sum(isinstance(one.event, Resumed) for one in events),
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "ended_early": state.step < plan.total_steps and session.is_finished,
+        "ended_early": state.step < plan.total_steps and session.is_finished and not interim,
         "guard": {
             "rollbacks": state.guard.rollbacks,
             "left_out_steps": [update + 1 for update in state.guard.left_out],

@@ -241,7 +241,7 @@ def test_damaged_json_and_no_bundle_at_all(folder: Path, tmp_path: Path) -> None
     (folder.parent / "plan.json").touch()
     with pytest.raises(BundleError) as unfinished:
         load_bundle(folder.parent)
-    assert f"stagewright resume {folder.parent}" in unfinished.value.remedy
+    assert f"stagewright finish {folder.parent}" in unfinished.value.remedy
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_a_directory_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     assert json.loads((root / "plan.json").read_text()) == {}
 
 
-@pytest.mark.parametrize("name", ["log.txt", "steps.csv", "summary.json", "model", ".lock"])
+@pytest.mark.parametrize("name", ["log.txt", "steps.csv", "summary.json", "model", "interim", ".lock"])
 def test_a_run_whose_files_are_links_is_refused(tmp_path: Path, name: str) -> None:
     """A run from someone else would have files outside of it written (attack L3)."""
     root, mine = tmp_path / "run", tmp_path / "mine"

@@ -21,6 +21,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Notice, Resumed
 from stagewright.rundir.events import comparable, live_events, read_events
+from stagewright.rundir.logs import set_results_aside
 from stagewright.storage import files
 
 QUIET = sw.Execution(quiet=True, pages=False, keep_decoded=True)
@@ -271,3 +272,20 @@ def test_a_copied_run_is_a_run(stopped: Path, unbroken: RunDir, tmp_path: Path) 
     assert go_on(copied).finished
     assert differences(unbroken, RunDir(copied)) == []
     assert comparable(live_events(copied / "events.jsonl")) == comparable(live_events(unbroken.events))
+
+
+def test_results_of_an_earlier_step_are_set_aside_also_after_a_kill_in_between(tmp_path: Path) -> None:
+    """The evaluations go first; the same step makes the same results again, which take the place of those."""
+    run = RunDir(tmp_path)
+    assert set_results_aside(run, 7) is None and not run.interim.exists()
+    for text in ("first", "second"):
+        for folder in (run.evaluations, run.bundle):
+            folder.mkdir()
+            (folder / "file").write_text(text)
+        if text == "second":  # killed after the first rename
+            shutil.rmtree(run.interim / "step_000007" / "evaluations")
+            run.evaluations.rename(run.interim / "step_000007" / "evaluations")
+        assert set_results_aside(run, 7) == run.interim / "step_000007"
+        kept = {path.parent.name: path.read_text() for path in run.interim.rglob("file")}
+        assert kept == {"evaluations": text, "model": text}
+        assert not run.bundle.exists() and not run.evaluations.exists()

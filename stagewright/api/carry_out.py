@@ -1,0 +1,114 @@
+"""Takes up an existing run, and carries out work in a locked run directory, whose summary.json states how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from stagewright.api.run import Run, Say
+from stagewright.data.dataset import open_images
+from stagewright.data.images.decode import Images
+from stagewright.data.manifest import Manifest
+from stagewright.data.sources.verify import moved, verify_images
+from stagewright.errors import CheckpointError, Stopped, StorageError
+from stagewright.observers.default import default_observers
+from stagewright.observers.progress_line import ProgressLine
+from stagewright.plan.plan import Plan
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.event_kinds import RunStopped
+from stagewright.rundir.logs import set_results_aside
+from stagewright.rundir.summary import Summary, read_summary, write_summary
+from stagewright.storage.files import user_path
+from stagewright.system.machine import cores
+from stagewright.training.finish import finish
+from stagewright.training.loop import AfterUpdate, run_plan
+from stagewright.training.session import Session
+from stagewright.training.setup import RunInputs, open_session
+from stagewright.training.summary import summarise
+
+
+def own_manifest(run: RunDir, plan: Plan) -> Manifest:
+    """Returns the manifest of ``run``; CheckpointError if it does not belong to the plan."""
+    manifest = Manifest.read(run.manifest)
+    if manifest.digest != plan.dataset.digest:
+        raise CheckpointError(
+            f"{run.manifest} is not the manifest of the run's plan (its digest is {manifest.digest[:12]}, the plan's "
+            f"{plan.dataset.digest[:12]})",
+            "the manifest.parquet that the run wrote",
+            "restore it from a copy",
+        )
+    return manifest
+
+
+def own_images(
+    run: RunDir, manifest: Manifest, data: str | Path | None, *, everything: bool, quiet: bool
+) -> tuple[Manifest, Images, list[str]]:
+    """Returns the manifest and the images of a run that is taken up, after they were verified, and notes for its log.
+
+    ``data`` is the new place of the images if they were moved, which the run's manifest then has. ``everything`` compares all
+    hashes. DataError if an image is not the same.
+    """
+    notes: list[str] = []
+    if data is not None:
+        manifest = moved(manifest, user_path(data))
+        notes.append(f"the pictures are in {manifest.root} now")
+    images = open_images(manifest)
+    with ProgressLine("comparing the pictures", quiet=quiet) as progress:
+        verify_images(manifest, everything=everything, workers=cores(), progress=progress)
+    if data is not None:
+        manifest.write(run.manifest)
+    return manifest, images, notes
+
+
+def finished_summary(run: RunDir, say: Say) -> Summary | None:
+    """Returns the summary of a run that has finished, or None; if it is damaged, None, so that it is written again."""
+    try:
+        summary = read_summary(run)
+    except CheckpointError:
+        say(f"{run.summary} is damaged; it is written again.")
+        return None
+    return summary if summary.get("status") == "finished" else None
+
+
+def is_carried_out(run: RunDir, say: Say) -> bool:
+    """Returns whether the run has finished at the end of its plan, so that there is nothing to resume."""
+    summary = finished_summary(run, say)
+    return summary is not None and summary.get("stopped_at") is None
+
+
+def train_and_finish(session: Session, say: Say, arm: Callable[[Session], AfterUpdate | None] | None = None) -> bool:
+    """Carries out the rest of the plan and finishes; returns False if a stop was requested. ``arm`` as for ``resume``."""
+    if not session.is_finished and (kept := set_results_aside(session.run, session.state.step)) is not None:
+        say(f"The run goes on; the model of step {session.state.step:,} is now in {kept / session.run.bundle.name}")
+    return run_plan(session, arm(session) if arm is not None else None) and finish(session)
+
+
+def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
+    """Opens a session and calls ``work`` with it, which returns whether the run has finished; summary.json says how it ended."""
+    own = default_observers(inputs.run, inputs.plan, inputs.execution)
+    inputs = replace(inputs, observers=[*own, *inputs.observers])
+    with contextlib.ExitStack() as closing:
+        session = open_session(inputs)
+        closing.callback(session.recorder.close)
+        status, error = "failed", None
+        try:
+            write_summary(inputs.run, summarise(session, "running"))
+            inputs.stop.arm()
+            status = "finished" if work(session) else "stopped"
+        except Stopped:
+            status = "stopped"
+            raise
+        except BaseException as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            # On a full disk neither can be written; their errors must not hide the first one.
+            with contextlib.suppress(StorageError, OSError):
+                if status != "finished":
+                    session.recorder.log.emit(
+                        RunStopped(step=session.state.step, reason=error or inputs.stop.reason or status)
+                    )
+                    write_summary(inputs.run, summarise(session, status, error=error))
+    return Run(inputs.run.root)
