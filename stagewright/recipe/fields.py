@@ -12,7 +12,8 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
-from stagewright.recipe.holds import ON, Only, When
+from stagewright.recipe.holds import ON, Only, When, fields_for
+from stagewright.recipe.name_pattern import GroupText, LabelText
 from stagewright.recipe.schema import Frozen, Options
 from stagewright.system.named_functions import check_form, is_named
 
@@ -44,19 +45,26 @@ class Part(Frozen):
 
 
 class Data(Part):
-    """How DATA is read. Column names are used only for CSV and Parquet files."""
+    """How DATA is read. Column names are used only for CSV and Parquet files, patterns of names also for folders."""
 
     val: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for validation, if DATA has no validation split of its own."""
     test: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
+    near: Annotated[Literal["apart", "together"], Only("training")] = "apart"
+    """Near duplicates, as ``data inspect`` finds them, also mirrored ones, in a split that stagewright makes: ``together`` makes
+    each set of them a group, which is in one part; ``apart`` treats them as any two images. Identical files always stay
+    together."""
     path: TableText = None
     """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
-    label: TableText = None
-    """Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns."""
-    group: TableText = None
-    """Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
-    the text "none": no groups."""
+    label: LabelText = None
+    r"""Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns. For a
+    folder a pattern, ``{pattern: "(?P<label>[a-z]+)_\\d+"}`` or its text alone, that reads the class from the path below DATA
+    (docs/data.md)."""
+    group: GroupText = None
+    r"""Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
+    the text "none": no groups. For a folder or a table a pattern, ``{pattern: "(?P<group>p\\d+)_"}``, that reads the group from
+    the path."""
     split: TableText = None
     """Column that names each image's split (train, val or test); none: found by its name."""
     images: TableText = None
@@ -70,6 +78,12 @@ class Data(Part):
     max_unreadable: Annotated[Fraction, Only("training")] = 0.05
     """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
     read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""
+
+
+def reading_fields() -> tuple[str, ...]:
+    """Returns the fields of :class:`Data` that say what the columns of a table, or the names of files, mean."""
+    columns = fields_for(Data, "table")
+    return tuple(name for name in Data.model_fields if name in columns or name in ("label", "group"))
 
 
 class Model(Part):

@@ -19,8 +19,7 @@ from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted
 from stagewright.plan.plan import StagePlan, eval_image_size
-from stagewright.recipe.fields import Data
-from stagewright.recipe.holds import fields_for
+from stagewright.recipe.fields import reading_fields
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import ChosenWeights, Finished, Notice
 from stagewright.rundir.summary import write_summary
@@ -147,7 +146,7 @@ def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[st
         training={
             "recipe": recipe.name,
             "data": session.manifest.source,
-            "read_as": {name: getattr(recipe.data, name) for name in sorted(fields_for(Data, "table"))},
+            "read_as": recipe.data.model_dump(mode="json", include=set(reading_fields())),
             "weights": score.weights,
             "step": score.step,
             "top1": top1,

@@ -26,7 +26,7 @@ from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import account_of, assemble
 from stagewright.data.sources.embedded import image_column, parquet_files
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, place_of_groups
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
@@ -157,7 +157,8 @@ class Inspection:
         }
         lines = [f"{formats}; {plain['bytes'] / 1e6:,.1f} MB", ", ".join(size), how[self.split]]
         if plain["groups"]:
-            lines.append(f"{counted(plain['groups'], 'group')} in column '{self.evidence.listing.group_name}'")
+            place = place_of_groups(self.evidence.listing.group_name)
+            lines.append(f"{counted(plain['groups'], 'group')} in {place}")
         return lines
 
 

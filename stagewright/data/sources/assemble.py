@@ -19,7 +19,7 @@ from stagewright.data.account import Account
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
-from stagewright.data.sources.folders import UNDECIDED, Listing
+from stagewright.data.sources.folders import BY_LIKENESS, BY_NAME, UNDECIDED, Listing, place_of_groups
 from stagewright.data.sources.scan import Scan, hex_strings
 from stagewright.data.sources.unusable import account_of, exclude_unreadable, nothing_readable, size_notes
 from stagewright.data.sources.walk import Excluded
@@ -179,11 +179,13 @@ def _usable_groups(images: _ReadableImages, settings: Data) -> tuple[_ReadableIm
         return replace(images, groups=None), [
             f"column '{name}' has the same value in all rows and is not used for groups"
         ]
+    if name in (BY_NAME, BY_LIKENESS):  # they have a note already
+        return images, []
     return images, [f"groups from column '{name}': {num_groups:,}"]
 
 
 def _ungrouped_notes(images: _ReadableImages) -> list[str]:
-    if images.groups is None or not images.groups.null_count:
+    if images.groups is None or not images.groups.null_count or images.group_name == BY_LIKENESS:
         return []
     missing = counted(images.groups.null_count, "picture")
     return [f"{missing} without a value in column '{images.group_name}': each is treated as its own group"]
@@ -216,7 +218,8 @@ def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, l
     if len(undecided):
         kind = "stratified by class"
         if images.groups is not None:
-            kind = f"no {images.group_name} in two parts, stratified by class as far as that allows"
+            what = "group" if images.group_name in (BY_NAME, BY_LIKENESS) else images.group_name
+            kind = f"no {what} in two parts, stratified by class as far as that allows"
         how = f"made by stagewright ({'test as given by DATA, ' if has_test else ''}{kind}, seed {seed})"
     sizes = np.bincount(parts, minlength=3)
     shares = ", ".join(
@@ -262,7 +265,8 @@ def _check_groups(images: _ReadableImages, parts: Parts, settings: Data) -> list
     if not len(divided):
         return []
     names = some(encoded.dictionary.take(pa.array(divided)).to_pylist(), 5)
-    text = f"the split given by DATA divides {counted(len(divided), 'group')} of column '{images.group_name}' between parts"
+    place = place_of_groups(images.group_name)
+    text = f"the split given by DATA divides {counted(len(divided), 'group')} of {place} between parts"
     if settings.group is not None:
         raise DataError(
             f"{text}: {names}",

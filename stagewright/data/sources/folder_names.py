@@ -144,6 +144,10 @@ def _several_are_whole(combined: Sequence[str], known: set[str]) -> bool:
     )
 
 
+CLASS_AND_NUMBER = r"(?P<label>[^/\d]*[^/\d ._(-])[ ._-]*\(?\d+"
+"""A pattern (``data.label``) for the names that :func:`classes_in_file_names` knows."""
+
+
 def classes_in_file_names(files: Sequence[str]) -> list[str]:
     """Returns the words before the number in names such as ``cat.12.jpg`` and ``dog_3.png`` if they may be classes, else [].
 

@@ -27,6 +27,7 @@ from stagewright.data.sources.match_paths import match_files
 from stagewright.data.sources.table_text import as_text, read_text
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
+from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import user_path
 from stagewright.storage.parquet import one_array
@@ -150,9 +151,16 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     split = _column(file, names, settings.split, SPLIT_NAMES, "split")
     if split and settings.split is None and split.casefold() != "split" and _unknown_parts(table[split]):
         split = None  # a column named "set" or "partition" may mean something else
-    group = _column(file, names, settings.group, GROUP_NAMES, "group")
+    patterns = {name for name in ("label", "group") if isinstance(getattr(settings, name), NamePattern)}
+    if "label" in patterns:
+        raise DataError(
+            f"data.label={settings.label} with {file}, a table, whose classes are in a column",
+            "a pattern of classes with a folder of files",
+            "name the column: --set data.label=NAME; or point at the folder of the images",
+        )
+    group = None if "group" in patterns else _column(file, names, _text(settings.group), GROUP_NAMES, "group")
     free = [name for name in names if name not in (path, split, group)]
-    label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
+    label = _column(file, free if settings.label is None else names, _text(settings.label), LABEL_NAMES, "label")
     one_hot = () if label else tuple(name for name in free if _is_flag(table[name]) and not _is_property(name))
     if label is None and path is not None and (candidates := _label_candidates(table, free)):
         raise _no_label(file, candidates, one_hot)
@@ -160,6 +168,10 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
         raise _no_column(file, names, "path" if path is None else "label")
     group = None if group == label else group
     return _Columns(path, label, one_hot, group, split)
+
+
+def _text(setting: str | NamePattern | None) -> str | None:
+    return None if isinstance(setting, NamePattern) else setting
 
 
 def _no_column(file: Path, names: Sequence[str], kind: Literal["path", "label"]) -> DataError:
