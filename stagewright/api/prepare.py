@@ -105,7 +105,7 @@ def gather(
         dataset = load_dataset(
             str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
         )
-    unused = _unused_shares(str(data), request, dataset)
+    unused = _unused_settings(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
         recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
@@ -117,19 +117,17 @@ def gather(
     return dataset, recipe
 
 
-def _unused_shares(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:
-    """Returns notes on shares of the recipe that have no effect since DATA gives the parts; RecipeError if the user has requested
-    them for this run."""
+def _unused_settings(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:
+    """Returns notes on settings of the recipe that have no effect since DATA gives the parts; RecipeError if the user has
+    requested them for this run."""
     settings = request.preliminary.data
     unused = sorted(dataset.unused & settings.model_fields_set)
     given = [name for name in unused if ("data", name) in recipes.fields_set(request.overrides)]
     if given:
         raise RecipeError(
-            f"--set {', '.join(f'data.{name}={getattr(settings, name):g}' for name in given)} has no effect: {data!r} gives its "
+            f"--set {', '.join(f'data.{name}={getattr(settings, name)}' for name in given)} has no effect: {data!r} gives its "
             "own parts",
-            "data.val and data.test with data that have no val and test of their own",
+            "data.val, data.test and data.near with data that have no val and test of their own",
             "leave it out; stagewright data split DATA --anew makes other parts",
         )
-    return [
-        f"data.{name}={getattr(settings, name):g} of the recipe is not used: DATA gives the parts" for name in unused
-    ]
+    return [f"data.{name}={getattr(settings, name)} of the recipe is not used: DATA gives the parts" for name in unused]

@@ -51,10 +51,10 @@ class Data(Part):
     """Share of the images used for validation, if DATA has no validation split of its own."""
     test: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
-    near: Annotated[Literal["apart", "together"], Only("training")] = "apart"
+    near: Annotated[Literal["ignore", "together"], Only("training")] = "ignore"
     """Near duplicates, as ``data inspect`` finds them, also mirrored ones, in a split that stagewright makes: ``together`` makes
-    each set of them a group, which is in one part; ``apart`` treats them as any two images. Identical files always stay
-    together."""
+    each set of them a group, which is in one part (docs/split.md); ``ignore`` treats them as any two images. Identical files
+    always stay together."""
     path: TableText = None
     """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
     label: LabelText = None

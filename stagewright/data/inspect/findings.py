@@ -144,7 +144,7 @@ def _set_finding(
         share = sum(len(rows) for rows in sets) / len(e.labels)
         given = (e.parts == e.listing.parts)[e.fingerprints.readable].all()
         kept = "" if given else "; a split made by stagewright keeps them together"
-        if kind != "copies" and not given:
+        if kind != "copies" and not given and not e.together:
             kept = "; a split made by stagewright keeps identical files together, but not these"
             kept += f": {counted(divided, 'set')} would be divided between its parts" if divided else ""
         severity = "warning" if divided or share >= 0.01 else "notice"

@@ -24,11 +24,12 @@ from stagewright.data.inspect.read import near_rows, read_fingerprints
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
-from stagewright.data.sources.assemble import account_of, assemble
+from stagewright.data.sources.assemble import account_of, assemble, needs_split
 from stagewright.data.sources.embedded import image_column, parquet_files
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, place_of_groups
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
+from stagewright.data.splits.similar import grouped_listing
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.text import counted
@@ -152,7 +153,7 @@ class Inspection:
         how = {
             "given": "split as DATA gives it",
             "made": f"DATA has no complete split; this one was made with seed {self.seed}: identical files stay together, "
-            "near duplicates may not",
+            + ("near duplicates too" if self.evidence.together else "near duplicates may not"),
             "none": "no split can be made",
         }
         lines = [f"{formats}; {plain['bytes'] / 1e6:,.1f} MB", ", ".join(size), how[self.split]]
@@ -180,18 +181,23 @@ def inspect(
         )
     listing = list_source(source, settings)
     fingerprints = read_fingerprints(listing, workers, progress, settings.max_pixels)
-    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     if progress is not None:
         progress(0, 0)  # the comparison has begun
+    pairs = near_rows(fingerprints)
+    together = settings.near == "together" and needs_split(listing)
+    if together:
+        listing = grouped_listing(Evidence(listing, fingerprints, pairs, listing.parts))
+    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     evidence = Evidence(
         listing,
         fingerprints,
-        near_rows(fingerprints),
+        pairs,
         parts,
         strict=settings.bad_images == "fail",
         refusal=refusal,
         unlisted=_unlisted(source, listing),
         new_split=new_split(source, settings, seed),
+        together=together,
     )
     return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 

@@ -30,6 +30,10 @@ from stagewright.text import counted, printable, some
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
 
+_EVEN = 0.02
+"""Difference of the classes' shares in a part that needs no note."""
+
+
 class Assembled(NamedTuple):
     """What became of the files of a listing."""
 
@@ -40,7 +44,7 @@ class Assembled(NamedTuple):
     account: Account
     """How many images were read, what was left out and what could not be read."""
     unused: frozenset[str] = frozenset()
-    """Those of the settings ``val`` and ``test`` that have no effect, since DATA gives the parts."""
+    """Those of the settings ``val``, ``test`` and ``near`` that have no effect, since DATA gives the parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed:
     left_out = (*images.account.lines(), *size_notes(images.excluded))
     found = _assembled(source, listing, scanned, images, splits, left_out)
     notes = (*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits))
-    return found._replace(notes=notes, unused=_unused_shares(images.given))
+    return found._replace(notes=notes, unused=_unused_settings(images.given))
 
 
 def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
@@ -191,9 +195,14 @@ def _ungrouped_notes(images: _ReadableImages) -> list[str]:
     return [f"{missing} without a value in column '{images.group_name}': each is treated as its own group"]
 
 
-def _unused_shares(given: Parts) -> frozenset[str]:
+def needs_split(listing: Listing) -> bool:
+    """Whether :func:`assemble` makes a split, or a part of it: DATA does not give val, or leaves images undecided."""
+    return not (listing.parts == VAL).any() or bool((listing.parts == UNDECIDED).any())
+
+
+def _unused_settings(given: Parts) -> frozenset[str]:
     if (given == VAL).any() and not (given == UNDECIDED).any():
-        return frozenset(("val", "test"))
+        return frozenset(("val", "test", "near"))
     return frozenset(("test",) if (given == TEST).any() else ())
 
 
@@ -308,6 +317,8 @@ def _coverage_notes(images: _ReadableImages, parts: Parts) -> list[str]:
         if counts.any() and images.groups is not None and (images.given != part).all():
             share = counts / sizes
             lowest, highest = int(share.argmin()), int(share.argmax())
+            if share[highest] - share[lowest] < _EVEN:
+                continue
             notes.append(
                 f"{SPLITS[part]} has {100 * share[lowest]:.0f} % of class {images.classes[lowest]} and up to "
                 f"{100 * share[highest]:.0f} % ({images.classes[highest]}), since groups stay together"

@@ -89,5 +89,5 @@ def _preview(what: str, kind: Kind, listing: Listing, values: list[str]) -> str:
     low, high = min(sizes.values()), max(sizes.values())
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     noun = "class" if kind == "label" else kind
-    each += ' file' if high == 1 else ' files'
+    each += " file" if high == 1 else " files"
     return f"{what}: {counted(len(sizes), noun)} of {each}; e.g. {', '.join(shown)}"

@@ -85,12 +85,17 @@ def part_folders(names: Sequence[str]) -> PartFolders:
     return PartFolders(parts, tuple(unlabelled), tuple(others))
 
 
+def words_of(name: str) -> list[str]:
+    """Returns the words of a name, without figures and case: ``trainImages2017`` is ``train`` and ``images``."""
+    return [word.casefold() for word in _TOKEN.findall(name)]
+
+
 _NO_CLASSES = -2
 
 
 def _part(name: str) -> tuple[int | None, tuple[str, ...]]:
     """Returns the part that ``name`` names, or None, and its other words."""
-    words = [word.casefold() for word in _TOKEN.findall(name)]
+    words = words_of(name)
     meant = [word for word in words if word in PART_WORDS or word in _UNLABELLED]
     if {"hold", "out"} <= set(words) and not meant:
         meant, words = ["holdout"], [word for word in words if word not in ("hold", "out")]

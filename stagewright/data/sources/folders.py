@@ -356,8 +356,8 @@ def _no_class_folders(
         remedy = f"point at the table of classes instead: {tables[0]}"
     elif classes := classes_in_file_names(images):
         remedy = (
-            f"the file names seem to hold the classes ({some(classes, 5)}); this reads them: "
-            f"--set {shlex.quote(f'data.label={CLASS_AND_NUMBER}')}"
+            f"the file names seem to hold the classes ({some(classes, 5)}); this reads them: point at {shlex.quote(str(folder))} "
+            f"with --set {shlex.quote(f'data.label={CLASS_AND_NUMBER}')}"
         )
     return DataError(
         f"{folder} holds {counted(len(files), 'file')} but no class folders",

@@ -8,6 +8,7 @@ from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
 from stagewright.data.sources.file_names import read_classes, read_groups
 from stagewright.data.sources.folders import Listing, absolute_path, list_files, list_folder
+from stagewright.data.sources.other_tasks import refuse_folder
 from stagewright.data.sources.tables import is_table, list_table
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
@@ -47,6 +48,7 @@ def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
         return list_table(path, settings, files)
     if os.path.isdir(path):
         refuse_columns(source, "a folder", settings, patterns=True)
+        refuse_folder(path)
         if isinstance(settings.label, NamePattern):
             return read_classes(list_files(path, needs_train=needs_train), settings.label)
         return list_folder(path, needs_train=needs_train)
