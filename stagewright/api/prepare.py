@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagewright.api.run import Say
+from stagewright.data.class_names import display_names
 from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.build import check_trained
@@ -109,10 +110,13 @@ def gather(
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
         recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
+    names, name_notes = display_names(recipe.data.names, dataset.manifest.classes)
+    if names:  # the run stores the names, not where they were
+        recipe = recipe.changed(data=recipe.data.model_copy(update={"names": names}))
     if tiny:
         say(rehearsal.describe(recipe))
         dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
-    for note in (*dataset.notes, *unused, *reasons):
+    for note in (*dataset.notes, *name_notes, *unused, *reasons):
         say(note)
     return dataset, recipe
 

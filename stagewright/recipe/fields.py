@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
@@ -36,6 +36,12 @@ Name = Annotated[str, AfterValidator(_checked_if_named)]
 
 TableText = Annotated[str | None, Only("table")]
 """A setting that only a table can follow: the name of a column, or the folder of its images."""
+
+
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""A name as people read it: one line of text."""
+DisplayNames = dict[Annotated[str, StringConstraints(min_length=1)], DisplayName]
+"""Maps the name of a class to its display name."""
 
 
 class Part(Frozen):
@@ -69,6 +75,9 @@ class Data(Part):
     """Column that names each image's split (train, val or test); none: found by its name."""
     images: TableText = None
     """Folder to which the paths in a table are relative; none: the folder of the table."""
+    names: Annotated[str | DisplayNames | None, Only("training")] = None
+    """Display names of the classes, for reports, model cards and predictions: a CSV (columns ``class`` and ``name``) or YAML
+    file, or the mapping itself. Classes that it does not name keep their own names. Runs store the mapping."""
     bad_images: Literal["exclude", "fail"] = "exclude"
     """What to do with images that cannot be read: ``exclude`` lists them and trains without them, ``fail`` stops with an
     error that names them."""

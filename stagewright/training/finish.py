@@ -156,6 +156,7 @@ def write_bundle(session: Session, score: Score, stage: StagePlan, top1: dict[st
             "initial_weights": recipe.model.weights,
         },
         fold=recipe.eval.fold,
+        names=recipe.data.names if isinstance(recipe.data.names, dict) else {},
     )
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 

@@ -177,7 +177,7 @@ _ONE_ROW = "give a table with one row for each image and one class in it"
 
 
 def refuse_boxes(file: Path, table: pa.Table, paths: Sequence[str]) -> None:
-    """DataError if ``table`` has boxes or masks: columns of their names, and several rows for an image. ``paths`` are its rows'."""
+    """DataError if ``table`` has boxes or masks: columns of their names, and several rows for an image. ``paths`` (rows,)."""
     names = {re.sub(r"[\W_]+", "", name.casefold()): name for name in table.column_names}
     if "encodedpixels" in names or "rle" in names:
         what = f"column '{names.get('encodedpixels') or names['rle']}' holds masks"
