@@ -105,7 +105,7 @@ def _load(
     listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     if near and needs_split(listing):
-        from stagewright.data.splits.similar import group_similar  # scipy.spatial takes its time
+        from stagewright.data.inspect.similar import group_similar  # scipy.spatial takes its time
 
         listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     made = rule(source, listing, found)

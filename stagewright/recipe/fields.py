@@ -63,11 +63,11 @@ class Data(Part):
     always stay together."""
     path: TableText = None
     """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
-    label: LabelText = None
+    label: Annotated[LabelText, Only("names")] = None
     r"""Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns. For a
     folder a pattern, ``{pattern: "(?P<label>[a-z]+)_\\d+"}`` or its text alone, that reads the class from the path below DATA
     (docs/data.md)."""
-    group: GroupText = None
+    group: Annotated[GroupText, Only("names")] = None
     r"""Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
     the text "none": no groups. For a folder or a table a pattern, ``{pattern: "(?P<group>p\\d+)_"}``, that reads the group from
     the path."""
@@ -91,8 +91,8 @@ class Data(Part):
 
 def reading_fields() -> tuple[str, ...]:
     """Returns the fields of :class:`Data` that say what the columns of a table, or the names of files, mean."""
-    columns = fields_for(Data, "table")
-    return tuple(name for name in Data.model_fields if name in columns or name in ("label", "group"))
+    found = fields_for(Data, "table") | fields_for(Data, "names")
+    return tuple(name for name in Data.model_fields if name in found)
 
 
 class Model(Part):

@@ -21,6 +21,7 @@ from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Ite
 from stagewright.data.inspect.findings import find
 from stagewright.data.inspect.fingerprint import Fingerprints
 from stagewright.data.inspect.read import near_rows, read_fingerprints
+from stagewright.data.inspect.similar import grouped_listing
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
@@ -29,7 +30,6 @@ from stagewright.data.sources.embedded import image_column, parquet_files
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, place_of_groups
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
-from stagewright.data.splits.similar import grouped_listing
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.text import counted

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagewright.data.account import Account
+from stagewright.data.inspect.similar import group_similar
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
@@ -29,7 +30,6 @@ from stagewright.data.sources.scan import Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
-from stagewright.data.splits.similar import group_similar
 from stagewright.data.splits.summary import SplitSummary
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
@@ -68,7 +68,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     and ``progress`` are passed to :func:`~stagewright.data.sources.scan.scan`; then ``progress`` counts the links.
 
     A split that DATA contains is kept; ``anew`` ignores it and makes a new one. ``settings.near`` keeps near duplicates in one
-    split or fold, as groups of the table (:func:`~stagewright.data.splits.similar.group_similar`). With folds, a test part
+    split or fold, as groups of the table (:func:`~stagewright.data.inspect.similar.group_similar`). With folds, a test part
     is split off only if ``settings`` sets ``test`` explicitly.
 
     Raises DataError if the request would change a split that is kept, if ``out`` exists and ``overwrite`` is False, if

@@ -117,11 +117,11 @@ class _Joined:
         if scenes:
             self.notes.append(
                 f"{counted(len(scenes), 'set')} of near duplicates with more than half of a class ({self._named(scenes)}): "
-                "they show one scene, so that the class is hardly measured on other scenes; add pictures of others"
+                "each shows one scene, so that the class is hardly measured on another; add pictures of others"
             )
 
     def _named(self, labels: list[int]) -> str:
-        return some((self.evidence.classes[label] for label in dict.fromkeys(labels)), 5)
+        return some((self.evidence.classes[label] for label in sorted(set(labels))), 5)
 
     def _shares(self, sets: Rows) -> tuple[Rows, Rows, NDArray[np.float64]]:
         """Returns the sets and classes that meet, (P,) each, and the share of the class's images in the set."""
