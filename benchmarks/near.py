@@ -5,8 +5,8 @@
 *Copies*: of 300 images of each set, spread evenly, one copy of each kind is written beside the set; found is the share of copies
 in the group of their original, also by way of another copy. *Split*: images and copies are split with and without `near:
 together`; leaks are copies in val or test whose original is in train. *Cost*: seconds for 1,000 images, in turns, without and
-with it; results of the scan are kept from before, as in a second run. *Chains*: slow pans over photographs, 40 frames each, as one class each. *Consecutive*:
-pairs of successive numbers in the breeds, and how many of them are near duplicates.
+with it; results of the scan are kept from before, as in a second run. *Chains*: slow pans over photographs, 40 frames each, as
+one class each. *Consecutive*: pairs of successive numbers in the breeds, and how many are identical or near duplicates.
 """
 
 from __future__ import annotations

@@ -153,16 +153,17 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     split = _column(file, names, settings.split, SPLIT_NAMES, "split")
     if split and settings.split is None and split.casefold() != "split" and _unknown_parts(table[split]):
         split = None  # a column named "set" or "partition" may mean something else
-    patterns = {name for name in ("label", "group") if isinstance(getattr(settings, name), NamePattern)}
-    if "label" in patterns:
+    if isinstance(settings.label, NamePattern):
         raise DataError(
             f"data.label={settings.label} with {file}, a table, whose classes are in a column",
             "a pattern of classes with a folder of files",
             "name the column: --set data.label=NAME; or point at the folder of the images",
         )
-    group = None if "group" in patterns else _column(file, names, _text(settings.group), GROUP_NAMES, "group")
+    group = None
+    if not isinstance(settings.group, NamePattern):  # list_source reads the names
+        group = _column(file, names, settings.group, GROUP_NAMES, "group")
     free = [name for name in names if name not in (path, split, group)]
-    label = _column(file, free if settings.label is None else names, _text(settings.label), LABEL_NAMES, "label")
+    label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
     one_hot = () if label else tuple(name for name in free if _is_flag(table[name]) and not _is_property(name))
     if label is None and path is not None and (candidates := _label_candidates(table, free)):
         raise _no_label(file, candidates, one_hot)
@@ -170,10 +171,6 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
         raise _no_column(file, names, "path" if path is None else "label")
     group = None if group == label else group
     return _Columns(path, label, one_hot, group, split)
-
-
-def _text(setting: str | NamePattern | None) -> str | None:
-    return None if isinstance(setting, NamePattern) else setting
 
 
 def _no_column(file: Path, names: Sequence[str], kind: Literal["path", "label"]) -> DataError:
