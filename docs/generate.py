@@ -88,6 +88,9 @@ NAMES = {
     "Name": "text",
     "FunctionName": "`python:module:function`",
     "TableText": "text or none",
+    "LabelText": "text, or a pattern with `(?P<label>...)`, or none",
+    "GroupText": "text, or a pattern with `(?P<group>...)`, or none",
+    "DisplayNames": "mapping of text to text",
 }
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "length at least"}
 UNITS = {"epochs": "ep", "steps": "st", "images": "img", "run": ""}

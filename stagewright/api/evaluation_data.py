@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,12 @@ from stagewright.data.sources.folders import TABLES, absolute_path
 from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.table_text import column_names
 from stagewright.data.sources.tables import is_table
+from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import BundleError, DataError, RecipeError
 from stagewright.recipe import recipes
-from stagewright.recipe.fields import Data
+from stagewright.recipe.fields import Data, reading_fields
 from stagewright.recipe.holds import fields_for
+from stagewright.recipe.name_pattern import NamePattern
 from stagewright.system.machine import cores
 from stagewright.text import counted, near_names, nearest, some
 
@@ -54,7 +57,7 @@ def load_labelled(
     return dataset, notes
 
 
-def inherited_note(inherited: Mapping[str, str]) -> str:
+def inherited_note(inherited: Mapping[str, str | NamePattern]) -> str:
     """A note on settings that :func:`as_in_training` has returned."""
     said = ", ".join(f"data.{name}={value}" for name, value in inherited.items())
     return f"read as in the training: {said} (--set data.FIELD=VALUE reads it in another way)"
@@ -72,10 +75,15 @@ def refuse_training_fields(asked: Data) -> None:
         )
 
 
-def as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str]:
-    """Returns the settings of the training's table that ``data`` can follow and ``asked`` does not set."""
+def as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str | NamePattern]:
+    """Returns the settings of the training's table, or of the names of its files, that ``data`` can follow and ``asked`` does not
+    set."""
     own, place = _training_settings(bundle), absolute_path(data)
-    free = {name: value for name, value in own.items() if name not in asked.model_fields_set}
+    own = {name: value for name, value in own.items() if name not in asked.model_fields_set}
+    read = {name: value for name, value in own.items() if isinstance(value, NamePattern)}
+    if "label" in read and os.path.isdir(place) and not is_pack(place) and not _has_folders(place):
+        return {**read}
+    free = {name: value for name, value in own.items() if isinstance(value, str)}
     if is_pack(place):  # it has the columns that it was made with
         return {name: value for name, value in free.items() if value == "none"}
     if not free or not is_table(place):
@@ -87,11 +95,17 @@ def as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str]:
     # A folder relative to the current one belongs to the training's table: for a table elsewhere it has other images.
     if "images" in free and (beside or os.path.isdir(place.parent / free["images"])):
         followed["images"] = free["images"]
-    return followed
+    return {**followed}
 
 
-def _training_settings(bundle: Bundle) -> dict[str, str]:
-    """Returns the settings for tables that were not left at their defaults when ``bundle`` was trained."""
+def _has_folders(place: Path) -> bool:
+    """Whether the folder ``place`` has folders, which may be classes."""
+    with os.scandir(place) as entries:
+        return any(entry.is_dir() and not is_ignored(entry.name) for entry in entries)
+
+
+def _training_settings(bundle: Bundle) -> dict[str, str | NamePattern]:
+    """Returns the settings for tables and names that were not left at their defaults when ``bundle`` was trained."""
     recorded = bundle.spec.training.get("read_as") or {}
     try:
         settings = Data.model_validate(recorded)
@@ -101,8 +115,7 @@ def _training_settings(bundle: Bundle) -> dict[str, str]:
             "the file as stagewright has written it",
             "copy the folder again from where it was made",
         ) from None
-    names = [name for name in Data.model_fields if name in fields_for(Data, "table")]
-    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+    return {name: value for name in reading_fields() if (value := getattr(settings, name)) is not None}
 
 
 def rows_of(manifest: Manifest, split: str | None, what: str) -> Rows:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagewright.api.run import Say
+from stagewright.data.class_names import display_names
 from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.build import check_trained
@@ -105,31 +106,32 @@ def gather(
         dataset = load_dataset(
             str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
         )
-    unused = _unused_shares(str(data), request, dataset)
+    unused = _unused_settings(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
         recipe, reasons = choose_recipe(request, dataset, choose_device(execution.device), earlier)
+    names, name_notes = display_names(recipe.data.names, dataset.manifest.classes)
+    if names:  # the run stores the names, not where they were
+        recipe = recipe.changed(data=recipe.data.model_copy(update={"names": names}))
     if tiny:
         say(rehearsal.describe(recipe))
         dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
-    for note in (*dataset.notes, *unused, *reasons):
+    for note in (*dataset.notes, *name_notes, *unused, *reasons):
         say(note)
     return dataset, recipe
 
 
-def _unused_shares(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:
-    """Returns notes on shares of the recipe that have no effect since DATA gives the parts; RecipeError if the user has requested
-    them for this run."""
+def _unused_settings(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:
+    """Returns notes on settings of the recipe that have no effect since DATA gives the parts; RecipeError if the user has
+    requested them for this run."""
     settings = request.preliminary.data
     unused = sorted(dataset.unused & settings.model_fields_set)
     given = [name for name in unused if ("data", name) in recipes.fields_set(request.overrides)]
     if given:
         raise RecipeError(
-            f"--set {', '.join(f'data.{name}={getattr(settings, name):g}' for name in given)} has no effect: {data!r} gives its "
+            f"--set {', '.join(f'data.{name}={getattr(settings, name)}' for name in given)} has no effect: {data!r} gives its "
             "own parts",
-            "data.val and data.test with data that have no val and test of their own",
+            "data.val, data.test and data.near with data that have no val and test of their own",
             "leave it out; stagewright data split DATA --anew makes other parts",
         )
-    return [
-        f"data.{name}={getattr(settings, name):g} of the recipe is not used: DATA gives the parts" for name in unused
-    ]
+    return [f"data.{name}={getattr(settings, name)} of the recipe is not used: DATA gives the parts" for name in unused]

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stagewright.bundle.card import card
-from stagewright.bundle.description import Description
+from stagewright.bundle.description import Description, plain
 from stagewright.bundle.inputs import Inputs
 from stagewright.bundle.network import Network
 from stagewright.bundle.predict import Picture, answer
@@ -74,6 +74,13 @@ class BundleSpec:
     close_margin: float | None = None
     """Difference of two logits below which a prediction in bfloat16 is made again in float32, on CPUs that are faster in
     bfloat16; None: all predictions are in float32."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Display names of classes; a class that it does not name is shown by its own name."""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The classes by the names that people see."""
+        return tuple(self.names.get(name, name) for name in self.classes)
 
     def build(self) -> nn.Module:
         """Returns the network with random weights, on the CPU."""
@@ -118,16 +125,14 @@ class Bundle:
 
         An image is a path (also of a folder, a table of paths, or a glob), a Pillow image, a uint8 array (height, width, 3) in
         the order RGB or (height, width) in grey, a uint8 tensor (3, height, width), the bytes of an image file, or a file opened
-        with ``rb``.
-        OpenCV has the order BGR: give ``image[:, :, ::-1]``.
-
-        A Prediction has the ``topk`` most probable classes (all if there are fewer) and softmax probabilities; classes with equal
-        probabilities keep their order. For an unreadable image it has an ``error``; the others are still predicted. Equal inputs
-        in equal batches give equal bits on one machine. A file of more than ``max_pixels`` is unreadable. DataError for a path,
-        folder or glob without images, and for an input of another type, dtype or shape.
+        with ``rb``. OpenCV has the order BGR: give ``image[:, :, ::-1]``.
+        A Prediction has the ``topk`` most probable classes (all if there are fewer) by their display names, with softmax
+        probabilities; equal ones keep their order. For an unreadable image it has an ``error``; the others are still predicted.
+        Equal inputs in equal batches give equal bits on one machine. A file above ``max_pixels`` is unreadable. DataError where
+        a path, folder or glob has no images, and for an input of another type, dtype or shape.
         """
         network = self.network.present()
-        return answer(network, self.spec.classes, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
+        return answer(network, self.spec.shown, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
 
 
 def save_bundle(
@@ -169,16 +174,12 @@ def save_bundle(
         "golden": [name for name, _ in samples],
         **({} if spec.fold else {"fold": False}),
         **({} if spec.close_margin is None else {"close_margin": spec.close_margin}),
+        **({"names": dict(spec.names)} if spec.names else {}),
     }
     files[CARD] = card(content).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["model.json"] = (json.dumps(content, indent=1, ensure_ascii=False, default=_plain) + "\n").encode()
+    files["model.json"] = (json.dumps(content, indent=1, ensure_ascii=False, default=plain) + "\n").encode()
     _write(folder, files)
-
-
-def _plain(value: Any) -> Any:
-    """Converts numbers of NumPy and torch to Python's, and everything else (a Path, a date) to text, for JSON."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _sample(at: int, data: bytes | Image.Image, extension: str) -> tuple[str, bytes]:
@@ -289,6 +290,7 @@ def _spec(content: Description) -> BundleSpec:
         training=content.training,
         fold=content.fold,
         close_margin=content.close_margin,
+        names=content.names,
     )
 
 

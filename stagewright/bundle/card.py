@@ -18,7 +18,9 @@ def card(content: Mapping[str, Any]) -> str:
     model, view, classes = content["model"], content["preprocessing"], content["classes"]
     facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(content["training"]))
     more = len(classes) - _MAX_CLASSES
-    shown = ", ".join(map(_text, classes[:_MAX_CLASSES])) + (f" and {more} more" if more > 0 else "")
+    names = content.get("names") or {}
+    listed = [f"{names[name]} ({name})" if name in names else name for name in classes[:_MAX_CLASSES]]
+    shown = ", ".join(map(_text, listed)) + (f" and {more} more" if more > 0 else "")
     seen = (
         f"the central square of {100 * view['crop']:g} % of the shorter side"
         if view["fit"] == "crop"

@@ -49,6 +49,8 @@ class Description(Frozen):
     """Whether it predicts with folded batch norms on CPUs; left out if so, as in Bundles that were written before."""
     close_margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Difference of two logits below which a prediction in bfloat16 is made again in float32; None: all are in float32."""
+    names: dict[str, Text] = Field(default_factory=dict)
+    """Display names of classes; left out if there are none."""
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""
@@ -62,8 +64,15 @@ class Description(Frozen):
     def _consistent(self) -> Description:
         if len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} classes are named, num_classes is {self.num_classes}")
+        if unknown := self.names.keys() - set(self.classes):
+            raise ValueError(f"names has {min(unknown)!r}, which is no class")
         if not {f"golden/{name}" for name in self.golden} <= self.files.keys():
             raise ValueError("files does not list the golden samples")
         if missing := {"weights.safetensors", "golden.safetensors"} - self.files.keys():
             raise ValueError(f"files does not list {min(missing)}")
         return self
+
+
+def plain(value: Any) -> Any:
+    """Converts numbers of NumPy and torch to Python's, and everything else (a Path, a date) to text, for JSON."""
+    return value.item() if hasattr(value, "item") else str(value)

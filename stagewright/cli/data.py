@@ -106,9 +106,12 @@ def split(
     ] = None,
     mode: Annotated[str, typer.Option(help="What --links writes: symlink, hardlink or copy.")] = "symlink",
     anew: Annotated[bool, typer.Option("--anew", help="Make a new split even if DATA already has one.")] = False,
-    similar: Annotated[
-        bool, typer.Option("--group-similar", help="Keep near duplicates (see data inspect) in one split or fold.")
-    ] = False,
+    near: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ignore|together", help="Near duplicates (see data inspect); together: in one split or fold."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     overrides: Settings = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split.")] = 0,
@@ -127,7 +130,7 @@ def split(
     refuse_alone("--mode", mode != "symlink" and links is None, "--links")
     if mode not in ("symlink", "hardlink", "copy"):
         raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
-    flags = {"data.val": val, "data.test": test, "data.group": group_by}
+    flags = {"data.val": val, "data.test": test, "data.group": group_by, "data.near": near}
     settings = _settings(overrides, **{name: value for name, value in flags.items() if value is not None})
     with ProgressLine("looking at the pictures", "writing the links", quiet=quiet) as progress:
         made = write_split(
@@ -139,7 +142,6 @@ def split(
             mode=mode,
             folds=folds,
             anew=anew,
-            similar=similar,
             overwrite=overwrite,
             workers=workers or _cores(),
             progress=progress,

@@ -14,7 +14,7 @@ from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.reader import Pack, is_pack
 from stagewright.data.pack.verify import check_records
-from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation
+from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
 from stagewright.data.sources.folders import Listing, absolute_path
@@ -40,7 +40,7 @@ class Dataset:
     account: Account
     """How many images were read, what was left out and what could not be read."""
     unused: frozenset[str] = frozenset()
-    """Those of the settings ``val`` and ``test`` that had no effect, since DATA gives the parts."""
+    """Those of the settings ``val``, ``test`` and ``near`` that had no effect, since DATA gives the parts."""
 
 
 def load_dataset(
@@ -59,7 +59,8 @@ def load_dataset(
             "shares whose sum is below 1",
             "for example --set data.val=0.15 --set data.test=0.15",
         )
-    return _load(source, settings, partial(assemble, settings=settings, seed=seed), workers, progress)
+    rule = partial(assemble, settings=settings, seed=seed)
+    return _load(source, settings, rule, workers, progress, near=settings.near == "together")
 
 
 def load_for_evaluation(source: str, settings: Data, *, workers: int = 2, progress: Progress | None = None) -> Dataset:
@@ -80,7 +81,15 @@ def _load(
     progress: Progress | None,
     *,
     needs_train: bool = True,
+    near: bool = False,
 ) -> Dataset:
+    """``near``: near duplicates stay together in the split that is made."""
+    if near and (source.startswith("torchvision:") or is_pack(absolute_path(source))):
+        raise DataError(
+            f"data.near=together with {source!r}, whose images are not in separate files",
+            "near duplicates of image files",
+            "split the files first (stagewright data split DATA --near together), and use or pack the table that it writes",
+        )
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
@@ -95,6 +104,10 @@ def _load(
         return _dataset(made, pack.images(manifest.paths))
     listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
+    if near and needs_split(listing):
+        from stagewright.data.inspect.similar import group_similar  # scipy.spatial takes its time
+
+        listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     made = rule(source, listing, found)
     return _dataset(made, FileImages(made.manifest.root, made.manifest.paths, settings.max_pixels))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
-from stagewright.recipe.holds import ON, Only, When
+from stagewright.recipe.holds import ON, Only, When, fields_for
+from stagewright.recipe.name_pattern import GroupText, LabelText
 from stagewright.recipe.schema import Frozen, Options
 from stagewright.system.named_functions import check_form, is_named
 
@@ -37,6 +38,12 @@ TableText = Annotated[str | None, Only("table")]
 """A setting that only a table can follow: the name of a column, or the folder of its images."""
 
 
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""A name as people read it: one line of text."""
+DisplayNames = dict[Annotated[str, StringConstraints(min_length=1)], DisplayName]
+"""Maps the name of a class to its display name."""
+
+
 class Part(Frozen):
     """A frozen part of a recipe that refuses unknown keys and the numbers infinity and NaN."""
 
@@ -44,23 +51,33 @@ class Part(Frozen):
 
 
 class Data(Part):
-    """How DATA is read. Column names are used only for CSV and Parquet files."""
+    """How DATA is read. Column names are used only for CSV and Parquet files, patterns of names also for folders."""
 
     val: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for validation, if DATA has no validation split of its own."""
     test: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
+    near: Annotated[Literal["ignore", "together"], Only("training")] = "ignore"
+    """Near duplicates, as ``data inspect`` finds them, also mirrored ones, in a split that stagewright makes: ``together`` makes
+    each set of them a group, which is in one part (docs/split.md); ``ignore`` treats them as any two images. Identical files
+    always stay together."""
     path: TableText = None
     """Column with the path of the image file; none: found by its name (path, filepath, file, filename, image, id)."""
-    label: TableText = None
-    """Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns."""
-    group: TableText = None
-    """Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
-    the text "none": no groups."""
+    label: Annotated[LabelText, Only("names")] = None
+    r"""Column with the class; none: found by its name (label, class, category, breed, ...), or as one-hot class columns. For a
+    folder a pattern, ``{pattern: "(?P<label>[a-z]+)_\\d+"}`` or its text alone, that reads the class from the path below DATA
+    (docs/data.md)."""
+    group: Annotated[GroupText, Only("names")] = None
+    r"""Column of groups (site, patient, sequence). All images of a group are put into the same split. None: found by its name;
+    the text "none": no groups. For a folder or a table a pattern, ``{pattern: "(?P<group>p\\d+)_"}``, that reads the group from
+    the path."""
     split: TableText = None
     """Column that names each image's split (train, val or test); none: found by its name."""
     images: TableText = None
     """Folder to which the paths in a table are relative; none: the folder of the table."""
+    names: Annotated[str | DisplayNames | None, Only("training")] = None
+    """Display names of the classes, for reports, model cards and predictions: a CSV (columns ``class`` and ``name``) or YAML
+    file, or the mapping itself. Classes that it does not name keep their own names. Runs store the mapping."""
     bad_images: Literal["exclude", "fail"] = "exclude"
     """What to do with images that cannot be read: ``exclude`` lists them and trains without them, ``fail`` stops with an
     error that names them."""
@@ -70,6 +87,12 @@ class Data(Part):
     max_unreadable: Annotated[Fraction, Only("training")] = 0.05
     """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
     read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""
+
+
+def reading_fields() -> tuple[str, ...]:
+    """Returns the fields of :class:`Data` that say what the columns of a table, or the names of files, mean."""
+    found = fields_for(Data, "table") | fields_for(Data, "names")
+    return tuple(name for name in Data.model_fields if name in found)
 
 
 class Model(Part):

@@ -20,8 +20,8 @@ ON = "on"
 
 @dataclass(frozen=True)
 class Only:
-    """The field holds for one kind of use, which is known with DATA or the command (``table``, ``training``) or with all
-    stages (``head``)."""
+    """The field holds for one kind of use, which is known with DATA or the command (``table``, ``names``, ``training``) or with
+    all stages (``head``)."""
 
     use: str
 
@@ -29,6 +29,7 @@ class Only:
         """For the page of the fields."""
         return {
             "table": "DATA is a table",
+            "names": "DATA is a table, or a pattern reads names of files",
             "training": "training",
             "head": "the first stages train only the head (train: head) and a later one trains more",
         }[self.use]

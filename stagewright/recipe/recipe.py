@@ -29,6 +29,7 @@ from stagewright.recipe.fields import Mix as Mix
 from stagewright.recipe.fields import Model as Model
 from stagewright.recipe.fields import Optimizer as Optimizer
 from stagewright.recipe.fields import Stop as Stop
+from stagewright.recipe.fields import reading_fields as reading_fields
 from stagewright.recipe.holds import When
 from stagewright.recipe.optimum import obstacles_to_optimum, unused_in_optimum
 from stagewright.system.named_functions import is_named

@@ -11,13 +11,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from stagewright.errors import RecipeError
 from stagewright.recipe.duration import FORMS, Duration
+from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data, Recipe
 from stagewright.recipe.unused import refuse_unused, refuse_unused_in_file
 from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml, write_yaml
@@ -166,18 +167,28 @@ def _value(path: Sequence[str], text: str, override_: str) -> Any:
     try:
         value = load_yaml(text)
     except YamlError as error:
-        if _is_text(path):
+        if _is_text(path, text):
             return text.strip()
         raise RecipeError(
             f"--set {override_!r}: {shortened(text, 200)!r} is not YAML: {error}", "a YAML value", "quote it"
         ) from None
-    return text.strip() if value is not None and not isinstance(value, str) and _is_text(path) else value
+    return text.strip() if value is not None and not isinstance(value, str) and _is_text(path, text) else value
 
 
-def _is_text(path: Sequence[str]) -> bool:
-    """Whether the recipe field at ``path`` takes text and nothing else."""
+def _is_text(path: Sequence[str], text: str) -> bool:
+    """Whether the recipe field at ``path`` takes text and nothing else, or nothing but a pattern, and ``text`` is no mapping."""
     field = _part_at(path[:-1]).model_fields.get(path[-1])
-    return field is not None and set(typing.get_args(field.annotation) or (field.annotation,)) <= {str, types.NoneType}
+    kinds = _kinds(field.annotation) if field is not None else {object}
+    return kinds <= {str, types.NoneType} or (NamePattern in kinds and not text.strip().startswith("{"))
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Returns the types of a union."""
+    if typing.get_origin(annotation) is Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    return {annotation}
 
 
 def stretch(recipe: Recipe, epochs: str) -> Recipe:

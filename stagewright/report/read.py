@@ -83,8 +83,10 @@ class RunRecord:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the labels; ``class 3`` etc. if the plan is missing."""
-        known = [str(name) for name in self.plan.get("dataset", {}).get("classes", ())]
+        """Display names of the classes in the order of the labels; ``class 3`` etc. if the plan is missing."""
+        shown = self.plan.get("recipe", {}).get("data", {}).get("names")
+        shown = shown if isinstance(shown, dict) else {}
+        known = [str(shown.get(name, name)) for name in self.plan.get("dataset", {}).get("classes", ())]
         largest = max((int(p.labels.max(initial=-1)) for p in self.predictions.values()), default=-1)
         largest = max([largest, *(int(p.predicted.max(initial=-1)) for p in self.predictions.values())])
         return known + [f"class {at}" for at in range(len(known), largest + 1)]

@@ -7,8 +7,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import Score
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
-from stagewright.recipe.fields import Data
-from stagewright.recipe.holds import fields_for
+from stagewright.recipe.fields import reading_fields
 
 
 def model_spec(
@@ -45,7 +44,7 @@ def model_spec(
         training={
             "recipe": recipe.name,
             "data": manifest.source,
-            "read_as": {name: getattr(recipe.data, name) for name in sorted(fields_for(Data, "table"))},
+            "read_as": recipe.data.model_dump(mode="json", include=set(reading_fields())),
             "weights": score.weights,
             "step": score.step,
             **({} if stopped_at is None else {"stopped_at": stopped_at}),
@@ -57,4 +56,5 @@ def model_spec(
         },
         fold=recipe.eval.fold,
         close_margin=close_margin,
+        names=recipe.data.names if isinstance(recipe.data.names, dict) else {},
     )

@@ -12,6 +12,7 @@ import stagewright as sw
 from stagewright.api.evaluation_data import near_names
 from stagewright.errors import DataError, RecipeError
 from stagewright.plan.execution import Execution
+from stagewright.report.read import read_run
 
 QUICK = [
     *("model.name=cifar_resnet18", "model.options={width: 4}", "image_size=16", "batch_size=16", "epochs=2ep"),
@@ -151,3 +152,25 @@ def test_near_names() -> None:
         "dogs": "dog",
     }
     assert near_names(["cat", "Cat"], ["CAT"]) == {"cat": "CAT"}, "each once"
+
+
+def test_a_flat_folder_with_display_names(picture_folder: Path, tmp_path: Path) -> None:
+    for kind, numbers in (("flat", range(20)), ("new", range(15, 20))):
+        (tmp_path / kind).mkdir()
+        for name in ("across", "down", "slanted"):
+            for at in numbers:
+                shutil.copy(picture_folder / name / f"{at:02d}.png", tmp_path / kind / f"{name}.{at}.png")
+    (tmp_path / "names.yaml").write_text("across: Quer\ndown: Längs\n")
+    names = f"data.names={tmp_path / 'names.yaml'}"
+    label = r"data.label=(?P<label>[a-z]+)\.\d+"
+    run = trained(tmp_path / "flat", tmp_path / "run", label, names, "data.near=together")
+    (tmp_path / "names.yaml").unlink()  # the run has stored the names
+    shown = {"Quer", "Längs", "slanted"}
+    bundle = sw.load_bundle(run)
+    assert {name for answer in bundle.predict(tmp_path / "new") for name, _ in answer.classes} == shown
+    assert bundle.classes == ("across", "down", "slanted"), "what is matched are the names of the data"
+    assert "Quer (across), Längs (down), slanted" in (bundle.folder / "README.md").read_text()
+    assert set(read_run(run).classes) == shown
+    found = sw.evaluate(run, tmp_path / "new", device="cpu")
+    assert found.result.images == 15 and any(f"read as in the training: {label}" in note for note in found.notes)
+    assert sw.evaluate(run, picture_folder, device="cpu").result.images == 60, "class folders need no pattern"

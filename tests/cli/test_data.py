@@ -68,6 +68,10 @@ def test_split_is_written_and_train_reads_it(call: Call, photos: Path, tmp_path:
     assert code == 2 and "--overwrite" in complaint
     code, said, _ = call("data", "split", photos, "--folds", 3, "--out", "k.csv", "--json")
     assert code == 0 and json.loads(said) and len(list(tmp_path.glob("k-fold*of3.csv"))) == 3
+    code, said, _ = call("data", "split", photos, "--near", "together", "--out", "n.csv")
+    assert code == 0 and "near duplicates stay together:" in said
+    code, _, complaint = call("data", "split", photos, "--near", "apart", "--out", "m.csv")
+    assert code == 2 and "data.near: 'apart' is not allowed" in complaint and "'ignore' or 'together'" in complaint
     code, _, complaint = call("data", "split", photos, "--mode", "teleport", "--links", "l", "--out", "x.csv")
     assert code == 2 and "symlink, hardlink or copy" in complaint
 

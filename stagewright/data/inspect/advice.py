@@ -17,10 +17,10 @@ def new_split(source: str, settings: Data, seed: int) -> str:
     """
     name = name_of(source)
     table = next(out for at in count(1) if not os.path.lexists(out := f"{name}-split{f'-{at}' if at > 1 else ''}.csv"))
-    words = ["stagewright", "data", "split", source, "--anew", "--group-similar"]
+    words = ["stagewright", "data", "split", source, "--anew", "--near", "together"]
     for field in sorted(settings.model_fields_set):
         value = getattr(settings, field)
-        if value is not None and field != "split":  # --anew is data.split=none
+        if value is not None and field not in ("split", "near"):  # --anew is data.split=none
             words += ["--set", f"data.{field}={value}"]
     words += ["--seed", str(seed)] if seed else []
     return shlex.join([*words, "--out", table])

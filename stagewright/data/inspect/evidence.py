@@ -83,6 +83,8 @@ class Evidence:
     """Images in the folder that no row of the table names."""
     new_split: str = ""
     """The command that makes a new split and keeps near duplicates together in it."""
+    together: bool = False
+    """Whether the split that a run makes keeps near duplicates together (``data.near``)."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

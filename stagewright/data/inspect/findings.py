@@ -19,7 +19,7 @@ from stagewright.data.inspect.fingerprint import Fingerprints, Rows, blank, diff
 from stagewright.data.manifest import SPLITS
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folder_names import similar_names
-from stagewright.data.sources.folders import UNDECIDED
+from stagewright.data.sources.folders import UNDECIDED, place_of_groups
 from stagewright.data.sources.match_paths import NO_FILE
 from stagewright.text import counted, some
 
@@ -144,7 +144,7 @@ def _set_finding(
         share = sum(len(rows) for rows in sets) / len(e.labels)
         given = (e.parts == e.listing.parts)[e.fingerprints.readable].all()
         kept = "" if given else "; a split made by stagewright keeps them together"
-        if kind != "copies" and not given:
+        if kind != "copies" and not given and not e.together:
             kept = "; a split made by stagewright keeps identical files together, but not these"
             kept += f": {counted(divided, 'set')} would be divided between its parts" if divided else ""
         severity = "warning" if divided or share >= 0.01 else "notice"
@@ -200,7 +200,8 @@ def _groups(e: Evidence) -> Iterator[Finding]:
             rows_of.setdefault(group, []).append(row)
     divided = {group: rows for group, rows in rows_of.items() if len(set(parts[rows].tolist())) > 1}
     if divided:
-        what = f"{counted(len(divided), 'group')} of column '{e.listing.group_name}' in more than one part: {some(divided)}"
+        place = place_of_groups(e.listing.group_name)
+        what = f"{counted(len(divided), 'group')} of {place} in more than one part: {some(divided)}"
         items = tuple(item for group, rows in divided.items() for item in e.items(rows, lambda row, name=group: name))
         why = "pictures of one group are similar, so results look better than they will be on new groups"
         todo = "make a new split, which does not divide groups, and use its table as DATA"

@@ -367,7 +367,7 @@ def _pixels_agree(pixels: Pixels, pairs: Rows, mirrored: NDArray[np.bool_]) -> N
         part = slice(at, at + _CHUNK)
         one, two = pixels[pairs[part, 0]], pixels[pairs[part, 1]]
         two = np.where(mirrored[part, None, None, None], two[:, :, ::-1], two)
-        apart = np.abs(_normal(one) - _normal(two))
+        apart = np.abs(normalised(one) - normalised(two))
         mean = apart.mean(axis=(1, 2))
         grey = _neutral(one) & _neutral(two)
         near = (mean <= np.where(grey, _GREY_MEAN, _MEAN)) & (apart.max(axis=(1, 2)) <= _LOCAL + _LOCAL_SLOPE * mean)
@@ -376,7 +376,7 @@ def _pixels_agree(pixels: Pixels, pairs: Rows, mirrored: NDArray[np.bool_]) -> N
     return agree
 
 
-def _normal(thumbs: Pixels) -> NDArray[np.float32]:
+def normalised(thumbs: Pixels) -> NDArray[np.float32]:
     """Returns (N, 256, 3): each channel with mean 0, the whole image with standard deviation 1."""
     flat = thumbs.reshape(len(thumbs), SIDE * SIDE, 3).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)

@@ -21,12 +21,13 @@ from stagewright.data.inspect.evidence import SEVERITIES, Evidence, Finding, Ite
 from stagewright.data.inspect.findings import find
 from stagewright.data.inspect.fingerprint import Fingerprints
 from stagewright.data.inspect.read import near_rows, read_fingerprints
+from stagewright.data.inspect.similar import grouped_listing
 from stagewright.data.manifest import SPLITS
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.sources import scan
-from stagewright.data.sources.assemble import account_of, assemble
+from stagewright.data.sources.assemble import account_of, assemble, needs_split
 from stagewright.data.sources.embedded import image_column, parquet_files
-from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path
+from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing, absolute_path, place_of_groups
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.walk import walk
 from stagewright.errors import DataError
@@ -152,12 +153,13 @@ class Inspection:
         how = {
             "given": "split as DATA gives it",
             "made": f"DATA has no complete split; this one was made with seed {self.seed}: identical files stay together, "
-            "near duplicates may not",
+            + ("near duplicates too" if self.evidence.together else "near duplicates may not"),
             "none": "no split can be made",
         }
         lines = [f"{formats}; {plain['bytes'] / 1e6:,.1f} MB", ", ".join(size), how[self.split]]
         if plain["groups"]:
-            lines.append(f"{counted(plain['groups'], 'group')} in column '{self.evidence.listing.group_name}'")
+            place = place_of_groups(self.evidence.listing.group_name)
+            lines.append(f"{counted(plain['groups'], 'group')} in {place}")
         return lines
 
 
@@ -179,18 +181,23 @@ def inspect(
         )
     listing = list_source(source, settings)
     fingerprints = read_fingerprints(listing, workers, progress, settings.max_pixels)
-    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     if progress is not None:
         progress(0, 0)  # the comparison has begun
+    pairs = near_rows(fingerprints)
+    together = settings.near == "together" and needs_split(listing)
+    if together:
+        listing = grouped_listing(Evidence(listing, fingerprints, pairs, listing.parts))
+    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
     evidence = Evidence(
         listing,
         fingerprints,
-        near_rows(fingerprints),
+        pairs,
         parts,
         strict=settings.bad_images == "fail",
         refusal=refusal,
         unlisted=_unlisted(source, listing),
         new_split=new_split(source, settings, seed),
+        together=together,
     )
     return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
 

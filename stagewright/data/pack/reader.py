@@ -309,6 +309,7 @@ def _choices(pack: Pack, settings: Data) -> tuple[bool, bool]:
         return True, True
     for name in ("path", "label", "images", "split", "group"):
         requested, packed = getattr(settings, name), head.settings[name]
+        requested = None if requested is None else str(requested)
         known = {None, packed} | (
             {"none", head.group_name} if name == "group" else {"none"} if name == "split" else set()
         )

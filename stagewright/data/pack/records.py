@@ -84,7 +84,10 @@ class Job:
             listing=_digest(listing, found),
             source=source,
             form="table" if os.path.isfile(absolute_path(source)) else "folder",
-            settings={name: getattr(settings, name) for name in ("path", "label", "group", "split", "images")},
+            settings={
+                name: None if (value := getattr(settings, name)) is None else str(value)
+                for name in ("path", "label", "group", "split", "images")
+            },
             group_name=listing.group_name,
             grouped=listing.groups is not None,
             notes=(*listing.notes, *Account(0, listing.left_out).lines()),

@@ -19,7 +19,7 @@ from stagewright.data.account import Account
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.partition import TEST, TRAIN, VAL, Keys, Labels, Parts, grouped, stratified
 from stagewright.data.sources.folder_names import combined_names, similar_names
-from stagewright.data.sources.folders import UNDECIDED, Listing
+from stagewright.data.sources.folders import BY_LIKENESS, BY_NAME, UNDECIDED, Listing, place_of_groups
 from stagewright.data.sources.scan import Scan, hex_strings
 from stagewright.data.sources.unusable import account_of, exclude_unreadable, nothing_readable, size_notes
 from stagewright.data.sources.walk import Excluded
@@ -28,6 +28,10 @@ from stagewright.recipe.recipe import Data
 from stagewright.text import counted, printable, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
+
+
+_EVEN = 0.02
+"""Difference of the classes' shares in a part that needs no note."""
 
 
 class Assembled(NamedTuple):
@@ -40,7 +44,7 @@ class Assembled(NamedTuple):
     account: Account
     """How many images were read, what was left out and what could not be read."""
     unused: frozenset[str] = frozenset()
-    """Those of the settings ``val`` and ``test`` that have no effect, since DATA gives the parts."""
+    """Those of the settings ``val``, ``test`` and ``near`` that have no effect, since DATA gives the parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed:
     left_out = (*images.account.lines(), *size_notes(images.excluded))
     found = _assembled(source, listing, scanned, images, splits, left_out)
     notes = (*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits))
-    return found._replace(notes=notes, unused=_unused_shares(images.given))
+    return found._replace(notes=notes, unused=_unused_settings(images.given))
 
 
 def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
@@ -179,19 +183,26 @@ def _usable_groups(images: _ReadableImages, settings: Data) -> tuple[_ReadableIm
         return replace(images, groups=None), [
             f"column '{name}' has the same value in all rows and is not used for groups"
         ]
+    if name in (BY_NAME, BY_LIKENESS):  # they have a note already
+        return images, []
     return images, [f"groups from column '{name}': {num_groups:,}"]
 
 
 def _ungrouped_notes(images: _ReadableImages) -> list[str]:
-    if images.groups is None or not images.groups.null_count:
+    if images.groups is None or not images.groups.null_count or images.group_name == BY_LIKENESS:
         return []
     missing = counted(images.groups.null_count, "picture")
     return [f"{missing} without a value in column '{images.group_name}': each is treated as its own group"]
 
 
-def _unused_shares(given: Parts) -> frozenset[str]:
+def needs_split(listing: Listing) -> bool:
+    """Whether :func:`assemble` makes a split, or a part of it: DATA does not give val, or leaves images undecided."""
+    return not (listing.parts == VAL).any() or bool((listing.parts == UNDECIDED).any())
+
+
+def _unused_settings(given: Parts) -> frozenset[str]:
     if (given == VAL).any() and not (given == UNDECIDED).any():
-        return frozenset(("val", "test"))
+        return frozenset(("val", "test", "near"))
     return frozenset(("test",) if (given == TEST).any() else ())
 
 
@@ -216,7 +227,8 @@ def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, l
     if len(undecided):
         kind = "stratified by class"
         if images.groups is not None:
-            kind = f"no {images.group_name} in two parts, stratified by class as far as that allows"
+            what = "group" if images.group_name in (BY_NAME, BY_LIKENESS) else images.group_name
+            kind = f"no {what} in two parts, stratified by class as far as that allows"
         how = f"made by stagewright ({'test as given by DATA, ' if has_test else ''}{kind}, seed {seed})"
     sizes = np.bincount(parts, minlength=3)
     shares = ", ".join(
@@ -262,7 +274,8 @@ def _check_groups(images: _ReadableImages, parts: Parts, settings: Data) -> list
     if not len(divided):
         return []
     names = some(encoded.dictionary.take(pa.array(divided)).to_pylist(), 5)
-    text = f"the split given by DATA divides {counted(len(divided), 'group')} of column '{images.group_name}' between parts"
+    place = place_of_groups(images.group_name)
+    text = f"the split given by DATA divides {counted(len(divided), 'group')} of {place} between parts"
     if settings.group is not None:
         raise DataError(
             f"{text}: {names}",
@@ -304,6 +317,8 @@ def _coverage_notes(images: _ReadableImages, parts: Parts) -> list[str]:
         if counts.any() and images.groups is not None and (images.given != part).all():
             share = counts / sizes
             lowest, highest = int(share.argmin()), int(share.argmax())
+            if share[highest] - share[lowest] < _EVEN:
+                continue
             notes.append(
                 f"{SPLITS[part]} has {100 * share[lowest]:.0f} % of class {images.classes[lowest]} and up to "
                 f"{100 * share[highest]:.0f} % ({images.classes[highest]}), since groups stay together"

@@ -85,12 +85,17 @@ def part_folders(names: Sequence[str]) -> PartFolders:
     return PartFolders(parts, tuple(unlabelled), tuple(others))
 
 
+def words_of(name: str) -> list[str]:
+    """Returns the words of a name, without figures and case: ``trainImages2017`` is ``train`` and ``images``."""
+    return [word.casefold() for word in _TOKEN.findall(name)]
+
+
 _NO_CLASSES = -2
 
 
 def _part(name: str) -> tuple[int | None, tuple[str, ...]]:
     """Returns the part that ``name`` names, or None, and its other words."""
-    words = [word.casefold() for word in _TOKEN.findall(name)]
+    words = words_of(name)
     meant = [word for word in words if word in PART_WORDS or word in _UNLABELLED]
     if {"hold", "out"} <= set(words) and not meant:
         meant, words = ["holdout"], [word for word in words if word not in ("hold", "out")]
@@ -142,6 +147,10 @@ def _several_are_whole(combined: Sequence[str], known: set[str]) -> bool:
     return any(
         all(word.strip() in known for word in re.split(r"[\s,;|/+&]+", name) if word.strip()) for name in combined
     )
+
+
+CLASS_AND_NUMBER = r"(?P<label>[^/\d]*[^/\d ._(-])[ ._-]*\(?\d+"
+"""A pattern (``data.label``) for the names that :func:`classes_in_file_names` knows."""
 
 
 def classes_in_file_names(files: Sequence[str]) -> list[str]:

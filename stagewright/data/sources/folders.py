@@ -14,8 +14,10 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.account import Omission, by_reason
+from stagewright.data.images.decode import image_extensions
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folder_names import (
+    CLASS_AND_NUMBER,
     PART_WORDS,
     PartFolders,
     classes_in_file_names,
@@ -29,6 +31,8 @@ from stagewright.text import counted, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
 
+BY_NAME, BY_LIKENESS = "file names", "near duplicates"
+"""Where groups come from that are in no column (:attr:`Listing.group_name`)."""
 UNDECIDED = -1
 """The part of a file that is not assigned to one yet."""
 PART_NAMES = {TRAIN: "train", VAL: "val", TEST: "test"}
@@ -59,7 +63,7 @@ class Listing:
     """TRAIN, VAL, TEST if DATA assigns them, or UNDECIDED."""
     groups: pa.StringArray | None = None
     group_name: str = ""
-    """Name of the table's column of groups."""
+    """Name of the table's column of groups; :data:`BY_NAME` or :data:`BY_LIKENESS` if they come from there."""
     notes: tuple[str, ...] = ()
     excluded: tuple[Excluded, ...] = ()
     """Files, folders and rows that are left out, one by one."""
@@ -81,6 +85,19 @@ class Listing:
         return cls(
             root, paths.take(order), labels, parts[order.to_numpy()], None if groups is None else groups.take(order)
         )
+
+    def taken(self, rows: NDArray[np.int64]) -> Listing:
+        """Returns the listing with these of its rows, in this order."""
+        at = pa.array(rows)
+        groups = None if self.groups is None else self.groups.take(at)
+        return replace(
+            self, paths=self.paths.take(at), labels=self.labels.take(at), parts=self.parts[rows], groups=groups
+        )
+
+
+def place_of_groups(name: str) -> str:
+    """Returns a listing's ``group_name`` in words: ``column 'site'``, or where else the groups come from."""
+    return name if name in (BY_NAME, BY_LIKENESS) else f"column '{name}'"
 
 
 def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
@@ -124,6 +141,38 @@ def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
     if not by_part:
         raise _no_class_folders(first, _Level.read(first).files, root, top.files)
     return _list_classes(root, by_part, notes, left_out, passed)
+
+
+def list_files(root: Path, *, needs_train: bool = True) -> Listing:
+    """Lists the files of a folder at any depth, without classes: the label of each is empty, and something else has to say it.
+
+    Folders train, val and test are parts, as for :func:`list_folder`; without a train folder, or without ``needs_train`` any of
+    them, folders have no meaning. DataError if there is no file, or if stagewright itself wrote the folder.
+    """
+    top = _Level.read(root)
+    _refuse_own(root, top)
+    found = part_folders(top.folders)
+    parts = found.names if TRAIN in found.names or not needs_train else {}
+    by_part = _chosen_parts(root, replace(found, names=parts, others=()), needs_train) or {UNDECIDED: ""}
+    notes, beside = [], []
+    if UNDECIDED not in by_part:
+        notes = [f"parts by their names: {_named(by_part)}"]
+        others = [f"{name}/" for name in (*found.unlabelled, *found.others)]
+        beside = [(written_out(name), f"beside {_named(by_part)}") for name in (*top.files, *others)]
+    walks = [walk(str(root), name) for name in by_part.values()]
+    paths = [path for one in walks for path in one.files]
+    if not paths:
+        raise _no_class_folders(root, ())
+    parts_of = np.repeat(np.array(list(by_part), np.int8), [len(one.files) for one in walks])
+    listing = Listing.from_unsorted(
+        str(root), pa.array(paths, pa.string()), pa.array([""] * len(paths), pa.string()), parts_of
+    )
+    return replace(
+        listing,
+        notes=tuple(notes),
+        excluded=tuple(one for each in walks for one in each.excluded),
+        left_out=(*by_reason(beside), *left_out_of(walks)),
+    )
 
 
 def _innermost(root: Path, name: str, part: int) -> str:
@@ -300,15 +349,15 @@ def _no_class_folders(
         )
     places = [folder / name for name in files] + [(root or folder) / name for name in beside]
     tables = [place for place in places if place.suffix.lower() in TABLES]
+    images = [name for name in files if Path(name).suffix.lower() in image_extensions()]
     remedy = "put the pictures of each class into a folder named after it, or give a CSV with paths and classes"
+    remedy += r"; classes in the names of files: --set 'data.label=(?P<label>[^/]+)_\d+'"
     if tables:
         remedy = f"point at the table of classes instead: {tables[0]}"
-    elif classes := classes_in_file_names(files):
-        place = shlex.quote(str(folder))
+    elif classes := classes_in_file_names(images):
         remedy = (
-            f"the file names seem to hold the classes ({some(classes, 5)}); this makes a table of them: "
-            f"(echo path,label; ls {place} | sed -E 's/^(.*[^0-9 ._(-])[ ._-]*\\(?[0-9]+\\)?\\.[^.]*$/&,\\1/') "
-            f"> {place}/labels.csv; then point at {place}/labels.csv"
+            f"the file names seem to hold the classes ({some(classes, 5)}); this reads them: point at {shlex.quote(str(folder))} "
+            f"with --set {shlex.quote(f'data.label={CLASS_AND_NUMBER}')}"
         )
     return DataError(
         f"{folder} holds {counted(len(files), 'file')} but no class folders",

@@ -6,11 +6,13 @@ import os
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
-from stagewright.data.sources.folders import Listing, absolute_path, list_folder
+from stagewright.data.sources.file_names import read_classes, read_groups
+from stagewright.data.sources.folders import Listing, absolute_path, list_files, list_folder
+from stagewright.data.sources.other_tasks import refuse_folder
 from stagewright.data.sources.tables import is_table, list_table
 from stagewright.errors import DataError
-from stagewright.recipe.holds import fields_for
-from stagewright.recipe.recipe import Data
+from stagewright.recipe.name_pattern import NamePattern
+from stagewright.recipe.recipe import Data, reading_fields
 from stagewright.text import nearest, some
 
 FORMS = (
@@ -22,8 +24,14 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst
 
 
 def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Listing:
-    """Lists the files of ``source``: a folder, a table or digits. DataError for anything else, and for settings of ``settings``
-    that only a table can follow. ``needs_train`` as for :func:`~stagewright.data.sources.folders.list_folder`."""
+    """Lists the files of ``source``: a folder, a table or digits, with the classes and groups that patterns read from names.
+    DataError for anything else, and for settings of ``settings`` that it cannot follow. ``needs_train`` as for
+    :func:`~stagewright.data.sources.folders.list_folder`."""
+    listing = _listed(source, settings, needs_train)
+    return read_groups(listing, settings.group) if isinstance(settings.group, NamePattern) else listing
+
+
+def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
     if source == "digits":
         refuse_columns(source, "digits", settings)
         return list_folder(digits_folder())
@@ -39,7 +47,10 @@ def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Lis
     if os.path.isdir(path) and (files := shards(path)):
         return list_table(path, settings, files)
     if os.path.isdir(path):
-        refuse_columns(source, "a folder", settings)
+        refuse_columns(source, "a folder", settings, patterns=True)
+        refuse_folder(path)
+        if isinstance(settings.label, NamePattern):
+            return read_classes(list_files(path, needs_train=needs_train), settings.label)
         return list_folder(path, needs_train=needs_train)
     if is_table(path):
         return list_table(path, settings)
@@ -53,16 +64,29 @@ def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Lis
     )
 
 
-def refuse_columns(source: str, what: str, settings: Data) -> None:
-    """DataError if ``settings`` name columns or the folder of a table, and ``source`` is ``what``, which has no columns.
+def refuse_columns(source: str, what: str, settings: Data, *, patterns: bool = False) -> None:
+    """DataError if ``settings`` name columns or the folder of a table, and ``source`` is ``what``, which has no columns; without
+    ``patterns`` also if they read names.
 
     A setting without effect would let a user believe that, for example, groups are kept together.
     """
-    given = {name: getattr(settings, name) for name in Data.model_fields if name in fields_for(Data, "table")}
-    named = [f"data.{name}={value}" for name, value in given.items() if value not in (None, "none")]
+    given = {name: value for name in reading_fields() if (value := getattr(settings, name)) not in (None, "none")}
+    read = [f"data.{name}={value}" for name, value in given.items() if isinstance(value, NamePattern)]
+    if read and not patterns:
+        raise DataError(
+            f"{some(read)} with {source!r}, which is {what} and has its classes and groups already",
+            "a pattern of names with a folder of files, or for groups with a table",
+            "leave it out",
+        )
+    named = [f"data.{name}={value}" for name, value in given.items() if not isinstance(value, NamePattern)]
     if named:
         raise DataError(
             f"{some(named)} with {source!r}, which is {what} and has no columns",
             "these settings with a table (.csv, .tsv, .parquet) as DATA",
-            "leave them out, or give a table with a row for each image",
+            "leave them out, or give a table with a row for each image"
+            + (
+                "; classes and groups in names of files: --set 'data.label=(?P<label>[^/]+)_\\d+'"
+                if patterns and given.keys() & {"label", "group"}
+                else ""
+            ),
         )

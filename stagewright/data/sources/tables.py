@@ -24,9 +24,11 @@ from stagewright.data.sources.embedded import Unpacked, unpack
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
+from stagewright.data.sources.other_tasks import refuse_boxes, refuse_several_flags, refuse_values
 from stagewright.data.sources.table_text import as_text, read_text
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
+from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import user_path
 from stagewright.storage.parquet import one_array
@@ -77,8 +79,9 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     if unpacked:
         settings = _settings_of(file, unpacked, settings)
     columns = _find_columns(file, table, settings)
-    labels, left_out = _classes(table, columns)
+    labels, left_out = _classes(file, table, columns)
     names = table[columns.path].to_pylist()
+    refuse_boxes(file, table, names)
     for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
@@ -150,7 +153,15 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     split = _column(file, names, settings.split, SPLIT_NAMES, "split")
     if split and settings.split is None and split.casefold() != "split" and _unknown_parts(table[split]):
         split = None  # a column named "set" or "partition" may mean something else
-    group = _column(file, names, settings.group, GROUP_NAMES, "group")
+    if isinstance(settings.label, NamePattern):
+        raise DataError(
+            f"data.label={settings.label} with {file}, a table, whose classes are in a column",
+            "a pattern of classes with a folder of files",
+            "name the column: --set data.label=NAME; or point at the folder of the images",
+        )
+    group = None
+    if not isinstance(settings.group, NamePattern):  # list_source reads the names
+        group = _column(file, names, settings.group, GROUP_NAMES, "group")
     free = [name for name in names if name not in (path, split, group)]
     label = _column(file, free if settings.label is None else names, settings.label, LABEL_NAMES, "label")
     one_hot = () if label else tuple(name for name in free if _is_flag(table[name]) and not _is_property(name))
@@ -245,15 +256,17 @@ def _is_flag(column: pa.ChunkedArray) -> bool:
     return set(pc.unique(pc.utf8_lower(column)).to_pylist()) <= {*_ONES, *_ZEROS}
 
 
-def _classes(table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str]]:
+def _classes(file: Path, table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str]]:
     """Returns the class name of each row, and the reasons of rows without a class."""
     if columns.label is not None:
         labels = one_array(table[columns.label])
+        refuse_values(file, columns.label, labels.to_pylist())
         blank = np.flatnonzero(pc.equal(labels, "").to_numpy(zero_copy_only=False))
         return labels, {int(row): f"no class in column '{columns.label}'" for row in blank}
     flags = [pc.is_in(pc.utf8_lower(table[name]), pa.array(_ONES)).to_numpy() for name in columns.one_hot]
     matrix = np.stack(flags, axis=1)
     count = matrix.sum(1)
+    refuse_several_flags(file, columns.one_hot, int((count > 1).sum()), len(count))
     if (count == 1).sum() < len(count) / 2:
         raise DataError(
             f"the columns {some(columns.one_hot)} have values 0 and 1, but only {(count == 1).sum():,} of {len(count):,} rows "

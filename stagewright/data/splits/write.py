@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagewright.data.account import Account
+from stagewright.data.inspect.similar import group_similar
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
@@ -29,7 +30,6 @@ from stagewright.data.sources.scan import Progress, scan
 from stagewright.data.sources.tables import list_table
 from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
-from stagewright.data.splits.similar import group_similar
 from stagewright.data.splits.summary import SplitSummary
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
@@ -49,7 +49,6 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     mode: Mode = "symlink",
     folds: int | None = None,
     anew: bool = False,
-    similar: bool = False,
     overwrite: bool = False,
     workers: int = 2,
     progress: Progress | None = None,
@@ -68,8 +67,8 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     ``mode`` selects symbolic links, hard links or copies. ``overwrite`` allows existing tables to be replaced. ``workers``
     and ``progress`` are passed to :func:`~stagewright.data.sources.scan.scan`; then ``progress`` counts the links.
 
-    A split that DATA contains is kept; ``anew`` ignores it and makes a new one. ``similar`` keeps near duplicates in one
-    split or fold, as groups of the table (:func:`~stagewright.data.splits.similar.group_similar`). With folds, a test part
+    A split that DATA contains is kept; ``anew`` ignores it and makes a new one. ``settings.near`` keeps near duplicates in one
+    split or fold, as groups of the table (:func:`~stagewright.data.inspect.similar.group_similar`). With folds, a test part
     is split off only if ``settings`` sets ``test`` explicitly.
 
     Raises DataError if the request would change a split that is kept, if ``out`` exists and ``overwrite`` is False, if
@@ -83,7 +82,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    made = _load(source, settings, seed, folds, anew, similar, workers, progress)
+    made = _load(source, settings, seed, folds, anew, workers, progress)
     manifest, notes = made.manifest, list(made.notes)
     fold_of = None
     if folds is not None:
@@ -152,7 +151,6 @@ def _load(  # what `split` was given
     seed: int,
     folds: int | None,
     anew: bool,
-    similar: bool,
     workers: int,
     progress: Progress | None,
 ) -> Assembled:
@@ -161,12 +159,12 @@ def _load(  # what `split` was given
         raise _no_files(source)
     listing = list_source(source, settings.model_copy(update={"split": "none"}) if anew else settings)
     if not anew:
-        _check_room(source, listing, settings, folds, similar)
+        _check_room(source, listing, settings, folds)
     if folds is not None:
         test = settings.test if "test" in settings.model_fields_set else 0.0
         settings = settings.model_copy(update={"val": 0.0, "test": test})
     taken = replace(listing, parts=np.full_like(listing.parts, UNDECIDED)) if anew else listing
-    if similar:
+    if settings.near == "together":
         taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     else:
         found = scan(taken.root, taken.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
@@ -176,15 +174,15 @@ def _load(  # what `split` was given
     return made._replace(notes=(*made.notes, *ignored))
 
 
-def _check_room(source: str, listing: Listing, settings: Data, folds: int | None, similar: bool) -> None:
+def _check_room(source: str, listing: Listing, settings: Data, folds: int | None) -> None:
     """Raises DataError if the requested shares or folds would change a split that DATA contains."""
     has_val, has_test = ((listing.parts == part).any() for part in (VAL, TEST))
     kept = {"val", "test"} if has_val else {"test"} if has_test else set()
     requested = [f"a share for {name}" for name in ("val", "test") if name in kept & settings.model_fields_set]
     if folds is not None and has_val:
         requested = [f"{folds} folds"]
-    if similar and kept:
-        requested.append("--group-similar")
+    if settings.near == "together" and kept:
+        requested.append("--near together")
     if requested:
         raise DataError(
             f"{source!r} contains a split already ({_given(listing)}), and {' and '.join(requested)} would change it",

@@ -105,6 +105,8 @@ def test_one_hot_rows_with_none_or_several(folder: Path) -> None:
 
 def test_columns_of_flags_are_not_classes(folder: Path) -> None:
     error = refused(table(folder, "id,night,rain\na,1,1\nb,0,0\nc,1,1\nd,1,0\n"))
+    assert "several labels of one image: 2 of 4 rows have a 1 in several of the columns night, rain" in error.given
+    error = refused(table(folder, "id,night,rain\na,0,0\nb,0,0\nc,0,0\nd,1,0\n"))
     assert error.given == "the columns night, rain have values 0 and 1, but only 1 of 4 rows have exactly one 1 in them"
     assert error.remedy == "name the column of classes: --set data.label=NAME"
 
