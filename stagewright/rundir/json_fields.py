@@ -112,6 +112,7 @@ class _Dataset(Fields):
 
 class _Model(Fields):
     name: str = ABSENT
+    weights: str | None = ABSENT
 
 
 class _Eval(Fields):
@@ -137,6 +138,7 @@ class EnvFields(Fields):
     """env.json (:func:`stagewright.rundir.environment.environment`)."""
 
     command: str = ABSENT
+    cwd: str = ABSENT
     data: str | None = ABSENT
     parent: str | None = ABSENT
     device_name: str | None = ABSENT
