@@ -11,6 +11,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from stagewright.api.classifier import load_published as load_published
     from stagewright.api.evaluate import evaluate as evaluate
     from stagewright.api.prepare import make_plan as make_plan
     from stagewright.api.run import Run as Run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stagewright.plan.plan import Plan as Plan
     from stagewright.recipe.recipe import Recipe as Recipe
     from stagewright.recipe.recipe import Stage as Stage
+    from stagewright.report.runs import runs as runs
     from stagewright.rundir.event_kinds import Event as Event
     from stagewright.rundir.events import Observer as Observer
 
@@ -40,8 +42,10 @@ _HOMES = {
     "Observer": "rundir.events",
     "Run": "api.run",
     "evaluate": "api.evaluate",
+    "load_published": "api.classifier",
     "make_plan": "api.prepare",
     "resume": "api.train",
+    "runs": "report.runs",
     "train": "api.train",
 }
 

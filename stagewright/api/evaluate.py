@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -68,20 +68,20 @@ class EvaluationReport:
     """Which images, in words."""
     classes: tuple[str, ...]
     """Names of the model's classes, in their order."""
-    paths: pa.StringArray
-    """(N,) path of each image, relative to the data set."""
     labels: NDArray[np.int64]
     """(N,) true class of each image."""
     groups: list[str | None] | None
     """(N,) group of each image; None where the data set has no groups."""
     result: Evaluation
     """Scalars of all images, seen ones too, and every single answer."""
-    seen: Seen
-    """Which images the training has seen."""
     account: Account
     """How many images were evaluated, what was left out and what could not be read."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: how DATA was read, and what was found."""
+    paths: pa.StringArray = field(kw_only=True)
+    """(N,) path of each image, relative to the data set."""
+    seen: Seen = field(kw_only=True)
+    """Which images the training has seen."""
 
     @cached_property
     def scored(self) -> Literal["all", "unseen", "seen"]:
@@ -309,7 +309,7 @@ def _images_of(
     dataset, notes = load_labelled(classifier.bundle, data, overrides, progress)
     manifest = dataset.manifest
     rows = rows_of(manifest, split, f"{data!r} has")
-    known = classifier.named(manifest.classes) | class_map
+    known = {**classifier.named(manifest.classes), **class_map}
     matched = match_classes(manifest, rows, classifier.classes, known, data)
     if matched.absent:
         notes.append(f"no picture of {counted(len(matched.absent), 'class')} of the model: {some(matched.absent)}")

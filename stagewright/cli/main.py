@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, plan, predict
+from stagewright.cli import evaluate, plan, predict, runs
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
@@ -171,8 +171,27 @@ def resume(
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")]) -> None:
-    """Write plots and report.html again from a run's files."""
+def report(
+    runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")],
+    each: Annotated[
+        bool, typer.Option("--each", help="Of several runs: write the page of each, as of a single one.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="FILE",
+            help="Page that compares several runs; default: comparison.html beside them.",
+        ),
+    ] = None,
+) -> None:
+    """Write a run's plots and report.html again; of several runs, one page with their curves laid over each other."""
+    refuse_alone("--out", out is not None and (each or len(runs) < 2), "several runs, and without --each,")
+    if len(runs) > 1 and not each:
+        from stagewright.api.comparison_page import write_comparison
+
+        print(write_comparison(runs, out))
+        return
     from stagewright.report.write import write
 
     for run in runs:
@@ -187,6 +206,7 @@ app.add_typer(data_app, name="data")
 evaluate.register(app)
 plan.register(app)
 predict.register(app)
+runs.register(app)
 
 
 @recipes_app.callback()

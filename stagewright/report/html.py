@@ -6,24 +6,25 @@ page periodically. All text from the user (names, paths, commands) is escaped wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from stagewright.plan import lr_curve
 from stagewright.report import results
+from stagewright.report.elements import document
+from stagewright.report.elements import section as _section
+from stagewright.report.elements import table as _table
+from stagewright.report.elements import text as _text
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
 from stagewright.rundir.event_kinds import Notice, Resumed, RunStopped, Skipped
 from stagewright.rundir.event_text import sentence
-from stagewright.text import ABSENT, count_text, number_text, percent_text, printable, seconds_text, size_text
+from stagewright.text import ABSENT, count_text, number_text, percent_text, seconds_text, size_text
 
 _REFRESH_SECONDS = 15
 _SILENT_SECONDS = 600.0
 _LISTED = 50
-
-_STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
 
 def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
@@ -44,32 +45,7 @@ def page(record: RunRecord, drawings: Sequence[Drawing]) -> str:
             _section("To do it again", _again(record)),
         )
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(record.name)}: stagewright</title><style>{_STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Returns text from the user, escaped for HTML."""
-    return escape(printable(value))
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """Returns a table of cells that are already HTML; the first ``left`` columns are texts, the others numbers."""
-    kinds = ["" if at < left else ' class="n"' for at in range(len(head))]
-    top = "".join(f"<th{kind}>{title}</th>" for kind, title in zip(kinds, head, strict=True))
-    lines = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return document(f"{record.name}: stagewright", body, head=refresh)
 
 
 def _interval(score: Score) -> str:

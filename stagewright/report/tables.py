@@ -42,6 +42,8 @@ class Predictions:
     """(N,) group names, with None for an image without a group; None if the data set has no groups."""
     unreadable: int
     """Number of images of the split that could not be read; they are not among the N."""
+    paths: NDArray[np.object_] | None = None
+    """(N,) path of each image, as in the manifest; None if the file does not name them."""
 
     @property
     def correct(self) -> int:
@@ -136,7 +138,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
     """Yields the predictions in ``val.parquet`` and ``test.parquet`` with the name of their split."""
     for split in ("val", "test"):
         path = folder / f"{split}.parquet"
-        table = _table(path, ("label", "predicted", "group", "readable"), problems)
+        table = _table(path, ("path", "label", "predicted", "group", "readable"), problems)
         if table is None:
             continue
         try:
@@ -145,13 +147,14 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
             if "readable" in table.column_names:
                 readable = _whole(table, "readable", pa.bool_())
             groups = _group_names(table)
+            paths = _whole(table, "path", pa.string())[readable] if "path" in table.column_names else None
         except (ValueError, pa.ArrowException) as error:
             problems.append(_left_out(path, error))
             continue
         if groups is not None:
             groups = groups[readable]
         unreadable = int(np.count_nonzero(~readable))
-        yield split, Predictions(split, labels[readable], predicted[readable], groups, unreadable)
+        yield split, Predictions(split, labels[readable], predicted[readable], groups, unreadable, paths)
 
 
 def read_data_summary(path: Path, problems: list[str]) -> DataSummary | None:

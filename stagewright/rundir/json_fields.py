@@ -107,6 +107,9 @@ class _Stage(Fields):
 
 
 class _Dataset(Fields):
+    num_train: Count = ABSENT
+    num_val: Count = ABSENT
+    num_test: Count = ABSENT
     classes: Annotated[list[str], Field(max_length=10**6)] = ABSENT
 
 
@@ -121,6 +124,7 @@ class _Eval(Fields):
 
 class _Recipe(Fields):
     name: str = ABSENT
+    seed: int = ABSENT
     model: _Model = ABSENT
     eval: _Eval = ABSENT
 

@@ -155,7 +155,7 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["data", "pack", "DATA", "--format", "raw", "--quality", "80"], r"--quality without --format jpeg"),
         (["data", "bench", "DATA", "--device", "cpu"], r"--device without --model has no effect"),
         (["plan", "DATA", "-r", "quick", "--set", "average.every=2ep"], r"average.every has no effect"),
-        (["evaluate", "no/run", "--map-class", "wolf"], r"--map-class 'wolf'[\s\S]*THEIRS=OURS"),
+        (["evaluate", "no/run", "--map-class", "wolf"], r"--map 'wolf'[\s\S]*THEIRS=OURS"),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(
