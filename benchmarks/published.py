@@ -3,9 +3,9 @@
     python benchmarks/published.py --weights mobilenet_v2-imagenet.pth --photographs photos-250.zip imagenette-4k.zip
         [--count 1000] [--out benchmarks/results/published-cpu.json]
 
-The zips hold JPEGs whose name or folder begins with a WordNet number. Of the last zip as many are taken, evenly, as are missing from
-`--count`. The library's side is its own transform and network, image by image with Pillow; ours is `stagewright.evaluate` on a
-folder. Beside them is the box view of a trained model (`eval.crop` 0.875), which is what such an evaluation used before.
+The zips hold JPEGs whose name or folder begins with a WordNet number. Of the last zip as many are taken, evenly, as are missing
+from `--count`. The library's side is its own transform and network, image by image with Pillow; ours is `stagewright.evaluate`
+on a folder. Beside them is the box view of a trained model (`eval.crop` 0.875), which is what such an evaluation used before.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def box_answers(network: nn.Module, paths: list[Path]) -> NDArray[np.int64]:
     seen = Preprocessing(224, 0.875, "crop", "bilinear", *IMAGENET)
 
     def view(image: Image.Image) -> torch.Tensor:
-        return normalise(torch.from_numpy(seen.view(image)).permute(2, 0, 1)[None], *IMAGENET)[0]
+        return normalise(torch.from_numpy(seen.view(image).copy()).permute(2, 0, 1)[None], *IMAGENET)[0]
 
     return own_answers(network, view, paths)
 

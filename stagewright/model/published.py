@@ -95,7 +95,7 @@ def _of_timm(found: ModelName) -> Published:
 
 def _imagenet(found: ModelName, count: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns WordNet number and words of each of ``count`` outputs; ModelError if no label set of ImageNet has so many."""
-    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": count})
     if subset is None:
@@ -104,6 +104,13 @@ def _imagenet(found: ModelName, count: int) -> tuple[tuple[str, ...], tuple[str,
             "weights for ImageNet's 1,000 classes, or one of its larger sets that timm lists",
             "name other weights of this model, e.g. one with in1k in its tag",
         )
+    return _label_set(subset)
+
+
+@cache
+def _label_set(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from timm.data.imagenet_info import ImageNetInfo
+
     info = ImageNetInfo(subset)
     return tuple(info.label_names()), tuple(info.label_descriptions())
 
