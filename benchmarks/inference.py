@@ -2,8 +2,8 @@
 
 Base: ``model.eval()`` under ``torch.inference_mode()``, float32, batches of 32 in torch's usual memory format. Ways:
 channels-last memory; folded batch norms (stagewright/model/fold.py); both, which is what evaluations, ``predict`` and
-``evaluate`` do in float32; both with oneDNN's fused activations (torch.jit.optimize_for_inference), which they do not; bfloat16 by
-autocast, with bfloat16 weights, and these in the folded network; these and close predictions again in float32
+``evaluate`` do in float32; both with oneDNN's fused activations (torch.jit.optimize_for_inference), which they do not; bfloat16
+by autocast, with bfloat16 weights, and these in the folded network; these and close predictions again in float32
 (stagewright/model/two_precisions.py), which is what they do on processors that are faster in bfloat16. Rounds alternate over all
 ways; medians, ratios within rounds. Input is in its memory format and dtype before the clock starts.
 

@@ -11,6 +11,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from stagewright.api.classifier import load_published as load_published
     from stagewright.api.evaluate import evaluate as evaluate
     from stagewright.api.finish import finish as finish
     from stagewright.api.load_bundle import load_bundle as load_bundle
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from stagewright.plan.plan import Plan as Plan
     from stagewright.recipe.recipe import Recipe as Recipe
     from stagewright.recipe.recipe import Stage as Stage
+    from stagewright.report.runs import runs as runs
     from stagewright.rundir.event_kinds import Event as Event
     from stagewright.rundir.events import Observer as Observer
 
@@ -43,9 +45,11 @@ _HOMES = {
     "Run": "api.run",
     "evaluate": "api.evaluate",
     "finish": "api.finish",
+    "load_published": "api.classifier",
     "make_plan": "api.prepare",
     "preview": "api.preview",
     "resume": "api.train",
+    "runs": "report.runs",
     "train": "api.train",
 }
 

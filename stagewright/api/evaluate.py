@@ -1,23 +1,30 @@
-"""Scores a model on pictures with known classes: its own held-out ones, or others."""
+"""Scores a model on pictures with known classes: its own held-out ones, or others.
+
+Images that the model has seen in its training are recognised and scored apart: the headline is of the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stagewright.api.class_map import read_class_map
+from stagewright.api.classifier import Classifier
 from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
+from stagewright.api.evaluation_table import write_image_table
 from stagewright.api.load_bundle import load_bundle
 from stagewright.api.run import Run
-from stagewright.augment.geometry import eval_geometry
+from stagewright.api.seen import Seen, find_seen
 from stagewright.bundle.bundle import Bundle
 from stagewright.data.account import Account, Omission
-from stagewright.data.batches.batch import BatchSpec
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import open_images
@@ -27,18 +34,14 @@ from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.verify import images_gone, verify_images
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.evaluate import evaluate as answers
-from stagewright.engine.numerics import Numerics
 from stagewright.errors import DataError, NotFinite
-from stagewright.recipe import recipe
+from stagewright.report.calibration import calibration_error
 from stagewright.report.intervals import wilson
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
-from stagewright.storage.parquet import pc
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores
 from stagewright.text import counted, some
-
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,11 @@ class Share:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Accuracy of a model on one set of images: overall, by class and by group. Shares are percentages in [0, 100]."""
+    """Accuracy of a model on one set of images: overall, by class and by group. Shares are percentages in [0, 100].
+
+    Where the training has seen some of the images and not others, all numbers but :attr:`result` and :attr:`seen_score` are of
+    the others: :attr:`scored` says so.
+    """
 
     source: str
     """Which images, in words."""
@@ -67,128 +74,198 @@ class EvaluationReport:
     groups: list[str | None] | None
     """(N,) group of each image; None where the data set has no groups."""
     result: Evaluation
-    """Scalars, and every single answer."""
+    """Scalars of all images, seen ones too, and every single answer."""
     account: Account
     """How many images were evaluated, what was left out and what could not be read."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: how DATA was read, and what was found."""
+    paths: pa.StringArray = field(kw_only=True)
+    """(N,) path of each image, relative to the data set."""
+    seen: Seen = field(kw_only=True)
+    """Which images the training has seen."""
+
+    @cached_property
+    def scored(self) -> Literal["all", "unseen", "seen"]:
+        """Of which images the headline is: ``all`` if none was seen, ``unseen``, or ``seen`` if all were."""
+        seen = self.seen.any[self._readable]
+        return "all" if not seen.any() else "seen" if seen.all() else "unseen"
+
+    @cached_property
+    def headline(self) -> Evaluation:
+        """The result on the images that were not seen in the training; on all if all or none of them were."""
+        return self.result if self.scored != "unseen" else self.result.of(~self.seen.any)
+
+    @cached_property
+    def seen_score(self) -> Share | None:
+        """The accuracy on the images that the training has seen; None if it has seen none."""
+        mine = self._correct[self.seen.any & self._readable]
+        return _share("seen in training", mine) if len(mine) else None
 
     @property
     def top1(self) -> float:
         """Percentage of images whose most probable class is the right one."""
-        return self.result.top1
+        return self.headline.top1
 
     @property
     def top1_interval(self) -> tuple[float, float]:
         """95 % interval of :attr:`top1` (Wilson), in percent."""
-        correct = self._correct()
+        correct = self._correct[self._counted]
         return _interval(int(correct.sum()), len(correct))
 
     @property
     def top5(self) -> float | None:
         """Percentage of images whose class is among the five most probable ones; None for five classes and fewer."""
-        return self.result.top5
+        return self.headline.top5
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy."""
-        return self.result.loss
+        return self.headline.loss
+
+    @property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error in percentage points (:func:`stagewright.report.calibration.calibration_error`)."""
+        return calibration_error(self.result.predictions.probability[self._counted], self._correct[self._counted])
 
     def by_class(self) -> list[Share]:
         """Returns the accuracy on each class that has images, in the model's order."""
-        names = np.array(self.classes, dtype=object)[self.labels[self._readable()]]
-        return _shares(names, self._correct(), list(self.classes))
+        names = np.array(self.classes, dtype=object)[self.labels[self._counted]]
+        return _shares(names, self._correct[self._counted], list(self.classes))
 
     def by_group(self) -> list[Share]:
         """Returns the accuracy on each group, by name; empty if the data set has no groups."""
         if self.groups is None:
             return []
-        names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._readable()]
-        return _shares(names, self._correct(), sorted(set(names)))
+        names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._counted]
+        return _shares(names, self._correct[self._counted], sorted(set(names)))
+
+    def write(self, path: str | Path) -> Path:
+        """Writes every answer, with names of classes, to a .csv or .parquet file
+        (:func:`stagewright.api.evaluation_table.image_table`) and returns its path."""
+        return write_image_table(self, path)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""
+        seen = self.seen_score
         return {
             "source": self.source,
-            **self.result.numbers(),
+            "scored": self.scored,
+            **self.headline.numbers(),
             "unreadable": self.account.num_unreadable,
             "account": self.account.to_dict(),
             "notes": list(self.notes),
             "top1_interval": self.top1_interval,
+            "calibration_error": self.calibration_error,
+            "seen": None
+            if seen is None
+            else {**asdict(seen), "same": int(self.seen.same.sum()), "near": int(self.seen.near.sum())},
+            "all": self.result.numbers(),
             "classes": [asdict(one) for one in self.by_class()],
             "groups": [asdict(one) for one in self.by_group()],
         }
 
+    @property
     def _readable(self) -> NDArray[np.bool_]:
         return self.result.predictions.readable
 
+    @cached_property
+    def _counted(self) -> NDArray[np.bool_]:
+        """(N,): the readable images of the headline."""
+        return self._readable & ~self.seen.any if self.scored == "unseen" else self._readable
+
+    @property
     def _correct(self) -> NDArray[np.bool_]:
-        readable = self._readable()
-        return self.result.predictions.predicted[readable] == self.labels[readable]
+        return self.result.predictions.predicted == self.labels
 
 
 def evaluate(
-    model: str | Path | Run | Bundle,
+    model: str | Path | Run | Bundle | Classifier,
     data: str | Path | None = None,
     *,
     split: str | None = None,
     overrides: Sequence[str] = (),
-    class_map: ClassMap | None = None,
+    class_map: ClassMap | str | Path | None = None,
+    near: bool = True,
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> EvaluationReport:
     """Evaluates a trained model on images with known classes: on ``data``, or on the test images of its run.
 
-    ``model`` is a run, the directory of a run or Bundle, or a loaded Bundle, which stays on its device; of a run that has not
-    finished, its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of
-    DATA, as a whole or only its ``split`` (train, val, test); without it ``model`` must be a run. A table is read as that of the
-    training was, unless ``overrides`` (``data.label=species``) say otherwise. Classes are matched by name, in any order;
-    ``class_map`` gives the model's class of others, or None to leave their images out. ``progress(done, total)`` counts the
-    images, first those that are read and then, from 0 again, those that are evaluated.
+    ``model`` is a run, the directory of a run or Bundle, a loaded Bundle, or published weights
+    (:func:`stagewright.api.classifier.load_published`); the latter two stay on their device. Of a run that has not finished, it
+    is its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of DATA, as a whole or only its ``split``
+    (train, val, test); without it ``model`` must be a run. A table is read as that of the training was, unless ``overrides``
+    (``data.label=species``) say otherwise. Classes are matched by name, in any order; ``class_map`` gives the model's class of
+    others, or None to leave their images out, or is a file of such pairs.
+
+    Images that the run has trained on are recognised by hash and, with ``near``, as near duplicates, for which the training
+    images are read; they are scored apart. ``progress(done, total)`` counts the images of three activities, each from 0: of
+    reading, of comparing with the training, and of evaluating.
 
     DataError for classes that the model does not have and for a split without images, CheckpointError if there is neither a run
     nor ``data``.
     """
-    if isinstance(model, Bundle):
-        bundle, place = model, model.folder
-    else:
-        place = user_path(model.path if isinstance(model, Run) else model)
-        bundle = load_bundle(place, device=str(choose_device(device)))
+    if isinstance(class_map, str | Path):
+        class_map = read_class_map([class_map])
+    classifier, place = _classifier(model, device)
     if data is None:
-        if overrides or class_map:
+        if overrides or class_map or place is None:
             given = [*(f"--set {text}" for text in overrides), *(f"class {name!r}" for name in class_map or ())]
             raise DataError(
-                f"{', '.join(given)} without DATA: the run's own pictures have the classes of the model",
-                "these settings together with DATA",
-                "give DATA, or leave them out",
+                f"{', '.join(given) or 'published weights'} without DATA",
+                "these together with DATA; the run's own pictures have the classes of the model",
+                "give DATA, or leave them out" if given else "give DATA, such as a folder of class folders",
             )
-        chosen = _own_images(place, split or "test", bundle, progress)
+        chosen = _own_images(place, split or "test", classifier, progress)
     else:
-        chosen = _images_of(bundle, str(data), split, overrides, class_map or {}, progress)
-    progress(len(chosen.rows), len(chosen.rows))  # ends the first count, also if no image had to be read
+        chosen = _images_of(classifier, str(data), split, overrides, class_map or {}, progress)
     manifest, rows, labels = chosen.manifest, chosen.rows, chosen.labels
-    view = bundle.preprocessing
-    numerics = Numerics(view.mean, view.std, "fp32", True)
-    threads = auto_workers(manifest) if workers is None else workers
-    with closing(load_batches(chosen.images, _specs(manifest, rows, labels, bundle), workers=threads)) as batches:
+    progress(len(rows), len(rows))  # ends the first count, also if no image had to be read
+    seen = find_seen(classifier.run, manifest, chosen.images, rows, near=near, progress=progress)
+    result = _answered(classifier, chosen, auto_workers(manifest) if workers is None else workers, progress)
+    if not result.images:
+        raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), chosen.source)
+    return EvaluationReport(
+        source=chosen.source,
+        classes=classifier.classes,
+        paths=manifest.paths.take(pa.array(rows)),
+        labels=labels,
+        groups=manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None,
+        result=result,
+        seen=seen,
+        account=_with_lost(chosen.account, manifest, rows[~result.predictions.readable]),
+        notes=(*classifier.notes, *chosen.notes, *seen.notes),
+    )
+
+
+def _classifier(model: str | Path | Run | Bundle | Classifier, device: str) -> tuple[Classifier, Path | None]:
+    """Returns what is evaluated, and the place that was given for it; None for published weights."""
+    if isinstance(model, Classifier):
+        return model, None
+    if isinstance(model, Bundle):
+        return Classifier.of_bundle(model), model.folder
+    place = user_path(model.path if isinstance(model, Run) else model)
+    return Classifier.of_bundle(load_bundle(place, device=str(choose_device(device)))), place
+
+
+def _answered(classifier: Classifier, chosen: _Chosen, threads: int, progress: Progress) -> Evaluation:
+    """Returns the answers to the images ``chosen``."""
+    manifest, rows = chosen.manifest, chosen.rows
+    specs = classifier.specs(manifest, rows, chosen.labels)
+    with closing(load_batches(classifier.seeing(chosen.images), specs, workers=threads)) as batches:
         try:
             progress(0, len(rows))
-            result = answers(
-                bundle.model,
-                bundle.network.present(),
+            return answers(
+                classifier.model,
+                classifier.network.present(),
                 batches,
-                numerics,
+                classifier.numerics,
                 progress=lambda done: progress(done, len(rows)),
             )
         except NotFinite as error:
             names = manifest.paths.take(error.rows).to_pylist()
             raise NotFinite(error.rows, error.total, names) from None
-    if not result.images:
-        raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), chosen.source)
-    groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
-    account = _with_lost(chosen.account, manifest, rows[~result.predictions.readable])
-    return EvaluationReport(chosen.source, bundle.classes, labels, groups, result, account, chosen.notes)
 
 
 def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) -> Account:
@@ -213,35 +290,31 @@ class _Chosen:
     notes: tuple[str, ...] = ()
 
 
-def _own_images(run: Path, split: str, bundle: Bundle, progress: Progress) -> _Chosen:
+def _own_images(run: Path, split: str, classifier: Classifier, progress: Progress) -> _Chosen:
     manifest = Manifest.read(RunDir.existing(run).manifest)
     rows = rows_of(manifest, split, "this run has")
     verify_images(manifest, rows, workers=cores(), progress=progress)
-    matched = match_classes(manifest, rows, bundle.classes, {}, str(run))
+    matched = match_classes(manifest, rows, classifier.classes, {}, str(run))
     return _Chosen(
         manifest, open_images(manifest), rows, matched.labels, f"{split} pictures of {run}", Account(len(rows))
     )
 
 
 def _images_of(
-    bundle: Bundle,
+    classifier: Classifier,
     data: str,
     split: str | None,
     overrides: Sequence[str],
     class_map: ClassMap,
     progress: Progress,
 ) -> _Chosen:
-    dataset, notes = load_labelled(bundle, data, overrides, progress)
+    dataset, notes = load_labelled(classifier.bundle, data, overrides, progress)
     manifest = dataset.manifest
     rows = rows_of(manifest, split, f"{data!r} has")
-    matched = match_classes(manifest, rows, bundle.classes, class_map, data)
+    known = {**classifier.named(manifest.classes), **class_map}
+    matched = match_classes(manifest, rows, classifier.classes, known, data)
     if matched.absent:
         notes.append(f"no picture of {counted(len(matched.absent), 'class')} of the model: {some(matched.absent)}")
-    if known := _trained_on(bundle.folder.parent, manifest, matched.rows):
-        notes.append(
-            f"{known:,} of these {len(matched.rows):,} pictures are among those that the model was trained on, so the accuracy "
-            "is too high for new pictures"
-        )
     dropped = [Omission("of a class that was dropped", count, name) for name, count in matched.dropped.items()]
     if others := len(manifest) - len(rows):
         dropped.append(Omission(f"not in {split}", others, ""))
@@ -250,35 +323,18 @@ def _images_of(
     return _Chosen(manifest, dataset.images, matched.rows, matched.labels, source, account, tuple(notes))
 
 
-def _trained_on(run: Path, manifest: Manifest, rows: NDArray[np.int64]) -> int:
-    """Returns how many of ``rows`` have the content of a training image of ``run``; 0 if that is no run."""
-    file = RunDir(run).manifest
-    if not file.is_file():
-        return 0
-    own = Manifest.read(file)
-    trained = own.hashes.take(pa.array(own.rows("train")))
-    return int(pc.sum(pc.is_in(manifest.hashes.take(pa.array(rows)), trained)).as_py() or 0)
-
-
-def _specs(
-    manifest: Manifest, rows: NDArray[np.int64], labels: NDArray[np.int64], bundle: Bundle
-) -> Iterator[BatchSpec]:
-    view = bundle.preprocessing
-    seen = recipe.Evaluation(crop=view.crop, fit=view.fit)
-    for at in range(0, len(rows), _BATCH):
-        chosen = rows[at : at + _BATCH]
-        geometry = eval_geometry(seen, manifest.widths[chosen], manifest.heights[chosen])
-        yield BatchSpec(at // _BATCH, chosen, labels[at : at + _BATCH], geometry, view.image_size, view.interpolation)
-
-
 def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]) -> list[Share]:
     shares = []
     for name in order:
         mine = correct[names == name]
         if len(mine):
-            hits = int(mine.sum())
-            shares.append(Share(name, len(mine), 100 * hits / len(mine), _interval(hits, len(mine))))
+            shares.append(_share(name, mine))
     return shares
+
+
+def _share(name: str, correct: NDArray[np.bool_]) -> Share:
+    hits = int(correct.sum())
+    return Share(name, len(correct), 100 * hits / len(correct), _interval(hits, len(correct)))
 
 
 def _interval(correct: int, total: int) -> tuple[float, float]:

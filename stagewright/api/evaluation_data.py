@@ -39,17 +39,18 @@ ClassMap = Mapping[str, str | None]
 
 
 def load_labelled(
-    bundle: Bundle, data: str, overrides: Sequence[str], progress: Progress | None = None
+    bundle: Bundle | None, data: str, overrides: Sequence[str], progress: Progress | None = None
 ) -> tuple[Dataset, list[str]]:
     """Returns the images of DATA ``data`` as they are, and notes on how they were read.
 
-    ``overrides`` are ``data.FIELD=VALUE``. What they do not set, and a table can follow, is as in the training of ``bundle``.
+    ``overrides`` are ``data.FIELD=VALUE``. What they do not set, and a table can follow, is as in the training of ``bundle``,
+    if there is one.
     RecipeError for a field that only a training uses, DataError as for
     :func:`~stagewright.data.dataset.load_for_evaluation`.
     """
     asked = recipes.data_settings(overrides)
     refuse_training_fields(asked)
-    inherited = as_in_training(bundle, data, asked)
+    inherited = {} if bundle is None else as_in_training(bundle, data, asked)
     dataset = load_for_evaluation(data, asked.model_copy(update=inherited), workers=cores(), progress=progress)
     notes = list(dataset.notes)
     if inherited:
@@ -200,13 +201,13 @@ def _unknown_classes(
     named = some((f"{name!r} ({counted(count, 'picture')})" for name, count in foreign.items()), 20)
     over = f"; the model's classes without a picture there: {some(map(repr, absent), 20)}" if absent else ""
     near = near_names(foreign, absent or classes)
-    flags = " ".join(f"--map-class {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in near.items())
+    flags = " ".join(f"--map {shlex.quote(f'{theirs}={ours}')}" for theirs, ours in near.items())
     rest = [name for name in foreign if name not in near]
     remedies = [f"near names: {flags}"] if near else []
     if rest:
         first = shlex.quote(rest[0])
         remedies.append(
-            f"--map-class THEIRS=OURS says which class {some(map(repr, rest), 5)} is; --drop-class {first} leaves it out"
+            f"--map THEIRS=OURS says which class {some(map(repr, rest), 5)} is; --drop-class {first} leaves it out"
         )
     if absolute_path(source).suffix.lower() in TABLES:
         remedies.append("if another column holds the classes: --set data.label=NAME")

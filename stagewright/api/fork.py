@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from stagewright.api.run import Say
 from stagewright.data.dataset import Dataset
 from stagewright.errors import CheckpointError, RecipeError
 from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
+from stagewright.recipe.differences import differing
 from stagewright.recipe.recipe import Recipe
 from stagewright.rundir import checkpoint
 from stagewright.rundir.claim import claimed, claimed_next
@@ -56,7 +56,7 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
     """Raises RecipeError for overrides that cannot take effect in a started run: data, name and description."""
     fixed = [
         path
-        for path in _differing(old.to_dict(), new.to_dict(), "")
+        for path, _, _ in differing(old.to_dict(), new.to_dict())
         if path.split(".")[0] in ("data", "name", "description")
     ]
     fixed = [path for path in fixed if path not in _FREE]
@@ -70,24 +70,12 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
 
 def changed_fields(old: Plan, new: Plan) -> list[str]:
     """Returns in what two plans differ: paths of recipe fields, data set, precision, or the version that resolved them."""
-    differing = list(_differing(old.recipe.to_dict(), new.recipe.to_dict(), ""))
+    fields = [path for path, _, _ in differing(old.recipe.to_dict(), new.recipe.to_dict())]
     if old.dataset.digest != new.dataset.digest:
-        differing.append("the data set")
+        fields.append("the data set")
     if old.precision != new.precision:
-        differing.append(f"precision {old.precision}, now {new.precision}")
-    return differing or ["the way this version resolves recipes"]
-
-
-def _differing(old: Any, new: Any, path: str) -> Sequence[str]:
-    """Returns the paths, below ``path``, at which two nested structures differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: list[str] = []
-        for key in {**old, **new}:
-            found.extend(_differing(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")))
-        return found
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [one for at in range(len(old)) for one in _differing(old[at], new[at], f"{path}[{at}]")]
-    return [] if old == new else [path]
+        fields.append(f"precision {old.precision}, now {new.precision}")
+    return fields or ["the way this version resolves recipes"]
 
 
 def forked_plan(old: RunDir, plan: Plan, changed: Plan) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,11 +18,18 @@ from stagewright.training.checkpoint_model import load_checkpoint_model
 _log = logging.getLogger(__name__)
 
 
-def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", verify: bool = True) -> Bundle:
+def load_bundle(
+    folder_or_run: Path | str,
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+    precision: Literal["auto", "fp32"] = "auto",
+) -> Bundle:
     """Loads and checks the Bundle in a folder, or in ``model/`` of a run's directory.
 
     Every file's SHA-256 is compared with the one in ``model.json``; with ``verify`` the golden samples are run on ``device``
-    and compared. BundleError names a missing or damaged file, or the sample whose output differs and by how much.
+    and compared. With ``precision`` auto, a Bundle that allows it predicts in bfloat16 on a CPU that is faster in it, and again
+    in float32 where two classes are close. BundleError names a missing or damaged file, or the sample whose output differs and by
+    how much.
 
     Of a run that has not finished, and may be going on, the checkpointed weights are loaded that its recipe selects; a warning in
     the log, which Python prints on the standard error by default, says in one line which they are. CheckpointError if there are
@@ -33,7 +41,7 @@ def load_bundle(folder_or_run: Path | str, device: str | torch.device = "cpu", v
         found, text = load_checkpoint_model(run, torch.device(device))
         _log.warning("%s", text)
         return found
-    return bundle.load_bundle(place, device, verify)
+    return bundle.load_bundle(place, device, verify, precision)
 
 
 def _has_bundle(run: RunDir) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stagewright.bundle.bundle import load_bundle
+from stagewright.api.load_bundle import load_bundle
 from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
 from stagewright.engine.saliency import saliency

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from stagewright.cli.options import AsJson, Device, Quiet, RunPath, Workers
+from stagewright.cli.options import AsJson, Device, Quiet, Workers
 
 
 def register(app: typer.Typer) -> None:
@@ -17,8 +16,16 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: RunPath,
-    data: Annotated[str | None, typer.Argument(help="Other pictures, as for train; default: the run's own.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="A run directory, e.g. runs/quick-1; with --weights there is none, only DATA."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Other pictures, as for train; default: the run's own."),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(help="Only this part: train, val or test; default: test of the run's own pictures, all of DATA."),
@@ -31,52 +38,83 @@ def evaluate(
     ] = None,
     map_class: Annotated[
         list[str] | None,
-        typer.Option(metavar="THEIRS=OURS", help="A class of DATA is this class of the model; repeatable."),
+        typer.Option(
+            "--map",
+            "--map-class",
+            metavar="THEIRS=OURS,...|FILE",
+            help="Which class of the model a class of DATA is; or a .csv, .tsv or .json of such pairs; repeatable.",
+        ),
     ] = None,
     drop_class: Annotated[
         list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")
     ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write each answer, with names, to a .csv or .parquet file.")
+    ] = None,
+    near: Annotated[
+        bool,
+        typer.Option(
+            help="Recognise near duplicates of training pictures too, for which these are read; else equal files."
+        ),
+    ] = True,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Published ImageNet weights instead of a run, seen as they were measured: resnet50.IMAGENET1K_V1, "
+            "timm:resnet50.a1_in1k; or, with --model, a file or default."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The network of a weights file, e.g. mobilenet_v2.")] = None,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
+    place, data = _places(run, data, weights, model)
+    from stagewright.api.class_map import read_class_map
+    from stagewright.api.classifier import load_published
     from stagewright.api.evaluate import evaluate as score
+    from stagewright.api.evaluation_table import check_table_path
     from stagewright.cli.evaluation_view import evaluation_view
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
-    classes = _class_map(map_class or (), drop_class or ())
-    with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
+    classes = read_class_map(map_class or (), drop_class or ())
+    if out is not None:
+        check_table_path(out)
+    with ProgressLine("reading the pictures", "comparing with the training", "evaluating", quiet=quiet) as progress:
         found = score(
-            run,
+            place if weights is None else load_published(weights, model, device=device),
             data,
             split=split,
             overrides=overrides or (),
             class_map=classes,
+            near=near,
             device=device,
             workers=workers,
             progress=progress,
         )
+    if out is not None:
+        found.write(out)
     print(json.dumps(found.to_dict(), indent=1)) if as_json else Terminal().print(evaluation_view(found))
+    if out is not None and not (quiet or as_json):
+        print(f"Answers  {out}")
 
 
-def _class_map(mapped: Sequence[str], dropped: Sequence[str]) -> dict[str, str | None]:
-    """Returns the model's class of each class of DATA that ``--map-class`` and ``--drop-class`` name; None for a dropped one."""
-    from stagewright.errors import DataError
+def _places(run: str | None, data: str | None, weights: str | None, model: str | None) -> tuple[str, str | None]:
+    """Returns the run and DATA that the arguments name; with ``weights`` the run is empty."""
+    from stagewright.errors import RecipeError
 
-    classes: dict[str, str | None] = {}
-    for flag, texts in (("--map-class", mapped), ("--drop-class", dropped)):
-        for text in texts:
-            theirs, _, ours = text.partition("=") if flag == "--map-class" else (text, "", None)
-            if not theirs or ours == "" or (ours or "").count("="):
-                raise DataError(
-                    f"{flag} {text!r}",
-                    "THEIRS=OURS, two names of classes" if flag == "--map-class" else "the name of a class of DATA",
-                    "write for example --map-class wolf=dog; names with = can be given from Python: class_map={...}",
-                )
-            if theirs in classes and classes[theirs] != ours:
-                raise DataError(f"the class {theirs!r} is given twice", "one class for it", "leave one out")
-            classes[theirs] = ours
-    return classes
+    if weights is None and model is not None:
+        raise RecipeError(
+            f"--model {model} without --weights", "--model together with --weights", "leave it out: a run has a model"
+        )
+    if weights is not None and (run is None or data is not None):
+        given = "no DATA" if run is None else f"RUN {run}"
+        raise RecipeError(
+            f"--weights {weights} with {given}", "stagewright evaluate --weights WEIGHTS DATA", "give DATA and no run"
+        )
+    if run is None:
+        raise RecipeError("no run is given", "RUN, or --weights WEIGHTS and DATA", "stagewright evaluate runs/quick-1")
+    return (run, data) if weights is None else ("", run)

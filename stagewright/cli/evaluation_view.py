@@ -19,17 +19,41 @@ _LISTED = 30
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
-    """Returns the accuracy over all images, a table of the classes, one of the groups if there are any, and what was left out."""
-    result, (low, high) = report.result, report.top1_interval
-    top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
-    text = (
-        f"{report.source}: top-1 {result.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}){top5}, "
-        f"loss {result.loss:.4f}, {counted(result.images, 'picture')}"
-        + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
-    )
+    """Returns the accuracy on the images that were not seen in training, and on the seen ones apart; a table of the classes, one
+    of the groups if there are any, and what was left out."""
     parts = (("class", report.by_class()), ("group", report.by_group()))
     said = [Text(f"· {printable(line)}", style="dim") for line in (*report.notes, *report.account.lines())]
-    return Group(Text(text), *(_table(title, shares) for title, shares in parts if shares), *said)
+    lines = [Text(line) for line in (_headline(report), *_seen(report))]
+    return Group(*lines, *(_table(title, shares) for title, shares in parts if shares), *said)
+
+
+def _headline(report: EvaluationReport) -> str:
+    result, (low, high) = report.headline, report.top1_interval
+    top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
+    error = report.calibration_error
+    which = {"all": "", "unseen": " not seen in training", "seen": ", all of them seen in training"}[report.scored]
+    return (
+        f"{report.source}: top-1 {result.top1:.2f} % on {counted(result.images, 'picture')}{which} "
+        f"(95 % interval {low:.2f} to {high:.2f}){top5}, loss {result.loss:.4f}"
+        + (f", calibration error {error:.1f} %" if error is not None else "")
+        + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
+    )
+
+
+def _seen(report: EvaluationReport) -> list[str]:
+    """Returns a line on the images that the training has seen, if there are any."""
+    seen = report.seen_score
+    if seen is None:
+        return []
+    same, near = int(report.seen.same.sum()), int(report.seen.near.sum())
+    kinds = [f"{same:,} the same" * bool(same), f"{near:,} nearly the same" * bool(near)]
+    low, high = seen.interval
+    what = f"{counted(seen.images, 'picture')} seen in training ({', '.join(filter(None, kinds))})"
+    if report.scored == "seen":
+        return [f"All {what}: the accuracy says nothing about new pictures."]
+    return [
+        f"Apart, {what}: top-1 {seen.top1:.2f} % ({low:.2f} to {high:.2f}); all together {report.result.top1:.2f} %"
+    ]
 
 
 def _table(title: str, shares: Sequence[Share]) -> Table:

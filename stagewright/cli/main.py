@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, finish, plan, predict
+from stagewright.cli import evaluate, finish, plan, predict, runs
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
@@ -174,12 +174,31 @@ def resume(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")],
+    each: Annotated[
+        bool, typer.Option("--each", help="Of several runs: write the page of each, as of a single one.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=user_path,
+            metavar="FILE",
+            help="Page that compares several runs; default: comparison.html beside them.",
+        ),
+    ] = None,
     saliency: Annotated[
         bool, typer.Option("--saliency", help="Also show, of the most confident errors, where the network looked.")
     ] = False,
     image_mb: Annotated[float, typer.Option("--image-mb", min=0, help="Most megabytes of pictures in the page.")] = 2.0,
 ) -> None:
-    """Write plots and report.html again from a run's files and its pictures."""
+    """Write a run's plots and report.html again, with its pictures; of several runs, one page with their curves laid over each
+    other."""
+    refuse_alone("--out", out is not None and (each or len(runs) < 2), "several runs, and without --each,")
+    if len(runs) > 1 and not each:
+        refuse_alone("--saliency", saliency, "a single run, or with --each,")
+        from stagewright.api.comparison_page import write_comparison
+
+        print(write_comparison(runs, out))
+        return
     from stagewright.api.report import write_report
 
     for run in runs:
@@ -195,6 +214,7 @@ finish.register(app)
 evaluate.register(app)
 plan.register(app)
 predict.register(app)
+runs.register(app)
 
 
 @recipes_app.callback()

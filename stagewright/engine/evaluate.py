@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ class Predictions:
     """Whether the image could be read."""
     tempered_losses: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     """Cross-entropy of the logits divided by each of T temperatures, (T, N); T is 0 where none were asked for."""
+    losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """Cross-entropy of each image."""
+    ranks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Number of classes that are more probable than the labelled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,20 @@ class Evaluation:
     def numbers(self) -> dict[str, float | int | None]:
         """Returns the scalars as a dict, for events and files."""
         return {name: getattr(self, name) for name in ("loss", "top1", "top5", "images", "unreadable")}
+
+    def of(self, chosen: NDArray[np.bool_]) -> Evaluation:
+        """Returns the result over the images ``chosen`` (N,) alone; its predictions are those of all images."""
+        answers = self.predictions
+        ok = answers.readable & chosen
+        count = int(ok.sum())
+        return replace(
+            self,
+            loss=float(answers.losses[ok].mean()) if count else float("nan"),
+            top1=100.0 * float((answers.ranks[ok] == 0).mean()) if count else 0.0,
+            top5=100.0 * float((answers.ranks[ok] < 5).mean()) if count and self.top5 is not None else None,
+            images=count,
+            unreadable=int(chosen.sum()) - count,
+        )
 
 
 def evaluate(
@@ -143,5 +161,7 @@ def _summarise(results: NDArray[np.float64], classes: int, rows: NDArray[np.int6
             true_probability=true_probability.astype(np.float32),
             readable=ok,
             tempered_losses=results[8:],
+            losses=loss,
+            ranks=rank.astype(np.int64),
         ),
     )

@@ -148,7 +148,7 @@ def _loss(record: RunRecord, along: _Along) -> Figure:
     figure, axes = _frame(record, along, "Loss", panels=1)
     shown = _curves(record, along, axes[0], "loss")
     axes[0].set_ylabel("cross-entropy (nats)")
-    _limit_loss(axes[0], shown)
+    limit_loss(axes[0], shown)
     _finish(record, along, figure, axes, best_key="loss")
     return figure
 
@@ -186,7 +186,7 @@ def _curves(record: RunRecord, along: _Along, axes: Axes, key: str) -> Series:
     return joined[np.isfinite(joined)]
 
 
-def _limit_loss(axes: Axes, shown: Series) -> None:
+def limit_loss(axes: Axes, shown: Series) -> None:
     """Sets the loss axis to show the curves, without values above three times their 90 % quantile; a note states the cut."""
     if not len(shown):
         return

@@ -8,7 +8,7 @@ file exists but cannot be read now. This module only reads; :mod:`stagewright.re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +78,7 @@ class RunRecord:
     def status(self) -> str:
         """``running``, ``interrupted`` (no process holds it, and the last one did not record how it ended), ``stopped``,
         ``finished`` or ``failed``; a run without a summary is running or interrupted."""
-        said = str(self.summary.get("status", "running"))
-        return "interrupted" if said == "running" and self.held is False else said
+        return present_status(self.summary, self.held)
 
     @property
     def classes(self) -> list[str]:
@@ -145,6 +144,12 @@ class RunRecord:
         return np.where(updates > known[-1], np.nan, np.interp(updates, known, seconds))
 
 
+def present_status(summary: Mapping[str, Any], held: bool | None) -> str:
+    """Returns :attr:`RunRecord.status` of a run with this ``summary``, whose lock a process holds or not."""
+    said = str(summary.get("status", "running"))
+    return "interrupted" if said == "running" and held is False else said
+
+
 def read_run(path: str | Path) -> RunRecord:
     """Reads the run directory at ``path``; CheckpointError if it is not one."""
     folder = user_path(path)
@@ -153,9 +158,9 @@ def read_run(path: str | Path) -> RunRecord:
     problems: list[str] = []
     return RunRecord(
         path=folder,
-        summary=_fields(folder / "summary.json", SummaryFields, problems),
-        plan=_fields(folder / "plan.json", PlanFields, problems),
-        env=_fields(folder / "env.json", EnvFields, problems),
+        summary=read_fields(folder / "summary.json", SummaryFields, problems),
+        plan=read_fields(folder / "plan.json", PlanFields, problems),
+        env=read_fields(folder / "env.json", EnvFields, problems),
         log=_log(folder / "events.jsonl", problems),
         steps=read_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
         timing=read_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
@@ -190,8 +195,9 @@ def _silent_seconds(folder: Path) -> float:
     return max(0.0, time.time() - max(written, default=time.time()))
 
 
-def _fields(path: Path, kind: type[Fields], problems: list[str]) -> dict[str, Any]:
-    """Returns the fields of ``kind`` in a JSON file; {} if it is missing or damaged."""
+def read_fields(path: Path, kind: type[Fields], problems: list[str]) -> dict[str, Any]:
+    """Returns the fields of ``kind`` in a JSON file; {} if it is missing or damaged, and appends to ``problems``
+    what is wrong."""
     try:
         content = read_parsed(path, parse_object)
     except FileNotFoundError:
@@ -206,7 +212,7 @@ def _fields(path: Path, kind: type[Fields], problems: list[str]) -> dict[str, An
 
 def _fed(folder: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
     numbers = sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal())
-    found = {number: _fields(folder / f"{number}.json", FedFields, problems) for number in numbers[:_MOST_FED]}
+    found = {number: read_fields(folder / f"{number}.json", FedFields, problems) for number in numbers[:_MOST_FED]}
     return {number: one for number, one in found.items() if one.keys() >= FedFields.model_fields.keys()}
 
 
@@ -216,7 +222,7 @@ def _log(path: Path, problems: list[str]) -> tuple[LoggedEvent, ...]:
 
 def _range_test(folder: Path, problems: list[str]) -> tuple[RangeTest, Suggestions, str] | None:
     path = folder / f"{lr_curve.NAME}.json"
-    content, before = _fields(path, RangeTestFields, problems), len(problems)
+    content, before = read_fields(path, RangeTestFields, problems), len(problems)
     table = read_numbers(folder / f"{lr_curve.NAME}.csv", ("step", "lr", "loss"), problems)
     if not content or not len(table["lr"]):
         return None

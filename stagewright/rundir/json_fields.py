@@ -108,11 +108,15 @@ class _Stage(Fields):
 
 
 class _Dataset(Fields):
+    num_train: Count = ABSENT
+    num_val: Count = ABSENT
+    num_test: Count = ABSENT
     classes: Annotated[list[str], Field(max_length=10**6)] = ABSENT
 
 
 class _Model(Fields):
     name: str = ABSENT
+    weights: str | None = ABSENT
 
 
 class _Eval(Fields):
@@ -124,6 +128,7 @@ class _Eval(Fields):
 
 class _Recipe(Fields):
     name: str = ABSENT
+    seed: int = ABSENT
     model: _Model = ABSENT
     eval: _Eval = ABSENT
     interpolation: Literal["bilinear", "bicubic"] = ABSENT
@@ -142,6 +147,7 @@ class EnvFields(Fields):
     """env.json (:func:`stagewright.rundir.environment.environment`)."""
 
     command: str = ABSENT
+    cwd: str = ABSENT
     data: str | None = ABSENT
     parent: str | None = ABSENT
     device_name: str | None = ABSENT

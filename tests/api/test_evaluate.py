@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image, ImageOps
 
 import stagewright as sw
+from stagewright.api.evaluate import EvaluationReport
 from stagewright.api.evaluation_data import near_names
+from stagewright.data.manifest import Manifest
 from stagewright.errors import DataError, RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.report.read import read_run
@@ -42,6 +48,11 @@ def take(source: Path, target: Path, **classes: int) -> Path:
     return target
 
 
+def counts(found: EvaluationReport) -> dict[str, int]:
+    """Images of each class, seen ones too."""
+    return dict(Counter(found.classes[label] for label in found.labels))
+
+
 def refused(run: Path, data: Path, **options: object) -> DataError:
     with pytest.raises(DataError) as error:
         sw.evaluate(run, data, device="cpu", **options)  # pyright: ignore[reportArgumentType]
@@ -71,14 +82,14 @@ def test_all_unknown_classes_are_named_at_once(run: Path, picture_folder: Path, 
     assert "3 classes" in error.given and "are not among the model's 3" in error.given
     assert "'Across' (3 pictures), 'noise' (1 picture), 'tilted' (4 pictures)" in error.given
     assert "without a picture there: 'across', 'slanted'" in error.given
-    assert "--map-class Across=across" in error.remedy and "--drop-class noise" in error.remedy
+    assert "--map Across=across" in error.remedy and "--drop-class noise" in error.remedy
     assert "tilted=" not in error.remedy, "nothing is near"
     mapping = {"Across": "across", "tilted": "slanted", "noise": None}
     found = sw.evaluate(run, data, class_map=mapping, device="cpu")
-    assert {share.name: share.images for share in found.by_class()} == {"across": 3, "down": 2, "slanted": 4}
+    assert counts(found) == {"across": 3, "down": 2, "slanted": 4}
     assert [(one.count, one.example) for one in found.account.left_out] == [(1, "noise")]
     joined = sw.evaluate(run, data, class_map={**mapping, "noise": "down"}, device="cpu")
-    assert {share.name: share.images for share in joined.by_class()}["down"] == 3
+    assert counts(joined)["down"] == 3
 
 
 def test_a_mapping_without_effect_is_refused(run: Path, picture_folder: Path, tmp_path: Path) -> None:
@@ -103,15 +114,86 @@ def test_what_cannot_be_read_is_counted(run: Path, picture_folder: Path, tmp_pat
     assert found.result.images == found.account.read == 5 and found.account.num_unreadable == 3
     assert found.account.unreadable[0].example == "down/down0.png"
     content = found.to_dict()
-    assert content["unreadable"] == 3 and content["images"] == 5
+    assert content["unreadable"] == 3 and content["all"]["images"] == 5  # pyright: ignore
     assert any(one.example == "down/notes.txt" for one in found.account.left_out)
 
 
-def test_training_images_among_them_are_said(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+def test_training_images_among_them_are_scored_apart(run: Path, picture_folder: Path) -> None:
     found = sw.evaluate(run, picture_folder, device="cpu")
-    assert any("36 of these 60 pictures are among those that the model was trained on" in note for note in found.notes)
+    trained = Manifest.read(run / "manifest.parquet")
+    names = set(trained.paths.take(pa.array(trained.rows("train"))).to_pylist())
+    seen = np.array([path in names for path in found.paths.to_pylist()])
+    assert seen.sum() == 36 and found.scored == "unseen"
+    assert found.seen.same.tolist() == seen.tolist() and not found.seen.near.any()
+    assert found.seen.twins[seen].tolist() == found.paths.filter(pa.array(seen)).to_pylist()
+    right = found.result.predictions.predicted == found.labels
+    assert found.top1 == pytest.approx(100 * right[~seen].mean()) and found.result.top1 == pytest.approx(
+        100 * right.mean()
+    )
+    assert found.seen_score is not None
+    assert (found.seen_score.images, found.seen_score.top1) == (36, pytest.approx(100 * right[seen].mean()))
+    assert found.loss == pytest.approx(found.result.predictions.losses[~seen].mean())
+    assert found.result.loss == pytest.approx(found.result.predictions.losses.mean())
+    assert sum(share.images for share in found.by_class()) == 24
+    content = found.to_dict()
+    assert content["scored"] == "unseen" and content["top1"] == found.top1 and content["images"] == 24
+    assert content["seen"]["same"] == 36 and content["all"]["images"] == 60  # pyright: ignore
+    assert any("12 pictures of the 24 that were not trained on chose the weights" in note for note in found.notes)
     test = sw.evaluate(run, device="cpu")
-    assert not any("trained on" in note for note in test.notes) and test.account.read == test.result.images
+    assert test.scored == "all" and test.seen_score is None and test.account.read == test.result.images
+    train = sw.evaluate(run, split="train", device="cpu")
+    assert train.scored == "seen" and train.top1 == train.result.top1
+
+
+def test_near_duplicates_count_as_seen(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    """Smaller, mirrored copies under other names; without ``near`` only equal files are recognised."""
+    trained = Manifest.read(run / "manifest.parquet")
+    row = trained.rows("train")[0]
+    original = picture_folder / trained.paths[int(row)].as_py()
+    folder = tmp_path / original.parent.name
+    folder.mkdir()
+    with Image.open(original) as image:
+        ImageOps.mirror(image).resize((image.width - 2, image.height - 2)).save(folder / "copy.png")
+    other = trained.rows("test")[0]
+    (tmp_path / Path(trained.paths[int(other)].as_py()).parent.name).mkdir(exist_ok=True)
+    shutil.copy(picture_folder / trained.paths[int(other)].as_py(), tmp_path / trained.paths[int(other)].as_py())
+    found = sw.evaluate(run, tmp_path, device="cpu")
+    by_name = dict(zip([Path(path).name for path in found.paths.to_pylist()], found.seen.near, strict=True))
+    assert by_name["copy.png"] and not found.seen.same.any() and found.scored == "unseen"
+    assert found.seen.twins[found.seen.near].tolist()[0] == trained.paths[int(row)].as_py()
+    assert sw.evaluate(run, tmp_path, near=False, device="cpu").scored == "all"
+
+
+def test_what_cannot_be_compared_is_said(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    data = take(picture_folder, tmp_path / "data", across=3, down=3, slanted=3)
+    shutil.copytree(run / "model", tmp_path / "bundle")
+    alone = sw.evaluate(tmp_path / "bundle", data, device="cpu")
+    assert alone.scored == "all" and any("not recorded beside it" in note for note in alone.notes)
+    photos = tmp_path / "photos"
+    shutil.copytree(picture_folder, photos)
+    moved = trained(photos, tmp_path / "run")
+    gone = next(photos.glob("*/*.png"))
+    names = Manifest.read(moved / "manifest.parquet")
+    gone = photos / names.paths[int(names.rows("train")[0])].as_py()
+    gone.unlink()
+    lost = sw.evaluate(moved, data, device="cpu")
+    assert any("1 training picture of 36 could not be compared" in note for note in lost.notes)
+    photos.rename(tmp_path / "elsewhere")
+    missing = sw.evaluate(moved, data, device="cpu")
+    assert any("near duplicates of training pictures were not looked for" in note for note in missing.notes)
+    assert missing.seen.same.any(), "hashes are in the run itself"
+
+
+def test_what_an_earlier_run_has_seen_counts_too(run: Path, picture_folder: Path, tmp_path: Path) -> None:
+    """A run that began with the weights of another one has in them what that one was trained on."""
+    few = take(picture_folder, tmp_path / "few", across=10, down=10, slanted=10)
+    later = trained(few, tmp_path / "later", f"model.weights={run}")
+    record, parent = (Manifest.read(place / "manifest.parquet") for place in (later, run))
+    own = set(record.hashes.take(pa.array(record.rows("train"))).to_pylist())
+    before = set(parent.hashes.take(pa.array(parent.rows("train"))).to_pylist())
+    found = sw.evaluate(later, picture_folder, near=False, device="cpu")
+    assert int(found.seen.same.sum()) == len(own | before) > len(own)
+    assert any(f"{len(before - own)} pictures seen by {run}" in note for note in found.notes)
 
 
 def write_table(file: Path, rows: list[tuple[str, str, str]], names: tuple[str, str, str]) -> Path:
@@ -133,7 +215,7 @@ def test_a_table_is_read_as_in_the_training(
     run = trained(table, tmp_path / "run", "data.path=pic", "data.label=what", "data.images=pics", "data.group=place")
     for model in (run, run / "model"):  # the Bundle alone knows it too
         found = sw.evaluate(model, "t.csv", device="cpu")
-        assert found.result.images == 60 and len(found.by_group()) == 9
+        assert found.result.images == 60 and len(set(found.groups or ())) == 9 and len(found.by_group()) == 4
         assert any("data.path=pic, data.label=what, data.group=place, data.images=pics" in note for note in found.notes)
     # Options come before what the run has.
     assert "no column 'kind'" in refused(run, table, overrides=["data.label=kind"]).given

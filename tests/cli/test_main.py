@@ -76,7 +76,7 @@ def test_evaluate(
         and sum(one["images"] for one in answer["classes"]) == answer["images"]
     )
     everything = json.loads(call(capsys, monkeypatch, "evaluate", run, picture_folder, "--json").out)
-    assert everything["images"] == 60
+    assert everything["scored"] == "unseen" and everything["images"] == 24 and everything["all"]["images"] == 60
     assert "95 % interval" in call(capsys, monkeypatch, "evaluate", run, "--split", "val").out
 
 
@@ -155,7 +155,16 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["data", "pack", "DATA", "--format", "raw", "--quality", "80"], r"--quality without --format jpeg"),
         (["data", "bench", "DATA", "--device", "cpu"], r"--device without --model has no effect"),
         (["plan", "DATA", "-r", "quick", "--set", "average.every=2ep"], r"average.every has no effect"),
-        (["evaluate", "no/run", "--map-class", "wolf"], r"--map-class 'wolf'[\s\S]*THEIRS=OURS"),
+        (["evaluate", "no/run", "--map-class", "wolf"], r"--map 'wolf'[\s\S]*THEIRS=OURS"),
+        (["evaluate", "no/run", "--out", "a.xlsx"], r"ends in .csv or .parquet"),
+        (["evaluate"], r"no run is given[\s\S]*--weights WEIGHTS and DATA"),
+        (["evaluate", "no/run", "--model", "resnet18"], r"--model resnet18 without --weights"),
+        (["evaluate", "--weights", "resnet18"], r"--weights resnet18 with no DATA"),
+        (["evaluate", "no/run", "DATA", "--weights", "resnet18"], r"--weights resnet18 with RUN no/run"),
+        (["runs", "nowhere"], r"nowhere: no such directory"),
+        (["runs", ".", "--sort", "colour"], r"--sort 'colour' is not a field"),
+        (["diff", "no/run", "no/other"], r"no/run: no such directory"),
+        (["report", "no/run", "--out", "x.html"], r"--out without several runs"),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(

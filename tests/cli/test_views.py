@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console, RenderableType
 
 from stagewright.api.evaluate import EvaluationReport
+from stagewright.api.seen import Seen
 from stagewright.bundle.predictions import Prediction
 from stagewright.cli.evaluation_view import evaluation_view
 from stagewright.cli.machine_view import benchmark_view, checks_view
@@ -53,18 +56,25 @@ def report(classes: int) -> EvaluationReport:
     predicted = np.where(labels == classes - 1, 0, labels)
     readable = np.arange(len(labels)) > 0
     shares = np.full(len(labels), 0.5, np.float32)
-    answers = Predictions(predicted, shares, shares, readable)
+    answers = Predictions(
+        predicted, shares, shares, readable, losses=np.full(len(labels), 0.5), ranks=1 - (predicted == labels)
+    )
     result = Evaluation(0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers)
     account = Account(result.images, (Omission("no class", 3, "x[1].png"),), (Omission("it is empty", 1, "y.png"),))
     names = tuple(f"c[{at}]" for at in range(classes))
-    return EvaluationReport("odd [b]folder", names, labels, None, result, account, ("read [b]so",))
+    paths = pa.array([f"{at}.png" for at in range(len(labels))])
+    seen = Seen(*np.zeros((2, len(labels)), np.bool_), np.full(len(labels), "", object))
+    return EvaluationReport(
+        "odd [b]folder", names, labels, None, result, account, ("read [b]so",), paths=paths, seen=seen
+    )
 
 
 def test_an_evaluation_shows_figures_and_classes() -> None:
     lines = shown(evaluation_view(report(3))).splitlines()
     assert lines[0].startswith(
-        "odd [b]folder: top-1 60.00 % (95 % interval 23.07 to 88.24), loss 0.5124, 5 pictures, 1 un"
+        "odd [b]folder: top-1 60.00 % on 5 pictures (95 % interval 23.07 to 88.24), loss 0.5124, "
     )
+    assert "calibration error 10.0 %, 1 unreadable" in " ".join(" ".join(lines).split())
     assert [line.split()[:3] for line in lines if line.strip().startswith("c[")] == [
         ["c[0]", "1", "100.0"],
         ["c[1]", "2", "100.0"],
@@ -74,6 +84,22 @@ def test_an_evaluation_shows_figures_and_classes() -> None:
     assert "read [b]so" in said and "left out 3: no class 3 (x[1].png)" in said and "y.png (it is empty)" in said
 
 
+def test_seen_images_stand_apart() -> None:
+    found = report(3)
+    same, near = np.array([0, 0, 1, 0, 0, 0], bool), np.array([0, 0, 0, 1, 0, 0], bool)
+    text = shown(evaluation_view(replace(found, seen=Seen(same, near, np.full(6, "t.png", object), ["a note"]))))
+    lines = text.splitlines()
+    assert lines[0].startswith(
+        "odd [b]folder: top-1 33.33 % on 3 pictures not seen in training (95 % interval 6.15 to 79.23)"
+    )
+    assert lines[2].startswith("Apart, 2 pictures seen in training (1 the same, 1 nearly the same): top-1 100.00 %")
+    assert "all together 60.00 %" in " ".join(text.split()) and ["c[1]"] not in [line.split()[:1] for line in lines]
+    all_seen = replace(found, seen=Seen(np.ones(6, bool), ~np.ones(6, bool), np.full(6, "t.png", object)))
+    text = shown(evaluation_view(all_seen))
+    assert "top-1 60.00 % on 5 pictures, all of them seen in training" in text
+    assert "All 5 pictures seen in training (6 the same): the accuracy says nothing about new pictures." in text
+
+
 def test_of_many_classes_the_worst_are_shown() -> None:
     text = shown(evaluation_view(report(40)))
     assert "class (the 30 worst of 40)" in text and "c[39]" in text and "c[30]" not in text
@@ -81,9 +107,7 @@ def test_of_many_classes_the_worst_are_shown() -> None:
 
 def test_groups_have_a_table_of_their_own() -> None:
     found = report(3)
-    with_groups = EvaluationReport(
-        found.source, found.classes, found.labels, ["a", "a", "b", "b", None, None], found.result, found.account
-    )
+    with_groups = replace(found, groups=["a", "a", "b", "b", None, None])
     assert [(one.name, one.images, one.top1) for one in with_groups.by_group()] == [
         *(("(none)", 2, 0.0), ("a", 1, 100.0), ("b", 2, 100.0))
     ]

@@ -112,12 +112,12 @@ def fingerprint(data: bytes, max_pixels: int = MOST_PIXELS) -> Fingerprint:
             drafted = image.draft("RGB", (2 * SIDE, 2 * SIDE))
             image.load()
             orientation = decode.orientation_of(image)
-            small = _small(image.convert("RGB"), drafted[1] if drafted else None)
+            small = thumbnail(image.convert("RGB"), drafted[1] if drafted else None)
             small = small.transpose(decode.UPRIGHT[orientation]) if orientation > 1 else small
             size = (height, width) if orientation >= 5 else (width, height)
         else:
             upright = decode.upright_rgb(image)
-            orientation, size, small = decode.orientation_of(image), upright.size, _small(upright, None)
+            orientation, size, small = decode.orientation_of(image), upright.size, thumbnail(upright)
     except Exception as error:
         return Fingerprint(form, mode, bits, reason=str(decode.read_error(error, max_pixels)))
     thumb = np.asarray(small)
@@ -288,7 +288,8 @@ def _several(image: Image.Image) -> bool:
         return True
 
 
-def _small(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+def thumbnail(image: Image.Image, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """Returns the thumbnail of the part ``box`` of an RGB ``image``, or of all of it."""
     # The last block of a JPEG that is decoded at a reduced size can extend beyond the image: `box` excludes that part.
     # Bilinear, since Pillow's box filter rounds to whole pixels, which changes edges by 0.06 standard deviations.
     return image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box, reducing_gap=4.0)
