@@ -194,10 +194,10 @@ def evaluate(
 
     ``model`` is a run, the directory of a run or Bundle, a loaded Bundle, or published weights
     (:func:`stagewright.api.classifier.load_published`); the latter two stay on their device. Of a run that has not finished, it
-    is its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of DATA, as a whole or only its ``split``
-    (train, val, test); without it ``model`` must be a run. A table is read as that of the training was, unless ``overrides``
-    (``data.label=species``) say otherwise. Classes are matched by name, in any order; ``class_map`` gives the model's class of
-    others, or None to leave their images out, or is a file of such pairs.
+    is its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of DATA, as a whole or only its
+    ``split`` (train, val, test); without it ``model`` must be a run. A table is read as that of the training was, unless
+    ``overrides`` (``data.label=species``) say otherwise. Classes are matched by name, in any order; ``class_map`` gives the
+    model's class of others, or None to leave their images out, or is a file of such pairs.
 
     Images that the run has trained on are recognised by hash and, with ``near``, as near duplicates, for which the training
     images are read; they are scored apart. ``progress(done, total)`` counts the images of three activities, each from 0: of
