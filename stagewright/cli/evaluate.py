@@ -41,7 +41,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help="Other pictures, as for train; default: the run's own."),
+        typer.Argument(metavar="DATA", help="Other pictures, as for train; default: the run's own."),
     ] = None,
     split: Annotated[
         str | None,
