@@ -22,7 +22,6 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import cross_entropy, pad
 
-from stagewright.api.train import RunInputs, open_session
 from stagewright.data.images.decode import ArrayImages
 from stagewright.data.manifest import Manifest
 from stagewright.engine.build import build_model
@@ -36,6 +35,7 @@ from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
 from stagewright.system.device import choose_device, device_name
 from stagewright.system.signals import StopSignal
+from stagewright.training.setup import RunInputs, open_session
 
 PICTURES, CLASSES = 5120, 10
 

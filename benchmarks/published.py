@@ -26,7 +26,8 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from torch import nn
 
 import stagewright as sw
@@ -111,9 +112,7 @@ def main() -> None:
     other = timm.create_model("mobilenetv2_100").eval()
     other.load_state_dict(dict(zip(other.state_dict(), state.values(), strict=True)))
     preset = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
-    config = resolve_data_config(
-        pretrained_cfg=timm.get_pretrained_cfg("mobilenetv2_100").to_dict(), use_test_size=True
-    )  # pyright: ignore
+    config = resolve_data_config(pretrained_cfg=timm.create_model("mobilenetv2_100").pretrained_cfg, use_test_size=True)  # pyright: ignore
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         unpacked(given.photographs, given.count, folder)

@@ -31,7 +31,7 @@ TORCH_FREE = (
     *("augment.geometry", "augment.draw", "augment.policies", "augment.matrices", "augment.custom"),
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
     "system.named_functions",
-    *("training.clock", "training.read_watch"),
+    *("training.clock", "training.read_watch", "training.paired", "api.compare"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
 NEEDS_TORCH = ("rundir.checkpoint", "rundir.logs", "cli.demo")

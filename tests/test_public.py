@@ -165,7 +165,7 @@ def test_a_run_a_folder_and_a_bundle_are_evaluated_alike(
         sw.evaluate(model, picture_folder, device="cpu", workers=0).to_dict()
         for model in (run, run.path, str(run.path / "model"), sw.load_bundle(run.path))
     ]
-    assert all(one == everything[0] for one in everything) and everything[0]["images"] == 60
+    assert all(one == everything[0] for one in everything) and everything[0]["all"]["images"] == 60
     with pytest.raises(CheckpointError, match="is not a run directory"):
         sw.evaluate(run.path / "model")
     with pytest.raises(DataError, match="--split trial"):

@@ -120,23 +120,22 @@ def difference(one: RunRecord, other: RunRecord) -> Difference:
 
 
 def _recipe(one: RunRecord, other: RunRecord) -> list[Different]:
-    recipes = [
-        {name: value for name, value in run.plan.get("recipe", {}).items() if name not in _COSMETIC}
-        for run in (one, other)
-    ]
-    found = [Different(*place) for place in differing(*recipes)]
-    facts = [
-        {"(updates)": run.plan.get("total_steps"), "(precision)": run.summary.get("precision")} for run in (one, other)
-    ]
-    return found + [Different(*place) for place in differing(*facts)]
+    def content(run: RunRecord) -> dict[str, Any]:
+        recipe = {name: value for name, value in run.plan.get("recipe", {}).items() if name not in _COSMETIC}
+        return recipe | {"(updates)": run.plan.get("total_steps"), "(precision)": run.summary.get("precision")}
+
+    return [Different(*place) for place in differing(content(one), content(other))]
 
 
 def _versions(one: RunRecord, other: RunRecord) -> list[Different]:
-    facts = [{name: run.env.get(name) for name in _ENVIRONMENT} for run in (one, other)]
-    code = [
-        {name: (digest or "")[:12] for name, digest in run.env.get("functions", {}).items()} for run in (one, other)
-    ]
-    return [Different(*place) for place in (*differing(*facts), *_flat(*code))]
+    def environment(run: RunRecord) -> dict[str, Any]:
+        return {name: run.env.get(name) for name in _ENVIRONMENT}
+
+    def code(run: RunRecord) -> dict[str, str]:
+        return {name: (digest or "")[:12] for name, digest in run.env.get("functions", {}).items()}
+
+    places = [*differing(environment(one), environment(other)), *_flat(code(one), code(other))]
+    return [Different(*place) for place in places]
 
 
 def _flat(one: dict[str, str], other: dict[str, str]) -> list[tuple[str, Any, Any]]:

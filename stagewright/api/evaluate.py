@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stagewright.api.class_map import read_class_map
 from stagewright.api.classifier import Classifier
 from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
-from stagewright.api.evaluation_table import write_image_table
+from stagewright.api.evaluation_table import image_table, write_image_table
 from stagewright.api.load_bundle import load_bundle
 from stagewright.api.run import Run
 from stagewright.api.seen import Seen, find_seen
@@ -139,10 +139,13 @@ class EvaluationReport:
         names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._counted]
         return _shares(names, self._correct[self._counted], sorted(set(names)))
 
+    def table(self) -> pa.Table:
+        """Returns every answer, with names of classes (:func:`stagewright.api.evaluation_table.image_table`)."""
+        return image_table(self.classes, self.paths, self.labels, self.groups, self.result, self.seen)
+
     def write(self, path: str | Path) -> Path:
-        """Writes every answer, with names of classes, to a .csv or .parquet file
-        (:func:`stagewright.api.evaluation_table.image_table`) and returns its path."""
-        return write_image_table(self, path)
+        """Writes :meth:`table` to a .csv or .parquet file and returns its path; StorageError if that is not possible."""
+        return write_image_table(self.table(), path)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from stagewright.api.seen import Seen
+from stagewright.engine.evaluate import Evaluation
 from stagewright.errors import StorageError
 from stagewright.storage.files import user_path, write_for_user
 from stagewright.storage.parquet import write_table
 from stagewright.text import path_cell, table_cell
-
-if TYPE_CHECKING:
-    from stagewright.api.evaluate import EvaluationReport
 
 _FORMS = (".csv", ".parquet")
 
@@ -33,46 +33,50 @@ def check_table_path(path: str | Path) -> Path:
     return target
 
 
-def image_table(report: EvaluationReport) -> pa.Table:
-    """Returns one row for each image of ``report``, in its order.
+def image_table(
+    classes: Sequence[str],
+    paths: pa.StringArray,
+    labels: NDArray[np.int64],
+    groups: Sequence[str | None] | None,
+    result: Evaluation,
+    seen: Seen,
+) -> pa.Table:
+    """Returns one row for each image of an evaluation, in its order; arguments as in
+    :class:`stagewright.api.evaluate.EvaluationReport`.
 
     The columns: path (relative to the data set), label and predicted (names), probability and true_probability (of these two
     classes, 0 to 1), correct, loss (cross-entropy), rank (of the label, from 1), seen ("", "same" or "near"), twin (path of the
     training image that is the same or near), group (null without groups), readable. An unreadable image has no answer.
     """
-    answers = report.result.predictions
-    ok = answers.readable
-    names = pa.array(report.classes, pa.string())
-    lost = ~ok
-    predicted = names.take(pa.array(answers.predicted, mask=lost))
-    correct = answers.predicted == report.labels
-    seen = np.where(report.seen.same, "same", np.where(report.seen.near, "near", ""))
-    groups = report.groups if report.groups is not None else [None] * len(ok)
+    answers = result.predictions
+    lost = ~answers.readable
+    names = pa.array(classes, pa.string())
+    ways = np.where(seen.same, "same", np.where(seen.near, "near", ""))
     return pa.table(
         {
-            "path": report.paths,
-            "label": names.take(pa.array(report.labels)),
-            "predicted": predicted,
+            "path": paths,
+            "label": names.take(pa.array(labels)),
+            "predicted": names.take(pa.array(answers.predicted, mask=lost)),
             "probability": pa.array(answers.probability, pa.float32(), mask=lost),
             "true_probability": pa.array(answers.true_probability, pa.float32(), mask=lost),
-            "correct": pa.array(correct, pa.bool_(), mask=lost),
+            "correct": pa.array(answers.predicted == labels, pa.bool_(), mask=lost),
             "loss": pa.array(answers.losses, pa.float64(), mask=lost),
             "rank": pa.array(answers.ranks + 1, pa.int64(), mask=lost),
-            "seen": pa.array(seen.tolist(), pa.string()),
-            "twin": pa.array(report.seen.twins.tolist(), pa.string()),
-            "group": pa.array(groups, pa.string()),
-            "readable": pa.array(ok),
+            "seen": pa.array(ways.tolist(), pa.string()),
+            "twin": pa.array(seen.twins.tolist(), pa.string()),
+            "group": pa.array(groups if groups is not None else [None] * len(labels), pa.string()),
+            "readable": pa.array(answers.readable),
         }
     )
 
 
-def write_image_table(report: EvaluationReport, path: str | Path) -> Path:
-    """Writes :func:`image_table` to ``path``, completely or not at all, and returns the path; StorageError for other endings
-    than .csv and .parquet, and if it cannot be written.
+def write_image_table(table: pa.Table, path: str | Path) -> Path:
+    """Writes ``table``, of :func:`image_table`, to ``path``, completely or not at all, and returns the path; StorageError for
+    other endings than .csv and .parquet, and if it cannot be written.
 
     In CSV, names and paths are cells of :mod:`stagewright.text`, of which a spreadsheet takes none for a formula.
     """
-    target, table = check_table_path(path), image_table(report)
+    target = check_table_path(path)
     if target.suffix.lower() == ".parquet":
         write_table(table, target)
         return target

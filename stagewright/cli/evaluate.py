@@ -9,6 +9,23 @@ import typer
 
 from stagewright.cli.options import AsJson, Device, Quiet, Workers
 
+_Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        "--map-class",
+        metavar="THEIRS=OURS,...|FILE",
+        help="Which class of the model a class of DATA is; or a .csv, .tsv or .json of such pairs; repeatable.",
+    ),
+]
+_Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Published ImageNet weights instead of a run, seen as they were measured: resnet50.IMAGENET1K_V1, "
+        "timm:resnet50.a1_in1k; or, with --model, a file or default."
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to ``app``."""
@@ -24,7 +41,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[DATA]", help="Other pictures, as for train; default: the run's own."),
+        typer.Argument(metavar="DATA", help="Other pictures, as for train; default: the run's own."),
     ] = None,
     split: Annotated[
         str | None,
@@ -36,15 +53,7 @@ def evaluate(
             "--set", help="How DATA is read, e.g. data.label=species; default: as the run's own table; repeatable."
         ),
     ] = None,
-    map_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            "--map-class",
-            metavar="THEIRS=OURS,...|FILE",
-            help="Which class of the model a class of DATA is; or a .csv, .tsv or .json of such pairs; repeatable.",
-        ),
-    ] = None,
+    map_class: _Map = None,
     drop_class: Annotated[
         list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")
     ] = None,
@@ -57,13 +66,7 @@ def evaluate(
             help="Recognise near duplicates of training pictures too, for which these are read; else equal files."
         ),
     ] = True,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Published ImageNet weights instead of a run, seen as they were measured: resnet50.IMAGENET1K_V1, "
-            "timm:resnet50.a1_in1k; or, with --model, a file or default."
-        ),
-    ] = None,
+    weights: _Weights = None,
     model: Annotated[str | None, typer.Option(help="The network of a weights file, e.g. mobilenet_v2.")] = None,
     device: Device = "auto",
     workers: Workers = None,

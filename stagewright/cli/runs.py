@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def runs(
     folder: Annotated[
-        Path, typer.Argument(parser=user_path, metavar="[DIR]", help="A folder of runs, also in subfolders.")
+        Path, typer.Argument(parser=user_path, metavar="DIR", help="A folder of runs, also in subfolders.")
     ] = Path("runs"),
     sort: Annotated[
         str,

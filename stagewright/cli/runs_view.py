@@ -112,7 +112,7 @@ def _result(pair: ResultPair) -> Text:
 
     line = f"{SPLIT_NAMES[pair.split]}: A {one(pair.one)}, B {one(pair.other)}"
     if (paired := pair.paired) is None:
-        return Text(f"{line}; no pictures in common")
+        return Text(f"{line}; no answers to the same pictures")
     return Text(
         f"{line}\n  B - A on the same {count_text(paired.images, 'picture')}: {paired.points:+.2f} points "
         f"({paired.low:+.2f} to {paired.high:+.2f}); {paired.gained:,} right in B alone, {paired.lost:,} in A alone"

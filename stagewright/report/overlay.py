@@ -28,7 +28,7 @@ _HEIGHT = 3.3
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class _Look:
     """How the line of one run looks."""
 
     colour: str
@@ -37,9 +37,9 @@ class Look:
     """Lengths of strokes and gaps in line widths; empty for a solid line."""
 
 
-def look(at: int) -> Look:
+def look(at: int) -> _Look:
     """Returns the look of the run at place ``at``, below :data:`MOST_RUNS`."""
-    return Look(_COLOURS[at % len(_COLOURS)], _DASHES[at // len(_COLOURS)])
+    return _Look(_COLOURS[at % len(_COLOURS)], _DASHES[at // len(_COLOURS)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _chosen_curve(record: RunRecord, key: str) -> tuple[Series, Series]:
     return table[:, 0], table[:, 1]
 
 
-def _star(axes: Axes, record: RunRecord, axis: _Axis, key: str, own: Look) -> None:
+def _star(axes: Axes, record: RunRecord, axis: _Axis, key: str, own: _Look) -> None:
     best = chosen(record)
     if best is None or best.result is None:
         return

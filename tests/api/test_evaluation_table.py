@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagewright.api.evaluate import EvaluationReport
-from stagewright.api.evaluation_table import check_table_path, image_table, write_image_table
+from stagewright.api.evaluation_table import check_table_path
 from stagewright.api.seen import Seen
 from stagewright.data.account import Account
 from stagewright.engine.evaluate import Evaluation, Predictions
@@ -41,7 +41,7 @@ def report() -> EvaluationReport:
 
 
 def test_rows_have_names_and_what_is_missing_is_null() -> None:
-    first, second, lost = image_table(report()).to_pylist()
+    first, second, lost = report().table().to_pylist()
     assert first == {
         **{"path": "=a.png", "label": "=SUM(A1)", "predicted": "köter, groß", "probability": 0.75},
         **{"true_probability": 0.25, "correct": False, "loss": 1.5, "rank": 2, "seen": "", "twin": ""},
@@ -55,9 +55,9 @@ def test_rows_have_names_and_what_is_missing_is_null() -> None:
 
 
 def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
-    written = write_image_table(report(), tmp_path / "a.parquet")
-    assert pq.read_table(written).equals(image_table(report()))
-    with write_image_table(report(), tmp_path / "a.CSV").open(newline="", encoding="utf-8") as file:
+    written = report().write(tmp_path / "a.parquet")
+    assert pq.read_table(written).equals(report().table())
+    with report().write(tmp_path / "a.CSV").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == ["./=a.png", "b\n.png", "c.png"]
     assert rows[0]["label"] == "'=SUM(A1)" and rows[0]["predicted"] == "köter, groß" and rows[0]["group"] == "'+g"

@@ -63,7 +63,8 @@ def report(classes: int) -> EvaluationReport:
     account = Account(result.images, (Omission("no class", 3, "x[1].png"),), (Omission("it is empty", 1, "y.png"),))
     names = tuple(f"c[{at}]" for at in range(classes))
     paths = pa.array([f"{at}.png" for at in range(len(labels))])
-    seen = Seen(*np.zeros((2, len(labels)), np.bool_), np.full(len(labels), "", object))
+    none = np.zeros(len(labels), np.bool_)
+    seen = Seen(none, none.copy(), np.full(len(labels), "", object))
     return EvaluationReport(
         "odd [b]folder", names, labels, None, result, account, ("read [b]so",), paths=paths, seen=seen
     )

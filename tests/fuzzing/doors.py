@@ -26,6 +26,7 @@ from stagewright.plan.plan import DatasetInfo, Plan
 from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Data, Recipe
+from stagewright.report.gallery import Gallery
 from stagewright.report.html import page
 from stagewright.report.plots import draw
 from stagewright.report.read import read_run
@@ -165,7 +166,7 @@ def _reports(corpus: Corpus) -> Iterator[Door]:
 
     def report(random: Random) -> None:
         record = read_run(run)
-        page(record, []).encode("utf-8")
+        page(record, [], Gallery(record)).encode("utf-8")
         if random.random() < _DRAWN:
             list(draw(record))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import get_pretrained_cfg
 from torchvision.models import get_model_weights, get_weight
 
@@ -36,7 +39,7 @@ def test_the_classes_of_torchvision_are_in_the_order_of_the_wnids() -> None:
 def test_timms_numbers_are_those_of_its_validation() -> None:
     found = published("timm:resnet50.a1_in1k")
     config = resolve_data_config(pretrained_cfg=get_pretrained_cfg("resnet50.a1_in1k").to_dict(), use_test_size=True)  # pyright: ignore
-    transform = create_transform(**config)
+    transform: Any = create_transform(**config)
     assert (found.resize, found.size, found.interpolation) == (288, 288, "bicubic")
     assert transform.transforms[0].size == found.resize and tuple(transform.transforms[1].size) == (288, 288)
     assert published("timm:vit_base_patch16_224.augreg_in21k").class_names()[0].startswith("n")

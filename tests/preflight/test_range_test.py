@@ -34,6 +34,7 @@ from stagewright.preflight import range_test as lrfind
 from stagewright.preflight.range_test import Sweep, range_test
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
+from stagewright.report.gallery import Gallery
 from stagewright.report.html import page
 from stagewright.report.lr_plot import draw_range_test
 from stagewright.report.plots import draw
@@ -396,7 +397,7 @@ def test_a_run_measures_once_in_its_life(
     assert record.range_test is not None and not record.problems
     again = {drawing.name: drawing for drawing in draw(record)}["lr-find"]
     assert again.png == (broken.path / "lr-find" / "lr-find.png").read_bytes(), "the report shows the same plot"
-    assert again.alt in page(record, [again])
+    assert again.alt in page(record, [again], Gallery(record))
     notices = [one.event.text for one in read_events(broken.path / "events.jsonl") if isinstance(one.event, Notice)]
     (told,) = [text for text in notices if text.startswith("lr: auto is ")]
     assert told in said and f"{plan.measured.lr:.3g}" in told

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stagewright.data.images.crop import UNREADABLE
 from stagewright.data.images.decode import FileImages, Images
 from stagewright.data.inspect.fingerprint import SIDE, Pixels, Rows, fingerprint, near_pairs, thumbnail
 from stagewright.data.manifest import Manifest
@@ -67,7 +66,7 @@ def _thumb(manifest: Manifest, images: Images, row: int) -> Pixels | None:
         if not isinstance(images, FileImages):
             return np.asarray(thumbnail(images.load(row)))
         data = images.read(row)
-    except UNREADABLE:
+    except OSError:
         return None
     same = digest_of(data).hex() == manifest.hashes[row].as_py()
     return fingerprint(data, images.max_pixels).thumb if same else None
