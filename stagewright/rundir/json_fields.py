@@ -118,7 +118,12 @@ class _Eval(Fields):
     select: str = ABSENT
 
 
+class _Data(Fields):
+    names: dict[str, str] | str | None = ABSENT
+
+
 class _Recipe(Fields):
+    data: _Data = ABSENT
     name: str = ABSENT
     model: _Model = ABSENT
     eval: _Eval = ABSENT
