@@ -126,7 +126,12 @@ class _Eval(Fields):
     image_size: Count | None = ABSENT
 
 
+class _Data(Fields):
+    names: dict[str, str] | str | None = ABSENT
+
+
 class _Recipe(Fields):
+    data: _Data = ABSENT
     name: str = ABSENT
     seed: int = ABSENT
     model: _Model = ABSENT
