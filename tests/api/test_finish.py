@@ -150,27 +150,39 @@ def test_the_scores_are_those_of_the_model(stopped: RunDir) -> None:
         assert sw.evaluate(stopped.root, split=split).top1 == pytest.approx(found["top1"][split])
 
 
-@pytest.mark.parametrize("rule", ["best", "last"])
-def test_a_checkpoint_that_was_not_evaluated_is_a_candidate(rule: str, picture_folder: Path, tmp_path: Path) -> None:
-    """The best of the evaluated ones and the last, scored here; nothing of it enters the record that a resume reads."""
-    run = begun(tmp_path / "r", picture_folder, eval={"every": "4st", "select": rule}, stages=[{"epochs": "12st"}])
-    go(run, stop_after(6))
-    metrics, state = run.metrics.read_bytes(), (run.checkpoints / "step_000006" / "state.pt").read_bytes()
-    best = checkpoint.load(run.checkpoints / "step_000006").tensors["best"]
-    last = RunDir(tmp_path / "last")
-    os.rename(run.root, last.root)
-    plan = last.plan.read_text()
-    there = sw.load_bundle(last.root) if rule == "last" else None
-    found = summary(RunDir(done(last).path))
-    if there is not None:
-        assert there.spec.training["step"] == 6
-    score = found["top1"]["val"]
-    if rule == "last" or score > best["top1"]:
-        assert found["chosen"] == {"step": 6, "weights": "raw", "stage": found["chosen"]["stage"], "select": rule}
-    else:
-        assert found["chosen"]["step"] == best["step"] and score == best["top1"]
-    assert last.metrics.read_bytes() == metrics and last.plan.read_text() == plan
-    assert (last.checkpoints / "step_000006" / "state.pt").read_bytes() == state
+BETTER = {"lr": (1e-6, 0.02), "first": 12, "stop": 54}
+WORSE = {"lr": (0.05, 5.0), "first": 48, "stop": 52}
+
+
+@pytest.mark.parametrize(
+    ("course", "rule", "newest"),
+    [(BETTER, "best", True), (BETTER, "last", True), (WORSE, "best", False), (WORSE, "last", True)],
+    ids=["better-best", "better-last", "worse-best", "worse-last"],
+)
+def test_a_checkpoint_that_was_not_evaluated_is_a_candidate(
+    course: dict[str, Any], rule: str, newest: bool, picture_folder: Path, tmp_path: Path
+) -> None:
+    """It is better or worse than the only one that was; nothing of its score enters the record that a resume reads."""
+    first, stop = course["first"], course["stop"]
+    stages = [
+        {"epochs": epochs, "lr": {"schedule": "constant", "peak": peak}}
+        for epochs, peak in zip((f"{first}st", "60st"), course["lr"], strict=True)
+    ]
+    rare = {"eval": {"every": "99st", "select": rule}, "checkpoints": {"every": "99st"}, "guard": {"window": 500}}
+    run = begun(tmp_path / "r", picture_folder, stages=stages, **rare)
+    go(run, stop_after(stop))
+    assert checkpoint.steps(run.checkpoints) == [first, stop]
+    state = run.checkpoints / checkpoint.name_of(stop) / "state.pt"
+    before = [path.read_bytes() for path in (run.metrics, run.plan, state)]
+    best = checkpoint.load(state.parent).tensors["best"]
+    assert best["step"] == first
+    assert sw.load_bundle(run.root).spec.training["step"] == (stop if rule == "last" else first)
+    done(run)
+    found = summary(run)
+    assert (found["chosen"]["step"], found["chosen"]["select"]) == (stop if newest else first, rule)
+    if rule == "best":
+        assert found["top1"]["val"] > best["top1"] if newest else found["top1"]["val"] == best["top1"]
+    assert before == [path.read_bytes() for path in (run.metrics, run.plan, state)]
 
 
 def test_without_a_checkpoint_it_says_what_to_do(picture_folder: Path, tmp_path: Path, unbroken: RunDir) -> None:
