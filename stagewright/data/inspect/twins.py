@@ -30,9 +30,9 @@ def near_twins(thumbs: Pixels, known: Pixels) -> Rows:
     also a mirrored one; -1 if there is none."""
     count = len(known)
     pairs = near_pairs(np.concatenate([known, thumbs]))
-    across = (pairs.first < count) & (pairs.second >= count)
+    new = pairs.second >= count  # the first of such a pair is below count, or it is no pair of the two sets
     found = np.full(len(thumbs), count, np.int64)
-    np.minimum.at(found, pairs.second[across] - count, pairs.first[across])
+    np.minimum.at(found, pairs.second[new] - count, pairs.first[new])
     return np.where(found < count, found, -1)
 
 
