@@ -29,7 +29,7 @@ from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import DataError, NotFinite
 from stagewright.recipe import recipe
-from stagewright.report.intervals import wilson
+from stagewright.measures.intervals import wilson
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.storage.parquet import pc

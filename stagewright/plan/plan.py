@@ -210,6 +210,8 @@ class Plan(Frozen):
         content = self.model_dump(mode="json", exclude={"save_steps": True})
         for cosmetic in ("name", "description", "checkpoints", "data"):
             del content["recipe"][cosmetic]
+        if self.recipe.eval.metric == "top1":  # as in plans from before this field
+            del content["recipe"]["eval"]["metric"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.report.intervals import wilson
+from stagewright.measures.intervals import wilson
 from stagewright.report.read import RunRecord
 from stagewright.report.tables import Predictions
 from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, Event, Result

@@ -113,6 +113,8 @@ class Result:
     """Number of images that could be read."""
     unreadable: int
     """Number of images that could not be read."""
+    metric: float | None = None
+    """The value of the recipe's ``eval.metric``; None where that is top-1, and where it is not defined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,8 @@ class Evaluated(Event):
     """The kind of weights that is better here."""
     best: bool
     """Whether they are the best of the run so far."""
+    metric: str | None = None
+    """The recipe's ``eval.metric``, by which weights are compared; None where that is top-1."""
     train_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds of training in the run so far, over all processes."""
     memory_gb: float | None = field(default=None, metadata=CLOCK)
