@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,15 @@ from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.verify import images_gone, verify_images
-from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import DataError, NotFinite
+from stagewright.measures.answers import group_numbers
+from stagewright.measures.intervals import UNDEFINED, Estimate, wilson
+from stagewright.measures.metrics import keeps_probabilities
+from stagewright.measures.overview import OF_CLASSES, Overview, overview
 from stagewright.recipe import recipe
-from stagewright.measures.intervals import wilson
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.storage.parquet import pc
@@ -51,6 +55,14 @@ class Share:
     """Percentage of them, in [0, 100]."""
     interval: tuple[float, float]
     """Its 95 % interval (Wilson), in percent."""
+    precision: Estimate = UNDEFINED
+    """Of a class: share of the images answered with it that are of it, in [0, 1]."""
+    f1: Estimate = UNDEFINED
+    """Of a class, in [0, 1]."""
+    auc: Estimate = UNDEFINED
+    """Of a class: area under the ROC curve of the class against the rest, in [0, 1]."""
+    average_precision: Estimate = UNDEFINED
+    """Of a class: area under the precision-recall curve, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,14 @@ class EvaluationReport:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % interval of :attr:`top1` (Wilson), in percent."""
-        correct = self._correct()
-        return _interval(int(correct.sum()), len(correct))
+        """95 % interval of :attr:`top1` (Wilson), in percent; over groups where the data set has them."""
+        found = self.measures.means["accuracy"]
+        return (0.0, 100.0) if found.low is None or found.high is None else (100 * found.low, 100 * found.high)
+
+    @cached_property
+    def measures(self) -> Overview:
+        """Precision, recall, F1, areas under curves, log loss and calibration, with 95 % intervals."""
+        return overview(self.result.answers(group_numbers(self.groups)))
 
     @property
     def top5(self) -> float | None:
@@ -96,7 +113,10 @@ class EvaluationReport:
     def by_class(self) -> list[Share]:
         """Returns the accuracy on each class that has images, in the model's order."""
         names = np.array(self.classes, dtype=object)[self.labels[self._readable()]]
-        return _shares(names, self._correct(), list(self.classes))
+        found, measured = _shares(names, self._correct(), list(self.classes)), self.measures.classes
+        places = {name: at for at, name in enumerate(self.classes)}
+        kinds = [kind for kind in OF_CLASSES if kind != "recall"]
+        return [replace(one, **{kind: measured[kind][places[one.name]] for kind in kinds}) for one in found]
 
     def by_group(self) -> list[Share]:
         """Returns the accuracy on each group, by name; empty if the data set has no groups."""
@@ -106,7 +126,8 @@ class EvaluationReport:
         return _shares(names, self._correct(), sorted(set(names)))
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""
+        """Returns the results as plain data for JSON, with 95 % intervals. top1 and its intervals are in percent, ``measures``
+        and those of classes in [0, 1], log loss in nats."""
         return {
             "source": self.source,
             **self.result.numbers(),
@@ -114,8 +135,9 @@ class EvaluationReport:
             "account": self.account.to_dict(),
             "notes": list(self.notes),
             "top1_interval": self.top1_interval,
-            "classes": [asdict(one) for one in self.by_class()],
-            "groups": [asdict(one) for one in self.by_group()],
+            "measures": self.measures.to_dict(),
+            "classes": [_plain(one) for one in self.by_class()],
+            "groups": [_plain(one) for one in self.by_group()],
         }
 
     def _readable(self) -> NDArray[np.bool_]:
@@ -177,6 +199,7 @@ def evaluate(
                 bundle.network.present(),
                 batches,
                 numerics,
+                extras=Extras(probabilities=keeps_probabilities(len(rows), len(bundle.classes))),
                 progress=lambda done: progress(done, len(rows)),
             )
         except NotFinite as error:
@@ -267,6 +290,12 @@ def _specs(
         chosen = rows[at : at + _BATCH]
         geometry = eval_geometry(seen, manifest.widths[chosen], manifest.heights[chosen])
         yield BatchSpec(at // _BATCH, chosen, labels[at : at + _BATCH], geometry, view.image_size, view.interpolation)
+
+
+def _plain(one: Share) -> dict[str, object]:
+    content: dict[str, object] = {"name": one.name, "images": one.images, "top1": one.top1, "interval": one.interval}
+    measured = {kind: getattr(one, kind) for kind in OF_CLASSES if kind != "recall"}
+    return content | {kind: found._asdict() for kind, found in measured.items() if found.value is not None}
 
 
 def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]) -> list[Share]:

@@ -10,12 +10,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stagewright.text import counted, printable
+from stagewright.measures.overview import TITLES
+from stagewright.text import ABSENT, counted, printable
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
+    from stagewright.measures.overview import Overview
 
 _LISTED = 30
+_SHOWN = (
+    *("balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_auc", "macro_average_precision"),
+    *("log_loss", "overconfidence"),
+)
+"""Those of the measures that do not say the same as another line; ``--json`` has all."""
+_OF_CLASS = {"precision": "precision", "f1": "F1 %", "auc": "AUC %"}
+"""The measures that a terminal of 80 columns has room for, and the heads of their columns."""
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
@@ -28,8 +37,27 @@ def evaluation_view(report: EvaluationReport) -> RenderableType:
         + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
     )
     parts = (("class", report.by_class()), ("group", report.by_group()))
+    measured = _measures(report.measures)
     said = [Text(f"· {printable(line)}", style="dim") for line in (*report.notes, *report.account.lines())]
-    return Group(Text(text), *(_table(title, shares) for title, shares in parts if shares), *said)
+    return Group(Text(text), measured, *(_table(title, shares) for title, shares in parts if shares), *said)
+
+
+def _measures(found: Overview) -> Table:
+    """Returns a table of the measures over all classes that are defined."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("measure")
+    for name in ("value", "95 % interval"):
+        table.add_column(name, justify="right")
+    for name in _SHOWN:
+        one = found.means[name]
+        if one.value is not None:
+            table.add_row(
+                TITLES[name], f"{one.value:.4f}", "" if one.low is None else f"{one.low:.4f} to {one.high:.4f}"
+            )
+    if (calibration := found.calibration) is not None:
+        chance = f"by chance {calibration.by_chance:.4f}"
+        table.add_row("calibration error", f"{calibration.error:.4f}", chance)
+    return table
 
 
 def _table(title: str, shares: Sequence[Share]) -> Table:
@@ -39,9 +67,15 @@ def _table(title: str, shares: Sequence[Share]) -> Table:
         shares = sorted(shares, key=lambda one: one.top1)[:_LISTED]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(title)
-    for name in ("pictures", "top-1 %", "95 % interval"):
-        table.add_column(name, justify="right")
+    kinds = [name for name in _OF_CLASS if any(getattr(one, name).value is not None for one in shares)]
+    accuracy = "recall %" if kinds else "top-1 %"
+    for name in ("pictures", accuracy, "95 % interval", *(_OF_CLASS[name] for name in kinds)):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in shares:
         low, high = one.interval
-        table.add_row(Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
+        values = [getattr(one, name).value for name in kinds]
+        cells = [ABSENT if value is None else f"{100 * value:.1f}" for value in values]
+        table.add_row(
+            Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}", *cells
+        )
     return table

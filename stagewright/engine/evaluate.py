@@ -52,7 +52,6 @@ class Predictions:
     """Probabilities of all C classes, (N, C); None where they were not asked for."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Result of an evaluation: mean cross-entropy without label smoothing, and accuracies in percent, over readable images."""

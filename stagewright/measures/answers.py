@@ -66,4 +66,6 @@ def group_numbers(names: Sequence[str | None] | NDArray[np.object_] | None) -> I
     if names is None or all(name is None for name in names):
         return None
     known: dict[object, int] = {}
-    return np.array([known.setdefault(at if name is None else name, len(known)) for at, name in enumerate(names)], np.int64)
+    return np.array(
+        [known.setdefault(at if name is None else name, len(known)) for at, name in enumerate(names)], np.int64
+    )

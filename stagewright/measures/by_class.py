@@ -153,7 +153,9 @@ def class_estimates(answers: Answers) -> Mapping[str, list[Estimate]]:
     }
     jaccard = _by_stratum(answers, *joined, either)
     found["f1"] = [
-        Estimate(value, _f1_of(one.low), _f1_of(one.high)) if one.low is not None and one.high is not None else UNDEFINED
+        Estimate(value, _f1_of(one.low), _f1_of(one.high))
+        if one.low is not None and one.high is not None
+        else UNDEFINED
         for value, one in zip(counts.f1.tolist(), jaccard, strict=True)
     ]
     return found

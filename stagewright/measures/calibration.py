@@ -46,10 +46,10 @@ class Calibration:
     """How far the probabilities of the predicted classes are from the shares of right answers."""
 
     error: float
-    """Expected calibration error: the mean distance of both over :data:`BINS` bins of equal width, weighted by images; in [0, 1]."""
+    """Expected calibration error, in [0, 1]: the mean distance over :data:`BINS` bins of equal width, weighted by images."""
     by_chance: float
-    """The error that perfectly calibrated probabilities would be expected to have with so few images (normal approximation). It
-    is above 0, which is why the error has no interval."""
+    """The error that perfectly calibrated probabilities would be expected to have with so few images (normal approximation).
+    It is above 0, which is why the error has no interval."""
     excess: Estimate
     """Mean probability minus accuracy, in [-1, 1]: positive for a model that is too sure."""
 

@@ -1,8 +1,8 @@
 """ROC and precision-recall curves of one class against the rest, with the areas under them.
 
-Equal scores are one point of a curve, as in scikit-learn (``roc_curve``, ``precision_recall_curve``). The area under the ROC curve
-is that of the trapezoids, which is the share of pairs of a positive and a negative in the right order (ties count half); that
-under the precision-recall curve is the average precision, without interpolation. All values are in [0, 1].
+Equal scores are one point of a curve, as in scikit-learn (``roc_curve``, ``precision_recall_curve``). The area under the ROC
+curve is that of the trapezoids, which is the share of pairs of a positive and a negative in the right order (ties count half);
+that under the precision-recall curve is the average precision, without interpolation. All values are in [0, 1].
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def macro_roc_auc(answers: Answers) -> float:
     without probabilities."""
     if answers.probabilities is None:
         return float("nan")
-    areas = [class_curve(answers, label).roc_auc for label in np.unique(answers.labels)]
+    areas = [class_curve(answers, label).roc_auc for label in map(int, np.unique(answers.labels))]
     defined = [area for area in areas if not np.isnan(area)]
     return float(np.mean(defined)) if defined else float("nan")
 
@@ -107,8 +107,8 @@ class Areas:
 def areas(answers: Answers) -> Areas | None:
     """Returns the areas of all classes; None without probabilities.
 
-    The residuals are those of E. R. DeLong et al., Biometrics 44 (1988), 837-845, and with groups of N. A. Obuchowski, Biometrics 53
-    (1997), 567-578; for the average precision, its derivatives.
+    The residuals are those of E. R. DeLong et al., Biometrics 44 (1988), 837-845, and with groups of N. A. Obuchowski,
+    Biometrics 53 (1997), 567-578; for the average precision, its derivatives.
     """
     if answers.probabilities is None:
         return None
@@ -117,11 +117,13 @@ def areas(answers: Answers) -> Areas | None:
     present = np.flatnonzero(np.bincount(answers.labels, minlength=answers.num_classes))
     both = len(present) if len(present) > 1 else 0
     means = Spread(answers.num_units), Spread(answers.num_units)
-    for label in present:
+    for label in map(int, present):
         curve, positive = class_curve(answers, label), answers.labels == label
         place = np.searchsorted(-curve.thresholds, -answers.probabilities[:, label].astype(np.float64))
         counts = np.where(positive, curve.positives, curve.negatives)
-        parts = [(averages, _precision_residuals(curve, positive, place), curve.average_precision, means[1], len(present))]
+        parts = [
+            (averages, _precision_residuals(curve, positive, place), curve.average_precision, means[1], len(present))
+        ]
         if both:
             parts.append((rocs, _roc_residuals(curve, positive, place), curve.roc_auc, means[0], both))
         for found, residuals, value, mean, of in parts:

@@ -48,13 +48,13 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def share_estimate(value: float, variance: float, size: float, freedom: float) -> Estimate:
-    """Returns a measure in [0, 1] with its 95 % interval, from the ``variance`` of its linear form and the degrees of freedom that
-    this variance rests on.
+    """Returns a measure in [0, 1] with its 95 % interval, from the ``variance`` of its linear form and the degrees of freedom
+    that this variance rests on.
 
     It is the Wilson interval of as many independent answers as would give that variance (in surveys the effective sample size:
     N. Dean and M. Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys", J. Surv. Stat.
-    Methodol. 3 (2015), 484-503), with Student's t in place of the normal quantile. ``size`` takes that number's place where nothing varies: at 0,
-    at 1, and where the variance is 0 or not known. (0, 1) where nothing is known: for less than one degree of freedom.
+    Methodol. 3 (2015), 484-503), with Student's t in place of the normal quantile. ``size`` takes that number's place where
+    nothing varies: at 0, at 1, and where the variance is 0 or not known. (0, 1) for less than one degree of freedom.
     """
     spread = value * (1.0 - value)
     known = math.isfinite(variance) and variance > 0.0 and spread > 0.0
@@ -69,7 +69,7 @@ def share_estimate(value: float, variance: float, size: float, freedom: float) -
 
 
 def mean_estimate(value: float, variance: float, freedom: float) -> Estimate:
-    """Returns a positive mean with its 95 % interval, Student's t on the scale of its logarithm: losses are skewed to the right."""
+    """Returns a positive mean with its 95 % interval: Student's t on the scale of the logarithm, as losses are skewed."""
     if freedom < 1.0 or not value > 0.0 or not math.isfinite(variance):
         return Estimate(value, None, None)
     half = student(freedom) * math.sqrt(variance) / value

@@ -1,4 +1,4 @@
-"""The metrics by which a run may select its weights (``eval.metric``), by name; needs no NumPy, so that recipes stay quick to read.
+"""The metrics by which a run may select its weights (``eval.metric``). Needs no NumPy, so that recipes stay quick to read.
 
 :func:`stagewright.measures.overview.metric_value` computes them.
 """

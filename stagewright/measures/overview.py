@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 
 from stagewright.measures.answers import Answers
-from stagewright.measures.by_class import class_estimates, mean_estimates, mean_values
+from stagewright.measures.by_class import accuracy, class_estimates, mean_estimates, mean_values
 from stagewright.measures.calibration import Calibration, calibration, log_loss
 from stagewright.measures.curves import areas, macro_roc_auc
 from stagewright.measures.intervals import UNDEFINED, Estimate
 from stagewright.measures.metrics import Metric
 
 TITLES = {
+    "accuracy": "accuracy (top-1)",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "macro_precision": "macro precision",
@@ -23,7 +24,7 @@ TITLES = {
     "macro_auc": "macro ROC AUC",
     "macro_average_precision": "macro PR AUC",
     "log_loss": "log loss",
-    "overconfidence": "mean probability minus accuracy",
+    "overconfidence": "overconfidence",
 }
 """The measures with an interval, in the order in which they are shown, and what people call them."""
 OF_CLASSES = {"precision": "precision", "recall": "recall", "f1": "F1", "auc": "ROC AUC", "average_precision": "PR AUC"}
@@ -32,7 +33,8 @@ OF_CLASSES = {"precision": "precision", "recall": "recall", "f1": "F1", "auc": "
 
 @dataclass(frozen=True)
 class Overview:
-    """The measures of one split. Log loss is in nats, overconfidence in [-1, 1], all others in [0, 1]."""
+    """The measures of one split, with 95 % intervals over images, or over groups where there are some. Log loss is in nats,
+    overconfidence in [-1, 1], all others in [0, 1]."""
 
     means: dict[str, Estimate]
     """By the names in :data:`TITLES`."""
@@ -53,7 +55,7 @@ class Overview:
 def overview(answers: Answers) -> Overview:
     """Returns all measures of ``answers``."""
     found, under = calibration(answers), areas(answers)
-    means = mean_estimates(answers)
+    means = {"accuracy": accuracy(answers), **mean_estimates(answers)}
     means["macro_auc"] = under.macro_roc if under else UNDEFINED
     means["macro_average_precision"] = under.macro_precision_recall if under else UNDEFINED
     means["log_loss"] = log_loss(answers)

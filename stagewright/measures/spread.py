@@ -20,9 +20,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _WHOLE = 1.0 - 1e-9
-_PER_FREEDOM = 4
-"""Units of the smallest stratum for each degree of freedom that is taken for granted: with 15 positives and an area of 0.99, the
-squares of one or two of them make up the variance, and t with 1 degree of freedom would say nothing."""
+_FEWEST_FREEDOM = 3.0
+"""Degrees of freedom that are taken for granted where every stratum has more units: with 15 positives and an area of 0.99, the
+squares of one or two of them make up the variance, and t with 1 degree of freedom (12.7) would say nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Cells:
         """Sums up E entries (E,): the stratum, the unit, the residual and the share in the stratum of each."""
         width = int(units.max(initial=0)) + 1
         keys, where = np.unique(strata * width + units, return_inverse=True)
-        share = np.bincount(where, shares, len(keys))
+        share = np.bincount(where, shares, len(keys)).astype(np.float64)
         left = np.maximum(1.0 - share, 1.0 - _WHOLE)
         sums = np.where(share < _WHOLE, np.bincount(where, residuals, len(keys)) / np.sqrt(left), 0.0)
         return cls(keys // width, keys % width, sums, share)
@@ -62,12 +62,13 @@ class Spread:
         self._sums = np.zeros(num_units)
         self._alone = 0.0
         self._alike = 0.0
-        self._fewest = float("inf")
+        self._fewest = _FEWEST_FREEDOM
 
     def add(self, cells: Cells, weights: Floats) -> None:
         """Adds strata that enter the measure with ``weights`` (S,), which the residuals contain already."""
         self._sums += np.bincount(cells.units, cells.sums, len(self._sums))
-        self._fewest = min(self._fewest, np.bincount(cells.strata).min(initial=0) / _PER_FREEDOM)
+        counts = np.bincount(cells.strata)
+        self._fewest = min(self._fewest, float(counts[counts > 0].min()) - 1.0)
         self._alone += float(np.square(weights[cells.strata[cells.shares >= _WHOLE]]).sum())
         self._alike += float(np.square(weights[cells.strata] * cells.shares).sum())
 
@@ -86,8 +87,8 @@ class Spread:
 
 
 def freedom_of(sums: Floats) -> float:
-    """Returns the degrees of freedom of the sum of squares of ``sums``, one for each unit (F. E. Satterthwaite, Biometrics Bull. 2
-    (1946), 110-114): fewer where some are far larger than others, as those few decide how large it turns out."""
+    """Returns the degrees of freedom of the sum of squares of ``sums``, one for each unit: fewer where some are far larger than
+    others, as those few decide how large it turns out (F. E. Satterthwaite, Biometrics Bull. 2 (1946), 110-114)."""
     squares = np.square(sums)
     fourth = float(np.square(squares).sum())
     return min(len(sums) - 1.0, float(squares.sum()) ** 2 / fourth) if fourth else len(sums) - 1.0

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
-from stagewright.measures.metrics import MOST_PROBABILITIES, METRICS, keeps_probabilities, needs_probabilities
+from stagewright.measures.metrics import METRICS, MOST_PROBABILITIES, keeps_probabilities, needs_probabilities
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration

@@ -252,9 +252,9 @@ class Evaluation(Part):
     """Which weights become the finished model: those of the best evaluation, or those of the last step. In both cases the
     better of raw and averaged weights, by ``metric``."""
     metric: Metric = "top1"
-    """The measure on the validation images by which weights are selected and early stopping goes: ``top1``; ``balanced_accuracy``,
-    the mean recall over classes; ``macro_f1``, the mean F1 over classes; ``auc``, the mean area under the ROC curve of each class
-    against the rest; ``log_loss``, the mean cross-entropy, where lower is better."""
+    """The measure on the validation images by which weights are selected and early stopping goes: ``top1``;
+    ``balanced_accuracy``, the mean recall over classes; ``macro_f1``, the mean F1 over classes; ``auc``, the mean area under the
+    ROC curve of each class against the rest; ``log_loss``, the mean cross-entropy, where lower is better."""
     consider_head: Annotated[bool, Only("head")] = True
     """Whether the selected weights are compared at the end with those of the head alone, from the end of the stages that train
     only the head, and with mixtures of a quarter, a half and three quarters of either (WiSE-FT, arXiv:2109.01903). The one with
@@ -281,8 +281,8 @@ class Stop(Part):
     patience: Annotated[int, Field(ge=1)] | None = None
     """Number of consecutive evaluations without an improvement after which the run ends; none: no early stopping."""
     metric: Annotated[Literal["val_top1", "val_loss"] | None, When(patience=ON)] = None
-    """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss; none:
-    that of ``eval.metric``."""
+    """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss;
+    none: that of ``eval.metric``."""
     min_delta: Annotated[float, Field(ge=0.0), When(patience=ON)] = 0.0
     """A change counts as an improvement if it is larger than this, in percentage points of top-1, or in units of another
     measure."""

@@ -53,8 +53,10 @@ def report(classes: int) -> EvaluationReport:
     predicted = np.where(labels == classes - 1, 0, labels)
     readable = np.arange(len(labels)) > 0
     shares = np.full(len(labels), 0.5, np.float32)
-    answers = Predictions(predicted, shares, shares, readable)
-    result = Evaluation(0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers)
+    answers = Predictions(predicted, shares, shares, readable, labels, -np.log(shares.astype(float)))
+    result = Evaluation(
+        0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers, classes
+    )
     account = Account(result.images, (Omission("no class", 3, "x[1].png"),), (Omission("it is empty", 1, "y.png"),))
     names = tuple(f"c[{at}]" for at in range(classes))
     return EvaluationReport("odd [b]folder", names, labels, None, result, account, ("read [b]so",))

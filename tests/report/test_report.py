@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from stagewright.errors import CheckpointError
-from stagewright.report import results
 from stagewright.measures.intervals import wilson
+from stagewright.report import results
 from stagewright.report.read import read_run
 from stagewright.report.write import write
 from stagewright.storage.lock import lock
