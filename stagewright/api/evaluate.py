@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,9 +29,10 @@ from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import DataError, NotFinite
-from stagewright.measures.answers import group_numbers
+from stagewright.measures.answers import Answers, group_numbers
 from stagewright.measures.intervals import UNDEFINED, Estimate, wilson
 from stagewright.measures.metrics import keeps_probabilities
+from stagewright.measures.operating import OperatingPoint, PointMeasures, at_point
 from stagewright.measures.overview import OF_CLASSES, Overview, overview
 from stagewright.recipe import recipe
 from stagewright.rundir.directory import RunDir
@@ -83,6 +84,8 @@ class EvaluationReport:
     """How many images were evaluated, what was left out and what could not be read."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: how DATA was read, and what was found."""
+    operating: OperatingPoint = field(default_factory=OperatingPoint)
+    """The operating point that is stored in the model; top-1 and all measures but :attr:`at_point` are without it."""
 
     @property
     def top1(self) -> float:
@@ -98,7 +101,11 @@ class EvaluationReport:
     @cached_property
     def measures(self) -> Overview:
         """Precision, recall, F1, areas under curves, log loss and calibration, with 95 % intervals."""
-        return overview(self.result.answers(group_numbers(self.groups)))
+        return overview(self._answers)
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return self.result.answers(group_numbers(self.groups))
 
     @property
     def top5(self) -> float | None:
@@ -109,6 +116,11 @@ class EvaluationReport:
     def loss(self) -> float:
         """Mean cross-entropy."""
         return self.result.loss
+
+    @cached_property
+    def at_point(self) -> PointMeasures | None:
+        """What the operating point comes to; None if there is none, or too many classes for their probabilities."""
+        return at_point(self._answers, self.classes, self.operating) if self.operating else None
 
     def by_class(self) -> list[Share]:
         """Returns the accuracy on each class that has images, in the model's order."""
@@ -136,9 +148,21 @@ class EvaluationReport:
             "notes": list(self.notes),
             "top1_interval": self.top1_interval,
             "measures": self.measures.to_dict(),
+            **self._point(),
             "classes": [_plain(one) for one in self.by_class()],
             "groups": [_plain(one) for one in self.by_group()],
         }
+
+    def _point(self) -> dict[str, object]:
+        found = self.at_point
+        if found is None:
+            return {}
+        classes = {
+            name: {"precision": precision._asdict(), "recall": recall._asdict()}
+            for name, (precision, recall) in found.classes.items()
+        }
+        measured = {"answered": found.answered._asdict(), "accuracy": found.accuracy._asdict(), "classes": classes}
+        return {"operating_point": {**asdict(self.operating), **measured}}
 
     def _readable(self) -> NDArray[np.bool_]:
         return self.result.predictions.readable
@@ -209,7 +233,8 @@ def evaluate(
         raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), chosen.source)
     groups = manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None
     account = _with_lost(chosen.account, manifest, rows[~result.predictions.readable])
-    return EvaluationReport(chosen.source, bundle.classes, labels, groups, result, account, chosen.notes)
+    point = bundle.spec.operating
+    return EvaluationReport(chosen.source, bundle.classes, labels, groups, result, account, chosen.notes, point)
 
 
 def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) -> Account:

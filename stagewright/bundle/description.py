@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from stagewright.measures.operating import OperatingPoint
 from stagewright.recipe.schema import Frozen
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -35,6 +36,12 @@ class _Preprocessing(Frozen):
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
+class _Operating(Frozen):
+    thresholds: dict[Text, Annotated[float, Field(gt=0, le=1)]]
+    min_confidence: Annotated[float, Field(ge=0, le=1)]
+    reasons: dict[Annotated[str, StringConstraints(max_length=1000)], Text]
+
+
 class Description(Frozen):
     """The content of model.json."""
 
@@ -47,6 +54,8 @@ class Description(Frozen):
     versions: dict[str, str]
     fold: bool = True
     """Whether it predicts with folded batch norms on CPUs; left out if so, as in Bundles that were written before."""
+    operating: _Operating | None = None
+    """When it answers which class; left out where it always answers the most probable one."""
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""
@@ -60,8 +69,15 @@ class Description(Frozen):
     def _consistent(self) -> Description:
         if len(self.classes) != self.num_classes:
             raise ValueError(f"{len(self.classes)} classes are named, num_classes is {self.num_classes}")
+        if self.operating is not None and (others := self.operating.thresholds.keys() - set(self.classes)):
+            raise ValueError(f"operating has a threshold for {min(others)!r}, which is no class")
         if not {f"golden/{name}" for name in self.golden} <= self.files.keys():
             raise ValueError("files does not list the golden samples")
         if missing := {"weights.safetensors", "golden.safetensors"} - self.files.keys():
             raise ValueError(f"files does not list {min(missing)}")
         return self
+
+
+def operating_point(content: Description) -> OperatingPoint:
+    """Returns the operating point that ``content`` holds."""
+    return OperatingPoint() if content.operating is None else OperatingPoint(**content.operating.model_dump())

@@ -36,6 +36,17 @@ def evaluate(
     drop_class: Annotated[
         list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AIM=P",
+            help="First choose on the run's validation pictures from which probability on there is an answer, for precision=P or "
+            "recall=P, and store it in the model; none removes it.",
+        ),
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class that --at is about; default: all answers.")
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
@@ -43,12 +54,21 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
     from stagewright.api.evaluate import evaluate as score
+    from stagewright.api.operating import Target, choose_operating_point
     from stagewright.cli.evaluation_view import evaluation_view
+    from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
+    if class_name is not None and at is None:
+        raise DataError(
+            f"--class {class_name!r} without --at has no effect", "--class together with --at", "leave it out"
+        )
     classes = _class_map(map_class or (), drop_class or ())
     with ProgressLine("reading the pictures", "evaluating", quiet=quiet) as progress:
+        if at is not None:
+            target = None if at == "none" else Target.parse(at, class_name)
+            choose_operating_point(run, target, device=device, workers=workers, progress=progress)
         found = score(
             run,
             data,

@@ -39,7 +39,27 @@ def evaluation_view(report: EvaluationReport) -> RenderableType:
     parts = (("class", report.by_class()), ("group", report.by_group()))
     measured = _measures(report.measures)
     said = [Text(f"· {printable(line)}", style="dim") for line in (*report.notes, *report.account.lines())]
-    return Group(Text(text), measured, *(_table(title, shares) for title, shares in parts if shares), *said)
+    return Group(
+        Text(text), measured, *_point(report), *(_table(title, shares) for title, shares in parts if shares), *said
+    )
+
+
+def _point(report: EvaluationReport) -> list[RenderableType]:
+    """What the model's operating point comes to on these images; empty without one."""
+    found = report.at_point
+    if found is None:
+        return []
+    parts = [("answered", found.answered), ("right of those", found.accuracy)]
+    for name, (precision, recall) in found.classes.items():
+        parts += [(f"precision of {printable(name)}", precision), (f"recall of {printable(name)}", recall)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("at the operating point")
+    for name in ("%", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, one in parts:
+        if one.value is not None and one.low is not None and one.high is not None:
+            table.add_row(Text(name), f"{100 * one.value:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}")
+    return [*(Text(printable(line)) for line in report.operating.lines()), table]
 
 
 def _measures(found: Overview) -> Table:

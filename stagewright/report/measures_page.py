@@ -40,7 +40,7 @@ def measures_section(record: RunRecord, drawings: dict[str, Drawing]) -> str:
 def _selecting(record: RunRecord) -> str:
     """The measure that selected the weights, by its name in the table."""
     metric = record.summary.get("metric", "top1")
-    return {"auc": "macro_auc", "top1": "accuracy"}.get(metric, metric)
+    return str({"auc": "macro_auc", "top1": "accuracy"}.get(metric, metric))
 
 
 def _measure(one: Estimate) -> tuple[str, str]:

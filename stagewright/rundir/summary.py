@@ -56,7 +56,7 @@ class AgainstHeadSummary(TypedDict):
     images: int
 
 
-class MeasureSummary(TypedDict):
+class _MeasureSummary(TypedDict):
     """A measure of the chosen weights on one split (:mod:`stagewright.measures.overview`): log loss in nats, overconfidence in
     [-1, 1], all others in [0, 1]. None where it is not defined."""
 
@@ -129,7 +129,7 @@ class Summary(TypedDict):
     loss: dict[str, float | None]
     metric: str
     """``eval.metric``, by which weights were selected."""
-    measures: dict[str, dict[str, MeasureSummary]]
+    measures: dict[str, dict[str, _MeasureSummary]]
     """Of the chosen weights by split and name, such as ``macro_f1``; empty until the run is finished."""
     chosen: ChosenSummary | None
     """None until the run is finished."""
