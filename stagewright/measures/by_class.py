@@ -26,7 +26,7 @@ WEIGHTED = ("weighted_precision", "weighted_recall", "weighted_f1")
 
 
 @dataclass(frozen=True, eq=False)
-class ClassCounts:
+class _Counts:
     """What is counted for each class; every array has shape (C,)."""
 
     answers: Answers
@@ -68,7 +68,7 @@ def _ratio(part: Ints, whole: Ints) -> Floats:
 
 def mean_values(answers: Answers) -> dict[str, float]:
     """Returns :data:`MEANS` and :data:`WEIGHTED` without intervals; NaN where there are no images."""
-    counts = ClassCounts(answers)
+    counts = _Counts(answers)
     labelled, seen = counts.labelled > 0, counts.labelled + counts.predicted > 0
     found = {"balanced_accuracy": _mean(counts.recall[labelled])}
     shares = counts.labelled / max(1, len(answers))
@@ -88,7 +88,7 @@ def mean_estimates(answers: Answers) -> dict[str, Estimate]:
     values = mean_values(answers)
     if not len(answers):
         return dict.fromkeys(values, UNDEFINED)
-    counts, right = ClassCounts(answers), answers.right.astype(np.float64)
+    counts, right = _Counts(answers), answers.right.astype(np.float64)
     labelled, seen = counts.labelled > 0, counts.labelled + counts.predicted > 0
     entries = {
         "recall": (answers.labels, answers.units, right, counts.labelled),
@@ -116,7 +116,7 @@ def mean_estimates(answers: Answers) -> dict[str, Estimate]:
     return found
 
 
-def _f1_entries(answers: Answers, counts: ClassCounts) -> tuple[Ints, Ints, Floats, Ints]:
+def _f1_entries(answers: Answers, counts: _Counts) -> tuple[Ints, Ints, Floats, Ints]:
     """F1 is a ratio too: an image counts once for its class and once for the predicted one, and is right or wrong in both."""
     right = answers.right.astype(np.float64)
     return (
@@ -138,7 +138,7 @@ def class_estimates(answers: Answers) -> Mapping[str, list[Estimate]]:
 
     Without groups the intervals are Wilson's. That of F1 is the one of J = right / (labelled or answered), as F1 = 2 J / (1 + J).
     """
-    counts = ClassCounts(answers)
+    counts = _Counts(answers)
     right = answers.right.astype(np.float64)
     wrong = ~answers.right
     either = counts.labelled + counts.predicted - counts.right

@@ -95,8 +95,8 @@ def macro_roc_auc(answers: Answers) -> float:
 
 
 @dataclass(frozen=True)
-class Areas:
-    """Areas under the curves with 95 % intervals, by class and as means over the classes for which they are defined."""
+class _Areas:
+    """_Areas under the curves with 95 % intervals, by class and as means over the classes for which they are defined."""
 
     roc: list[Estimate]
     precision_recall: list[Estimate]
@@ -104,7 +104,7 @@ class Areas:
     macro_precision_recall: Estimate
 
 
-def areas(answers: Answers) -> Areas | None:
+def areas(answers: Answers) -> _Areas | None:
     """Returns the areas of all classes; None without probabilities.
 
     The residuals are those of E. R. DeLong et al., Biometrics 44 (1988), 837-845, and with groups of N. A. Obuchowski,
@@ -134,7 +134,7 @@ def areas(answers: Answers) -> Areas | None:
             shared = Cells(cells.strata, cells.units, cells.sums / of, cells.shares)
             mean.add(shared, np.full(2, 1.0 / of))
     macro = [_macro(found, mean) for found, mean in zip((rocs, averages), means, strict=True)]
-    return Areas(rocs, averages, macro[0], macro[1])
+    return _Areas(rocs, averages, macro[0], macro[1])
 
 
 def _macro(found: list[Estimate], spread: Spread) -> Estimate:

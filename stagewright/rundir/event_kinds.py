@@ -14,6 +14,8 @@ from typing import ClassVar
 
 CLOCK: Mapping[str, object] = {"clock": True}
 """Marks a field that depends on the time or on the machine. It is written within ``clock``, unless it is None or False."""
+IF_KNOWN: Mapping[str, object] = {"if_known": True}
+"""Marks a field that is written unless it is None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Result:
     """Number of images that could be read."""
     unreadable: int
     """Number of images that could not be read."""
-    metric: float | None = None
+    metric: float | None = field(default=None, metadata=IF_KNOWN)
     """The value of the recipe's ``eval.metric``; None where that is top-1, and where it is not defined."""
 
 
@@ -141,7 +143,7 @@ class Evaluated(Event):
     """The kind of weights that is better here."""
     best: bool
     """Whether they are the best of the run so far."""
-    metric: str | None = None
+    metric: str | None = field(default=None, metadata=IF_KNOWN)
     """The recipe's ``eval.metric``, by which weights are compared; None where that is top-1."""
     train_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds of training in the run so far, over all processes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from answer_tables import random_answers
@@ -23,13 +25,13 @@ def test_values_are_those_of_scikit_learn(first: int) -> None:
         found, estimates = mean_values(answers), mean_estimates(answers)
         expected = {"balanced_accuracy": metrics.balanced_accuracy_score(true, predicted)}
         for mean in ("macro", "weighted"):
-            three = metrics.precision_recall_fscore_support(true, predicted, average=mean, zero_division=0)
+            three = metrics.precision_recall_fscore_support(true, predicted, average=mean, zero_division=0)  # type: ignore[arg-type]
             expected |= {f"{mean}_{kind}": value for kind, value in zip(KINDS, three, strict=False)}
         assert found == pytest.approx(expected, abs=1e-12)
         assert {name: one.value for name, one in estimates.items()} == found
         labels = list(range(answers.num_classes))
         classes = class_estimates(answers)
-        rows = metrics.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+        rows = metrics.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)  # type: ignore[arg-type]
         for kind, row in zip(KINDS, rows, strict=False):
             assert [one.value or 0.0 for one in classes[kind]] == pytest.approx(row, abs=1e-12)
         for one in (*estimates.values(), *(one for kind in KINDS for one in classes[kind])):
@@ -37,7 +39,7 @@ def test_values_are_those_of_scikit_learn(first: int) -> None:
                 assert 0 <= one.low <= one.value + 1e-12 and one.value - 1e-12 <= one.high <= 1
 
 
-def _answers(labels: list[int], predicted: list[int], groups: list[str | None] | None = None) -> Answers:
+def _answers(labels: list[int], predicted: list[int], groups: Sequence[str | None] | None = None) -> Answers:
     zeros = np.zeros(len(labels))
     return Answers(
         np.array(labels, np.int64), np.array(predicted, np.int64), 3, zeros, zeros, None, group_numbers(groups)
@@ -88,5 +90,5 @@ def test_no_images_give_no_numbers() -> None:
 def test_perfect_answers_and_one_unit_have_wide_intervals() -> None:
     perfect = mean_estimates(_answers([0, 1, 2] * 4, [0, 1, 2] * 4))["macro_f1"]
     assert perfect.value == 1 and perfect.low is not None and 0.6 < perfect.low < 0.95
-    one_group = mean_estimates(_answers([0, 1, 2], [0, 1, 0], ["a"] * 3))["balanced_accuracy"]
+    one_group = mean_estimates(_answers([0, 1, 2], [0, 1, 0], ["a", "a", "a"]))["balanced_accuracy"]
     assert one_group[1:] == (0.0, 1.0)

@@ -63,4 +63,4 @@ def test_columns_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="lengths"):
         Answers(np.zeros(2, np.int64), np.zeros(3, np.int64), 2, ones, ones)
     with pytest.raises(ValueError, match="probabilities of 4 classes, not of 2"):
-        Answers(*([np.zeros(3, np.int64)] * 2), 2, ones, ones, np.ones((3, 4), np.float32))
+        Answers(np.zeros(3, np.int64), np.zeros(3, np.int64), 2, ones, ones, np.ones((3, 4), np.float32))

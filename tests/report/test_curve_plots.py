@@ -63,7 +63,7 @@ def test_the_worst_classes_have_a_name(run: Path) -> None:
     with theme.themed():
         drawings = {drawing.name: drawing for drawing in curve_plots.draw(record)}
     assert list(drawings) == ["roc", "precision-recall"]
-    areas = [one.value for one in record.measures["test"].classes["auc"]]
+    areas = [one.value or 0.0 for one in record.measures["test"].classes["auc"]]
     worst = [record.classes[at] for at in np.argsort(areas)[: NAMED - 1]]
     words = re.findall(r"<text[^>]*>([^<]*)<", drawings["roc"].svg)
     legend = [word for word in words if re.search(r" 0\.\d{3}$", word) and "mean" not in word]
