@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import stagewright as sw
+from stagewright.measures.intervals import wilson
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
-from stagewright.report.intervals import wilson
 from stagewright.rundir.claim import next_free
 from stagewright.rundir.directory import RunDir
 

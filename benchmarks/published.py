@@ -33,8 +33,8 @@ from torch import nn
 import stagewright as sw
 from stagewright.augment.normalise import normalise
 from stagewright.bundle.preprocessing import Preprocessing
+from stagewright.measures.intervals import wilson
 from stagewright.model.zoo import IMAGENET
-from stagewright.report.intervals import wilson
 
 _WNID = re.compile(r"n\d{8}")
 

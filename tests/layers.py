@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LAYERS: list[list[str | tuple[str, ...]]] = [
     ["errors", "rng", "text"],
-    ["system"],
+    ["system", "measures"],
     ["storage"],
     [("recipe", "plan")],
     [("augment", "data"), "model"],

@@ -130,11 +130,12 @@ def test_a_score_that_is_not_finite_is_neither_chosen_nor_an_improvement() -> No
     assert not math.isfinite(nothing.loss)
     for results in ({"raw": wrong, "ema": nothing}, {"raw": nothing, "ema": wrong}):
         assert results[verdict(3, results).weights] is wrong
-    for metric in ("val_top1", "val_loss"):
-        stop = Stop(patience=2, metric=metric)
-        assert update_early_stopping(stop, EarlyStopping(), nothing) == EarlyStopping(None, 1)
-        first = update_early_stopping(stop, update_early_stopping(stop, EarlyStopping(), nothing), wrong)
-        assert first.best is not None and update_early_stopping(stop, first, nothing) == EarlyStopping(first.best, 1)
+    for metric in ("val_top1", "val_loss", None):
+        stop = Recipe(stop=Stop(patience=2, metric=metric))
+        assert update_early_stopping(stop, EarlyStopping(), nothing, nothing.top1) == EarlyStopping(None, 1)
+        first = update_early_stopping(stop, EarlyStopping(None, 1), wrong, wrong.top1)
+        assert first.best is not None
+        assert update_early_stopping(stop, first, nothing, nothing.top1) == EarlyStopping(first.best, 1)
 
 
 @pytest.fixture(scope="module")

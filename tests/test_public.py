@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -162,7 +162,7 @@ def test_a_run_a_folder_and_a_bundle_are_evaluated_alike(
     assert low <= report.top1 <= high
     assert sum(one.images for one in report.by_class()) == report.result.images == len(report.labels)
     everything = [
-        sw.evaluate(model, picture_folder, device="cpu", workers=0).to_dict()
+        cast(dict[str, Any], sw.evaluate(model, picture_folder, device="cpu", workers=0).to_dict())
         for model in (run, run.path, str(run.path / "model"), sw.load_bundle(run.path))
     ]
     assert all(one == everything[0] for one in everything) and everything[0]["all"]["images"] == 60

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -32,11 +32,14 @@ from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.verify import images_gone, verify_images
-from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.errors import DataError, NotFinite
-from stagewright.report.calibration import calibration_error
-from stagewright.report.intervals import wilson
+from stagewright.measures.answers import Answers, group_numbers
+from stagewright.measures.intervals import UNDEFINED, Estimate, wilson
+from stagewright.measures.metrics import keeps_probabilities
+from stagewright.measures.operating import OperatingPoint, PointMeasures, at_point
+from stagewright.measures.overview import OF_CLASSES, Overview, overview
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
@@ -55,6 +58,14 @@ class Share:
     """Percentage of them, in [0, 100]."""
     interval: tuple[float, float]
     """Its 95 % interval (Wilson), in percent."""
+    precision: Estimate = UNDEFINED
+    """Of a class: share of the images answered with it that are of it, in [0, 1]."""
+    f1: Estimate = UNDEFINED
+    """Of a class, in [0, 1]."""
+    auc: Estimate = UNDEFINED
+    """Of a class: area under the ROC curve of the class against the rest, in [0, 1]."""
+    average_precision: Estimate = UNDEFINED
+    """Of a class: area under the precision-recall curve, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class EvaluationReport:
     """How many images were evaluated, what was left out and what could not be read."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: how DATA was read, and what was found."""
+    operating: OperatingPoint = field(default_factory=OperatingPoint)
+    """The operating point that is stored in the model; top-1 and all measures but :attr:`at_point` are without it."""
     paths: pa.StringArray = field(kw_only=True)
     """(N,) path of each image, relative to the data set."""
     seen: Seen = field(kw_only=True)
@@ -108,9 +121,18 @@ class EvaluationReport:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % interval of :attr:`top1` (Wilson), in percent."""
-        correct = self._correct[self._counted]
-        return _interval(int(correct.sum()), len(correct))
+        """95 % interval of :attr:`top1` (Wilson), in percent; over groups where the data set has them."""
+        found = self.measures.means["accuracy"]
+        return (0.0, 100.0) if found.low is None or found.high is None else (100 * found.low, 100 * found.high)
+
+    @cached_property
+    def measures(self) -> Overview:
+        """Precision, recall, F1, areas under curves, log loss and calibration, with 95 % intervals."""
+        return overview(self._answers)
+
+    @cached_property
+    def _answers(self) -> Answers:
+        return self.result.answers(group_numbers(self.groups), self._counted)
 
     @property
     def top5(self) -> float | None:
@@ -122,15 +144,18 @@ class EvaluationReport:
         """Mean cross-entropy."""
         return self.headline.loss
 
-    @property
-    def calibration_error(self) -> float | None:
-        """Expected calibration error in percentage points (:func:`stagewright.report.calibration.calibration_error`)."""
-        return calibration_error(self.result.predictions.probability[self._counted], self._correct[self._counted])
+    @cached_property
+    def at_point(self) -> PointMeasures | None:
+        """What the operating point comes to; None if there is none, or too many classes for their probabilities."""
+        return at_point(self._answers, self.classes, self.operating) if self.operating else None
 
     def by_class(self) -> list[Share]:
         """Returns the accuracy on each class that has images, in the model's order."""
         names = np.array(self.classes, dtype=object)[self.labels[self._counted]]
-        return _shares(names, self._correct[self._counted], list(self.classes))
+        found, measured = _shares(names, self._correct[self._counted], list(self.classes)), self.measures.classes
+        places = {name: at for at, name in enumerate(self.classes)}
+        kinds = [kind for kind in OF_CLASSES if kind != "recall"]
+        return [replace(one, **{kind: measured[kind][places[one.name]] for kind in kinds}) for one in found]
 
     def by_group(self) -> list[Share]:
         """Returns the accuracy on each group, by name; empty if the data set has no groups."""
@@ -148,7 +173,8 @@ class EvaluationReport:
         return write_image_table(self.table(), path)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the results as plain data for JSON; intervals are 95 % Wilson intervals, in percent."""
+        """Returns the results as plain data for JSON, with 95 % intervals. top1 and its intervals are in percent, ``measures``
+        and those of classes in [0, 1], log loss in nats."""
         seen = self.seen_score
         return {
             "source": self.source,
@@ -158,14 +184,26 @@ class EvaluationReport:
             "account": self.account.to_dict(),
             "notes": list(self.notes),
             "top1_interval": self.top1_interval,
-            "calibration_error": self.calibration_error,
+            "measures": self.measures.to_dict(),
             "seen": None
             if seen is None
-            else {**asdict(seen), "same": int(self.seen.same.sum()), "near": int(self.seen.near.sum())},
+            else {**_plain(seen), "same": int(self.seen.same.sum()), "near": int(self.seen.near.sum())},
             "all": self.result.numbers(),
-            "classes": [asdict(one) for one in self.by_class()],
-            "groups": [asdict(one) for one in self.by_group()],
+            **self._point(),
+            "classes": [_plain(one) for one in self.by_class()],
+            "groups": [_plain(one) for one in self.by_group()],
         }
+
+    def _point(self) -> dict[str, object]:
+        found = self.at_point
+        if found is None:
+            return {}
+        classes = {
+            name: {"precision": precision._asdict(), "recall": recall._asdict()}
+            for name, (precision, recall) in found.classes.items()
+        }
+        measured = {"answered": found.answered._asdict(), "accuracy": found.accuracy._asdict(), "classes": classes}
+        return {"operating_point": {**asdict(self.operating), **measured}}
 
     @property
     def _readable(self) -> NDArray[np.bool_]:
@@ -237,6 +275,7 @@ def evaluate(
         groups=manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None,
         result=result,
         seen=seen,
+        operating=OperatingPoint() if classifier.bundle is None else classifier.bundle.spec.operating,
         account=_with_lost(chosen.account, manifest, rows[~result.predictions.readable]),
         notes=(*classifier.notes, *chosen.notes, *seen.notes),
     )
@@ -264,6 +303,7 @@ def _answered(classifier: Classifier, chosen: _Chosen, threads: int, progress: P
                 classifier.network.present(),
                 batches,
                 classifier.numerics,
+                extras=Extras(probabilities=keeps_probabilities(len(rows), len(classifier.classes))),
                 progress=lambda done: progress(done, len(rows)),
             )
         except NotFinite as error:
@@ -324,6 +364,12 @@ def _images_of(
     account = Account(len(matched.rows), (*dataset.account.left_out, *dropped), dataset.account.unreadable)
     source = data if split is None else f"{split} pictures of {data}"
     return _Chosen(manifest, dataset.images, matched.rows, matched.labels, source, account, tuple(notes))
+
+
+def _plain(one: Share) -> dict[str, object]:
+    content: dict[str, object] = {"name": one.name, "images": one.images, "top1": one.top1, "interval": one.interval}
+    measured = {kind: getattr(one, kind) for kind in OF_CLASSES if kind != "recall"}
+    return content | {kind: found._asdict() for kind, found in measured.items() if found.value is not None}
 
 
 def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]) -> list[Share]:

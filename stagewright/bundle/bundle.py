@@ -20,13 +20,13 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from stagewright.bundle.card import card
-from stagewright.bundle.description import Description, plain
+from stagewright.bundle.description import Description, operating_point, plain
+from stagewright.bundle.files import FORMAT, REMEDY, damaged, find_bundle, read_description
 from stagewright.bundle.inputs import Inputs
 from stagewright.bundle.network import Network
 from stagewright.bundle.predict import Picture, answer
@@ -36,24 +36,20 @@ from stagewright.bundle.versions import changed_since, library_versions
 from stagewright.data.images.decode import decode
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.errors import BundleError, ModelError, RecipeError, StorageError
+from stagewright.measures.operating import OperatingPoint
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import create_model
-from stagewright.recipe.schema import problems
 from stagewright.storage.files import make_folder, make_folders, read_parsed, sync_directory, user_path
-from stagewright.storage.folders import old_folder, replace_folder
+from stagewright.storage.folders import replace_folder
 from stagewright.storage.json_text import parse_json, parse_object
 from stagewright.system.machine import fast_bfloat16
 
-FORMAT = 1
-"""Version of the folder's layout. A newer version is refused; older versions must stay readable."""
 CARD = "README.md"
 MAX_GOLDEN = 16
 TOLERANCE = 1e-3
 """Largest difference between a logit and the recorded one, as a share of the largest recorded logit (of 0.1 if all are
 smaller). Measured differences of MobileNetV2 with 15 photos: other batch sizes and numbers of threads 1.4e-6; a mean that is
 wrong by 0.015 in one channel 1.6e-2; a crop of 0.876 instead of 0.875 4e-2; bicubic instead of bilinear 0.17."""
-
-_REMEDY = "copy the folder again from where it was made; load_bundle(..., verify=False) skips only the golden samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,8 @@ class BundleSpec:
     """Facts about the training, for the model card: accuracies in percent, which weights, plan digest, data."""
     fold: bool = True
     """Whether batch norms are folded into convolutions for predictions on CPUs."""
+    operating: OperatingPoint = field(default_factory=OperatingPoint)
+    """When it answers which class."""
     close_margin: float | None = None
     """Difference of two logits below which a prediction in bfloat16 is made again in float32, on CPUs that are faster in
     bfloat16; None: all predictions are in float32."""
@@ -120,6 +118,7 @@ class Bundle:
         batch_size: int = 32,
         topk: int = 5,
         max_pixels: int = MOST_PIXELS,
+        operating: OperatingPoint | None = None,
     ) -> Iterator[Prediction]:
         """Yields a Prediction for each of ``inputs``, in order and lazily: one image or many, also of several kinds.
 
@@ -130,9 +129,12 @@ class Bundle:
         probabilities; equal ones keep their order. For an unreadable image it has an ``error``; the others are still predicted.
         Equal inputs in equal batches give equal bits on one machine. A file above ``max_pixels`` is unreadable. DataError where
         a path, folder or glob has no images, and for an input of another type, dtype or shape.
+
+        ``operating`` decides on :attr:`Prediction.answer`; None: the operating point that is stored in the Bundle.
         """
+        point = (self.spec.operating if operating is None else operating).checked(self.classes)
         network = self.network.present()
-        return answer(network, self.spec.shown, self.spec.preprocessing, inputs, batch_size, topk, max_pixels)
+        return answer(network, self.spec.shown, self.preprocessing, inputs, batch_size, topk, max_pixels, point)
 
 
 def save_bundle(
@@ -175,6 +177,7 @@ def save_bundle(
         **({} if spec.fold else {"fold": False}),
         **({} if spec.close_margin is None else {"close_margin": spec.close_margin}),
         **({"names": dict(spec.names)} if spec.names else {}),
+        **({"operating": asdict(spec.operating)} if spec.operating else {}),
     }
     files[CARD] = card(content).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -228,14 +231,14 @@ def load_bundle(
     in float32 where two classes are close. BundleError names a missing or damaged file, or the sample whose output differs and by
     how much.
     """
-    folder = _find_bundle(user_path(folder_or_run))
-    content = _content(folder)
+    folder = find_bundle(user_path(folder_or_run))
+    content = read_description(folder)
     spec = _spec(content)
     files = _files(folder, content.files)
     try:
         tensors = load(files["weights.safetensors"])
     except (KeyError, SafetensorError) as error:
-        raise _damaged(folder / "weights.safetensors", error) from None
+        raise damaged(folder / "weights.safetensors", error) from None
     _require_finite(folder, tensors)
     model = _with_weights(spec, tensors, folder, content.versions).to(device)
     network = _network(spec, model, precision)
@@ -249,36 +252,6 @@ def _network(spec: BundleSpec, model: nn.Module, precision: Literal["auto", "fp3
     return Network(model, spec.preprocessing.image_size, spec.fold, margin)
 
 
-def _find_bundle(given: Path) -> Path:
-    for folder in (given, given / "model"):
-        for place in (folder, old_folder(folder)):  # the old one exists after a crash between the two renames
-            if (place / "model.json").is_file():
-                return place
-    unfinished = (given / "plan.json").is_file()
-    raise BundleError(
-        f"{given} contains no trained model (no model.json)" if given.exists() else f"{given} does not exist",
-        "the directory of a finished run, or the Bundle in its folder model/",
-        f"the run has not finished: stagewright finish {given}" if unfinished else "check the path",
-    )
-
-
-def _content(folder: Path) -> Description:
-    path = folder / "model.json"
-    try:
-        content = read_parsed(path, parse_object)
-        if type(content.get("format")) is int and content["format"] > FORMAT:
-            raise BundleError(
-                f"{path} is of format {content['format']}",
-                f"formats up to {FORMAT}",
-                "update stagewright: pip install -U",
-            )
-        return Description.read(content)
-    except ValidationError as error:
-        raise _damaged(path, ValueError(problems(error))) from None
-    except (FileNotFoundError, ValueError) as error:
-        raise _damaged(path, error) from None
-
-
 def _spec(content: Description) -> BundleSpec:
     return BundleSpec(
         model=content.model.name,
@@ -289,14 +262,10 @@ def _spec(content: Description) -> BundleSpec:
         drop_path=content.model.drop_path,
         training=content.training,
         fold=content.fold,
+        operating=operating_point(content),
         close_margin=content.close_margin,
         names=content.names,
     )
-
-
-def _damaged(path: Path, error: Exception) -> BundleError:
-    why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return BundleError(f"{path} is damaged: {why}", "the file as stagewright has written it", _REMEDY)
 
 
 def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
@@ -309,7 +278,7 @@ def _files(folder: Path, hashes: Mapping[str, str]) -> dict[str, bytes]:
         try:
             files[name] = read_parsed(path, partial(_checked_hash, path, expected))
         except FileNotFoundError:
-            raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", _REMEDY) from None
+            raise BundleError(f"{path} is missing", f"the {len(hashes)} files that model.json lists", REMEDY) from None
     return files
 
 
@@ -318,7 +287,7 @@ def _checked_hash(path: Path, expected: str, data: bytes) -> bytes:
         raise BundleError(
             f"{path} is not the file that was saved (SHA-256 {found[:12]}..., recorded {expected[:12]}...)",
             "files as stagewright has written them",
-            _REMEDY,
+            REMEDY,
         )
     return data
 
@@ -365,19 +334,19 @@ def _verify(folder: Path, model: nn.Module, spec: BundleSpec, content: Descripti
         size = int.from_bytes(golden[:8], "little")  # of the header; safetensors reads metadata only from files
         classes = tuple(parse_json(parse_object(golden[8 : 8 + size])["__metadata__"]["classes"].encode()))
     except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise _damaged(folder / "golden.safetensors", error) from None
+        raise damaged(folder / "golden.safetensors", error) from None
     if classes != spec.classes:
         pairs = enumerate(zip(classes, spec.classes, strict=False))
         at, (then, now) = next(((at, pair) for at, pair in pairs if pair[0] != pair[1]), (0, ("", "")))
         raise BundleError(
             f"{folder}: class {at} of model.json is {now!r}, but was {then!r} when the model was saved",
             "class names in the order in which the model was trained",
-            _REMEDY,
+            REMEDY,
         )
     samples = [(name, files[f"golden/{name}"]) for name in content.golden]
     logits = _golden_logits(model, spec.preprocessing, samples, folder)
     if logits.shape != recorded.shape:
-        raise _damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))
+        raise damaged(folder / "golden.safetensors", ValueError(f"logits {tuple(recorded.shape)}"))
     for (name, _), now, then in zip(samples, logits, recorded, strict=True):
         _require_same(f"{folder}: the model's output has changed: on golden/{name}", spec, now, then, content)
 
@@ -403,7 +372,7 @@ def _golden_logits(model: nn.Module, view: Preprocessing, samples: Sequence[tupl
             views.append(view.view(decode(data)))
         except (OSError, ValueError) as error:
             raise BundleError(
-                f"golden sample {name} cannot be read: {error}", "pictures that Pillow can read", _REMEDY
+                f"golden sample {name} cannot be read: {error}", "pictures that Pillow can read", REMEDY
             ) from None
     if not views:
         return torch.zeros(0, 0)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from stagewright.measures.operating import OperatingPoint
 from stagewright.recipe.schema import Frozen
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -35,6 +36,12 @@ class _Preprocessing(Frozen):
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
+class _Operating(Frozen):
+    thresholds: dict[Text, Annotated[float, Field(gt=0, le=1)]]
+    min_confidence: Annotated[float, Field(ge=0, le=1)]
+    reasons: dict[Annotated[str, StringConstraints(max_length=1000)], Text]
+
+
 class Description(Frozen):
     """The content of model.json."""
 
@@ -51,6 +58,8 @@ class Description(Frozen):
     """Difference of two logits below which a prediction in bfloat16 is made again in float32; None: all are in float32."""
     names: dict[str, Text] = Field(default_factory=dict)
     """Display names of classes; left out if there are none."""
+    operating: _Operating | None = None
+    """When it answers which class; left out where it always answers the most probable one."""
     golden: tuple[Annotated[str, StringConstraints(pattern=r"^\w+\.\w+$")], ...]
     files: dict[FileName, Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each file. README.md is for people, who may edit it: its hash is not compared."""
@@ -66,6 +75,8 @@ class Description(Frozen):
             raise ValueError(f"{len(self.classes)} classes are named, num_classes is {self.num_classes}")
         if unknown := self.names.keys() - set(self.classes):
             raise ValueError(f"names has {min(unknown)!r}, which is no class")
+        if self.operating is not None and (others := self.operating.thresholds.keys() - set(self.classes)):
+            raise ValueError(f"operating has a threshold for {min(others)!r}, which is no class")
         if not {f"golden/{name}" for name in self.golden} <= self.files.keys():
             raise ValueError("files does not list the golden samples")
         if missing := {"weights.safetensors", "golden.safetensors"} - self.files.keys():
@@ -76,3 +87,8 @@ class Description(Frozen):
 def plain(value: Any) -> Any:
     """Converts numbers of NumPy and torch to Python's, and everything else (a Path, a date) to text, for JSON."""
     return value.item() if hasattr(value, "item") else str(value)
+
+
+def operating_point(content: Description) -> OperatingPoint:
+    """Returns the operating point that ``content`` holds."""
+    return OperatingPoint() if content.operating is None else OperatingPoint(**content.operating.model_dump())

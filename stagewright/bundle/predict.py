@@ -20,6 +20,7 @@ from stagewright.data.images.decode import decode
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.stored import MOST_BYTES
 from stagewright.errors import DataError
+from stagewright.measures.operating import NO_ANSWER, OperatingPoint
 from stagewright.storage.files import read_user_file
 from stagewright.system.threads import Pool, Task
 
@@ -37,6 +38,9 @@ _ALLOWED = (
 )
 
 
+_ALWAYS = OperatingPoint()
+
+
 def answer(
     model: nn.Module,
     classes: Sequence[str],
@@ -45,6 +49,7 @@ def answer(
     batch_size: int = 32,
     topk: int = 5,
     max_pixels: int = MOST_PIXELS,
+    operating: OperatingPoint = _ALWAYS,
 ) -> Iterator[Prediction]:
     """Yields one Prediction for each image, lazily and in order, as :meth:`stagewright.bundle.bundle.Bundle.predict`
     describes. DataError if ``batch_size``, ``topk`` or ``max_pixels`` is less than 1, and for an input that is no image."""
@@ -52,7 +57,7 @@ def answer(
         numbers = f"batch_size {batch_size}, topk {topk}, max_pixels {max_pixels}"
         raise DataError(numbers, "whole numbers, at least 1", "give larger numbers")
     batches = _batches(view, _items(inputs), batch_size, max_pixels)
-    return _answers(model, classes, view, batches, min(topk, len(classes)))
+    return _answers(model, classes, view, batches, min(topk, len(classes)), operating)
 
 
 def _items(inputs: Picture | Iterable[Picture] | Inputs) -> list[_Item]:
@@ -138,11 +143,12 @@ def _answers(
     view: Preprocessing,
     batches: Iterable[list[tuple[str, View | Exception]]],
     topk: int,
+    operating: OperatingPoint,
 ) -> Iterator[Prediction]:
     device = next(model.parameters()).device
     for batch in batches:
         views = [seen for _, seen in batch if not isinstance(seen, Exception)]
-        answers: Iterator[tuple[tuple[str, float], ...]] = iter(())
+        answers: Iterator[tuple[tuple[tuple[str, float], ...], int, float]] = iter(())
         if views:
             logits = logits_of(model, view.batch(views, device)).double()
             # One logit that is not finite makes the whole output invalid, even if softmax gives 0 for it.
@@ -150,14 +156,21 @@ def _answers(
             probabilities = logits.softmax(dim=1).masked_fill(not_finite, torch.nan).cpu()
             ranked = torch.sort(probabilities, dim=1, descending=True, stable=True)  # ties: the class listed first
             places, shares = ranked.indices[:, :topk].tolist(), ranked.values[:, :topk].tolist()
-            answers = iter([_named(classes, *row) for row in zip(places, shares, strict=True)])
+            answered = operating.decide(probabilities.float().numpy(), classes).tolist()
+            named = [_named(classes, *row) for row in zip(places, shares, strict=True)]
+            own = [row[at] for row, at in zip(probabilities.tolist(), answered, strict=True)]
+            answers = iter(list(zip(named, answered, own, strict=True)))
         for name, seen in batch:
             if isinstance(seen, Exception):
                 yield Prediction(name, (), getattr(seen, "strerror", None) or str(seen) or type(seen).__name__)
             else:
-                top = next(answers)
-                finite = all(np.isfinite(p) for _, p in top)
-                yield Prediction(name, top) if finite else Prediction(name, (), "the network's output is not finite")
+                top, at, share = next(answers)
+                if not all(np.isfinite(p) for _, p in top):
+                    yield Prediction(name, (), "the network's output is not finite")
+                elif operating:
+                    yield Prediction(name, top, decided=None if at == NO_ANSWER else (classes[at], share))
+                else:
+                    yield Prediction(name, top)
 
 
 def _named(classes: Sequence[str], places: list[int], shares: list[float]) -> tuple[tuple[str, float], ...]:

@@ -68,6 +68,17 @@ def evaluate(
     ] = True,
     weights: _Weights = None,
     model: Annotated[str | None, typer.Option(help="The network of a weights file, e.g. mobilenet_v2.")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AIM=P",
+            help="First choose on the run's validation pictures from which probability on there is an answer, for precision=P or "
+            "recall=P, and store it in the model; none removes it.",
+        ),
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="The class that --at is about; default: all answers.")
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
@@ -79,14 +90,29 @@ def evaluate(
     from stagewright.api.classifier import load_published
     from stagewright.api.evaluate import evaluate as score
     from stagewright.api.evaluation_table import check_table_path
+    from stagewright.api.operating import Target, choose_operating_point
     from stagewright.cli.evaluation_view import evaluation_view
+    from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
+    if class_name is not None and at is None:
+        raise DataError(
+            f"--class {class_name!r} without --at has no effect", "--class together with --at", "leave it out"
+        )
+    if at is not None and weights is not None:
+        raise DataError(
+            "--at with --weights has no effect: published weights have no validation pictures",
+            "--at with a run",
+            "leave one of them out",
+        )
     classes = read_class_map(map_class or (), drop_class or ())
     if out is not None:
         check_table_path(out)
     with ProgressLine("reading the pictures", "comparing with the training", "evaluating", quiet=quiet) as progress:
+        if at is not None:
+            target = None if at == "none" else Target.parse(at, class_name)
+            choose_operating_point(place, target, device=device, workers=workers, progress=progress)
         found = score(
             place if weights is None else load_published(weights, model, device=device),
             data,

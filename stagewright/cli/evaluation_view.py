@@ -10,32 +10,41 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stagewright.text import counted, printable
+from stagewright.measures.overview import TITLES
+from stagewright.text import ABSENT, counted, printable
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
+    from stagewright.measures.overview import Overview
 
 _LISTED = 30
+_SHOWN = (
+    *("balanced_accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_auc", "macro_average_precision"),
+    *("log_loss", "overconfidence"),
+)
+"""Those of the measures that do not say the same as another line; ``--json`` has all."""
+_OF_CLASS = {"precision": "precision", "f1": "F1 %", "auc": "AUC %"}
+"""The measures that a terminal of 80 columns has room for, and the heads of their columns."""
 
 
 def evaluation_view(report: EvaluationReport) -> RenderableType:
     """Returns the accuracy on the images that were not seen in training, and on the seen ones apart; a table of the classes, one
     of the groups if there are any, and what was left out."""
     parts = (("class", report.by_class()), ("group", report.by_group()))
+    measured = _measures(report.measures)
     said = [Text(f"· {printable(line)}", style="dim") for line in (*report.notes, *report.account.lines())]
     lines = [Text(line) for line in (_headline(report), *_seen(report))]
-    return Group(*lines, *(_table(title, shares) for title, shares in parts if shares), *said)
+    tables = (_table(title, shares) for title, shares in parts if shares)
+    return Group(*lines, measured, *_point(report), *tables, *said)
 
 
 def _headline(report: EvaluationReport) -> str:
     result, (low, high) = report.headline, report.top1_interval
     top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
-    error = report.calibration_error
     which = {"all": "", "unseen": " not seen in training", "seen": ", all of them seen in training"}[report.scored]
     return (
         f"{report.source}: top-1 {result.top1:.2f} % on {counted(result.images, 'picture')}{which} "
         f"(95 % interval {low:.2f} to {high:.2f}){top5}, loss {result.loss:.4f}"
-        + (f", calibration error {error:.1f} %" if error is not None else "")
         + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
     )
 
@@ -56,6 +65,42 @@ def _seen(report: EvaluationReport) -> list[str]:
     ]
 
 
+def _point(report: EvaluationReport) -> list[RenderableType]:
+    """What the model's operating point comes to on these images; empty without one."""
+    found = report.at_point
+    if found is None:
+        return []
+    parts = [("answered", found.answered), ("right of those", found.accuracy)]
+    for name, (precision, recall) in found.classes.items():
+        parts += [(f"precision of {printable(name)}", precision), (f"recall of {printable(name)}", recall)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("at the operating point")
+    for name in ("%", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, one in parts:
+        if one.value is not None and one.low is not None and one.high is not None:
+            table.add_row(Text(name), f"{100 * one.value:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}")
+    return [*(Text(printable(line)) for line in report.operating.lines()), table]
+
+
+def _measures(found: Overview) -> Table:
+    """Returns a table of the measures over all classes that are defined."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("measure")
+    for name in ("value", "95 % interval"):
+        table.add_column(name, justify="right")
+    for name in _SHOWN:
+        one = found.means[name]
+        if one.value is not None:
+            table.add_row(
+                TITLES[name], f"{one.value:.4f}", "" if one.low is None else f"{one.low:.4f} to {one.high:.4f}"
+            )
+    if (calibration := found.calibration) is not None:
+        chance = f"by chance {calibration.by_chance:.4f}"
+        table.add_row("calibration error", f"{calibration.error:.4f}", chance)
+    return table
+
+
 def _table(title: str, shares: Sequence[Share]) -> Table:
     """Returns a table of at most 30 rows: if there are more, those with the lowest accuracy."""
     if len(shares) > _LISTED:
@@ -63,9 +108,15 @@ def _table(title: str, shares: Sequence[Share]) -> Table:
         shares = sorted(shares, key=lambda one: one.top1)[:_LISTED]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(title)
-    for name in ("pictures", "top-1 %", "95 % interval"):
-        table.add_column(name, justify="right")
+    kinds = [name for name in _OF_CLASS if any(getattr(one, name).value is not None for one in shares)]
+    accuracy = "recall %" if kinds else "top-1 %"
+    for name in ("pictures", accuracy, "95 % interval", *(_OF_CLASS[name] for name in kinds)):
+        table.add_column(name, justify="right", no_wrap=True)
     for one in shares:
         low, high = one.interval
-        table.add_row(Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}")
+        values = [getattr(one, name).value for name in kinds]
+        cells = [ABSENT if value is None else f"{100 * value:.1f}" for value in values]
+        table.add_row(
+            Text(printable(one.name)), f"{one.images:,}", f"{one.top1:.1f}", f"{low:.1f} to {high:.1f}", *cells
+        )
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from stagewright.storage.files import STDOUT
 if TYPE_CHECKING:
     from stagewright.bundle.inputs import Inputs
     from stagewright.bundle.predictions import Prediction
+    from stagewright.measures.operating import OperatingPoint
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +40,16 @@ def predict(
             help="How tables are read: data.path, data.images; default: as in the training; or data.max_pixels; repeatable.",
         ),
     ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=P", help="Answer this class from the probability P on, before others; repeatable."),
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, metavar="P", help="No answer below this probability.")
+    ] = None,
+    most_probable: Annotated[
+        bool, typer.Option("--most-probable", help="Ignore the operating point that is stored in the model.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -45,6 +57,7 @@ def predict(
     from stagewright.api.load_bundle import load_bundle
     from stagewright.api.prediction_data import find_pictures
     from stagewright.errors import StorageError
+    from stagewright.measures.operating import OperatingPoint
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.device import choose_device
     from stagewright.system.signals import keeps
@@ -56,11 +69,13 @@ def predict(
         bundle = load_bundle(run, device=str(choose_device(device)))
         inputs, max_pixels = find_pictures(bundle, images, overrides or ())
         total = len(inputs.paths)
+        point = OperatingPoint() if most_probable else bundle.spec.operating
+        point = point.changed(_thresholds(threshold or ()), min_confidence).checked(bundle.classes)
         with ExitStack() as open_files:
-            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs, open_files)
+            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs, point, open_files)
             with keeps(lambda: answers.kept(total)):
                 try:
-                    for prediction in bundle.predict(inputs, batch_size, top, max_pixels):
+                    for prediction in bundle.predict(inputs, batch_size, top, max_pixels, point):
                         answers.add(prediction)
                         progress(answers.count, total)
                 finally:
@@ -70,20 +85,51 @@ def predict(
         raise typer.Exit(2)
 
 
+def _thresholds(texts: Sequence[str]) -> dict[str, float]:
+    """Returns the thresholds that ``--threshold`` gives, by class."""
+    from stagewright.errors import DataError
+
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise DataError(
+                f"--threshold {text!r}", "CLASS=P, a class and a probability", "write for example --threshold wolf=0.3"
+            )
+    return found
+
+
 class _Answers:
     """The predictions so far: in a CSV file, as JSON on standard output, or for a table at the end."""
 
-    def __init__(self, csv: str | None, as_json: bool, num_classes: int, inputs: Inputs, open_files: ExitStack) -> None:
+    def __init__(
+        self,
+        csv: str | None,
+        as_json: bool,
+        num_classes: int,
+        inputs: Inputs,
+        point: OperatingPoint,
+        open_files: ExitStack,
+    ) -> None:
         from stagewright.bundle.predictions import CsvWriter, JsonWriter
         from stagewright.storage.lines import LineWriter
 
-        self.count, self.inputs = 0, inputs
+        self.count, self.inputs, self.point = 0, inputs, point
+        self.unanswered = 0
         self.failed: list[tuple[str, str]] = []
         """(path, error) of the pictures without a prediction."""
         self.place = csv
         self.table: list[Prediction] | None = [] if csv is None and not as_json else None
         self.json = JsonWriter(open_files.enter_context(LineWriter(STDOUT))) if as_json else None
-        self.csv = None if csv is None else CsvWriter(open_files.enter_context(LineWriter(csv)), num_classes)
+        self.csv = (
+            None
+            if csv is None
+            else CsvWriter(open_files.enter_context(LineWriter(csv)), num_classes, answers=bool(point))
+        )
 
     def add(self, prediction: Prediction) -> None:
         if self.csv is not None:
@@ -95,6 +141,7 @@ class _Answers:
         self.count += 1
         if not prediction.classes:
             self.failed.append((prediction.path, prediction.error or "no answer"))
+        self.unanswered += bool(prediction.classes) and prediction.answer is None
 
     def close(self) -> None:
         """Completes the output with what is there, also after an interruption."""
@@ -111,8 +158,10 @@ class _Answers:
 
     def show(self) -> None:
         """Says on standard error how tables were read, what was left out and what could not be read."""
-        for line in (*self.inputs.notes, *self.account.lines()):
+        for line in (*self.inputs.notes, *self.point.lines(), *self.account.lines()):
             print(line, file=sys.stderr)
+        if self.point:
+            print(f"no answer for {self.unanswered:,} of {self.account.read:,} pictures", file=sys.stderr)
         if self.failed:
             where = f"no prediction for {len(self.failed):,} of {self.count:,} pictures"
             print(f"{where}; the error of each is in the output", file=sys.stderr)

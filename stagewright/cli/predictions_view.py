@@ -15,7 +15,7 @@ from stagewright.text import printable
 
 
 def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
-    """Returns a table with the most probable class of each image, its percentage, the next two classes, or the error.
+    """Returns a table with the class that is answered for each image, its percentage, the next two classes, or the error.
 
     A folder that contains all images is shown once, above the table.
     """
@@ -32,11 +32,13 @@ def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
         if not prediction.classes:
             table.add_row(path, Text(printable(prediction.error or "no answer"), style="red"), "", "")
             continue
-        (name, probability), *others = prediction.classes[:3]
+        name, probability, style = prediction.answer, prediction.answer_probability, "bold"
+        others = [one for one in prediction.classes if one[0] != name][:2]
+        if name is None or probability is None:
+            name, probability, style = "no answer", None, "yellow"
         runners = ", ".join(f"{printable(other)} {100 * share:.1f} %" for other, share in others)
-        table.add_row(
-            path, Text(printable(name), style="bold"), f"{100 * probability:.1f} %", Text(runners, style="dim")
-        )
+        share = "" if probability is None else f"{100 * probability:.1f} %"
+        table.add_row(path, Text(printable(name), style=style), share, Text(runners, style="dim"))
     return table
 
 

@@ -16,7 +16,18 @@ from stagewright.data.batches.batch import Batch
 from stagewright.engine.compile import Compiled, pad_batch
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import Interrupted, NotFinite
+from stagewright.measures.answers import Answers
 from stagewright.model.groups import modes_kept
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an evaluation collects besides losses and predicted classes."""
+
+    temperatures: Sequence[float] = ()
+    """Temperatures of :attr:`Predictions.tempered_losses`."""
+    probabilities: bool = False
+    """Whether the probabilities of all classes are kept; 4 bytes each, on the device until the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +42,16 @@ class Predictions:
     """Probability of the labelled class, in [0, 1]."""
     readable: NDArray[np.bool_]
     """Whether the image could be read."""
+    labels: NDArray[np.int64]
+    """Index of the true class."""
+    losses: NDArray[np.float64]
+    """Cross-entropy in nats."""
     tempered_losses: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     """Cross-entropy of the logits divided by each of T temperatures, (T, N); T is 0 where none were asked for."""
-    losses: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """Cross-entropy of each image."""
     ranks: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     """Number of classes that are more probable than the labelled one."""
+    probabilities: NDArray[np.float32] | None = None
+    """Probabilities of all C classes, (N, C); None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,22 @@ class Evaluation:
     unreadable: int
     """Number of images that could not be read."""
     predictions: Predictions = field(repr=False)
+    num_classes: int = 0
+
+    def answers(self, groups: NDArray[np.int64] | None = None, chosen: NDArray[np.bool_] | None = None) -> Answers:
+        """Returns the answers to the images that could be read, for :mod:`stagewright.measures`; ``groups`` (N,) are numbers, and
+        ``chosen`` (N,) says to which images; None: to all."""
+        found = self.predictions
+        read = found.readable if chosen is None else found.readable & chosen
+        return Answers(
+            labels=found.labels[read],
+            predicted=found.predicted[read],
+            num_classes=self.num_classes,
+            losses=found.losses[read],
+            confidence=found.probability[read].astype(np.float64),
+            probabilities=None if found.probabilities is None else found.probabilities[read],
+            groups=None if groups is None else groups[read],
+        )
 
     def numbers(self) -> dict[str, float | int | None]:
         """Returns the scalars as a dict, for events and files."""
@@ -72,6 +103,9 @@ class Evaluation:
         )
 
 
+_NOTHING = Extras()
+
+
 def evaluate(
     model: nn.Module,
     forward: Callable[[Tensor], Tensor],
@@ -79,20 +113,21 @@ def evaluate(
     numerics: Numerics,
     *,
     inputs: Callable[[Batch], Tensor] | None = None,
-    temperatures: Sequence[float] = (),
+    extras: Extras = _NOTHING,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on ``batches``; afterwards its training modes are as before.
 
     ``forward`` maps the input of a batch to logits (B, K). ``inputs`` makes that input from a batch; by default it is the
-    normalised images. ``temperatures`` are those of :attr:`Predictions.tempered_losses`. ``stop`` is called before every batch;
+    normalised images. ``extras`` says what is collected besides. ``stop`` is called before every batch;
     if it returns True, :class:`Interrupted` is raised. ``progress`` is called after every batch with the number of images
     evaluated so far. Raises :class:`NotFinite` if logits of a readable image
     are not finite; it names the manifest rows, or the positions in the given order if the batches have no rows.
     """
     device = next(model.parameters()).device
     columns: list[Tensor] = []
+    shares: list[Tensor] = []
     rows: list[NDArray[np.int64]] = []
     classes = done = largest = 0
     with modes_kept(model):
@@ -108,13 +143,19 @@ def evaluate(
                 logits = forward(given)[: len(batch.labels)].float()
             classes = logits.shape[1]
             labels = batch.labels.to(device, non_blocking=True)
-            results = _image_results(logits, labels, batch.valid.to(device, non_blocking=True))
-            tempered = [cross_entropy(logits.double() / one, labels, reduction="none") for one in temperatures]
+            probabilities = softmax(logits.double(), dim=1)
+            if extras.probabilities:
+                shares.append(probabilities.float())
+            results = _image_results(logits, probabilities, labels, batch.valid.to(device, non_blocking=True))
+            tempered = [cross_entropy(logits.double() / one, labels, reduction="none") for one in extras.temperatures]
             columns.append(torch.cat([results, *(one[None] for one in tempered)]))
             rows.append(batch.rows if len(batch.rows) else np.arange(done, done + len(labels)))
             done += len(labels)
             progress(done)
-    return _summarise(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
+    found = _summarise(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
+    if not shares:
+        return found
+    return replace(found, predictions=replace(found.predictions, probabilities=torch.cat(shares).cpu().numpy()))
 
 
 def _normalised_images(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:
@@ -122,14 +163,13 @@ def _normalised_images(batch: Batch, numerics: Numerics, device: torch.device) -
     return normalise(images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
 
 
-def _image_results(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+def _image_results(logits: Tensor, probabilities: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
     """Returns float64 (8, B), one column per image.
 
     The rows: loss, predicted class, probability of the predicted class, probability of the label, label, rank of the label
     (from 0), readable, finite. Among equal probabilities the lower class index ranks first, so that constant logits score as
     chance does.
     """
-    probabilities = softmax(logits.double(), dim=1)
     top = probabilities.max(dim=1)
     true = probabilities.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -160,8 +200,10 @@ def _summarise(results: NDArray[np.float64], classes: int, rows: NDArray[np.int6
             probability=probability.astype(np.float32),
             true_probability=true_probability.astype(np.float32),
             readable=ok,
-            tempered_losses=results[8:],
+            labels=labels.astype(np.int64),
             losses=loss,
+            tempered_losses=results[8:],
             ranks=rank.astype(np.int64),
         ),
+        num_classes=classes,
     )

@@ -37,12 +37,20 @@ PHASES = ("setup", "train", "eval", "checkpoint")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Validation accuracy ``top1``, in percent, of the weights after ``step`` updates."""
+    """Validation results of the weights after ``step`` updates."""
 
     step: int
     weights: str
     """``raw``, ``ema`` or ``swa``."""
     top1: float
+    """Accuracy in percent."""
+    value: float | None = None
+    """That of ``eval.metric`` where it is another; None where it is top-1."""
+
+    @property
+    def metric(self) -> float:
+        """The value of ``eval.metric``."""
+        return self.top1 if self.value is None else self.value
 
 
 @dataclass(frozen=True, slots=True)

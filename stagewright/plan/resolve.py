@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
+from stagewright.measures.metrics import METRICS, MOST_PROBABILITIES, keeps_probabilities, needs_probabilities
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration
@@ -40,6 +41,7 @@ def resolve(
         raise RecipeError("no training pictures", "at least one a class", "check data.val and data.test")
     _check_class_weights(recipe, dataset)
     _check_early_stopping(recipe, dataset)
+    _check_metric(recipe, dataset)
     lengths, stages = _stages(recipe, dataset, measured)
     total_steps = sum(num_steps for _, num_steps, _ in lengths)
     if total_steps > MOST_STEPS:
@@ -91,6 +93,23 @@ def _check_class_weights(recipe: Recipe, dataset: DatasetInfo) -> None:
                 + (", ..." if len(dataset.classes) > 20 else ""),
                 "correct the name, or remove it; classes that are not named have weight 1",
             )
+
+
+def _check_metric(recipe: Recipe, dataset: DatasetInfo) -> None:
+    metric, classes = recipe.eval.metric, len(dataset.classes)
+    if needs_probabilities(metric) and not keeps_probabilities(dataset.num_val, classes):
+        raise RecipeError(
+            f"eval.metric={metric}: {dataset.num_val:,} validation pictures of {classes:,} classes have "
+            f"{dataset.num_val * classes:,} probabilities",
+            f"at most {MOST_PROBABILITIES:,}, which are kept in memory",
+            f"give eval.metric one of {', '.join(one for one in METRICS if not needs_probabilities(one))}, or a smaller data.val",
+        )
+    if metric != "top1" and not dataset.num_val:
+        raise RecipeError(
+            f"eval.metric={metric} without validation pictures has no effect: it is measured on them",
+            "a metric where there is a validation part",
+            "give data.val a share, or leave eval.metric out",
+        )
 
 
 def _check_early_stopping(recipe: Recipe, dataset: DatasetInfo) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from stagewright.measures.metrics import Metric
 from stagewright.recipe.augment_fields import AugmentFields
 from stagewright.recipe.duration import Duration
 from stagewright.recipe.holds import ON, Only, When, fields_for
@@ -272,12 +273,16 @@ class Evaluation(Part):
     ratio."""
     select: Literal["best", "last"] = "best"
     """Which weights become the finished model: those of the best evaluation, or those of the last step. In both cases the
-    better of raw and averaged weights, by validation top-1."""
+    better of raw and averaged weights, by ``metric``."""
+    metric: Metric = "top1"
+    """The measure on the validation images by which weights are selected and early stopping goes: ``top1``;
+    ``balanced_accuracy``, the mean recall over classes; ``macro_f1``, the mean F1 over classes; ``auc``, the mean area under the
+    ROC curve of each class against the rest; ``log_loss``, the mean cross-entropy, where lower is better."""
     consider_head: Annotated[bool, Only("head")] = True
     """Whether the selected weights are compared at the end with those of the head alone, from the end of the stages that train
     only the head, and with mixtures of a quarter, a half and three quarters of either (WiSE-FT, arXiv:2109.01903). The one with
     the lowest validation loss, at the temperature that suits it, becomes the finished model, if the loss is lower by more than
-    its standard error and the top-1 is not lower. Without validation images, there is no comparison."""
+    its standard error and ``metric`` is not worse. Without validation images, there is no comparison."""
     fold: bool = True
     """Whether batch norms are folded into the convolutions before them where networks only predict: in evaluations, and in the
     finished model. The same function with fewer operations; logits differ by rounding. Holds on CPUs, without ``compile``."""
@@ -302,10 +307,12 @@ class Stop(Part):
 
     patience: Annotated[int, Field(ge=1)] | None = None
     """Number of consecutive evaluations without an improvement after which the run ends; none: no early stopping."""
-    metric: Annotated[Literal["val_top1", "val_loss"], When(patience=ON)] = "val_top1"
-    """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss."""
+    metric: Annotated[Literal["val_top1", "val_loss"] | None, When(patience=ON)] = None
+    """Measure that must improve, of the better of raw and averaged weights: validation top-1 in percent, or validation loss;
+    none: that of ``eval.metric``."""
     min_delta: Annotated[float, Field(ge=0.0), When(patience=ON)] = 0.0
-    """A change counts as an improvement if it is larger than this, in percentage points of top-1 or in loss."""
+    """A change counts as an improvement if it is larger than this, in percentage points of top-1, or in units of another
+    measure."""
     head_suffices: Annotated[bool, Only("head")] = False
     """Whether the run ends after the stages that train only the head if the better of its raw and averaged weights makes fewer
     than 6 errors on at least 50 validation images: even weights without an error could not be told apart from it (two-sided

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from stagewright.report.theme import Drawing
 from stagewright.text import printable
 
 _STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
@@ -45,6 +46,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) 
         for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def figure(drawing: Drawing) -> str:
+    """Returns a figure, described in words for those who do not see it."""
+    role = "group" if "<a " in drawing.svg else "img"  # what an image contains, links too, is not read out
+    return f'<figure role="{role}" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
 
 
 @dataclass

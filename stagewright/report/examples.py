@@ -30,12 +30,12 @@ class _PairErrors:
 def most_confident_errors(predictions: Predictions, most: int) -> Places:
     """Returns at most ``most`` errors, those with the highest probability of the predicted class first."""
     wrong = np.flatnonzero(predictions.labels != predictions.predicted)
-    return _first(wrong, None if predictions.probability is None else -predictions.probability, most)
+    return _first(wrong, None if predictions.confidence is None else -predictions.confidence, most)
 
 
 def errors_by_pair(predictions: Predictions) -> list[_PairErrors]:
     """Returns the errors of each pair of classes, the most frequent pair first, each with its most confident errors first."""
-    sure = None if predictions.probability is None else -predictions.probability
+    sure = None if predictions.confidence is None else -predictions.confidence
     kind = predictions.labels.astype(np.int64) << 32 | predictions.predicted
     order = np.argsort(kind, kind="stable")
     ordered = kind[order]

@@ -156,11 +156,11 @@ class Gallery:
     def _sure(self, at: int) -> list[str]:
         """A line on how probable the predicted class, and the true one if it is another, were to the network."""
         found = self.predictions
-        if found is None or found.probability is None or found.true_probability is None:
+        if found is None or found.confidence is None or found.true_probability is None:
             return []
         if found.labels[at] == found.predicted[at]:
             return [f"right, {100 * found.true_probability[at]:.1f} %"]
-        return [f"{100 * found.probability[at]:.1f} % against {100 * found.true_probability[at]:.1f} %"]
+        return [f"{100 * found.confidence[at]:.1f} % against {100 * found.true_probability[at]:.1f} %"]
 
     def _confident(self, predictions: Predictions) -> str:
         tiles = self._tiles(most_confident_errors(predictions, CONFIDENT), heat=True)

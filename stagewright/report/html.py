@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from stagewright.measures.overview import OF_CLASSES
 from stagewright.plan import lr_curve
 from stagewright.report import results
 from stagewright.report.elements import document
+from stagewright.report.elements import figure as _figure
 from stagewright.report.elements import section as _section
 from stagewright.report.elements import table as _table
 from stagewright.report.elements import text as _text
 from stagewright.report.gallery import Gallery
+from stagewright.report.measures_page import measures_section, share_cell, units_of
 from stagewright.report.read import RunRecord
 from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
@@ -41,6 +44,7 @@ def page(record: RunRecord, drawings: Sequence[Drawing], gallery: Gallery) -> st
             _section("Curves", _curves(by_name)),
             _section("What each stage was fed", gallery.fed),
             _section("Where it is wrong", _mistakes(record, by_name, gallery)),
+            _section("Measures", measures_section(record, by_name)),
             _section("Groups", _groups(record)),
             _section("Data", _data(record)),
             _section("Events", _events(record)),
@@ -96,7 +100,7 @@ def _result(record: RunRecord) -> str:
         cards.append(
             f'<div class="card"><div class="big">{score.percent:.2f}<small> %</small></div>'
             f"<div><b>top-1 on {SPLIT_NAMES[split]}</b><br>{score.correct:,} of {score.total:,} pictures<br>"
-            f"95 % interval {_interval(score)} %<br><i>{note}</i></div></div>"
+            f"95 % interval {_accuracy_interval(record, split, score)} %<br><i>{note}</i></div></div>"
         )
     if not cards and record.status == "finished":
         sentence = _text(results.choice_sentence(record))
@@ -106,9 +110,17 @@ def _result(record: RunRecord) -> str:
     warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))
     return (
         f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{_finalists(record)}{warnings}'
-        f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of pictures, not the variation "
-        f"between seeds, splits or places.</i></p>"
+        f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of {units_of(record)}, not the "
+        f"variation between seeds, splits or places.</i></p>"
     )
+
+
+def _accuracy_interval(record: RunRecord, split: str, score: Score) -> str:
+    """The interval of a score, which is wider where images of a group are right or wrong together."""
+    found = record.measures[split].means["accuracy"] if split in record.measures else None
+    if found is None or found.low is None or found.high is None:
+        return _interval(score)
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}"
 
 
 def _finalists(record: RunRecord) -> str:
@@ -164,11 +176,6 @@ def _stages(record: RunRecord) -> str:
     )
 
 
-def _figure(drawing: Drawing) -> str:
-    role = "group" if "<a " in drawing.svg else "img"  # what an image contains, links too, is not read out
-    return f'<figure role="{role}" aria-label="{escape(drawing.alt)}">{drawing.svg}</figure>'
-
-
 def _curves(drawings: dict[str, Drawing]) -> str:
     names = [f"{what}_{along}" for what in ("accuracy", "loss", "lr") for along in ("step", "minute")] + [lr_curve.NAME]
     shown = "".join(_figure(drawings[name]) for name in names if name in drawings)
@@ -180,25 +187,27 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery)
     if predictions is None or not len(predictions):
         return ""
     figures = "".join(_figure(drawings[name]) for name in ("confusion", "classes") if name in drawings)
-    names = record.classes
+    names, measures = record.classes, record.measures.get(predictions.split)
+    kinds: list[str] = []
+    if measures is not None:
+        kinds = [kind for kind in _BY_CLASS if any(one.value is not None for one in measures.classes[kind])]
     rows = []
     for row in results.class_rows(record, predictions):
         wrong = ABSENT if row.mistaken_for is None else f"{_text(names[row.mistaken_for])} ({row.mistaken_count:,})"
-        rows.append(
-            (
-                _text(row.name),
-                wrong,
-                number_text(row.train_count),
-                f"{row.score.total:,}",
-                number_text(row.score.percent, ".1f"),
-                _interval(row.score) if row.score.total else ABSENT,
-            )
-        )
-    head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split], "top-1 %", "95 % interval")
-    table = _table(head, rows, left=2)
+        own = [share_cell(measures.classes[kind][row.label]) for kind in kinds] if measures else [_recall(row.score)]
+        rows.append((_text(row.name), wrong, number_text(row.train_count), f"{row.score.total:,}", *own))
+    head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split])
+    table = _table((*head, *(f"{OF_CLASSES[kind]} %" for kind in kinds or ("recall",))), rows, left=2)
     folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
     pictures = f"{gallery.confident}{gallery.hard}{gallery.note}"
-    return f'<div class="figures">{figures}</div>{gallery.pairs}{folded}{pictures}'
+    return f'<div class="figures">{figures}</div>{gallery.pairs}{folded}<p><i>Small: 95 % intervals.</i></p>{pictures}'
+
+
+_BY_CLASS = ("recall", "precision", "f1", "auc", "average_precision")
+
+
+def _recall(score: Score) -> str:
+    return f"{score.percent:.1f} <small>{_interval(score)}</small>" if score.total else ABSENT
 
 
 def _groups(record: RunRecord) -> str:

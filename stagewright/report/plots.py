@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from stagewright.report import mistakes, theme
+from stagewright.report import curve_plots, mistakes, theme
 from stagewright.report.lr_plot import draw_range_test
 from stagewright.report.read import RunRecord
 from stagewright.report.results import WEIGHT_NAMES, Chosen, chosen
@@ -57,7 +57,7 @@ def axes_of(record: RunRecord) -> list[_Along]:
 
 def draw(record: RunRecord) -> Iterator[theme.Drawing]:
     """Draws all figures for which the record has data: ``loss_step``, ``loss_minute``, ``accuracy_*``, ``lr_*``, ``lr-find``,
-    ``confusion``, ``classes``."""
+    ``confusion``, ``classes``, ``roc``, ``precision-recall``."""
     with theme.themed():
         if record.step > 0:
             for along in axes_of(record):
@@ -68,6 +68,7 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
         if record.range_test is not None:
             yield draw_range_test(*record.range_test)
         yield from mistakes.draw(record)
+        yield from curve_plots.draw(record)
 
 
 def write_plots(record: RunRecord, folder: Path) -> list[theme.Drawing]:

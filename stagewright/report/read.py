@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.errors import CheckpointError
+from stagewright.measures.overview import Overview, overview
 from stagewright.plan import lr_curve
 from stagewright.plan.lr_curve import RangeTest, Suggestions
 from stagewright.report.tables import (
@@ -89,6 +90,12 @@ class RunRecord:
         largest = max((int(p.labels.max(initial=-1)) for p in self.predictions.values()), default=-1)
         largest = max([largest, *(int(p.predicted.max(initial=-1)) for p in self.predictions.values())])
         return known + [f"class {at}" for at in range(len(known), largest + 1)]
+
+    @cached_property
+    def measures(self) -> dict[str, Overview]:
+        """The measures of the chosen weights by split, where the predictions have what they need."""
+        found = {split: one.answers(len(self.classes)) for split, one in self.predictions.items()}
+        return {split: overview(answers) for split, answers in found.items() if answers is not None and len(answers)}
 
     @property
     def stages(self) -> list[dict[str, Any]]:

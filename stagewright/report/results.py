@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.report.intervals import wilson
+from stagewright.measures.intervals import wilson
+from stagewright.measures.metrics import TITLES, rises
 from stagewright.report.read import RunRecord
 from stagewright.report.tables import Predictions
 from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, Event, Result
@@ -124,7 +125,7 @@ def choice_sentence(record: RunRecord) -> str:
             other = best.evaluation.results[others[0]]
             words.append(f", against {percent_text(other.top1)} with the {WEIGHT_NAMES.get(others[0], others[0])} ")
             words.append("weights of the same step")
-            if other.top1 == result.top1:
+            if other.top1 == result.top1 and other.metric == result.metric:
                 words.append(" (if they are equal, the averaged weights are chosen)")
     elif (top1 := next((row.top1 for row in finalists if row.chosen), None)) is not None:
         words.append(f": {percent_text(top1)} of the validation pictures")
@@ -137,19 +138,25 @@ def choice_sentence(record: RunRecord) -> str:
     candidates = sum(len(event.results) for event in evaluations)
     select = record.plan.get("recipe", {}).get("eval", {}).get("select", "best")
     if select == "last" and done:
-        words.append("The recipe selects the last step, and of its weights those with the higher validation accuracy.")
+        words.append(f"The recipe selects the last step, and of its weights those with {_better(record)}.")
     else:
         words.append(
             f"Candidates were {count_text(candidates, 'set')} of weights in {count_text(len(evaluations), 'evaluation')}"
             f"{', and those of the last checkpoint' if stopped else ''}"
         )
-        words.append(f"; those with the highest validation top-1 are {'selected' if finalists else 'chosen'}.")
+        words.append(f"; those with {_better(record)} are {'selected' if finalists else 'chosen'}.")
     if finalists:
         words.append(" At the end, the selected weights were compared with the head alone and with mixtures of both: ")
         words.append(
             "the lowest calibrated validation loss decides, if it is clearly lower than that of the selected weights."
         )
     return "".join(words)
+
+
+def _better(record: RunRecord) -> str:
+    """By what weights are chosen, such as ``the highest validation macro F1``."""
+    metric = record.plan.get("recipe", {}).get("eval", {}).get("metric", "top1")
+    return f"the {'highest' if rises(metric) else 'lowest'} validation {TITLES[metric]}"
 
 
 @dataclass(frozen=True)

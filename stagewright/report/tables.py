@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
+from stagewright.measures.answers import Answers, group_numbers
+from stagewright.measures.calibration import losses_of
 from stagewright.storage.files import read_own, read_parsed
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.parquet import parse_table
@@ -25,10 +27,13 @@ from stagewright.storage.parquet import parse_table
 Columns = dict[str, NDArray[np.float64]]
 
 SPLITS = ("train", "val", "test")
+_PREDICTION_COLUMNS = (
+    *("path", "label", "predicted", "group", "readable", "probability", "true_probability", "loss", "probabilities"),
+)
+"""Columns of the predictions that the report uses."""
+_Numbers = NDArray[np.float64] | None
 _MOST_STEPS = 1e15
 _MOST_CLASSES = 10**6
-_COLUMNS = ("path", "label", "predicted", "probability", "true_probability", "group", "readable")
-"""Columns of the predictions that the report uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +51,14 @@ class Predictions:
     """Number of images of the split that could not be read; they are not among the N."""
     paths: NDArray[np.object_] | None = None
     """(N,) path of each image, as in the manifest; None if the file has none or not of all images."""
-    probability: NDArray[np.float64] | None = None
-    """(N,) probability of the predicted class; None as above."""
+    confidence: NDArray[np.float64] | None = None
+    """(N,) probability of the predicted class, in [0, 1]; None in a table without it."""
     true_probability: NDArray[np.float64] | None = None
-    """(N,) probability of the true class; None as above."""
+    """(N,) probability of the true class, in [0, 1]; None as for ``confidence``."""
+    losses: NDArray[np.float64] | None = None
+    """(N,) cross-entropy in nats; None as for ``confidence``."""
+    probabilities: NDArray[np.float32] | None = None
+    """(N, C) probabilities of all classes, in [0, 1]; None where the table has none."""
 
     @property
     def correct(self) -> int:
@@ -57,6 +66,21 @@ class Predictions:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def answers(self, num_classes: int) -> Answers | None:
+        """Returns the predictions for :mod:`stagewright.measures`; None where they have no probability or no loss."""
+        if self.confidence is None or self.losses is None:
+            return None
+        fits = self.probabilities is not None and self.probabilities.shape[1] == num_classes
+        return Answers(
+            labels=self.labels.astype(np.int64),
+            predicted=self.predicted.astype(np.int64),
+            num_classes=num_classes,
+            losses=self.losses,
+            confidence=self.confidence,
+            probabilities=self.probabilities if fits else None,
+            groups=group_numbers(self.groups),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +168,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
     """Yields the predictions in ``val.parquet`` and ``test.parquet`` with the name of their split."""
     for split in ("val", "test"):
         path = folder / f"{split}.parquet"
-        table = _table(path, _COLUMNS, problems)
+        table = _table(path, _PREDICTION_COLUMNS, problems)
         if table is None:
             continue
         try:
@@ -153,17 +177,17 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
             if "readable" in table.column_names:
                 readable = _whole(table, "readable", pa.bool_())
             groups = _group_names(table)
+            shares = _shares(table, readable)
         except (ValueError, pa.ArrowException) as error:
             problems.append(_left_out(path, error))
             continue
         if groups is not None:
             groups = groups[readable]
         unreadable = int(np.count_nonzero(~readable))
-        numbers = (_probabilities(table, name, readable) for name in ("probability", "true_probability"))
         yield (
             split,
             Predictions(
-                split, labels[readable], predicted[readable], groups, unreadable, _paths(table, readable), *numbers
+                *(split, labels[readable], predicted[readable], groups, unreadable, _paths(table, readable)), *shares
             ),
         )
 
@@ -175,11 +199,40 @@ def _paths(table: pa.Table, readable: NDArray[np.bool_]) -> NDArray[np.object_] 
     return None if column.null_count else np.array(column.to_pylist(), dtype=object)[readable]
 
 
-def _probabilities(table: pa.Table, name: str, readable: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    if name not in table.column_names or not pa.types.is_floating(table.schema.field(name).type):
-        return None
-    values = table.column(name).to_numpy().astype(np.float64)[readable]
-    return values if np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all() else None
+def _shares(
+    table: pa.Table, readable: NDArray[np.bool_]
+) -> tuple[_Numbers, _Numbers, _Numbers, NDArray[np.float32] | None]:
+    """Returns for the readable images the probabilities of the predicted and of the true class, the loss, and the probabilities
+    of all classes, each None where the table does not have it; ValueError for values that cannot be such."""
+    names = table.column_names
+    confidence = _numbers(table, "probability", readable, 1.0) if "probability" in names else None
+    true = _numbers(table, "true_probability", readable, 1.0) if "true_probability" in names else None
+    losses = None
+    if "loss" in names:
+        losses = _numbers(table, "loss", readable, math.inf)
+    elif true is not None:  # runs of earlier versions
+        losses = losses_of(true)
+    if "probabilities" not in names:
+        return confidence, true, losses, None
+    column = table.column("probabilities").combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
+        raise ValueError(f"probabilities has values of type {column.type}, not lists of float32 of one length")
+    if column.null_count or column.flatten().null_count:
+        raise ValueError("probabilities has empty cells")
+    shares = column.flatten().to_numpy().reshape(len(table), column.type.list_size)[readable]
+    if not bool(((shares >= 0) & (shares <= 1)).all()):
+        raise ValueError("probabilities has values outside of 0 to 1")
+    return confidence, true, losses, shares
+
+
+def _numbers(table: pa.Table, name: str, readable: NDArray[np.bool_], most: float) -> NDArray[np.float64]:
+    """Returns a column of numbers from 0 to ``most`` of the readable images."""
+    if not pa.types.is_floating(table.schema.field(name).type):
+        raise ValueError(f"{name} has values of type {table.schema.field(name).type}")
+    values = _whole(table, name, pa.float64())[readable]
+    if not bool(((values >= 0) & (values <= most) & np.isfinite(values)).all()):
+        raise ValueError(f"{name} has values outside of 0 to {most:g}")
+    return values
 
 
 def read_data_summary(path: Path, problems: list[str]) -> DataSummary | None:

@@ -16,6 +16,8 @@ from stagewright.rundir.event_parts import AgainstHead, ChosenWeights
 
 CLOCK: Mapping[str, object] = {"clock": True}
 """Marks a field that depends on the time or on the machine. It is written within ``clock``, unless it is None or False."""
+IF_KNOWN: Mapping[str, object] = {"if_known": True}
+"""Marks a field that is written unless it is None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ class Result:
     """Number of images that could be read."""
     unreadable: int
     """Number of images that could not be read."""
+    metric: float | None = field(default=None, metadata=IF_KNOWN)
+    """The value of the recipe's ``eval.metric``; None where that is top-1, and where it is not defined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,8 @@ class Evaluated(Event):
     """The kind of weights that is better here."""
     best: bool
     """Whether they are the best of the run so far."""
+    metric: str | None = field(default=None, metadata=IF_KNOWN)
+    """The recipe's ``eval.metric``, by which weights are compared; None where that is top-1."""
     train_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds of training in the run so far, over all processes."""
     memory_gb: float | None = field(default=None, metadata=CLOCK)

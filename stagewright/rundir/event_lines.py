@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -31,8 +31,16 @@ def to_json(event: Event) -> dict[str, Any]:
 
 def without_clock(event: Event) -> dict[str, Any]:
     """Returns the same as :func:`to_json`, without the fields that depend on time and machine."""
-    own = {_key(one): _plain(getattr(event, one.name)) for one in fields(event) if not one.metadata.get("clock")}
+    own = {_key(one): _plain(value) for one, value in _written(event) if not one.metadata.get("clock")}
     return {"kind": event.kind, **own}
+
+
+def _written(value: Any) -> Iterator[tuple[Field[Any], Any]]:
+    """The fields of a dataclass with their values, without those that are left out."""
+    for one in fields(value):
+        own = getattr(value, one.name)
+        if own is not None or not one.metadata.get("if_known"):
+            yield one, own
 
 
 def to_line(event: Event) -> bytes:
@@ -69,7 +77,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return {one.name: _plain(getattr(value, one.name)) for one in fields(value)} if is_dataclass(value) else value
+    return {one.name: _plain(own) for one, own in _written(value)} if is_dataclass(value) else value
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import singledispatch
 
+from stagewright.measures.metrics import TITLES
 from stagewright.rundir.event_kinds import (
     AgainstHead,
     BadImages,
@@ -52,6 +53,8 @@ def _evaluated(event: Evaluated) -> str:
     for kind, result in event.results.items():
         name = "val" if kind == "raw" else kind
         parts.append(f"{name} {number_text(result.loss, '.3f')} {percent_text(result.top1, 2):>8}")
+        if event.metric is not None and event.metric != "log_loss":  # the loss stands there already
+            parts.append(f"{TITLES.get(event.metric, event.metric)} {number_text(result.metric, '.4f')}")
     parts.append("best" if event.best else "    ")
     if event.images_per_second:
         parts.append(f"{seconds_text(event.epoch_seconds):>6}  {number_text(event.images_per_second)} img/s")

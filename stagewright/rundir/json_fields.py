@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stagewright.measures.metrics import Metric
 from stagewright.plan.lr_curve import Method
 from stagewright.storage.json_text import ABSENT, Fields
 
@@ -39,6 +40,13 @@ class _AgainstHead(Fields):
     gained: Count
     lost: Count
     images: Count
+
+
+class _Measure(Fields):
+    value: _Finite | None
+    low: _Finite | None = ABSENT
+    high: _Finite | None = ABSENT
+    by_chance: _Finite = ABSENT
 
 
 class _Choice(Fields):
@@ -74,6 +82,8 @@ class SummaryFields(Fields):
     total_steps: Count = ABSENT
     stopped_at: Annotated[float, Field(ge=0, le=100)] | None = ABSENT
     top1: _Percents = ABSENT
+    metric: Metric = ABSENT
+    measures: dict[Literal["val", "test"], dict[str, _Measure]] = ABSENT
     chosen: _Chosen | None = ABSENT
     finalists: Annotated[list[_Finalist], Field(max_length=100)] = ABSENT
     against_head: dict[Literal["val", "test"], _AgainstHead] | None = ABSENT
@@ -128,6 +138,7 @@ class _Eval(Fields):
 
 class _Data(Fields):
     names: dict[str, str] | str | None = ABSENT
+    metric: Metric = ABSENT
 
 
 class _Recipe(Fields):

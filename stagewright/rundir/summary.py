@@ -56,6 +56,18 @@ class AgainstHeadSummary(TypedDict):
     images: int
 
 
+class _MeasureSummary(TypedDict):
+    """A measure of the chosen weights on one split (:mod:`stagewright.measures.overview`): log loss in nats, overconfidence in
+    [-1, 1], all others in [0, 1]. None where it is not defined."""
+
+    value: float | None
+    low: NotRequired[float | None]
+    """Lower end of the 95 % interval, over the choice of images, or of groups where the data set has them."""
+    high: NotRequired[float | None]
+    by_chance: NotRequired[float]
+    """Of the calibration error: what perfectly calibrated probabilities would be expected to have with so few images."""
+
+
 class _GuardSummary(TypedDict):
     """What the guard did."""
 
@@ -118,6 +130,10 @@ class Summary(TypedDict):
     """Of the chosen weights by split, ``val`` and ``test``; None where it was not measured."""
     top5: dict[str, float | None]
     loss: dict[str, float | None]
+    metric: str
+    """``eval.metric``, by which weights were selected."""
+    measures: dict[str, dict[str, _MeasureSummary]]
+    """Of the chosen weights by split and name, such as ``macro_f1``; empty until the run is finished."""
     chosen: ChosenSummary | None
     """None until the run is finished."""
     candidates: dict[str, float]

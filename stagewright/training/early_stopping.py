@@ -6,8 +6,9 @@ import math
 
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import EarlyStopping, TrainState
+from stagewright.measures.metrics import rises
 from stagewright.plan.plan import Plan
-from stagewright.recipe.recipe import Stop
+from stagewright.recipe.recipe import Recipe
 from stagewright.text import count_text, number_text
 
 _ERRORS_TO_TELL = 6
@@ -18,12 +19,14 @@ _FEWEST_IMAGES = 50
 """With fewer validation images, few errors are no sign of a good network."""
 
 
-def update_early_stopping(stop: Stop, watch: EarlyStopping, result: Evaluation) -> EarlyStopping:
-    """Returns the state of early stopping after one more evaluation; ``result`` is that of the better weights."""
-    rises = stop.metric == "val_top1"
-    value, best = result.top1 if rises else result.loss, watch.best
-    better = best is None or (value > best + stop.min_delta if rises else value < best - stop.min_delta)
-    if better and math.isfinite(result.loss):
+def update_early_stopping(recipe: Recipe, watch: EarlyStopping, result: Evaluation, metric: float) -> EarlyStopping:
+    """Returns the state of early stopping after one more evaluation; ``result`` is that of the better weights, ``metric`` their
+    value of ``eval.metric``."""
+    stop, best = recipe.stop, watch.best
+    higher = rises(recipe.eval.metric) if stop.metric is None else stop.metric == "val_top1"
+    value = metric if stop.metric is None else result.top1 if higher else result.loss
+    better = best is None or (value > best + stop.min_delta if higher else value < best - stop.min_delta)
+    if better and math.isfinite(result.loss) and math.isfinite(value):
         return EarlyStopping(value, 0)
     return EarlyStopping(best, watch.stale + 1)
 
@@ -36,7 +39,8 @@ def reason_to_end(plan: Plan, state: TrainState) -> str | None:
     stop, watch = plan.recipe.stop, state.early_stopping
     if stop.patience is not None and watch.stale >= stop.patience:
         best = number_text(watch.best, ".4g")
-        return f"{stop.metric} has not improved on {best} in {watch.stale} evaluations"
+        name = stop.metric or f"val_{plan.recipe.eval.metric}"
+        return f"{name} has not improved on {best} in {watch.stale} evaluations"
     return _head_suffices(plan, state) if stop.head_suffices else None
 
 

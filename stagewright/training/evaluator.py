@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.specs import eval_specs, recalibration_specs
 from stagewright.data.sources.verify import images_gone
-from stagewright.engine.evaluate import Evaluation, evaluate
+from stagewright.engine.evaluate import Evaluation, Extras, evaluate
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import Score
 from stagewright.errors import NotFinite
+from stagewright.measures.metrics import Metric, goodness, keeps_probabilities, needs_probabilities
+from stagewright.measures.overview import metric_value
 from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.model.fold import folded_copy
 from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy
@@ -54,7 +56,7 @@ class Evaluator:
         assert state.latest is not None
         state.evaluated_step = state.step
         state.early_stopping = update_early_stopping(
-            self.session.plan.recipe.stop, state.early_stopping, results[state.latest.weights]
+            self.session.plan.recipe, state.early_stopping, results[state.latest.weights], state.latest.metric
         )
         self.session.recorder.write_evaluation(state, stage, results, state.seconds["eval"] - before)
         points["after its evaluation"] = memory_in_use(state.device)
@@ -86,8 +88,9 @@ class Evaluator:
             with state.average.swapped_in(state.model):
                 self.recalibrate(stage)
                 results[stage.average.kind] = self.evaluate_split("val", stage, features)
-        state.latest = verdict(state.step, results)
-        if state.best is None or state.latest.top1 > state.best.top1:
+        metric = self.session.plan.recipe.eval.metric
+        state.latest = verdict(state.step, results, metric)
+        if state.best is None or is_better(metric, state.latest, state.best):
             state.best = state.latest
         return results
 
@@ -101,15 +104,19 @@ class Evaluator:
         return all(name in features.inside or torch.equal(averaged[name], tensor) for name, tensor in own.items())
 
     def evaluate_split(
-        self, split: str, stage: StagePlan, features: Features | None = None, temperatures: Sequence[float] = ()
+        self, split: str, stage: StagePlan, features: Features | None = None, extras: Extras | None = None
     ) -> Evaluation:
         """Evaluates the model's present weights on a split, with the image size and micro-batch size of ``stage``.
 
-        ``features`` are cached features of its present body; None: evaluates on images. ``temperatures`` as for
-        :func:`stagewright.engine.evaluate.evaluate`. If memory is too small, it tries again
-        with half the micro-batch size.
+        ``features`` are cached features of its present body; None: evaluates on images. ``extras`` are by default what
+        ``eval.metric`` needs; the probabilities of all classes are left out where they are too many
+        (:func:`stagewright.measures.metrics.keeps_probabilities`). If memory is too small, it tries again with half the
+        micro-batch size.
         """
-        total = len(self.session.manifest.rows(split))
+        total, plan = len(self.session.manifest.rows(split)), self.session.plan
+        extras = extras or Extras(probabilities=needs_probabilities(plan.recipe.eval.metric))
+        if not keeps_probabilities(total, len(plan.dataset.classes)):
+            extras = replace(extras, probabilities=False)
         kept = None if features is None else self.session.features.of(split, stage, self.session.manifest)
         while True:
             most = self.session.micro_batch_size(stage)
@@ -124,7 +131,7 @@ class Evaluator:
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
-                        temperatures=temperatures,
+                        extras=extras,
                         stop=lambda: self.session.stop.requested,
                         progress=lambda done: self.session.recorder.log.emit(
                             Evaluating(step=self.session.state.step, done=done, total=total)
@@ -189,10 +196,26 @@ def recalibrated_images(stage: StagePlan, model: nn.Module) -> int:
     return count if has_batch_norm(model) else 0
 
 
-def verdict(step: int, results: dict[str, Evaluation]) -> Score:
-    """Returns the score of the better of raw and averaged weights by validation top-1, at a tie of the averaged ones.
+def verdict(step: int, results: dict[str, Evaluation], metric: Metric = "top1") -> Score:
+    """Returns the score of the better of raw and averaged weights by ``metric``, at a tie of the averaged ones.
 
     Averaged weights vary less between steps. Results with a NaN loss, which means that no image could be read, rank last.
     """
-    kind = max(results, key=lambda name: (math.isfinite(results[name].loss), results[name].top1, name != "raw"))
-    return Score(step, kind, results[kind].top1)
+    scores = {kind: score_of(step, kind, result, metric) for kind, result in results.items()}
+
+    def rank(kind: str) -> tuple[bool, float, bool]:
+        return math.isfinite(results[kind].loss), goodness(metric, scores[kind].metric), kind != "raw"
+
+    return scores[max(results, key=rank)]
+
+
+def score_of(step: int, weights: str, result: Evaluation, metric: Metric) -> Score:
+    """Returns the score of ``weights`` after ``step`` updates, with the value of ``metric`` where that is not top-1."""
+    if metric == "top1":
+        return Score(step, weights, result.top1)
+    return Score(step, weights, result.top1, metric_value(metric, result.answers()))
+
+
+def is_better(metric: Metric, score: Score, other: Score) -> bool:
+    """Returns whether ``score`` has a better value of ``metric``; not at a tie."""
+    return goodness(metric, score.metric) > goodness(metric, other.metric)

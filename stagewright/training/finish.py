@@ -17,7 +17,7 @@ from stagewright.bundle.bundle import save_bundle
 from stagewright.data.images.decode import FileImages, Images
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.memory_cache import CachedImages
-from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted, NotFinite
 from stagewright.plan.plan import Plan, StagePlan
@@ -57,7 +57,7 @@ def finish(session: Session) -> bool:
             results = {} if comparison is None else {"val": comparison.result}
             for split in ("val", "test"):
                 if split not in results and len(session.manifest.rows(split)):
-                    results[split] = evaluator.evaluate_split(split, stage)
+                    results[split] = evaluator.evaluate_split(split, stage, extras=Extras(probabilities=True))
             against_head = None if comparison is None else comparison.against_head(results)
             agreement = measure_agreement(evaluator, stage)
     except Interrupted:
@@ -155,7 +155,8 @@ def load_selected_weights(session: Session, score: Score) -> tuple[Score, StageP
 
 
 def write_predictions(session: Session, split: str, result: Evaluation) -> None:
-    """Writes the predictions for each image of a split to ``evaluations/SPLIT.parquet``."""
+    """Writes the predictions for each image of a split to ``evaluations/SPLIT.parquet``, with the probabilities of all classes in
+    their order where these are not too many (:func:`stagewright.measures.metrics.keeps_probabilities`)."""
     manifest, answers = session.manifest, result.predictions
     rows = pa.array(manifest.rows(split))
     groups = manifest.groups.take(rows) if manifest.groups is not None else pa.nulls(len(rows), pa.string())
@@ -168,8 +169,13 @@ def write_predictions(session: Session, split: str, result: Evaluation) -> None:
             "true_probability": pa.array(answers.true_probability),
             "group": groups,
             "readable": pa.array(answers.readable),
+            "loss": pa.array(answers.losses),
         }
     )
+    if answers.probabilities is not None:
+        flat = pa.array(answers.probabilities.ravel())
+        column = pa.FixedSizeListArray.from_arrays(flat, answers.probabilities.shape[1])
+        table = table.append_column("probabilities", column)
     make_folder(session.run.evaluations)
     write_whole(session.run.evaluations / f"{split}.parquet", lambda file: pq.write_table(table, file))
 

@@ -5,7 +5,7 @@ al., arXiv:2109.01903): theta = (1 - a) * head alone + a * selected weights, for
 
 The validation loss decides, after each has got the temperature that suits it best (Guo et al., arXiv:1706.04599): label smoothing
 makes weights less sure than they are right, which says nothing about their answers. Only a loss that is lower by more than its
-standard error, paired by image, displaces the selected weights, and only if the top-1 is not lower: a few validation images
+standard error, paired by image, displaces the selected weights, and only if ``eval.metric`` is not worse: a few validation images
 cannot tell such neighbours apart.
 """
 
@@ -20,15 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stagewright.engine.evaluate import Evaluation
+from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, NotFinite
+from stagewright.measures.metrics import Metric, goodness
 from stagewright.model.average import WeightAverage, copy_tensors, named_tensors
 from stagewright.plan.plan import HEAD_GRID, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import AgainstHead, Notice
 from stagewright.rundir.summary import FinalistSummary
-from stagewright.training.evaluator import Evaluator
+from stagewright.training.evaluator import Evaluator, score_of
 from stagewright.training.paired import paired_difference
 from stagewright.training.session import Session
 
@@ -37,6 +38,7 @@ HEAD = "head"
 
 _TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-6, 9))
 """0.35 to 4, each 1.19 times the one before."""
+_EXTRAS = Extras(_TEMPERATURES, probabilities=True)
 
 _Tensors = dict[str, Tensor]
 
@@ -69,7 +71,12 @@ class _HeadComparison:
     def chosen(self) -> Score:
         """The score of the chosen weights."""
         step, weights = self._named(self.coefficient)
-        return Score(step, weights, self.result.top1)
+        return score_of(step, weights, self.result, self.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """``eval.metric``."""
+        return self.session.plan.recipe.eval.metric
 
     def evaluate(self) -> None:
         """Evaluates all on the validation images, chooses, and loads the chosen weights into the model.
@@ -79,14 +86,14 @@ class _HeadComparison:
         for coefficient in reversed(HEAD_GRID):
             self._load(coefficient)
             try:
-                result = self.evaluator.evaluate_split("val", self.stage, temperatures=_TEMPERATURES)
+                result = self.evaluator.evaluate_split("val", self.stage, extras=_EXTRAS)
                 self.results[coefficient] = result
             except NotFinite:
                 if coefficient == 1.0:
                     raise
                 self.results[coefficient] = None
         self.coefficient = _best(
-            {at: (_calibrated(one), one.top1) for at, one in self.results.items() if one is not None}
+            {at: (_calibrated(one), self._goodness(one)) for at, one in self.results.items() if one is not None}
         )
         self._load(self.coefficient)
 
@@ -123,6 +130,9 @@ class _HeadComparison:
                 loss = top1 = None
             found.append({"weights": weights, "step": step, "coefficient": coefficient, "loss": loss, "top1": top1})
         return found
+
+    def _goodness(self, result: Evaluation) -> float:
+        return goodness(self.metric, score_of(0, "", result, self.metric).metric)
 
     def _alone(self, split: str) -> Evaluation | None:
         """The head alone on a split; None if outputs are not finite."""
@@ -215,15 +225,15 @@ def _calibrated(result: Evaluation) -> NDArray[np.float64]:
 
 def _best(found: Mapping[float, tuple[NDArray[np.float64], float]]) -> float:
     """Returns the coefficient with the lowest mean loss among those that beat 1: with a mean loss that is lower by more than the
-    standard error of the difference, and a top-1 that is not lower. 1 if there is none.
+    standard error of the difference, and a metric that is not worse. 1 if there is none.
 
-    ``found`` has the losses (N,) and the top-1 by coefficient.
+    ``found`` has by coefficient the losses (N,), and the metric as a number that is higher for better weights.
     """
-    selected, top1 = found[1.0]
+    selected, metric = found[1.0]
     gains = {1.0: 0.0}
     for at, (losses, own) in found.items():
         gain = selected - losses
-        if len(gain) > 1 and own >= top1 and gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
+        if len(gain) > 1 and own >= metric and gain.mean() > gain.std(ddof=1) / math.sqrt(len(gain)):
             gains[at] = float(gain.mean())
     return max(gains, key=lambda at: (gains[at], at))
 

@@ -19,6 +19,8 @@ from stagewright.data.batches.batch import BadRow
 from stagewright.data.manifest import Manifest
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import TrainState
+from stagewright.measures.metrics import Metric
+from stagewright.measures.overview import metric_value
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import BadImages, Evaluated, Progress, Result, Skipped
@@ -36,6 +38,9 @@ METRICS = (
     *("step", "stage", "stage_name", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
     *("average", "average_loss", "average_top1", "chosen", "best"),
 )
+
+METRIC = ("val_metric", "average_metric")
+"""Further columns of metrics.csv where ``eval.metric`` is not top-1: its values."""
 
 _FETCH_SECONDS = 0.5
 _FETCH_STEPS = 500  # limits the memory for numbers that are not fetched yet, for very short steps
@@ -60,7 +65,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.steps = StepLog(self.run.steps, STEPS)
         self.timing = StepLog(self.run.timing, TIMING)
-        self.metrics = StepLog(self.run.metrics, METRICS)
+        self.metrics = StepLog(self.run.metrics, METRICS if self._metric is None else (*METRICS, *METRIC))
         self.estimator = ProgressEstimator()
         self._fetched_at = time.perf_counter()
         self._timed_at = self._fetched_at
@@ -121,6 +126,7 @@ class Recorder:
         self.since_evaluation = []
         self.estimator.add_evaluation(stage, eval_seconds)
         average = next((kind for kind in results if kind != "raw"), "")
+        values = {kind: self._value(evaluation) for kind, evaluation in results.items()}
         raw = results["raw"]
         best = state.best == state.latest
         epoch, lr = stage.epoch_at(state.step), stage.hyper(state.step - 1).lr
@@ -130,6 +136,7 @@ class Recorder:
                 [
                     *(state.step, stage.index, stage.name, epoch, lr, train_loss, train_top1),
                     *(raw.loss, raw.top1, raw.top5, average, *averaged, state.latest.weights, best),
+                    *(() if self._metric is None else (values["raw"], values.get(average))),
                 ]
             ]
         )
@@ -144,9 +151,10 @@ class Recorder:
                 split="val",
                 train_loss=train_loss,
                 train_top1=train_top1,
-                results={kind: _result(evaluation) for kind, evaluation in results.items()},
+                results={kind: _result(evaluation, values[kind]) for kind, evaluation in results.items()},
                 chosen=state.latest.weights,
                 best=best,
+                metric=self._metric,
                 train_seconds=train_seconds,
                 memory_gb=memory,
                 epoch_seconds=epoch_seconds,
@@ -212,15 +220,26 @@ class Recorder:
             )
         )
 
+    @property
+    def _metric(self) -> Metric | None:
+        """``eval.metric`` where it is not top-1."""
+        metric = self.plan.recipe.eval.metric
+        return None if metric == "top1" else metric
+
+    def _value(self, evaluation: Evaluation) -> float | None:
+        value = math.nan if self._metric is None else metric_value(self._metric, evaluation.answers())
+        return value if math.isfinite(value) else None
+
     def _train_seconds(self) -> float:
         return round(self.clock.read("train"), 3)
 
 
-def _result(evaluation: Evaluation) -> Result:
+def _result(evaluation: Evaluation, metric: float | None) -> Result:
     return Result(
         loss=evaluation.loss,
         top1=evaluation.top1,
         top5=evaluation.top5,
         images=evaluation.images,
         unreadable=evaluation.unreadable,
+        metric=metric,
     )

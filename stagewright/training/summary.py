@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
 
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
+from stagewright.measures.answers import group_numbers
+from stagewright.measures.overview import overview
 from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, MemoryUse, Resumed, Saved
 from stagewright.rundir.events import LoggedEvent, read_events
 from stagewright.rundir.summary import AgainstHeadSummary, FinalistSummary, Summary
@@ -57,6 +62,8 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         "top1": {split: results[split].top1 if split in results else None for split in ("val", "test")},
         "top5": {split: results[split].top5 if split in results else None for split in ("val", "test")},
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
+        "metric": plan.recipe.eval.metric,
+        "measures": {split: _measures(session, split, result) for split, result in results.items()},
         "chosen": None,
         "candidates": _candidates(events),
         "finalists": [] if final is None else final.finalists,
@@ -95,6 +102,12 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         if final.against_head is not None:
             content["against_head"] = {split: _plain(one) for split, one in final.against_head.items()}
     return content
+
+
+def _measures(session: Session, split: str, result: Evaluation) -> dict[str, Any]:
+    manifest = session.manifest
+    names = None if manifest.groups is None else manifest.groups.take(pa.array(manifest.rows(split))).to_pylist()
+    return overview(result.answers(group_numbers(names))).to_dict()
 
 
 def _plain(one: AgainstHead) -> AgainstHeadSummary:

@@ -24,6 +24,7 @@ def report() -> EvaluationReport:
         probability=np.array([0.75, 0.5, 0.1], np.float32),
         true_probability=np.array([0.25, 0.5, 0.1], np.float32),
         readable=np.array([True, True, False]),
+        labels=np.array([0, 1, 0]),
         losses=np.array([1.5, 0.5, 9.0]),
         ranks=np.array([1, 0, 7]),
     )

@@ -129,10 +129,11 @@ def test_json_reads_back_with_the_account(answers: list[Prediction], tmp_path: P
     both = [
         {
             "path": "a.jpg",
+            "answer": "bée",
             "classes": [{"name": "bée", "probability": 0.75}, {"name": "ant", "probability": 0.25}],
             "error": None,
         },
-        {"path": "b,c.jpg", "classes": [], "error": "the file is empty"},
+        {"path": "b,c.jpg", "answer": None, "classes": [], "error": "the file is empty"},
     ]
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "predictions": both[: len(answers)],

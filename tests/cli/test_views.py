@@ -57,9 +57,12 @@ def report(classes: int) -> EvaluationReport:
     readable = np.arange(len(labels)) > 0
     shares = np.full(len(labels), 0.5, np.float32)
     answers = Predictions(
-        predicted, shares, shares, readable, losses=np.full(len(labels), 0.5), ranks=1 - (predicted == labels)
+        *(predicted, shares, shares, readable, labels, -np.log(shares.astype(float))),
+        ranks=1 - (predicted == labels),
     )
-    result = Evaluation(0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers)
+    result = Evaluation(
+        0.51239, 100 * (2 * classes - 3) / (2 * classes - 1), None, 2 * classes - 1, 1, answers, classes
+    )
     account = Account(result.images, (Omission("no class", 3, "x[1].png"),), (Omission("it is empty", 1, "y.png"),))
     names = tuple(f"c[{at}]" for at in range(classes))
     paths = pa.array([f"{at}.png" for at in range(len(labels))])

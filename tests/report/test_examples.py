@@ -23,9 +23,9 @@ def predictions(draw: st.DrawFn) -> Predictions:
 
 @given(predictions(), st.integers(0, 10))
 def test_the_most_confident_errors_come_first(found: Predictions, most: int) -> None:
-    assert found.probability is not None
+    assert found.confidence is not None
     wrong = [at for at in range(len(found)) if found.labels[at] != found.predicted[at]]
-    by_hand = sorted(wrong, key=lambda at: -found.probability[at])[:most]  # pyright: ignore[reportOptionalSubscript]
+    by_hand = sorted(wrong, key=lambda at: -found.confidence[at])[:most]  # pyright: ignore[reportOptionalSubscript]
     assert most_confident_errors(found, most).tolist() == by_hand
 
 
@@ -34,7 +34,7 @@ def test_every_error_is_in_its_pair(found: Predictions) -> None:
     seen = []
     for pair in errors_by_pair(found):
         assert all(found.labels[at] == pair.true and found.predicted[at] == pair.predicted for at in pair.places)
-        assert found.probability is not None and (np.diff(found.probability[pair.places]) <= 0).all()
+        assert found.confidence is not None and (np.diff(found.confidence[pair.places]) <= 0).all()
         seen += pair.places.tolist()
     assert sorted(seen) == np.flatnonzero(found.labels != found.predicted).tolist()
     counts = [len(pair.places) for pair in errors_by_pair(found)]

@@ -89,7 +89,7 @@ def test_thumbnails_are_the_evaluations_view(run: Path) -> None:
     shown = page_of(run)
     record = read_run(run)
     predictions = results.shown_split(record)
-    assert predictions is not None and predictions.paths is not None and predictions.probability is not None
+    assert predictions is not None and predictions.paths is not None and predictions.confidence is not None
     first = most_confident_errors(predictions, 1)[0]
     path = str(predictions.paths[first])
     found = re.search(rf'<span class="pic (p\d+)" role="img" aria-label="{re.escape(html.escape(path))}">', shown)
@@ -103,7 +103,7 @@ def test_thumbnails_are_the_evaluations_view(run: Path) -> None:
     box = (left, top, left + side, top + side)
     reference = np.asarray(whole.resize((24, 24), Image.Resampling.BILINEAR, box=box)).astype(float)
     assert np.abs(pixels - reference).max() <= 1.0
-    assert f"{100 * predictions.probability[first]:.1f}&nbsp;%" in shown
+    assert f"{100 * predictions.confidence[first]:.1f}&nbsp;%" in shown
 
 
 def test_each_cell_of_the_matrix_leads_to_its_errors(run: Path) -> None:
