@@ -19,7 +19,6 @@ from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
 from stagewright.text import nearest, some
 
-
 _SMALLEST = 1e-12
 """A threshold must be above 0, which a probability in float32 may be rounded to."""
 
