@@ -19,6 +19,9 @@ from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
 from stagewright.text import nearest, some
 
+_SMALLEST = 1e-12
+"""A threshold must be above 0, which a probability in float32 may be rounded to."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -108,7 +111,8 @@ def _reaching(target: Target, report: EvaluationReport, stored: OperatingPoint) 
     if found is None:
         raise _not_reached(target, Curve.of(positive, scores), name is None and bool(stored.thresholds))
     said = f"{target.aim} {target.value:g} on {len(positive):,} validation pictures: {_reached(found, name)}"
-    point = stored.changed({name: found.threshold} if name else {}, None if name else found.threshold)
+    threshold = max(found.threshold, _SMALLEST)
+    point = stored.changed({name: threshold} if name else {}, None if name else threshold)
     return OperatingPoint(point.thresholds, point.min_confidence, {**point.reasons, name or "": said})
 
 
