@@ -30,7 +30,7 @@ def find_bundle(given: Path) -> Path:
     raise BundleError(
         f"{given} contains no trained model (no model.json)" if given.exists() else f"{given} does not exist",
         "the directory of a finished run, or the Bundle in its folder model/",
-        f"the run has not finished: stagewright resume {given}" if unfinished else "check the path",
+        f"the run has not finished: stagewright finish {given}" if unfinished else "check the path",
     )
 
 

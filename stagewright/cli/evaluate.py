@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stagewright.cli.options import AsJson, Device, Quiet, Workers
+from stagewright.cli.options import AsJson, Device, Quiet, Workers, refuse_alone
 
 _Map = Annotated[
     list[str] | None,
@@ -24,6 +24,32 @@ _Weights = Annotated[
         help="Published ImageNet weights instead of a run, seen as they were measured: resnet50.IMAGENET1K_V1, "
         "timm:resnet50.a1_in1k; or, with --model, a file or default."
     ),
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="How DATA is read, e.g. data.label=species; default: as the run's own table; repeatable."
+    ),
+]
+_Out = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write each answer, with names, to a .csv or .parquet file.")
+]
+_Near = Annotated[
+    bool,
+    typer.Option(
+        help="Recognise near duplicates of training pictures too, for which these are read; else equal files."
+    ),
+]
+_At = Annotated[
+    str | None,
+    typer.Option(
+        metavar="AIM=P",
+        help="First choose on the run's validation pictures from which probability on there is an answer, for precision=P or "
+        "recall=P, and store it in the model; none removes it.",
+    ),
+]
+_ClassName = Annotated[
+    str | None, typer.Option("--class", metavar="NAME", help="The class that --at is about; default: all answers.")
 ]
 
 
@@ -47,38 +73,17 @@ def evaluate(
         str | None,
         typer.Option(help="Only this part: train, val or test; default: test of the run's own pictures, all of DATA."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="How DATA is read, e.g. data.label=species; default: as the run's own table; repeatable."
-        ),
-    ] = None,
+    overrides: _Overrides = None,
     map_class: _Map = None,
     drop_class: Annotated[
         list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")
     ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write each answer, with names, to a .csv or .parquet file.")
-    ] = None,
-    near: Annotated[
-        bool,
-        typer.Option(
-            help="Recognise near duplicates of training pictures too, for which these are read; else equal files."
-        ),
-    ] = True,
+    out: _Out = None,
+    near: _Near = True,
     weights: _Weights = None,
     model: Annotated[str | None, typer.Option(help="The network of a weights file, e.g. mobilenet_v2.")] = None,
-    at: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AIM=P",
-            help="First choose on the run's validation pictures from which probability on there is an answer, for precision=P or "
-            "recall=P, and store it in the model; none removes it.",
-        ),
-    ] = None,
-    class_name: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="The class that --at is about; default: all answers.")
-    ] = None,
+    at: _At = None,
+    class_name: _ClassName = None,
     device: Device = "auto",
     workers: Workers = None,
     quiet: Quiet = False,
@@ -92,20 +97,11 @@ def evaluate(
     from stagewright.api.evaluation_table import check_table_path
     from stagewright.api.operating import Target, choose_operating_point
     from stagewright.cli.evaluation_view import evaluation_view
-    from stagewright.errors import DataError
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
-    if class_name is not None and at is None:
-        raise DataError(
-            f"--class {class_name!r} without --at has no effect", "--class together with --at", "leave it out"
-        )
-    if at is not None and weights is not None:
-        raise DataError(
-            "--at with --weights has no effect: published weights have no validation pictures",
-            "--at with a run",
-            "leave one of them out",
-        )
+    refuse_alone("--class", class_name is not None and at is None, "--at")
+    refuse_alone("--at", at is not None and weights is not None, "a run, which has validation pictures,")
     classes = read_class_map(map_class or (), drop_class or ())
     if out is not None:
         check_table_path(out)
