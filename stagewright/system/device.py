@@ -36,4 +36,5 @@ def device_name(device: torch.device) -> str:
     """Returns the product name of a CUDA device; for a CPU the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"CPU, {count} {'threads' if count > 1 else 'thread'}"
