@@ -23,7 +23,6 @@ from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.errors import Interrupted
 from stagewright.model.fold import folded_copy, skeleton
 from stagewright.model.groups import apply_trainable, modes_kept, set_train_mode
-from stagewright.model.two_precisions import bfloat16_copy
 from stagewright.plan.plan import StagePlan
 
 _AT_ONCE = 32
@@ -37,8 +36,6 @@ class LowerPart:
 
     network: nn.Module
     name: str
-    dtype: torch.dtype = torch.float32
-    """That of the network's numbers; features are float32 in any case."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -48,7 +45,7 @@ class LowerPart:
         with modes_kept(self.network):
             self.network.eval()
             for part in parts:
-                features = features_of(self.network, module, pad_batch(part.to(self.dtype), _AT_ONCE))
+                features = features_of(self.network, module, pad_batch(part, _AT_ONCE))
                 assert features is not None
                 found.append(features[: len(part)].float())
         return torch.cat(found)
@@ -144,13 +141,8 @@ def stage_cut(model: nn.Module, stage: StagePlan) -> Cut | None:
     return find_cut(model, blank) if stage.cache_views or alike else None
 
 
-def cut_in_two(
-    model: nn.Module, cut: Cut, pairs: Mapping[str, str], blank: Tensor, *, frozen: bool, reduced: bool = False
-) -> Features:
-    """Returns the network in two parts: the lower one with its norms folded, the upper one too if its norms are ``frozen``.
-
-    ``reduced``: the lower one in bfloat16, if it can run so.
-    """
+def cut_in_two(model: nn.Module, cut: Cut, pairs: Mapping[str, str], blank: Tensor, *, frozen: bool) -> Features:
+    """Returns the network in two parts: the lower one with its norms folded, the upper one too if its norms are ``frozen``."""
     upper = upper_part(model, cut.name, blank)
     assert upper is not None
     inside = frozenset(name for name, _ in [*upper.named_parameters(), *upper.named_buffers()])
@@ -160,14 +152,9 @@ def cut_in_two(
         for one, norm in pairs.items()
         if f"{one}.weight" not in inside and f"{norm}.running_var" not in inside
     }
-    lower = _lower_part(folded_copy(model, below), cut, blank, reduced)
+    lower = LowerPart(folded_copy(model, below), cut.name)
     if not (frozen and above):
         return Features(cut, lower, upper, inside)
     part = upper_part(skeleton(model, above), cut.name, blank)
     assert part is not None
     return Features(cut, lower, FrozenNorms(model, above, part), inside)
-
-
-def _lower_part(folded: nn.Module, cut: Cut, blank: Tensor, reduced: bool) -> LowerPart:
-    fast = bfloat16_copy(folded, blank) if reduced else None
-    return LowerPart(folded, cut.name) if fast is None else LowerPart(fast, cut.name, torch.bfloat16)

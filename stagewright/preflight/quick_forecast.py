@@ -93,7 +93,8 @@ class _Forecast:
         cut = stage_cut(model, stage)
         blank = torch.zeros(2, 3, stage.image_size, stage.image_size)
         folded = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
-        self.forward = self._forward_seconds(stage, folded) * self._evaluation_share(stage)
+        in_float32 = self._forward_seconds(stage, folded)
+        self.forward = in_float32 * self._evaluation_share(stage)
         sets = 1 if stage.average.kind == "none" else 2
         evaluated = self.plan.dataset.num_val * sets * self.plan.num_evaluations(stage)
         shown, updated = stage.num_steps * stage.batch_size, min(stage.batch_size, _UPDATED)
@@ -103,15 +104,14 @@ class _Forecast:
             reading = self.plan.dataset.num_val * self.plan.num_evaluations(stage) * self.load
             return stage.num_steps * update_seconds + shown * self.load + evaluated * self.forward + reading
         views = stage.num_images * stage.num_views
-        frozen, reduced = stage.norm == "frozen", predicts_in_bfloat16(self.plan, self.state)
-        parts = cut_in_two(model, cut, self.pairs, blank, frozen=frozen, reduced=reduced)
+        parts = cut_in_two(model, cut, self.pairs, blank, frozen=stage.norm == "frozen")
         lower = self._forward_seconds(stage, parts.lower)
         entering = (views + self.plan.dataset.num_val) * (lower + self.load)
         if stage.fit == "optimum":
             return entering + _FIT_SECONDS * views * cut.bytes_each / 4 * len(self.plan.dataset.classes)
         features = parts.lower(self._images(stage, updated))
         update_seconds = self._update_seconds(stage, parts.upper, features)
-        return entering + stage.num_steps * update_seconds + evaluated * max(0.0, self.forward - lower)
+        return entering + stage.num_steps * update_seconds + evaluated * max(0.0, in_float32 - lower)
 
     def _evaluation_share(self, stage: StagePlan) -> float:
         """Time of an evaluation of one image as a share of that in float32."""

@@ -287,9 +287,9 @@ class Evaluation(Part):
     """Whether batch norms are folded into the convolutions before them where networks only predict: in evaluations, and in the
     finished model. The same function with fewer operations; logits differ by rounding. Holds on CPUs, without ``compile``."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision on CPUs where networks only predict: in evaluations, in the finished model, and in the frozen layers below cached
-    features. ``bf16``: images whose first two classes are close are computed again in float32. ``auto``: bf16 on processors that
-    are faster in it (AMX, or AMD's AVX-512 BF16), else fp32. Holds without ``compile`` and with ``precision: fp32``."""
+    """Precision on CPUs where networks only predict: in evaluations on images, and in the finished model. ``bf16``: images whose
+    first two classes are close are computed again in float32. ``auto``: bf16 on processors that are faster in it (AMX, or AMD's
+    AVX-512 BF16), else fp32. Holds without ``compile`` and with ``precision: fp32``."""
 
 
 class Checkpoints(Part):

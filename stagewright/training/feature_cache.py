@@ -16,7 +16,7 @@ from stagewright.data.batches.transfer import on_device
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import images_gone
 from stagewright.engine.cut import Cut
-from stagewright.engine.folding import network_pairs, predicts_in_bfloat16
+from stagewright.engine.folding import network_pairs
 from stagewright.engine.frozen_features import CachedFeatures, Features, cut_in_two, stage_cut
 from stagewright.engine.frozen_norms import FrozenNorms
 from stagewright.engine.numerics import Numerics
@@ -96,8 +96,7 @@ class FeatureCache:
         model, cut = self.state.model, self.cuts.get(stage.index)
         self.current = self._whole = None
         if cut is not None:
-            frozen, reduced = stage.norm == "frozen", predicts_in_bfloat16(self.plan, self.state)
-            self.current = cut_in_two(model, cut, self.pairs, self._blank(stage), frozen=frozen, reduced=reduced)
+            self.current = cut_in_two(model, cut, self.pairs, self._blank(stage), frozen=stage.norm == "frozen")
         elif stage.norm == "frozen" and self.pairs and self.state.forward is model:
             self._whole = FrozenNorms(model, self.pairs, skeleton(model, self.pairs))
 
