@@ -26,7 +26,14 @@ class Terminal(Console):
     ) -> None:
         stream = stream or sys.stdout
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
-        super().__init__(file=output.styled, highlight=highlight, soft_wrap=soft_wrap, markup=False, emoji=False)
+        super().__init__(
+            file=output.styled,
+            highlight=highlight,
+            soft_wrap=soft_wrap,
+            markup=False,
+            emoji=False,
+            force_jupyter=False,  # in a notebook rich would make HTML of each line, and its live display needs ipywidgets
+        )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Renders ``renderable`` with control codes in its text as escape sequences."""
