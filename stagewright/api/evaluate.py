@@ -69,7 +69,7 @@ class Share:
     """Of a class: area under the precision-recall curve, in [0, 1]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationReport:
     """Accuracy of a model on one set of images: overall, by class and by group. Shares are percentages in [0, 100].
 
@@ -194,6 +194,9 @@ class EvaluationReport:
             "classes": [_plain(one) for one in self.by_class()],
             "groups": [_plain(one) for one in self.by_group()],
         }
+
+    def __repr__(self) -> str:
+        return f"<EvaluationReport of {self.source}: top-1 {self.top1:.2f} % of {self.headline.images}>"
 
     def _repr_html_(self) -> str:
         return evaluation_html(self.to_dict())

@@ -33,7 +33,7 @@ SHOWN = 32
 """Number of images that are shown unless another number is given."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Preview:
     """The batch of one step as the network is fed it, and the evaluation's view of its first images. A notebook shows it."""
 
@@ -79,6 +79,9 @@ class Preview:
         """Writes the page or, for a name that ends with ``.png``, the PNG; ``-`` is standard output. StorageError if it
         cannot be written."""
         write_for_user(path, self.to_png() if str(path).lower().endswith(".png") else self.to_html())
+
+    def __repr__(self) -> str:
+        return f"<Preview of step {self.fed.step}: {len(self.fed.rows)} pictures>"
 
     def _repr_html_(self) -> str:
         """Returns the page in a frame, for notebooks: its style does not reach the rest of the notebook."""

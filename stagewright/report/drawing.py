@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -17,8 +17,8 @@ class Drawing:
 
     name: str
     alt: str
-    png: bytes
-    svg: str
+    png: bytes = field(repr=False)
+    svg: str = field(repr=False)
     """An ``<svg>`` element whose colours are the CSS variables --ink, --muted, --grid, --paper."""
 
     def save(self, path: str | Path) -> None:

@@ -193,8 +193,7 @@ def kind_of(mode: int) -> str:
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """Returns ``text``, or the path of an object that has one, as a path in which ``~`` is replaced by the home folder; shells do
-    not do that in ``--out=~/x``.
+    """Returns ``text`` as a path in which ``~`` is replaced by the home folder; shells do not do that in ``--out=~/x``.
 
     An existing file whose name begins with ``~`` is returned as it is. StorageError if there is no such home folder, if the
     text is empty or blank, and for names that no file can have (a NUL byte, more than 255 bytes).

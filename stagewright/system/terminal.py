@@ -9,6 +9,7 @@ from typing import TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from stagewright.system.notebook import in_notebook
 from stagewright.system.output import Output, failsafe_stream
 from stagewright.text import visible
 
@@ -32,7 +33,10 @@ class Terminal(Console):
             soft_wrap=soft_wrap,
             markup=False,
             emoji=False,
-            force_jupyter=False,  # in a notebook rich would make HTML of each line, and its live display needs ipywidgets
+            # In a notebook rich would make HTML of each line, and its live display needs ipywidgets; kernels set FORCE_COLOR,
+            # but a cell obeys no codes that move the cursor.
+            force_jupyter=False,
+            force_terminal=False if in_notebook() else None,
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -30,6 +30,7 @@ def test_it_evaluates_itself(run: sw.Run, picture_folder: Path) -> None:
     assert np.trace(run.confusion.counts) == round(own.top1 / 100 * own.result.images)
     others = run.evaluate(picture_folder, near=False, device="cpu", workers=0)
     assert others.to_dict() == sw.evaluate(run, picture_folder, near=False, device="cpu", workers=0).to_dict()
+    assert len(repr(others)) < 200  # a notebook keeps it beside the HTML
     html = others._repr_html_()
     assert f"top-1 {others.top1:.1f} %" in html and "balanced accuracy" in html and ">slanted<" in html
 
@@ -44,6 +45,7 @@ def test_its_model_is_loaded_once_and_predicts(run: sw.Run) -> None:
 
 def test_it_shows_itself(run: sw.Run) -> None:
     assert "top-1, test" in run._repr_html_()
+    assert len(repr(run.plot())) < 500
     assert run.plot()._repr_html_().count("<svg") == 2 and run.plot("confusion")[0].name == "confusion"
     assert next(iter(run.history)) == "step"
 
