@@ -12,9 +12,12 @@ from importlib import import_module
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stagewright.api.classifier import load_published as load_published
+    from stagewright.api.data import inspect as inspect
+    from stagewright.api.data import split as split
     from stagewright.api.evaluate import evaluate as evaluate
     from stagewright.api.finish import finish as finish
     from stagewright.api.load_bundle import load_bundle as load_bundle
+    from stagewright.api.lr_find import lr_find as lr_find
     from stagewright.api.prepare import make_plan as make_plan
     from stagewright.api.preview import preview as preview
     from stagewright.api.run import Run as Run
@@ -45,11 +48,14 @@ _HOMES = {
     "Run": "api.run",
     "evaluate": "api.evaluate",
     "finish": "api.finish",
+    "inspect": "api.data",
     "load_published": "api.classifier",
+    "lr_find": "api.lr_find",
     "make_plan": "api.prepare",
     "preview": "api.preview",
     "resume": "api.train",
     "runs": "report.runs",
+    "split": "api.data",
     "train": "api.train",
 }
 

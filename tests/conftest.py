@@ -56,3 +56,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.delenv("STAGEWRIGHT_DATA", raising=False)
         patch.setenv("STAGEWRIGHT_OFFLINE", "1")  # whether a host answers must not decide what a test does
         yield folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Path:
+    """The directory of a finished run of two epochs on the picture folder, for reading only; its model is often wrong."""
+    import stagewright as sw
+
+    small = (
+        "model.options={width: 4}",
+        "image_size=16",
+        "batch_size=16",
+        "epochs=2ep",
+        "data.val=0.2",
+        "data.test=0.2",
+    )
+    quiet = sw.Execution(device="cpu", workers=0, pages=False, quiet=True)
+    out = tmp_path_factory.mktemp("small") / "run"
+    return sw.train(picture_folder, "quick", overrides=small, out=out, execution=quiet, say=lambda text: None).path

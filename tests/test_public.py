@@ -24,7 +24,8 @@ SMALL = [
 ]
 NAMES = {
     *("Budget", "Bundle", "Event", "Execution", "Observer", "Plan", "Recipe", "Run", "Stage", "StagewrightError"),
-    *("evaluate", "finish", "load_bundle", "load_published", "make_plan", "preview", "resume", "runs", "train"),
+    *("evaluate", "finish", "inspect", "load_bundle", "load_published", "lr_find", "make_plan", "preview", "resume"),
+    *("runs", "split", "train"),
 }
 
 

@@ -5,6 +5,7 @@ Images that the model has seen in its training are recognised and scored apart: 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 from stagewright.api.class_map import read_class_map
 from stagewright.api.classifier import Classifier
 from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
+from stagewright.api.evaluation_html import evaluation_html
 from stagewright.api.evaluation_table import image_table, write_image_table
 from stagewright.api.load_bundle import load_bundle
-from stagewright.api.run import Run
 from stagewright.api.seen import Seen, find_seen
 from stagewright.bundle.bundle import Bundle
 from stagewright.data.account import Account, Omission
@@ -68,7 +69,7 @@ class Share:
     """Of a class: area under the precision-recall curve, in [0, 1]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationReport:
     """Accuracy of a model on one set of images: overall, by class and by group. Shares are percentages in [0, 100].
 
@@ -194,6 +195,12 @@ class EvaluationReport:
             "groups": [_plain(one) for one in self.by_group()],
         }
 
+    def __repr__(self) -> str:
+        return f"<EvaluationReport of {self.source}: top-1 {self.top1:.2f} % of {self.headline.images}>"
+
+    def _repr_html_(self) -> str:
+        return evaluation_html(self.to_dict())
+
     def _point(self) -> dict[str, object]:
         found = self.at_point
         if found is None:
@@ -220,7 +227,7 @@ class EvaluationReport:
 
 
 def evaluate(
-    model: str | Path | Run | Bundle | Classifier,
+    model: str | os.PathLike[str] | Bundle | Classifier,
     data: str | Path | None = None,
     *,
     split: str | None = None,
@@ -233,7 +240,7 @@ def evaluate(
 ) -> EvaluationReport:
     """Evaluates a trained model on images with known classes: on ``data``, or on the test images of its run.
 
-    ``model`` is a run, the directory of a run or Bundle, a loaded Bundle, or published weights
+    ``model`` is a Run, the directory of a run or Bundle, a loaded Bundle, or published weights
     (:func:`stagewright.api.classifier.load_published`); the latter two stay on their device. Of a run that has not finished, it
     is its checkpoint (:func:`stagewright.api.load_bundle.load_bundle`). ``data`` is any form of DATA, as a whole or only its
     ``split`` (train, val, test); without it ``model`` must be a run. A table is read as that of the training was, unless
@@ -281,13 +288,13 @@ def evaluate(
     )
 
 
-def _classifier(model: str | Path | Run | Bundle | Classifier, device: str) -> tuple[Classifier, Path | None]:
+def _classifier(model: str | os.PathLike[str] | Bundle | Classifier, device: str) -> tuple[Classifier, Path | None]:
     """Returns what is evaluated, and the place that was given for it; None for published weights."""
     if isinstance(model, Classifier):
         return model, None
     if isinstance(model, Bundle):
         return Classifier.of_bundle(model), model.folder
-    place = user_path(model.path if isinstance(model, Run) else model)
+    place = user_path(model)
     return Classifier.of_bundle(load_bundle(place, device=str(choose_device(device)))), place
 
 

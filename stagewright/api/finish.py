@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from stagewright.training.setup import RunInputs
 
 
 def finish(
-    run: str | Path | Run,
+    run: str | os.PathLike[str],
     *,
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
@@ -46,7 +47,7 @@ def finish(
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        target = holding.enter_context(held(user_path(run.path if isinstance(run, Run) else run)))
+        target = holding.enter_context(held(user_path(run)))
         plan = target.read_plan()
         manifest = own_manifest(target, plan)
         done = finished_summary(target, say)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_bundle(
-    folder_or_run: Path | str,
+    folder_or_run: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     verify: bool = True,
     precision: Literal["auto", "fp32"] = "auto",

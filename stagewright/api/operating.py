@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from stagewright.api.evaluate import EvaluationReport, evaluate
-from stagewright.api.run import Run
 from stagewright.bundle.bundle import load_bundle
 from stagewright.bundle.files import store_operating_point
 from stagewright.data.sources.scan import Progress
@@ -60,7 +59,7 @@ class Target:
 
 
 def choose_operating_point(
-    model: str | Path | Run,
+    model: str | os.PathLike[str],
     target: Target | None,
     *,
     device: str = "auto",
@@ -72,7 +71,7 @@ def choose_operating_point(
 
     DataError if no threshold reaches the target, and for a class that the model does not have.
     """
-    bundle = load_bundle(user_path(model.path if isinstance(model, Run) else model), device=str(choose_device(device)))
+    bundle = load_bundle(user_path(model), device=str(choose_device(device)))
     point = OperatingPoint()
     if target is not None:
         name = target.class_name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stagewright.api.run import Say
@@ -26,7 +26,7 @@ from stagewright.preflight.survey import choose_recipe
 from stagewright.recipe import recipes
 from stagewright.recipe import tiny as rehearsal
 from stagewright.recipe.recipe import Recipe
-from stagewright.recipe.request import RecipeRequest, as_request
+from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores, process_start_time
 from stagewright.text import span_text
@@ -55,13 +55,20 @@ def prepare(
     return dataset, plan
 
 
-def make_plan(
+def make_plan(  # the function behind `stagewright plan`: most keywords are its options, by the same names
     data: str | Path,
     recipe: str | Path | Recipe | RecipeRequest = "auto",
     *,
     overrides: Sequence[str] = (),
     tiny: bool = False,
     execution: Execution | None = None,
+    model: str | Callable[..., object] | None = None,
+    weights: str | Path | None = None,
+    epochs: str | float | None = None,
+    batch_size: int | None = None,
+    lr: str | float | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
     say: Say = print,
 ) -> Plan:
     """The plan that :func:`stagewright.api.train.train` would carry out: whole steps, sizes and learning rates. Nothing is
@@ -69,7 +76,9 @@ def make_plan(
 
     Arguments as for ``train``; ``say`` takes sentences on what was found. StagewrightError for all that a caller can mend.
     """
-    _, plan = prepare(data, as_request(recipe, overrides), execution or Execution(), say, tiny=tiny)
+    flags = recipe_flags(model=model, weights=weights, batch_size=batch_size, lr=lr, image_size=image_size, seed=seed)
+    request = as_request(recipe, overrides, flags, epochs)
+    _, plan = prepare(data, request, execution or Execution(), say, tiny=tiny)
     return plan
 
 

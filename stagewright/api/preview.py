@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -23,7 +23,7 @@ from stagewright.plan.plan import Measured, Plan, StagePlan, eval_image_size
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import measure
 from stagewright.recipe.recipe import Recipe
-from stagewright.recipe.request import RecipeRequest, as_request
+from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.report.batch_page import BatchView, Pair, page, png
 from stagewright.storage.files import write_for_user
 from stagewright.system.device import choose_device
@@ -33,7 +33,7 @@ SHOWN = 32
 """Number of images that are shown unless another number is given."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Preview:
     """The batch of one step as the network is fed it, and the evaluation's view of its first images. A notebook shows it."""
 
@@ -80,6 +80,9 @@ class Preview:
         cannot be written."""
         write_for_user(path, self.to_png() if str(path).lower().endswith(".png") else self.to_html())
 
+    def __repr__(self) -> str:
+        return f"<Preview of step {self.fed.step}: {len(self.fed.rows)} pictures>"
+
     def _repr_html_(self) -> str:
         """Returns the page in a frame, for notebooks: its style does not reach the rest of the notebook."""
         return f'<iframe srcdoc="{escape(self.to_html())}" style="width:100%;height:640px;border:0"></iframe>'
@@ -96,7 +99,7 @@ class Preview:
         return BatchView(title, self.facts, pairs, self.fed.stage.batch_size - count)
 
 
-def preview(  # the function behind `stagewright data preview`
+def preview(  # the function behind `stagewright data preview`: most keywords are its options, by the same names
     data: str | Path,
     recipe: str | Path | Recipe | RecipeRequest = "auto",
     *,
@@ -106,6 +109,12 @@ def preview(  # the function behind `stagewright data preview`
     tiny: bool = False,
     shown: int = SHOWN,
     execution: Execution | None = None,
+    model: str | Callable[..., object] | None = None,
+    weights: str | Path | None = None,
+    epochs: str | float | None = None,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
     say: Say = print,
 ) -> Preview:
     """Returns the training images of a step exactly as :func:`stagewright.api.train.train` would feed them to the network, bit
@@ -119,7 +128,9 @@ def preview(  # the function behind `stagewright data preview`
     execution = execution or Execution()
     if shown < 1:
         raise RecipeError(f"{shown} pictures to show", "1 or more", "give a larger number")
-    dataset, chosen = gather(data, as_request(recipe, overrides), execution, say, tiny=tiny)
+    flags = recipe_flags(model=model, weights=weights, batch_size=batch_size, image_size=image_size, seed=seed)
+    request = as_request(recipe, overrides, flags, epochs)
+    dataset, chosen = gather(data, request, execution, say, tiny=tiny)
     device, manifest = choose_device(execution.device), dataset.manifest
     # No image depends on the learning rate, so any value will do.
     measured = measure(chosen, dataset, execution, lambda sentence: None, Measured(lr=1.0))

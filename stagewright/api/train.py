@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.run import Run, Say
-from stagewright.plan.budget import Budget
+from stagewright.data.dataset import Dataset
+from stagewright.plan.budget import Budget, refuse_second_length
 from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import asks_for_lr, inherited_lr_notice
 from stagewright.preflight.cost_probe import within_budget
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
-from stagewright.recipe.request import RecipeRequest, as_request
+from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.rundir.claim import claimed_next, held, refuse_used
+from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import changed_code, code_digests, environment, own_command
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
@@ -37,7 +41,7 @@ from stagewright.training.session import Session
 from stagewright.training.setup import RunInputs
 
 
-def train(  # the function behind `stagewright train`: most keywords are its options
+def train(  # the function behind `stagewright train`: most keywords are its options, by the same names
     data: str | Path,
     recipe: str | Path | Recipe | RecipeRequest = "auto",
     *,
@@ -45,10 +49,16 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     out: str | Path | None = None,
     resume: bool = False,
     tiny: bool = False,
-    budget: Budget | None = None,
+    budget: str | Budget | None = None,
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
     model: str | Callable[..., object] | None = None,
+    weights: str | Path | None = None,
+    epochs: str | float | None = None,
+    batch_size: int | None = None,
+    lr: str | float | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
     loss: str | Callable[..., object] | None = None,
     optimizer: str | Callable[..., object] | None = None,
     say: Say = print,
@@ -59,17 +69,22 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
     run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
     that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
-    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget`` chooses the length
-    (:mod:`stagewright.plan.budget`). ``observers`` are notified in addition to the console, the log and the report pages. ``say``
-    is called with messages for the user, ``command`` is recorded in env.json. ``model``, ``loss`` and ``optimizer`` replace the
-    recipe's: a name, or a function at the top level of a module, which the recipe then names as ``python:module:function``
-    (docs/extend.md).
+    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
+    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
+    and the report pages. ``say`` is called with messages for the user, ``command`` is recorded in env.json.
+
+    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
+    directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module, which the recipe then names as
+    ``python:module:function`` (docs/extend.md).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        request = as_request(recipe, overrides, {"model.name": model, "loss": loss, "optimizer.name": optimizer})
+        limit = _limit(budget, epochs)
+        flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
+        request = as_request(recipe, overrides, flags, epochs)
         execution = execution or Execution()
         require_known_processor()
         device = choose_device(execution.device)
@@ -83,10 +98,9 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         earlier = None if old is None else old.read_plan()
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
-        points["with the data read"] = memory_in_use(device)
-        account: dict[str, Any] = {}
-        if budget is not None:
-            plan, account["budget"] = within_budget(plan, dataset, execution, budget, out, say)
+        points["with the data read"], account = memory_in_use(device), dict[str, Any]()
+        if limit is not None:
+            plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
         elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say)
         if old is not None and earlier is not None and earlier.digest == plan.digest:
@@ -97,24 +111,36 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         else:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
-            notes = [*dataset.notes, *artifacts.notes]
-            write_excluded(run, dataset)
-            artifacts.write(run.root)
-            parent = None if old is None else str(old.root)
-            account["functions"] = code_digests(plan.recipe)
-            run.write_start(plan, dataset.manifest, {**env, "parent": parent, "data_notes": notes, **account})
+            env |= {"parent": None if old is None else str(old.root), **account}
+            _write_start(run, plan, dataset, artifacts, env)
         notes = changed_code(plan.recipe, run.read_env())
         inputs = RunInputs(
             run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes
         )
         done = carry_out(inputs, lambda session: train_and_finish(session, say))
-        if budget is not None and (told := record_actual_seconds(run, budget)) is not None:
+        if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
             say(told)
         return done
 
 
+def _limit(budget: str | Budget | None, epochs: object) -> Budget | None:
+    """Returns the budget, which counts from now if it is a text; RecipeError if the length is given too."""
+    if budget is None:
+        return None
+    refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
+    return Budget.parse(budget) if isinstance(budget, str) else budget
+
+
+def _write_start(run: RunDir, plan: Plan, dataset: Dataset, artifacts: RunArtifacts, env: Mapping[str, Any]) -> None:
+    """Writes the files of a run that begins."""
+    write_excluded(run, dataset)
+    artifacts.write(run.root)
+    notes = [*dataset.notes, *artifacts.notes]
+    run.write_start(plan, dataset.manifest, {**env, "data_notes": notes, "functions": code_digests(plan.recipe)})
+
+
 def resume(  # the function behind `stagewright resume`: most keywords are its options
-    run: str | Path,
+    run: str | os.PathLike[str],
     *,
     overrides: Sequence[str] = (),
     execution: Execution | None = None,

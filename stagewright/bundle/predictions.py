@@ -11,6 +11,7 @@ from typing import Literal
 
 from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
+from stagewright.system.notebook import heading, table
 from stagewright.text import path_cell, table_cell
 
 
@@ -35,6 +36,16 @@ class Prediction:
     def answer_probability(self) -> float | None:
         """Its probability in [0, 1]."""
         return None if self._chosen is None else self._chosen[1]
+
+    def _repr_html_(self) -> str:
+        """Returns the prediction for a notebook: the path, the answer, and the probabilities of the classes."""
+        if self.error is not None:
+            return heading(self.path, f"no prediction: {self.error}")
+        chosen = self._chosen
+        answer = "no answer" if chosen is None else f"{chosen[0]}, {100 * chosen[1]:.1f} %"
+        return heading(answer, self.path) + table(
+            (), [(name, f"{100 * probability:.1f} %") for name, probability in self.classes]
+        )
 
     @property
     def _chosen(self) -> tuple[str, float] | None:

@@ -62,18 +62,16 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Find problems of a data set: damage, duplicates, leaks, conflicting labels. Exit code 1 if one of them is serious."""
+    from stagewright.api.data import inspect as inspect_files
     from stagewright.cli.data_views import print_inspection
-    from stagewright.data.inspect.inspect import inspect as inspect_files
     from stagewright.data.inspect.page import write_page
     from stagewright.errors import DataError
-    from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
     on_stdout = html == STDOUT
     if on_stdout and as_json:
         raise DataError("--html - with --json", "one of them on standard output", "leave one out, or name a file")
-    with ProgressLine("reading the pictures", "comparing them", quiet=quiet) as progress:
-        found = inspect_files(data, _settings(overrides), seed, workers=workers or _cores(), progress=progress)
+    found = inspect_files(data, overrides=overrides or (), seed=seed, workers=workers, quiet=quiet)
     if html is not None:
         write_page(found, html)
     if as_json:
@@ -120,32 +118,31 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Write a stratified, grouped split, or K folds, as a table that train can read."""
+    from stagewright.api.data import split as write_split
     from stagewright.cli.data_views import print_split
-    from stagewright.data.sources.folders import name_of
-    from stagewright.data.splits.write import split as write_split
     from stagewright.errors import DataError
-    from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.terminal import Terminal
 
     refuse_alone("--mode", mode != "symlink" and links is None, "--links")
     if mode not in ("symlink", "hardlink", "copy"):
         raise DataError(f"--mode {mode}", "symlink, hardlink or copy", "choose one of them")
-    flags = {"data.val": val, "data.test": test, "data.group": group_by, "data.near": near}
-    settings = _settings(overrides, **{name: value for name, value in flags.items() if value is not None})
-    with ProgressLine("looking at the pictures", "writing the links", quiet=quiet) as progress:
-        made = write_split(
-            data,
-            settings,
-            seed,
-            out=out or Path(f"{name_of(data)}-split.csv"),
-            links=links,
-            mode=mode,
-            folds=folds,
-            anew=anew,
-            overwrite=overwrite,
-            workers=workers or _cores(),
-            progress=progress,
-        )
+    made = write_split(
+        data,
+        val=val,
+        test=test,
+        group_by=group_by,
+        near=near,
+        folds=folds,
+        out=out,
+        links=links,
+        mode=mode,
+        anew=anew,
+        overwrite=overwrite,
+        overrides=overrides or (),
+        seed=seed,
+        workers=workers,
+        quiet=quiet,
+    )
     print(json.dumps(made.to_dict(), indent=1)) if as_json else print_split(made, Terminal())
 
 
@@ -297,12 +294,11 @@ def bench(
     show_account(found.account)
 
 
-def _settings(overrides: list[str] | None, **flags: Any) -> Any:
-    """Returns how DATA is read: the defaults with flags and, last, the given ``--set data.*``."""
+def _settings(overrides: list[str] | None) -> Any:
+    """Returns how DATA is read: the defaults with the given ``--set data.*``."""
     from stagewright.recipe.recipes import data_settings
 
-    given = [f"{name}={json.dumps(value)}" for name, value in flags.items()]
-    return data_settings([*given, *(overrides or ())])
+    return data_settings(overrides or ())
 
 
 def _cores() -> int:

@@ -276,17 +276,13 @@ def demo(
 
 def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
     """Returns the budget, which counts from the start of this process, or None if none was given."""
-    from stagewright.errors import RecipeError
-    from stagewright.plan.budget import Budget, check_price
+    from stagewright.plan.budget import Budget, check_price, refuse_second_length
     from stagewright.system.machine import process_start_time
 
     check_price(price)
     if text is None:
         return None
-    if epochs is not None:
-        raise RecipeError(
-            f"--budget {text} with --epochs {epochs}", "only one of them, because both set the length", "leave one out"
-        )
+    refuse_second_length(text, epochs)
     return Budget.parse(text, price, began=process_start_time())
 
 

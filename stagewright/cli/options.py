@@ -94,18 +94,10 @@ def recipe_request(
     seed: int | None = None,
 ) -> Any:
     """Returns the request made by the common flags and ``--set``, which overrides them."""
-    from stagewright.recipe.request import RecipeRequest
+    from stagewright.recipe.request import RecipeRequest, recipe_flags
 
-    flags: dict[str, Any] = {
-        "model.name": model,
-        "model.weights": weights,
-        "batch_size": batch_size,
-        "lr.peak": None if lr is None else _peak(lr),
-        "image_size": img_size,
-        "seed": seed,
-    }
-    given = {field: value for field, value in flags.items() if value is not None}
-    return RecipeRequest(name, given, epochs, tuple(overrides or ()))
+    flags = recipe_flags(model=model, weights=weights, batch_size=batch_size, lr=lr, image_size=img_size, seed=seed)
+    return RecipeRequest(name, flags, epochs, tuple(overrides or ()))
 
 
 def refuse_alone(flag: str, given: bool, other: str) -> None:
@@ -116,17 +108,6 @@ def refuse_alone(flag: str, given: bool, other: str) -> None:
         raise RecipeError(
             f"{flag} without {other} has no effect", f"{flag} together with {other}", f"add {other}, or leave it out"
         )
-
-
-def _peak(text: str) -> float | str:
-    from stagewright.errors import RecipeError
-
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise RecipeError(f"--lr {text}", "a number above 0, or auto", "write for example --lr 0.1") from None
 
 
 def show_account(account: Account) -> None:

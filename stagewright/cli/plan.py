@@ -147,21 +147,19 @@ def lr_find(
     as_json: AsJson = False,
 ) -> None:
     """Find a learning rate with a range test: a short training in which it rises until the loss diverges."""
-    from stagewright.api.prepare import gather
+    from stagewright.api.lr_find import lr_find as find
     from stagewright.cli.plan_view import lr_view
     from stagewright.plan.execution import Execution
-    from stagewright.preflight.lr_find import find_lr
-    from stagewright.preflight.range_test import Sweep
     from stagewright.system.terminal import Terminal
 
     chosen = recipe_request(recipe, overrides, model, weights, batch_size=batch_size, img_size=img_size, seed=seed)
     execution = Execution(device=device, workers=workers, quiet=quiet)
-    dataset, resolved = gather(data, chosen, execution, speaker(as_json))
-    sweep = Sweep(lr_min, lr_max, steps)
-    test, found = find_lr(resolved, dataset, execution, sweep=sweep, choose=suggest, out=out)
+    sweep = {"steps": steps, "lr_min": lr_min, "lr_max": lr_max, "suggest": suggest}
+    made = find(data, chosen, out=out, execution=execution, say=speaker(as_json), **sweep)
+    test, found = made.test, made.suggestions
     if as_json:
         counts = {"steps": len(test.lrs), "planned": test.planned, "skipped": test.skipped}
         files = {"csv": str(out / "lr-find.csv"), "plot": str(out / "lr-find.png")}
-        print(json.dumps({**found.to_dict(), **counts, **files, "account": dataset.account.to_dict()}, indent=1))
+        print(json.dumps({**found.to_dict(), **counts, **files, "account": made.account.to_dict()}, indent=1))
     else:
         Terminal().print(lr_view(test, found, out))

@@ -1,4 +1,4 @@
-"""The terminal: a live line with progress and the time left, and one lasting line for each evaluation."""
+"""The terminal or notebook: a live line with progress and the time left, and one lasting line for each evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from rich.text import Text
 
 from stagewright.rundir.event_kinds import Evaluating, Event, MemoryUse, Notice, Progress
 from stagewright.rundir.event_text import sentence
+from stagewright.system.notebook import NotebookLine, in_notebook
 from stagewright.system.terminal import Terminal
 from stagewright.text import number_text, percent_text, seconds_text
 
 _PLAIN_SECONDS = 30.0
+_NOTEBOOK_SECONDS = 0.5
+"""Each update of a notebook's line is a message that its page must draw."""
 _STYLES = {
     **{"stage": "bold", "finished": "bold green", "interim_finished": "bold green"},
     **{"stopped": "yellow", "bad_image": "yellow"},
@@ -24,6 +27,7 @@ _STYLES = {
 
 class Console:
     """Shows a run on the terminal; if the output is a file, without the live line but with a progress line every half minute.
+    In a notebook the live line is HTML, drawn twice a second at most.
 
     ``stages`` are (name, first step, number of steps). Events that :func:`is_shown` rejects are written to
     log.txt only. ``quiet`` shows nothing. ``close`` restores the terminal.
@@ -42,6 +46,7 @@ class Console:
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()
+        self._notebook = NotebookLine() if file is None and in_notebook() else None
 
     def see(self, event: Event) -> None:
         if self.quiet:
@@ -55,9 +60,16 @@ class Console:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._notebook is not None:
+            self._notebook.close()
 
     def _show(self, event: Progress | Evaluating) -> None:
         text = self.progress_text(event) if isinstance(event, Progress) else self.evaluating_text(event)
+        if self._notebook is not None:
+            if event.step >= self.total_steps or time.monotonic() - self._plain_at > _NOTEBOOK_SECONDS:
+                self._plain_at = time.monotonic()
+                self._notebook.show(text, event.step, self.total_steps)
+            return
         if not self._console.is_terminal:
             if isinstance(event, Progress) and time.monotonic() - self._plain_at > _PLAIN_SECONDS:
                 self._plain_at = time.monotonic()

@@ -77,6 +77,16 @@ def check_price(price: float | None) -> None:
         raise RecipeError(f"--price {price:g}", "money for an hour, above 0, e.g. 2.5", "give what the machine costs")
 
 
+def refuse_second_length(budget: str, epochs: object) -> None:
+    """Raises RecipeError if ``epochs`` are given, i.e. not None, beside ``budget``, as the user has written both."""
+    if epochs is not None:
+        raise RecipeError(
+            f"--budget {budget} with --epochs {epochs}",
+            "only one of them, because both set the length",
+            "leave one out",
+        )
+
+
 def _time_seconds(text: str) -> float | None:
     match = _TIME.fullmatch(text)
     if match is None or not any(match.groups()):

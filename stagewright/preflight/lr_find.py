@@ -79,30 +79,34 @@ def sentence(found: Suggestions) -> str:
 
 
 def find_lr(
-    recipe: Recipe, dataset: Dataset, execution: Execution, *, sweep: Sweep, choose: str, out: Path
+    recipe: Recipe, dataset: Dataset, execution: Execution, *, sweep: Sweep, choose: str, out: Path | None
 ) -> tuple[RangeTest, Suggestions]:
-    """Runs the range test and writes its curve and plot to the folder ``out``, even if it finds no learning rate.
+    """Runs the range test and writes its curve and plot to the folder ``out`` if one is given, even if it finds no learning rate.
 
     RangeTestError if it finds none; for an invalid sweep or an unknown method it is raised before anything runs.
     """
     check_method(choose)
     lr_grid(sweep.lr_min, sweep.lr_max, sweep.steps)
-    out = user_path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"the folder {out} cannot be created: {error.strerror or error}",
-            "a folder",
-            "give another folder with --out",
-        ) from None
+    if out is not None:
+        out = user_path(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the folder {out} cannot be created: {error.strerror or error}",
+                "a folder",
+                "give another folder with --out",
+            ) from None
     test = run_range_test(recipe, dataset, execution, sweep)
     try:
         found = suggest(test, choose)
     except RangeTestError as error:
+        if out is None:
+            raise
         RunArtifacts(files=range_test_files(test, None, caption(recipe, sweep))).write(out)
         raise RangeTestError(
             error.given, error.allowed, f"{error.remedy}. {out / 'lr-find.png'} shows the curve"
         ) from None
-    RunArtifacts(files=range_test_files(test, found, caption(recipe, sweep))).write(out)
+    if out is not None:
+        RunArtifacts(files=range_test_files(test, found, caption(recipe, sweep))).write(out)
     return test, found

@@ -118,26 +118,59 @@ class RecipeRequest:
             )
 
 
+def recipe_flags(  # the flags of the command line that set a field of the recipe, and those of Python alone
+    model: str | Callable[..., object] | None = None,
+    weights: str | Path | None = None,
+    batch_size: int | None = None,
+    lr: str | float | None = None,
+    image_size: int | None = None,
+    seed: int | None = None,
+    loss: str | Callable[..., object] | None = None,
+    optimizer: str | Callable[..., object] | None = None,
+) -> dict[str, Any]:
+    """Returns the values that were given, by field of the recipe, for :attr:`RecipeRequest.flags`; None is not given.
+
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module, which the recipe then names.
+    RecipeError for an ``lr`` that is neither ``auto`` nor a number, and for a function that cannot be named.
+    """
+    named = {"model.name": model, "loss": loss, "optimizer.name": optimizer}
+    flags = {
+        **{field: name_of(one, field) if callable(one) else one for field, one in named.items()},
+        "model.weights": None if weights is None else str(weights),
+        "batch_size": batch_size,
+        "lr.peak": None if lr is None else _peak(lr),
+        "image_size": image_size,
+        "seed": seed,
+    }
+    return {field: value for field, value in flags.items() if value is not None}
+
+
 def as_request(
     recipe: str | Path | Recipe | RecipeRequest,
     overrides: Sequence[str] = (),
-    own: Mapping[str, str | Callable[..., object] | None] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    epochs: str | float | None = None,
 ) -> RecipeRequest:
-    """Returns a request for ``recipe`` with ``overrides`` added to its own. RecipeError if the recipe is invalid; for ``auto``
-    only the user's values are checked.
-
-    ``own`` maps fields to names, or to functions at the top level of a module, that replace the recipe's; None keeps the
-    recipe's.
-    """
+    """Returns a request for ``recipe`` with ``flags`` (:func:`recipe_flags`), ``epochs`` and ``overrides`` added to its own.
+    RecipeError if the recipe is invalid; for ``auto`` only the user's values are checked."""
     request = recipe if isinstance(recipe, RecipeRequest) else RecipeRequest(recipe)
-    given = {
-        field: one if isinstance(one, str) else name_of(one, field)
-        for field, one in (own or {}).items()
-        if one is not None
-    }
-    request = replace(request, flags={**request.flags, **given}, overrides=(*request.overrides, *overrides))
+    request = replace(
+        request,
+        flags={**request.flags, **(flags or {})},
+        epochs=request.epochs if epochs is None else str(epochs),
+        overrides=(*request.overrides, *overrides),
+    )
     _ = request.preliminary
     return request
+
+
+def _peak(given: str | float) -> float | str:
+    if given == "auto":
+        return "auto"
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        raise RecipeError(f"--lr {given}", "a number above 0, or auto", "write for example --lr 0.1") from None
 
 
 def _whole(known: Recipe) -> int | None:

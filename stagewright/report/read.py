@@ -7,6 +7,7 @@ file exists but cannot be read now. This module only reads; :mod:`stagewright.re
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ def present_status(summary: Mapping[str, Any], held: bool | None) -> str:
     return "interrupted" if said == "running" and held is False else said
 
 
-def read_run(path: str | Path) -> RunRecord:
+def read_run(path: str | os.PathLike[str]) -> RunRecord:
     """Reads the run directory at ``path``; CheckpointError if it is not one."""
     folder = user_path(path)
     if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):

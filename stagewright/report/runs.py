@@ -100,7 +100,7 @@ class Runs(Sequence[RunRow]):
         return [row.to_dict() for row in self.rows]
 
 
-def runs(folder: str | Path = "runs") -> Runs:
+def runs(folder: str | os.PathLike[str] = "runs") -> Runs:
     """Returns the runs in ``folder`` and up to three levels below, the latest first; or the run that ``folder`` is itself.
 
     CheckpointError if there is no such folder. Whatever is wrong with a run is in its row.

@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import matplotlib
@@ -20,6 +19,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from stagewright.report.drawing import Drawing
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#69717c", "#dfe3e8", "#fefefe"
 TRAIN, RAW, EMA, SWA, CHOSEN = "#0072b2", "#d55e00", "#009e73", "#b2589a", "#e69f00"
@@ -98,17 +99,6 @@ def title(figure: Figure, text: str, note: str = "") -> None:
     if note:
         end = bold.get_window_extent().x1 / figure.bbox.width
         figure.text(end + 0.1 / width, y - 0.02 / height, note, size=8.5, color=MUTED, va="top")
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A finished figure. ``alt`` describes it in words."""
-
-    name: str
-    alt: str
-    png: bytes
-    svg: str
-    """An ``<svg>`` element whose colours are the CSS variables --ink, --muted, --grid, --paper."""
 
 
 def render(name: str, alt: str, figure: Figure) -> Drawing:

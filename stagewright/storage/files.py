@@ -192,17 +192,18 @@ def kind_of(mode: int) -> str:
     return {**kinds, stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link"}.get(stat.S_IFMT(mode), "a regular file")
 
 
-def user_path(text: str | Path) -> Path:
+def user_path(text: str | os.PathLike[str]) -> Path:
     """Returns ``text`` as a path in which ``~`` is replaced by the home folder; shells do not do that in ``--out=~/x``.
 
     An existing file whose name begins with ``~`` is returned as it is. StorageError if there is no such home folder, if the
     text is empty or blank, and for names that no file can have (a NUL byte, more than 255 bytes).
     """
-    if not str(text).strip():
+    text = os.fspath(text)
+    if not text.strip():
         raise StorageError("an empty path", "the name of a file or folder", "write it out; . is the current folder")
     path = Path(text)
     _check_name(path)
-    if not str(text).startswith("~"):
+    if not text.startswith("~"):
         return path
     try:
         return path.expanduser()

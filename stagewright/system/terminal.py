@@ -9,6 +9,7 @@ from typing import TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from stagewright.system.notebook import in_notebook
 from stagewright.system.output import Output, failsafe_stream
 from stagewright.text import visible
 
@@ -26,7 +27,17 @@ class Terminal(Console):
     ) -> None:
         stream = stream or sys.stdout
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
-        super().__init__(file=output.styled, highlight=highlight, soft_wrap=soft_wrap, markup=False, emoji=False)
+        super().__init__(
+            file=output.styled,
+            highlight=highlight,
+            soft_wrap=soft_wrap,
+            markup=False,
+            emoji=False,
+            # In a notebook rich would make HTML of each line, and its live display needs ipywidgets; kernels set FORCE_COLOR,
+            # but a cell obeys no codes that move the cursor.
+            force_jupyter=False,
+            force_terminal=False if in_notebook() else None,
+        )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Renders ``renderable`` with control codes in its text as escape sequences."""

@@ -12,6 +12,7 @@ from stagewright.observers.report_pages import Pages
 from stagewright.observers.text_log import TextLog
 from stagewright.rundir.event_kinds import KINDS, Progress
 from stagewright.rundir.event_text import sentence
+from stagewright.system.notebook import NotebookLine
 
 SAID = sorted(kind for kind, one in KINDS.items() if one.in_file and kind not in ("saved", "memory"))
 PROGRESS = make_event("progress")
@@ -139,3 +140,28 @@ def test_what_was_said_before_and_memory_are_for_the_log_alone(tmp_path: Path) -
     log.close()
     assert out.getvalue() == ""
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+
+
+def test_in_a_notebook_progress_is_one_place_in_the_cell(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Terminal codes would be shown as text there, and a line each half second would fill the cell."""
+    shown: list[str] = []
+    monkeypatch.setattr("stagewright.observers.console.in_notebook", lambda: True)
+    monkeypatch.setattr("stagewright.observers.console._NOTEBOOK_SECONDS", 0.0)
+    monkeypatch.setattr(NotebookLine, "_put", lambda self, content: shown.append(content["text/html"]))
+    console = Console(5000, [("small", 0, 100), ("middle", 100, 4900)])
+    for event in (PROGRESS, make_event("evaluating"), make_event("evaluated"), PROGRESS):
+        console.see(event)
+    console.close()
+    assert len(shown) == 3 and "<progress" in shown[0] and "ETA" in shown[0] and "evaluating" in shown[1]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "best" in line and "\x1b" not in line
+
+
+def test_a_notebook_is_not_drawn_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("stagewright.observers.console.in_notebook", lambda: True)
+    monkeypatch.setattr(NotebookLine, "_put", lambda self, content: shown.append(content["text/html"]))
+    console = Console(5000, [("small", 0, 100), ("middle", 100, 4900)])
+    for _ in range(1000):
+        console.see(PROGRESS)
+    assert len(shown) <= 1
