@@ -53,7 +53,7 @@ def three_stages(**changes: Any) -> Recipe:
             "batch_size": 12,
             "micro_batch_size": 5,
             "lr": {"peak": 0.05},
-            "eval": {"every": "2st"},
+            "eval": {"every": "2st", "precision": "fp32"},
             "data": {"val": 0.2, "test": 0.2},
             "stages": [
                 {"epochs": "4st", "image_size": 16, "train": "head", "mix": mix},
