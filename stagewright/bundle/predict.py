@@ -156,7 +156,7 @@ def _answers(
             probabilities = logits.softmax(dim=1).masked_fill(not_finite, torch.nan).cpu()
             ranked = torch.sort(probabilities, dim=1, descending=True, stable=True)  # ties: the class listed first
             places, shares = ranked.indices[:, :topk].tolist(), ranked.values[:, :topk].tolist()
-            answered = operating.decide(probabilities.float().numpy(), classes).tolist()
+            answered = operating.decide(probabilities.detach().float().numpy(), classes).tolist()
             named = [_named(classes, *row) for row in zip(places, shares, strict=True)]
             own = [row[at] for row, at in zip(probabilities.tolist(), answered, strict=True)]
             answers = iter(list(zip(named, answered, own, strict=True)))
