@@ -22,7 +22,7 @@ def test_a_storm(storm: str, count: int) -> None:
 
 @pytest.mark.slow
 def test_finishes_of_killed_runs() -> None:
-    raise_storm(STORM.with_name("finishes.py"), "--count", "6")
+    raise_storm(STORM.with_name("finishes.py"), "--count", "3")
 
 
 def raise_storm(program: Path, *words: str) -> None:
