@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from stagewright.model.fold import find_pairs, folded_copy
-from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy
+from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy, close_calls
 
 NETWORKS = "mobilenet_v2:160,resnet18:160,resnet50:160,convnext_tiny:160,swin_t:224,vit_b_16:224"
 BATCH = 32
@@ -145,8 +145,8 @@ def agreement(weights: Path, photographs: Path, count: int = 1000) -> dict[str, 
             for way, (forward, prepare) in runs.items():
                 logits = forward(prepare(given)).float()
                 if isinstance(forward, TwoPrecisions):
-                    top = forward.fast(prepare(given).bfloat16()).float().topk(2, dim=1).values
-                    again += int((top[:, 0] - top[:, 1] < (forward.margin or 0.0)).sum())
+                    fast = forward.fast(prepare(given).bfloat16()).float()
+                    again += int(close_calls(fast, forward.margin or 0.0).sum())
                 labels.setdefault(way, []).extend(logits.argmax(dim=1).tolist())
                 largest[way] = max(largest.get(way, 0.0), float((logits - base).abs().max()))
     result: dict[str, object] = {"photographs": len(names), "computed again": again}

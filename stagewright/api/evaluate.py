@@ -279,7 +279,7 @@ def evaluate(
         classes=classifier.classes,
         paths=manifest.paths.take(pa.array(rows)),
         labels=labels,
-        groups=manifest.groups.take(rows).to_pylist() if manifest.groups is not None else None,
+        groups=manifest.group_names(rows),
         result=result,
         seen=seen,
         operating=OperatingPoint() if classifier.bundle is None else classifier.bundle.spec.operating,

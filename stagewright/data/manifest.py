@@ -79,6 +79,10 @@ class Manifest:
         """Returns the rows of ``split`` (train, val or test), in ascending order."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
 
+    def group_names(self, rows: NDArray[np.int64]) -> list[str | None] | None:
+        """Returns the group of each of ``rows`` (N,); None where the data set has no groups."""
+        return None if self.groups is None else self.groups.take(pa.array(rows)).to_pylist()
+
     @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the classes, of path, hash, label, group and split of all rows in order, and of the variant.

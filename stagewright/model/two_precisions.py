@@ -34,14 +34,19 @@ class TwoPrecisions(nn.Module):
             exact = self.exact(images).float()
             self.margin = margin_of(logits, exact)
             return exact
-        if logits.shape[1] < 2:
-            return logits
-        top = logits.topk(2, dim=1).values
-        close = ~(top[:, 0] - top[:, 1] >= self.margin)  # also where a logit is not finite
-        places = close.nonzero().flatten()
+        places = close_calls(logits, self.margin).nonzero().flatten()
         if len(places):
             logits[places] = self.exact(images[places]).float()
         return logits
+
+
+def close_calls(logits: Tensor, margin: float) -> Tensor:
+    """Returns bool (B,): where the two highest of ``logits`` (B, K) differ by less than ``margin``, or one is not finite. With a
+    single class, nothing is close."""
+    if logits.shape[1] < 2:
+        return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    top = logits.topk(2, dim=1).values
+    return ~(top[:, 0] - top[:, 1] >= margin)
 
 
 def margin_of(fast: Tensor, exact: Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.data.images.encode import encoded
+from stagewright.data.images.encode import data_uri, encoded
 from stagewright.errors import CheckpointError, DataError
 from stagewright.report import results
 from stagewright.report.examples import most_confident_errors
@@ -133,9 +132,7 @@ class Mistakes(Sequence[Mistake]):
             return
         for name, pixels in source.read(names):
             if pixels is not None:
-                file = encoded(pixels)
-                kind = "png" if file.startswith(b"\x89PNG") else "jpeg"
-                yield name, f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
+                yield name, data_uri(encoded(pixels))
 
 
 def _sure(one: Mistake) -> str:

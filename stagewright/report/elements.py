@@ -5,12 +5,12 @@ All text that comes from a user or a file (names, paths, commands) passes :func:
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from stagewright.data.images.encode import data_uri, is_png
 from stagewright.report.theme import Drawing
 from stagewright.text import printable
 
@@ -73,9 +73,8 @@ class Pictures:
         """Stores a PNG or JPEG ``file`` under ``key``; returns False if there is no room for it."""
         if key in self._rules:
             return True
-        kind, small = ("png", "image-rendering:pixelated;") if file.startswith(b"\x89PNG") else ("jpeg", "")
-        data = base64.b64encode(file).decode()
-        rule = f".p{len(self._rules)}{{{small}background-image:url(data:image/{kind};base64,{data})}}"
+        small = "image-rendering:pixelated;" if is_png(file) else ""
+        rule = f".p{len(self._rules)}{{{small}background-image:url({data_uri(file)})}}"
         if self.used + len(rule) > self.most_bytes:
             self.left_out.add(key)
             return False

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stagewright.augment.normalise import normalise
 from stagewright.data.batches.specs import eval_specs
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.errors import Interrupted
 from stagewright.model.groups import modes_kept
-from stagewright.model.two_precisions import TwoPrecisions, margin_of
+from stagewright.model.two_precisions import TwoPrecisions, close_calls, margin_of
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir.event_kinds import Notice
-from stagewright.training.evaluator import Evaluator
+from stagewright.training.evaluator import Evaluator, network_inputs
 
 _MOST_BATCHES = 16
 _FEWEST_IMAGES = 16
@@ -68,8 +67,7 @@ def _compared(fast: Tensor, exact: Tensor) -> Agreement:
     """Compares logits (B, K) in both precisions: every second image gives the margin, the others are counted."""
     margin = margin_of(fast[::2], exact[::2])
     fast, exact = fast[1::2], exact[1::2]
-    top = fast.topk(min(2, fast.shape[1]), dim=1).values
-    again = ~(top[:, 0] - top[:, -1] >= margin)
+    again = close_calls(fast, margin)
     equal = again | (fast.argmax(dim=1) == exact.argmax(dim=1))
     return Agreement(margin, len(fast), int(equal.sum()), int(again.sum()))
 
@@ -82,13 +80,10 @@ def _both(evaluator: Evaluator, network: TwoPrecisions, stage: StagePlan) -> tup
         eval_specs(session.plan, session.manifest, stage, "val", most=session.micro_batch_size(stage), unread=False)
     )
     chosen = specs[:: -(-len(specs) // _MOST_BATCHES)] if specs else []
-    numerics = session.numerics
     with session.batches.load(chosen) as batches:
-        for batch in batches:
+        for images in network_inputs(batches, session.numerics):
             if session.stop.requested:
                 raise Interrupted
-            images = normalise(batch.images, numerics.mean, numerics.std, channels_last=numerics.channels_last)
-            images = images[batch.valid]
             found[0].append(network.fast(images.bfloat16()).float())
             found[1].append(network.exact(images).float())
     return (torch.cat(found[0]), torch.cat(found[1])) if found[0] else (torch.empty(0, 0), torch.empty(0, 0))

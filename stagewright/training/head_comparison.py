@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, NotFinite
-from stagewright.measures.metrics import Metric, goodness
+from stagewright.measures.metrics import goodness
 from stagewright.model.average import WeightAverage, copy_tensors, named_tensors
 from stagewright.plan.plan import HEAD_GRID, StagePlan
 from stagewright.rundir import checkpoint
@@ -70,13 +70,7 @@ class _HeadComparison:
     @property
     def chosen(self) -> Score:
         """The score of the chosen weights."""
-        step, weights = self._named(self.coefficient)
-        return score_of(step, weights, self.result, self.metric)
-
-    @property
-    def metric(self) -> Metric:
-        """``eval.metric``."""
-        return self.session.plan.recipe.eval.metric
+        return self._score(self.coefficient, self.result)
 
     def evaluate(self) -> None:
         """Evaluates all on the validation images, chooses, and loads the chosen weights into the model.
@@ -92,9 +86,11 @@ class _HeadComparison:
                 if coefficient == 1.0:
                     raise
                 self.results[coefficient] = None
-        self.coefficient = _best(
-            {at: (_calibrated(one), self._goodness(one)) for at, one in self.results.items() if one is not None}
-        )
+        metric, found = self.session.plan.recipe.eval.metric, dict[float, tuple[NDArray[np.float64], float]]()
+        for at, one in self.results.items():
+            if one is not None:
+                found[at] = _calibrated(one), goodness(metric, self._score(at, one).metric)
+        self.coefficient = _best(found)
         self._load(self.coefficient)
 
     def against_head(self, results: Mapping[str, Evaluation]) -> dict[str, AgainstHead]:
@@ -131,8 +127,9 @@ class _HeadComparison:
             found.append({"weights": weights, "step": step, "coefficient": coefficient, "loss": loss, "top1": top1})
         return found
 
-    def _goodness(self, result: Evaluation) -> float:
-        return goodness(self.metric, score_of(0, "", result, self.metric).metric)
+    def _score(self, coefficient: float, result: Evaluation) -> Score:
+        step, weights = self._named(coefficient)
+        return score_of(step, weights, result, self.session.plan.recipe.eval.metric)
 
     def _alone(self, split: str) -> Evaluation | None:
         """The head alone on a split; None if outputs are not finite."""

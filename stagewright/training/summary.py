@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
 from stagewright.measures.answers import group_numbers
@@ -105,8 +103,7 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
 
 
 def _measures(session: Session, split: str, result: Evaluation) -> dict[str, Any]:
-    manifest = session.manifest
-    names = None if manifest.groups is None else manifest.groups.take(pa.array(manifest.rows(split))).to_pylist()
+    names = session.manifest.group_names(session.manifest.rows(split))
     return overview(result.answers(group_numbers(names))).to_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -24,3 +25,14 @@ def encoded(pixels: NDArray[np.uint8], side: int | None = None) -> bytes:
     else:
         image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
+
+
+def data_uri(file: bytes) -> str:
+    """Returns the address that holds a PNG or JPEG ``file`` itself, for pages in one file."""
+    kind = "png" if is_png(file) else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"
+
+
+def is_png(file: bytes) -> bool:
+    """Returns whether ``file`` begins as a PNG does."""
+    return file.startswith(b"\x89PNG")

@@ -6,7 +6,6 @@ are SVG, in colours for light and dark mode. All text that comes from files, fol
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.images.decode import decode
+from stagewright.data.images.encode import data_uri
 from stagewright.data.images.limits import accepted
 from stagewright.data.inspect.evidence import SEVERITIES, Finding, Item
 from stagewright.data.inspect.inspect import Inspection
@@ -96,8 +96,7 @@ class _Thumbs:
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=_QUALITY)
-        data = base64.b64encode(file.getvalue()).decode()
-        return f'{small}loading="lazy" src="data:image/jpeg;base64,{data}"'
+        return f'{small}loading="lazy" src="{data_uri(file.getvalue())}"'
 
 
 def _text(value: object) -> str:
