@@ -60,7 +60,7 @@ def predict(
     from stagewright.measures.operating import OperatingPoint
     from stagewright.observers.progress_line import ProgressLine
     from stagewright.system.device import choose_device
-    from stagewright.system.signals import keeps
+    from stagewright.system.signals import keeps, whole
 
     if as_json and csv == STDOUT:
         raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
@@ -76,7 +76,8 @@ def predict(
             with keeps(lambda: answers.kept(total)):
                 try:
                     for prediction in bundle.predict(inputs, batch_size, top, max_pixels, point):
-                        answers.add(prediction)
+                        with whole():  # else one more could be written than is counted
+                            answers.add(prediction)
                         progress(answers.count, total)
                 finally:
                     answers.close()

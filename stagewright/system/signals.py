@@ -98,10 +98,22 @@ class CommandSignals(StopSignal):
     """Context manager of every command: a signal raises :class:`~stagewright.errors.Cancelled` in the main thread, which ends
     the command after its clean-up. A training has a :class:`StopSignal` of its own inside."""
 
+    current: CommandSignals | None = None
+    """The one of the command that runs."""
+
     def __init__(self) -> None:
         super().__init__()
         self._process = os.getpid()
         self._number = 0
+        self._waits = False
+
+    def __enter__(self) -> Self:
+        CommandSignals.current = self
+        return super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        CommandSignals.current = None
+        super().__exit__(kind, error, tb)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked child, such as a loader's worker, has nothing to clean up
@@ -109,10 +121,34 @@ class CommandSignals(StopSignal):
             os.kill(os.getpid(), number)
             return
         self._number = number
+        if self._waits and not self.requested:
+            self.requested, self.reason = True, _NAMES[signal.Signals(number)]
+            return
         super()._on_signal(number, frame)
 
     def _stopped(self) -> Stopped:
         return Cancelled(self._number, self.reason or "a signal")
+
+    def waits(self, waits: bool) -> None:
+        """Begins or ends a part of the work in which the first signal waits (:func:`whole`)."""
+        self._waits = waits
+        if self.requested and not waits:
+            raise self._stopped()
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Context manager of a small piece of a command's work that is done entirely or not at all, such as writing one answer and
+    counting it: a signal takes effect at the end. A second signal takes effect at once, as the piece may wait for a reader."""
+    command = CommandSignals.current
+    if command is None:
+        yield
+        return
+    command.waits(True)
+    try:
+        yield
+    finally:
+        command.waits(False)
 
 
 @contextmanager

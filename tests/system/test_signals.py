@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from stagewright.errors import Stopped
-from stagewright.system.signals import EXIT_STOPPED, StopSignal
+from stagewright.errors import Cancelled, Stopped
+from stagewright.system.signals import EXIT_STOPPED, CommandSignals, StopSignal, whole
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +205,29 @@ def test_a_process_finishes_what_it_does_and_says_so_with_its_exit_code(number: 
         process.send_signal(number)
         assert process.stdout.read() == f"saved after {name}\n"
         assert process.wait(timeout=20) == EXIT_STOPPED == os.EX_TEMPFAIL == 75
+
+
+@pytest.mark.parametrize(("number", "name"), CASES)
+def test_a_whole_piece_of_a_command_is_done_before_a_signal_takes_effect(number: signal.Signals, name: str) -> None:
+    done = []
+    with pytest.raises(Cancelled, match=name), CommandSignals():
+        with whole():
+            send(number)
+            done.append("the rest of the piece")
+        done.append("the piece that follows")
+    assert done == ["the rest of the piece"]
+
+
+def test_a_second_signal_ends_a_whole_piece() -> None:
+    done = []
+    with pytest.raises(Cancelled), CommandSignals(), whole():
+        send(signal.SIGINT)
+        done.append("first")
+        send(signal.SIGINT)
+        done.append("second")
+    assert done == ["first"]
+
+
+def test_a_whole_piece_outside_a_command_is_nothing_special() -> None:
+    with whole(), pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
