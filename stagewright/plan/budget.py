@@ -29,7 +29,8 @@ EXIT_SECONDS = 1.0
 """Time that Python needs to end a process that has loaded torch and torchvision (measured on one core of 2025)."""
 _MAX_OVERHEAD = 0.15
 """Largest share of a budget for evaluations and checkpoints; if they would take more, they become less frequent."""
-_MOST_EVALUATIONS = 200
+MOST_EVALUATIONS = 200
+"""Most evaluations of a run with a budget; where the recipe asks for more, they become less frequent."""
 _PROBE_SHARE, _LONG_PROBE_SHARE, _LONGEST_PROBE = 0.1, 0.02, 60.0
 _TIME = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?")
 _HALVINGS = 40
@@ -291,14 +292,14 @@ def _plan_at_factor(
     """Returns the plan scaled by ``factor``, with fewer evaluations and checkpoints if they would take too much of the
     budget."""
     usual = Choice(factor, None)
-    countless = factor * len(_marks(plan)) > 10 * _MOST_EVALUATIONS  # clearly too many, so they need not be computed
-    made = apply(plan, Choice(factor, 1 / _MOST_EVALUATIONS) if countless else usual)
+    countless = factor * len(_marks(plan)) > 10 * MOST_EVALUATIONS  # clearly too many, so they need not be computed
+    made = apply(plan, Choice(factor, 1 / MOST_EVALUATIONS) if countless else usual)
     expected = forecast(made, costs, save_minutes=save_minutes)
     count, aside = len(_marks(made)), expected.eval_seconds + expected.checkpoint_seconds
-    if not countless and aside <= _MAX_OVERHEAD * budget.seconds and count <= _MOST_EVALUATIONS:
+    if not countless and aside <= _MAX_OVERHEAD * budget.seconds and count <= MOST_EVALUATIONS:
         return usual, made, expected
     affordable = _MAX_OVERHEAD * budget.seconds / max(aside / count, 1e-9)
-    between = max(1, int(min(affordable, _MOST_EVALUATIONS)) - len(plan.stages) + 1)  # the end of each stage adds one
+    between = max(1, int(min(affordable, MOST_EVALUATIONS)) - len(plan.stages) + 1)  # the end of each stage adds one
     rare = Choice(factor, math.ceil(1e4 / between) / 1e4)
     fewer = apply(plan, rare)
     if not countless and len(_marks(fewer)) >= count:

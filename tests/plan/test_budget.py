@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import stagewright as sw
@@ -94,6 +94,7 @@ def test_money_needs_a_price_above_nothing() -> None:
 
 
 @settings(max_examples=25, deadline=None)
+@example(seconds=959.0, step=0.234375, evaluation=5.0, units=("300st", "20st"))  # 2 % more would evaluate 204 times
 @given(
     seconds=st.floats(30, 1e6),
     step=st.floats(0.01, 2.0),
@@ -117,7 +118,8 @@ def test_the_longest_run_that_fits(seconds: float, step: float, evaluation: floa
     assert fitted.predicted_seconds == pytest.approx(10.0 + fitted.expected.ahead_seconds)
     more = apply(plan, Choice(1.02 * fitted.choice.factor, fitted.choice.every))
     slack = 3 * step + 2 * evaluation + 1.0  # whole steps; an evaluation more or less
-    assert forecast(more, measured).ahead_seconds + slack > room
+    too_often = len(more.eval_steps) > budgets.MOST_EVALUATIONS  # then fewer, longer marks would be chosen for it
+    assert too_often or forecast(more, measured).ahead_seconds + slack > room
 
 
 def test_stages_keep_their_shares_and_the_learning_rate_comes_down() -> None:
