@@ -54,6 +54,11 @@ class Classifier:
         return cls(bundle.classes, bundle.model, bundle.network, seen.mean, seen.std, None, bundle)
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """The classes by the names that people see."""
+        return self.classes if self.bundle is None else self.bundle.spec.shown
+
+    @property
     def run(self) -> Path | None:
         """The directory of the run that it is from, if it lies in one."""
         return self.bundle.folder.parent if self.bundle is not None else None
@@ -64,8 +69,12 @@ class Classifier:
         return Numerics(self.mean, self.std, "fp32", True)
 
     def named(self, theirs: tuple[str, ...]) -> dict[str, str | None]:
-        """Returns the class for those of ``theirs``, names of DATA, that are ImageNet's in another spelling; {} for a Bundle."""
-        return {} if self.weights is None else dict(matching_wnids(theirs, self.weights))
+        """Returns the class for those of ``theirs``, names of DATA, that are ImageNet's in another spelling, or display names of
+        a Bundle."""
+        if self.weights is not None:
+            return dict(matching_wnids(theirs, self.weights))
+        shown = dict(zip(self.shown, self.classes, strict=True))
+        return {name: shown[name] for name in theirs if name in shown and name not in self.classes}
 
     def seeing(self, images: Images) -> Images:
         """Returns ``images`` as its view needs them."""

@@ -97,6 +97,8 @@ class EvaluationReport:
     """(N,) path of each image, relative to the data set."""
     seen: Seen = field(kw_only=True)
     """Which images the training has seen."""
+    shown: tuple[str, ...] = field(kw_only=True)
+    """The classes by the names that people see, in the same order."""
 
     @cached_property
     def scored(self) -> Literal["all", "unseen", "seen"]:
@@ -152,9 +154,9 @@ class EvaluationReport:
 
     def by_class(self) -> list[Share]:
         """Returns the accuracy on each class that has images, in the model's order."""
-        names = np.array(self.classes, dtype=object)[self.labels[self._counted]]
-        found, measured = _shares(names, self._correct[self._counted], list(self.classes)), self.measures.classes
-        places = {name: at for at, name in enumerate(self.classes)}
+        names = np.array(self.shown, dtype=object)[self.labels[self._counted]]
+        found, measured = _shares(names, self._correct[self._counted], self.shown), self.measures.classes
+        places = {name: at for at, name in enumerate(self.shown)}
         kinds = [kind for kind in OF_CLASSES if kind != "recall"]
         return [replace(one, **{kind: measured[kind][places[one.name]] for kind in kinds}) for one in found]
 
@@ -167,7 +169,7 @@ class EvaluationReport:
 
     def table(self) -> pa.Table:
         """Returns every answer, with names of classes (:func:`stagewright.api.evaluation_table.image_table`)."""
-        return image_table(self.classes, self.paths, self.labels, self.groups, self.result, self.seen)
+        return image_table(self.shown, self.paths, self.labels, self.groups, self.result, self.seen)
 
     def write(self, path: str | Path) -> Path:
         """Writes :meth:`table` to a .csv or .parquet file and returns its path; StorageError if that is not possible."""
@@ -277,6 +279,7 @@ def evaluate(
     return EvaluationReport(
         source=chosen.source,
         classes=classifier.classes,
+        shown=classifier.shown,
         paths=manifest.paths.take(pa.array(rows)),
         labels=labels,
         groups=manifest.group_names(rows),
@@ -379,13 +382,9 @@ def _plain(one: Share) -> dict[str, object]:
     return content | {kind: found._asdict() for kind, found in measured.items() if found.value is not None}
 
 
-def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: list[str]) -> list[Share]:
-    shares = []
-    for name in order:
-        mine = correct[names == name]
-        if len(mine):
-            shares.append(_share(name, mine))
-    return shares
+def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: Sequence[str]) -> list[Share]:
+    by_name = ((name, correct[names == name]) for name in order)
+    return [_share(name, mine) for name, mine in by_name if len(mine)]
 
 
 def _share(name: str, correct: NDArray[np.bool_]) -> Share:

@@ -214,9 +214,6 @@ class Plan(Frozen):
         content = self.model_dump(mode="json", exclude={"save_steps": True})
         for cosmetic in ("name", "description", "checkpoints", "data"):
             del content["recipe"][cosmetic]
-        if self.recipe.eval.metric == "top1":  # as plans from before this field say the same
-            del content["recipe"]["eval"]["metric"]
-            content["recipe"]["stop"]["metric"] = self.recipe.stop.metric or "val_top1"
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, object]:

@@ -255,4 +255,8 @@ def test_a_flat_folder_with_display_names(picture_folder: Path, tmp_path: Path) 
     assert set(read_run(run).classes) == shown
     found = sw.evaluate(run, tmp_path / "new", device="cpu")
     assert found.result.images == 15 and any(f"read as in the training: {label}" in note for note in found.notes)
+    assert {one.name for one in found.by_class()} <= shown == set(found.table().column("label").to_pylist())
     assert sw.evaluate(run, picture_folder, device="cpu").result.images == 60, "class folders need no pattern"
+    mapped = take(picture_folder, tmp_path / "mapped", across__as__Quer=3, down=2)
+    again = sw.evaluate(run, mapped, device="cpu")
+    assert counts(again) == {"across": 3, "down": 2}, "folders may have the display names too"

@@ -38,6 +38,7 @@ def report() -> EvaluationReport:
         account=Account(2),
         paths=pa.array(["=a.png", "b\n.png", "c.png"]),
         seen=seen,
+        shown=("=SUM(A1)", "köter, groß"),
     )
 
 

@@ -69,7 +69,7 @@ def report(classes: int) -> EvaluationReport:
     none = np.zeros(len(labels), np.bool_)
     seen = Seen(none, none.copy(), np.full(len(labels), "", object))
     return EvaluationReport(
-        "odd [b]folder", names, labels, None, result, account, ("read [b]so",), paths=paths, seen=seen
+        "odd [b]folder", names, labels, None, result, account, ("read [b]so",), paths=paths, seen=seen, shown=names
     )
 
 

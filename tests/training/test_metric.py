@@ -143,10 +143,3 @@ def test_a_metric_that_cannot_be_measured_is_refused() -> None:
     assert _plan("macro_f1", 20_000, 1000) and _plan("auc", 10_000, 1000)
     with pytest.raises(RecipeError, match=r"eval\.metric=macro_f1 without validation pictures"):
         _plan("macro_f1", 0, 3)
-
-
-def test_a_plan_from_before_the_field_is_still_read() -> None:
-    plan = _plan("top1", 10, 3)
-    content: Any = plan.to_json()
-    del content["recipe"]["eval"]["metric"]
-    assert Plan.from_json(content).digest == plan.digest != _plan("macro_f1", 10, 3).digest
