@@ -75,7 +75,7 @@ def _head(record: RunRecord) -> str:
         f"data {_text(summary.get('data') or ABSENT)}",
         f"step {record.step:,} of {record.total_steps:,}",
         f"seed {_text(summary.get('seed', ABSENT))}",
-        f"{_text(summary.get('precision') or ABSENT)} on {_text(record.env.get('device_name') or summary.get('device', ABSENT))}",
+        _machine(record),
     ]
     if summary.get("parent"):
         facts.append(f"forked from {_text(summary['parent'])}")
@@ -86,6 +86,13 @@ def _head(record: RunRecord) -> str:
         f'<header><h1>{_text(record.name)} <span class="status {escape(status)}">{_text(said)}</span></h1>'
         f"{bar}<p>{' · '.join(facts)}</p>{error}</header>"
     )
+
+
+def _machine(record: RunRecord) -> str:
+    """Returns the precisions and the device, as escaped text."""
+    trained, evaluated = record.summary.get("precision") or ABSENT, record.plan.get("eval_precision")
+    other = f", evaluated in {_text(evaluated)}" if evaluated not in (None, trained) else ""
+    return f"{_text(trained)}{other} on {_text(record.env.get('device_name') or record.summary.get('device', ABSENT))}"
 
 
 def _result(record: RunRecord) -> str:

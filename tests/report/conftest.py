@@ -71,6 +71,7 @@ def _plan(lengths: list[int], classes: list[str], num_train: int) -> dict[str, A
         "recipe": {"name": "progressive", "seed": 3, "eval": {"select": "best"}, "model": {"name": "cifar_resnet18"}},
         "dataset": {"num_train": num_train, "num_val": 300, "num_test": 360, "classes": classes, "digest": "d1" * 32},
         "precision": "fp32",
+        "eval_precision": "bf16",
         "total_steps": first,
         "stages": stages,
     }

@@ -94,6 +94,7 @@ def test_the_figures_in_the_page_are_those_of_the_files(run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text())
     for stage in plan["stages"]:
         assert stage["name"] in text and f"{stage['num_steps']:,} / {stage['num_steps']:,}" in text
+    assert "fp32, evaluated in bf16 on" in text
     assert "n = 1" in text and "stagewright train 'my photos/'" in text
 
 
