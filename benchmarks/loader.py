@@ -245,7 +245,7 @@ def ways_of(case: str, folder: Path, packs: dict[str, Path], workers: int) -> di
         "torchvision uint8": torchvision_way(folder, size, workers, floats=False),
     }
     source = {"raw": folder, "jpeg": packs["jpeg"], "pixels": packs["raw"]}[kind]
-    dataset = load_dataset(str(source), Data(val=0.01, test=0), 0)
+    dataset = load_dataset(str(source), Data(val=0.01, test=0))
     own = stagewright_way(dataset.images, dataset.manifest, size, workers)
     ways["stagewright"] = own
     ways["stagewright python"] = without_native(own)

@@ -83,7 +83,7 @@ def read_index(path: Path) -> None:
 
 def epochs(photos: Path, count: int) -> None:
     """Reads ``photos`` ``count`` times and prints the memory after each pass."""
-    dataset = load_dataset(str(photos), Data(val=0.01, test=0), 0)
+    dataset = load_dataset(str(photos), Data(val=0.01, test=0))
     plan = plan_of(dataset.manifest)
     each, seen = plan.stages[0].num_images, 0
     with closing(load_batches(dataset.images, train_specs(plan, dataset.manifest, 0), workers=2)) as batches:

@@ -128,7 +128,7 @@ def seconds(source: Path) -> dict[str, float]:
     for at in range(-1, ROUNDS):
         for near, own in times.items():
             began = time.perf_counter()
-            count = len(load_dataset(str(source), Data.model_validate({"near": near}), 0).manifest)
+            count = len(load_dataset(str(source), Data.model_validate({"near": near})).manifest)
             if at >= 0:
                 own.append(1000 * (time.perf_counter() - began) / count)
     return {near: round(statistics.median(own), 3) for near, own in times.items()}
@@ -195,7 +195,7 @@ def main() -> None:
             members = [] if own.groups is None else [name for name in own.groups.to_pylist() if name is not None]
             folder = with_copies(source, Path(scratch, "copies"))
             splits = {
-                near: leaks(load_dataset(str(folder), Data.model_validate({"near": near}), 0).manifest)
+                near: leaks(load_dataset(str(folder), Data.model_validate({"near": near})).manifest)
                 for near in ("ignore", "together")
             }
             found: dict[str, object] = {

@@ -44,7 +44,7 @@ from stagewright.recipe.recipe import Data
 
 def scan():
     began = time.perf_counter()
-    dataset = load_dataset(sys.argv[2], Data(val=0.01, test=0), 0, workers=2)
+    dataset = load_dataset(sys.argv[2], Data(val=0.01, test=0), workers=2)
     return time.perf_counter() - began, dataset
 
 first, _ = scan()

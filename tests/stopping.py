@@ -23,7 +23,7 @@ from stagewright.training.session import Session
 
 def begin(folder: Path, pictures: Path, recipe: Recipe) -> RunDir:
     """A run of ``recipe`` on ``pictures`` that has its plan and no update yet."""
-    manifest = load_dataset(str(pictures), recipe.data, recipe.seed).manifest
+    manifest = load_dataset(str(pictures), recipe.data).manifest
     run = RunDir.create(folder)
     run.write_start(resolve(recipe, manifest.info()), manifest, environment(str(pictures), ["t"], "cpu", ""))
     return run

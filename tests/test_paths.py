@@ -70,9 +70,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_tilde_is_the_home_folder_at_every_door(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(load_dataset("~/pics", WHOLE, 0).manifest) == 16
-    assert len(load_dataset("~/table.csv", WHOLE, 0).manifest) == 16  # its rows begin with ~ as well
-    assert len(load_dataset("~/plain.csv", WHOLE.model_copy(update={"images": "~/pics"}), 0).manifest) == 16
+    assert len(load_dataset("~/pics", WHOLE).manifest) == 16
+    assert len(load_dataset("~/table.csv", WHOLE).manifest) == 16  # its rows begin with ~ as well
+    assert len(load_dataset("~/plain.csv", WHOLE.model_copy(update={"images": "~/pics"})).manifest) == 16
     assert expand_inputs(["~/pics/ant/0.png", "~/pics/bee/*.png", "~/pics/ant"]).paths[0] == home / "pics/ant/0.png"
     assert recipes.load("~/mine.yaml").name == "mine"
     assert load_weights(nn.Linear(3, 2), Path("~/weights.pth"), 2).loaded_parameters == 8
@@ -80,8 +80,8 @@ def test_a_tilde_is_the_home_folder_at_every_door(home: Path, monkeypatch: pytes
         with pytest.raises(StagewrightError, match=str(home / "nothing")):
             door("~/nothing")
     pack("~/pics", "~/made/pics.pack", WHOLE, size=8)
-    assert len(load_dataset("~/made/pics.pack", WHOLE, 0).manifest) == 16
-    split("~/pics", WHOLE, 0, out=Path("~/made/split.csv"), links=Path("~/made/links"))
+    assert len(load_dataset("~/made/pics.pack", WHOLE).manifest) == 16
+    split("~/pics", WHOLE, out=Path("~/made/split.csv"), links=Path("~/made/links"))
     write_csv("~/made/answers.csv")
     write_page(inspect("~/pics", WHOLE), "~/made/page.html")
     monkeypatch.setenv("STAGEWRIGHT_CACHE", "~/made/cache")
@@ -105,7 +105,7 @@ def test_names_that_begin_with_a_tilde_and_are_none_of_a_user(home: Path) -> Non
 def test_what_no_file_can_be_called_is_said(name: str, told: str, tmp_path: Path) -> None:
     for door in (
         user_path,
-        lambda text: load_dataset(text, WHOLE, 0),
+        lambda text: load_dataset(text, WHOLE),
         lambda text: expand_inputs([text]),
         recipes.text,
     ):
@@ -118,7 +118,7 @@ def a_page(path: Path) -> None:
 
 
 def a_split(path: Path) -> None:
-    split(str(path.parent.parent / "pics"), WHOLE, 0, out=path, overwrite=True)
+    split(str(path.parent.parent / "pics"), WHOLE, out=path, overwrite=True)
 
 
 WRITERS: list[Callable[[Path], object]] = [

@@ -21,7 +21,7 @@ def inspect(
     data: str | Path,
     *,
     overrides: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = None,
     workers: int | None = None,
     quiet: bool = False,
 ) -> Inspection:
@@ -31,8 +31,9 @@ def inspect(
     of the split if DATA has none, and ``workers`` the number of threads, by default one for each core. Nothing is written. Raises
     StagewrightError for errors that the caller can fix.
     """
+    settings = data_settings([*([] if seed is None else [f"data.split_seed={seed}"]), *overrides])
     with ProgressLine("reading the pictures", "comparing them", quiet=quiet) as progress:
-        return inspect_files(str(data), data_settings(overrides), seed, workers=workers or cores(), progress=progress)
+        return inspect_files(str(data), settings, workers=workers or cores(), progress=progress)
 
 
 def split(  # the function behind `stagewright data split`: the keywords are its options
@@ -49,7 +50,7 @@ def split(  # the function behind `stagewright data split`: the keywords are its
     anew: bool = False,
     overwrite: bool = False,
     overrides: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = None,
     workers: int | None = None,
     quiet: bool = False,
 ) -> SplitSummary:
@@ -60,14 +61,13 @@ def split(  # the function behind `stagewright data split`: the keywords are its
     or ``ignore``; None: as without a split table. ``out`` is the table (.csv or .parquet; default: ``NAME-split.csv``). The
     others are those of :func:`stagewright.data.splits.write.split`, with its errors.
     """
-    shares = {"data.val": val, "data.test": test, "data.group": group_by, "data.near": near}
+    shares = {"data.val": val, "data.test": test, "data.group": group_by, "data.near": near, "data.split_seed": seed}
     given = [f"{name}={json.dumps(value)}" for name, value in shares.items() if value is not None]
     settings = data_settings([*given, *overrides])
     with ProgressLine("looking at the pictures", "writing the links", quiet=quiet) as progress:
         return write_split(
             str(data),
             settings,
-            seed,
             out=Path(f"{name_of(str(data))}-split.csv" if out is None else out),
             links=None if links is None else Path(links),
             mode=mode,

@@ -112,9 +112,7 @@ def gather(
     Arguments as for :func:`prepare`.
     """
     with ProgressLine(quiet=execution.quiet) as progress:
-        dataset = load_dataset(
-            str(data), request.preliminary.data, request.preliminary.seed, workers=cores(), progress=progress
-        )
+        dataset = load_dataset(str(data), request.preliminary.data, workers=cores(), progress=progress)
     unused = _unused_settings(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
@@ -140,7 +138,7 @@ def _unused_settings(data: str, request: RecipeRequest, dataset: Dataset) -> lis
         raise RecipeError(
             f"--set {', '.join(f'data.{name}={getattr(settings, name)}' for name in given)} has no effect: {data!r} gives its "
             "own parts",
-            "data.val, data.test and data.near with data that have no val and test of their own",
+            "data.val, data.test, data.near and data.split_seed with data that have no val and test of their own",
             "leave it out; stagewright data split DATA --anew makes other parts",
         )
     return [f"data.{name}={getattr(settings, name)} of the recipe is not used: DATA gives the parts" for name in unused]

@@ -56,7 +56,9 @@ def inspect(
         str | None, typer.Option(metavar="PATH", help="Also write a page with thumbnails; - for standard output.")
     ] = None,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split, if DATA has none.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the split, if DATA has none (data.split_seed).")
+    ] = None,
     workers: Threads = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -112,7 +114,7 @@ def split(
     ] = None,
     overwrite: Overwrite = False,
     overrides: Settings = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the split.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of the split (data.split_seed).")] = None,
     workers: Threads = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -40,7 +40,7 @@ LearningRate = Annotated[
     str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Peak learning rate; auto: found by a range test.")
 ]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Image size in pixels (squares).")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers but the split (data.split_seed).")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[
     int | None,

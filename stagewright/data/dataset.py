@@ -20,6 +20,7 @@ from stagewright.data.sources.embedded import unpacked_again
 from stagewright.data.sources.folders import Listing, absolute_path
 from stagewright.data.sources.local import list_source, refuse_columns
 from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
+from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
@@ -40,15 +41,13 @@ class Dataset:
     account: Account
     """How many images were read, what was left out and what could not be read."""
     unused: frozenset[str] = frozenset()
-    """Those of the settings ``val``, ``test`` and ``near`` that had no effect, since DATA gives the parts."""
+    """Those of the settings ``val``, ``test``, ``near`` and ``split_seed`` that had no effect, since DATA gives the parts."""
 
 
-def load_dataset(
-    source: str, settings: Data, seed: int, *, workers: int = 2, progress: Progress | None = None
-) -> Dataset:
+def load_dataset(source: str, settings: Data, *, workers: int = 2, progress: Progress | None = None) -> Dataset:
     """Finds, checks and splits the images of ``source``, and returns the data set.
 
-    The result depends only on the files, ``settings`` and ``seed``. Each file is decoded once with ``workers`` threads,
+    The result depends only on the files and ``settings``. Each file is decoded once with ``workers`` threads,
     unless an earlier call has done so; ``progress(done, total)`` is called with the number of files meanwhile. For a pack,
     the checksums of all records are verified instead; its manifest equals that of the original files, except for
     ``variant``. Raises DataError if ``source`` has an unknown form or cannot be used for training.
@@ -59,7 +58,7 @@ def load_dataset(
             "shares whose sum is below 1",
             "for example --set data.val=0.15 --set data.test=0.15",
         )
-    rule = partial(assemble, settings=settings, seed=seed)
+    rule = partial(assemble, settings=settings)
     return _load(source, settings, rule, workers, progress, near=settings.near == "together")
 
 
@@ -93,11 +92,12 @@ def _load(
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
-        return _dataset(rule(source, arrays.listing, arrays.scan), ArrayImages(arrays.images))
+        listing = with_val_as_test(source, arrays.listing, settings)
+        return _dataset(rule(source, listing, arrays.scan), ArrayImages(arrays.images))
     place = absolute_path(source)
     if is_pack(place):
         pack = Pack.open(place)
-        made = rule(source, pack.listing(settings), pack.scan())
+        made = rule(source, with_val_as_test(source, pack.listing(settings), settings), pack.scan())
         check_notes = check_records(pack, workers=workers, progress=progress)
         manifest = replace(made.manifest, variant=pack.head.variant)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))

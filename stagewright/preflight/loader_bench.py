@@ -170,7 +170,7 @@ def bench(
     removed. DataError as from load_dataset, and if there are fewer than 8 images.
     """
     chosen = choose_device(device)
-    dataset = load_dataset(source, data, 0, workers=cores(), progress=progress)
+    dataset = load_dataset(source, data, workers=cores(), progress=progress)
     images, manifest = _sample(dataset.images, dataset.manifest, settings.sample)
     image_sizes, batch_size, seconds = settings.image_sizes, settings.batch_size, settings.seconds
     whole = dataset.manifest
@@ -357,7 +357,7 @@ def _alternatives(
     for encoding in ("jpeg", "raw") if settings.packs else ():
         say(f"Packing them to {size} px as {encoding}.")
         made = pack(str(linked), folder / f"{encoding}.pack", Data(), size=size, encoding=encoding, workers=cores())  # type: ignore[arg-type]
-        packed = load_dataset(str(made.folder), Data(val=0.0, test=0.0), 0, workers=cores())
+        packed = load_dataset(str(made.folder), Data(val=0.0, test=0.0), workers=cores())
 
         def way(size: int, batch_size: int, threads: int, packed: Any = packed) -> Measurement:
             return _own_loader(packed.images, packed.manifest, size, batch_size, threads, 4)

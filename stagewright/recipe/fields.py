@@ -58,6 +58,12 @@ class Data(Part):
     """Share of the images used for validation, if DATA has no validation split of its own."""
     test: Annotated[float, Field(ge=0.0, lt=1.0), Only("training")] = 0.15
     """Share of the images used for the test, if DATA has neither a test nor a validation split of its own."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**63), Only("training")] = 0
+    """Seed of a split that stagewright makes. It is apart from the run's ``seed``, so that runs with other seeds learn from, and
+    are measured on, the same images."""
+    val_is_test: Annotated[bool, Only("training")] = False
+    """Makes DATA's validation images the test part, and a new validation part (``val``) from its training images: for DATA with
+    ``train/`` and ``val/`` only, whose validation images no one should choose weights on."""
     near: Annotated[Literal["ignore", "together"], Only("training")] = "ignore"
     """Near duplicates, as ``data inspect`` finds them, also mirrored ones, in a split that stagewright makes: ``together`` makes
     each set of them a group, which is in one part (docs/split.md); ``ignore`` treats them as any two images. Identical files

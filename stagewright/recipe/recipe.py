@@ -177,7 +177,7 @@ class Recipe(Part):
     description: str = ""
     """Purpose, source and expected result; printed by ``recipes show``. It does not affect the training."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of all random numbers: initial weights, split, order, augmentation, mixing, dropout. From 0 to 2**63 - 1."""
+    """Seed of all random numbers but the split: initial weights, order, augmentation, mixing, dropout. From 0 to 2**63 - 1."""
     epochs: Duration = Duration(10.0, "epochs")
     """Length of the run where stages give shares of it or there is one stage alone."""
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=1000)] = (Stage(),)

@@ -60,7 +60,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         for at in range(count):
             pixels = random.normal(60 + 60 * level, 40, (14, 14, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{at:02d}.png")
-    return load_dataset(str(folder), two_stages().data, 3).manifest
+    return load_dataset(str(folder), two_stages().data).manifest
 
 
 Start = Callable[..., tuple[RunDir, Plan]]

@@ -42,7 +42,7 @@ def look(data: Path, **given: Any) -> Any:
 def test_it_is_the_batch_of_the_step_with_labels_and_shares(picture_folder: Path) -> None:
     found = look(picture_folder, step=1, shown=5)
     assert found.images.shape == (12, 3, 16, 16) and found.evaluated.shape == (5, 16, 16, 3)
-    dataset = load_dataset(str(picture_folder), recipe().data, 0)
+    dataset = load_dataset(str(picture_folder), recipe().data)
     assert torch.equal(found.images, fed_at(found.plan, dataset.manifest, dataset.images, 1).mixed.images)
     names, share = found.manifest.classes, found.fed.mixed.lam
     for label, own, other in zip(found.labels, found.fed.rows, found.fed.partners, strict=True):

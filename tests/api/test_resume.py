@@ -84,7 +84,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Sta
     def make(recipe: Recipe | None = None) -> tuple[RunDir, Plan]:
         recipe = recipe or three_stages()
         if "it" not in manifests:
-            manifests["it"] = load_dataset(str(picture_folder), recipe.data, recipe.seed).manifest
+            manifests["it"] = load_dataset(str(picture_folder), recipe.data).manifest
         plan = resolve(recipe, manifests["it"].info())
         run = RunDir.create(tmp_path_factory.mktemp("run") / "r")
         run.write_start(plan, manifests["it"], environment(str(picture_folder), ["test"], "cpu", ""))

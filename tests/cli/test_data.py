@@ -62,7 +62,7 @@ def test_split_is_written_and_train_reads_it(call: Call, photos: Path, tmp_path:
     counts = {part: sum(row["split"] == part for row in rows) for part in ("train", "val", "test")}
     assert counts == {"train": 42, "val": 12, "test": 6}
     for source in ("photos-split.csv", "linked"):
-        manifest = load_dataset(source, Data(), 7).manifest
+        manifest = load_dataset(source, Data()).manifest
         assert [len(manifest.rows(part)) for part in ("train", "val", "test")] == [42, 12, 6]
     code, _, complaint = call("data", "split", photos)
     assert code == 2 and "--overwrite" in complaint
@@ -80,7 +80,7 @@ def test_split_is_written_and_train_reads_it(call: Call, photos: Path, tmp_path:
 def test_a_pack_takes_the_place_of_data(call: Call, photos: Path, tmp_path: Path, encoding: str) -> None:
     code, said, _ = call("data", "pack", photos, "--size", 48, "--format", encoding)
     assert code == 0 and "photos.pack: 60 pictures" in said and "stagewright train photos.pack" in said
-    one, other = load_dataset("photos", Data(), 0), load_dataset("photos.pack", Data(), 0)
+    one, other = load_dataset("photos", Data()), load_dataset("photos.pack", Data())
     assert one.manifest.paths.equals(other.manifest.paths) and (one.manifest.splits == other.manifest.splits).all()
     assert one.manifest.digest != other.manifest.digest
     settings = [
@@ -109,7 +109,7 @@ def test_a_pack_takes_the_place_of_data(call: Call, photos: Path, tmp_path: Path
     assert code == 2 and part.name in complaint and ".jpg" in complaint, "the record is named"
     code, said, _ = call("data", "pack", photos, "--size", 48, "--format", encoding, "--json")
     assert code == 0 and json.loads(said)["made"] > 0
-    assert load_dataset("photos.pack", Data(), 0).manifest.digest == other.manifest.digest
+    assert load_dataset("photos.pack", Data()).manifest.digest == other.manifest.digest
 
 
 def test_bench_ends_in_words(call: Call, photos: Path) -> None:

@@ -68,7 +68,7 @@ def test_all_columns_are_of_the_sample_and_it_is_the_same_every_time() -> None:
 
 
 def test_pictures_of_a_sample_are_those_of_its_rows(picture_folder: Path) -> None:
-    whole = load_dataset(str(picture_folder), Data(), 0)
+    whole = load_dataset(str(picture_folder), Data())
     part = sample(whole, train=9, val=3, test=3)
     assert len(part.manifest) == 15 and "9 of 42 train" in part.notes[-1]
     for row, path in enumerate(part.manifest.paths.to_pylist()):

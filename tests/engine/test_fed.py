@@ -147,7 +147,7 @@ def test_a_stage_that_finds_an_optimum_shows_its_views(tmp_path: Path, picture_f
 
 
 def test_levels_are_the_pixels_before_normalisation(picture_folder: Path) -> None:
-    dataset = load_dataset(str(picture_folder), recipe().data, 0)
+    dataset = load_dataset(str(picture_folder), recipe().data)
     plan = resolve(recipe(augment={"crop": "none", "flip": 0.0}, stages=[{"epochs": "2st"}]), dataset.manifest.info())
     fed = fed_at(plan, dataset.manifest, dataset.images, 1)
     views = evaluation_views(plan, dataset.manifest, dataset.images, fed.stage, fed.rows)

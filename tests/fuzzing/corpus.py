@@ -67,13 +67,13 @@ def build(root: Path) -> Corpus:
     run = root / "run"
     sw.train(table, "quick", overrides=_SETTINGS, out=run, execution=execution, say=lambda text: None)
     _write_range_test(run)
-    split(str(table), Data(), 0, out=parquet, workers=1)
+    split(str(table), Data(), out=parquet, workers=1)
     folder = root / "small.pack"
     pack(str(pictures), folder, Data(), size=8, workers=1)
     caches = _new_files(cache_folder("scans"))
-    load_dataset(str(pictures), Data(), 0, workers=1)
+    load_dataset(str(pictures), Data(), workers=1)
     scanned = _new_files(cache_folder("scans")) - caches or caches
-    load_dataset(str(folder), Data(), 0, workers=1)
+    load_dataset(str(folder), Data(), workers=1)
     return Corpus(root, pictures, table, parquet, run, folder, max(scanned), max(_new_files(cache_folder("packs"))))
 
 

@@ -206,7 +206,7 @@ def _packs(corpus: Corpus) -> Iterator[Door]:
     originals = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     def read(random: Random) -> None:
-        dataset = load_dataset(str(folder), Data(), 0, workers=1)
+        dataset = load_dataset(str(folder), Data(), workers=1)
         with suppress(OSError):  # what it raises for a damaged image
             dataset.images.load(0)
 
@@ -260,4 +260,4 @@ def _tables(corpus: Corpus) -> Iterator[Door]:
 
 def _load(source: Path, random: Random) -> DatasetInfo:
     settings = random.choice((Data(), Data(), Data(group="none"), Data(split="none"), Data(label="label")))
-    return load_dataset(str(source), settings, 0, workers=1).manifest.info()
+    return load_dataset(str(source), settings, workers=1).manifest.info()

@@ -28,7 +28,7 @@ def seconds(pictures: Path, stages: list[dict[str, Any]]) -> float:
             "data": {"val": 0.2, "test": 0.1},
         }
     )
-    dataset = load_dataset(str(pictures), made.data, made.seed)
+    dataset = load_dataset(str(pictures), made.data)
     return quick_forecast(resolve(made, dataset.manifest.info()), dataset)
 
 

@@ -222,7 +222,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def dataset(recipe: Recipe, picture_folder: Path) -> Dataset:
-    return load_dataset(str(picture_folder), recipe.data, recipe.seed)
+    return load_dataset(str(picture_folder), recipe.data)
 
 
 def tried(recipe: Recipe, dataset: Dataset, sweep: Sweep = SHORT, **more: Any) -> RangeTest:

@@ -275,7 +275,7 @@ def test_a_survey_counts_training_pictures_and_looks_at_colour(no_network: None,
         for at in range(count):
             pixels = random.integers(0, 256, (24, 40, 1 if gray else 3), dtype=np.uint8)
             Image.fromarray(np.broadcast_to(pixels, (24, 40, 3))).save(tmp_path / name / f"{at}.png")
-    dataset = load_dataset(str(tmp_path), Recipe().data, 0)
+    dataset = load_dataset(str(tmp_path), Recipe().data)
     seen = survey.survey(dataset, CPU, UserChoices(weights="none"))
     train_rows = dataset.manifest.rows("train")
     assert (seen.num_train, seen.side, seen.longest, seen.one_size) == (len(train_rows), 24, 40, True)
@@ -485,7 +485,7 @@ def _refuse(*_: object) -> Facts:
 
 
 def test_other_pictures_are_chosen_for_anew(no_network: None, picture_folder: Path) -> None:
-    dataset = load_dataset(str(picture_folder), Recipe().data, 0)
+    dataset = load_dataset(str(picture_folder), Recipe().data)
     waiting = RecipeRequest()
     recipe, lines = choose_recipe(waiting, dataset, CPU)
     assert lines[0].startswith("Recipe auto: chosen for 42 training pictures of 3 classes")

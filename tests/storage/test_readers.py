@@ -42,7 +42,7 @@ Read = Callable[[Path], object]
 def place(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> Path:
     """One file of each kind."""
     root = tmp_path_factory.mktemp("files")
-    load_dataset(str(picture_folder), Data(), 0).manifest.write(root / "manifest.parquet")
+    load_dataset(str(picture_folder), Data()).manifest.write(root / "manifest.parquet")
     pack(str(picture_folder), root / "p.pack", Data(), size=16)
     view = Preprocessing(image_size=8, crop=1.0, fit="crop", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
     spec = BundleSpec("cifar_resnet18", ("a", "b"), view, 8, {"width": 4})

@@ -120,7 +120,7 @@ def test_a_stop_while_features_are_computed_is_heeded(tmp_path: Path, picture_fo
 
 
 def test_only_stages_that_see_pictures_alike_are_meant(picture_folder: Path) -> None:
-    info = load_dataset(str(picture_folder), recipe().data, 0).manifest.info()
+    info = load_dataset(str(picture_folder), recipe().data).manifest.info()
     for fields, alike in (
         ({}, True),
         ({"augment": {"crop": "none", "flip": 0.5}}, False),
@@ -191,7 +191,7 @@ def test_views_in_a_file_change_no_bit(
 
 def test_a_view_is_what_its_pass_would_have_drawn(picture_folder: Path) -> None:
     made = recipe(**VIEWS)
-    manifest = load_dataset(str(picture_folder), made.data, made.seed).manifest
+    manifest = load_dataset(str(picture_folder), made.data).manifest
     plan = resolve(made, manifest.info())
     stage = plan.stages[1]
     drawn = {

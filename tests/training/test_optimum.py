@@ -171,7 +171,7 @@ def test_what_cannot_be_read_or_is_masked_or_not_finite_is_left_out(tmp_path: Pa
     made = recipe(stages=[HEAD], average="none")
     data = Path(shutil.copytree(picture_folder, tmp_path / "data"))
     run = begin(tmp_path / "r", data, made)
-    manifest = load_dataset(str(data), made.data, made.seed).manifest
+    manifest = load_dataset(str(data), made.data).manifest
     rows = manifest.rows("train")
     masked, infinite, broken = int(rows[4]), int(rows[11]), int(rows[30])
 

@@ -10,7 +10,7 @@ from stagewright.data.sources.folders import name_of
 from stagewright.recipe.recipe import Data
 
 
-def new_split(source: str, settings: Data, seed: int) -> str:
+def new_split(source: str, settings: Data) -> str:
     """Returns the command that makes a new split of ``source``, read with ``settings``, as a table that does not exist yet.
 
     Near duplicates stay together in it, also mirrored ones.
@@ -22,5 +22,5 @@ def new_split(source: str, settings: Data, seed: int) -> str:
         value = getattr(settings, field)
         if value is not None and field not in ("split", "near"):  # --anew is data.split=none
             words += ["--set", f"data.{field}={value}"]
-    words += ["--seed", str(seed)] if seed else []
+    words += ["--seed", str(settings.split_seed)] if settings.split_seed else []
     return shlex.join([*words, "--out", table])

@@ -163,12 +163,10 @@ class Inspection:
         return lines
 
 
-def inspect(
-    source: str, settings: Data, seed: int = 0, *, workers: int = 2, progress: scan.Progress | None = None
-) -> Inspection:
+def inspect(source: str, settings: Data, *, workers: int = 2, progress: scan.Progress | None = None) -> Inspection:
     """Reads every file of ``source`` once, with ``workers`` threads, and returns what is wrong with the data set.
 
-    The split is the one that a run with the same ``settings`` and ``seed`` would use. ``progress(done, total)`` is called
+    The split is the one that a run with the same ``settings`` would use. ``progress(done, total)`` is called
     with the number of files during the inspection, and with 0, 0 when the images are compared. Raises DataError if ``source``
     is not a folder or a table of files.
     """
@@ -187,7 +185,7 @@ def inspect(
     together = settings.near == "together" and needs_split(listing)
     if together:
         listing = grouped_listing(Evidence(listing, fingerprints, pairs, listing.parts))
-    parts, split, refusal = _split(source, listing, fingerprints, settings, seed)
+    parts, split, refusal = _split(source, listing, fingerprints, settings)
     evidence = Evidence(
         listing,
         fingerprints,
@@ -196,20 +194,20 @@ def inspect(
         strict=settings.bad_images == "fail",
         refusal=refusal,
         unlisted=_unlisted(source, listing),
-        new_split=new_split(source, settings, seed),
+        new_split=new_split(source, settings),
         together=together,
     )
-    return Inspection(source, evidence, find(evidence), split, seed, time.perf_counter() - began)
+    return Inspection(source, evidence, find(evidence), split, settings.split_seed, time.perf_counter() - began)
 
 
 def _split(
-    source: str, listing: Listing, fingerprints: Fingerprints, settings: Data, seed: int
+    source: str, listing: Listing, fingerprints: Fingerprints, settings: Data
 ) -> tuple[NDArray[np.int8], str, str]:
     """Returns the split that a run would use, (N,) int8; :attr:`Inspection.split`; and why training refuses the data, or
     ""."""
     parts = np.where(fingerprints.readable, listing.parts, UNDECIDED).astype(np.int8)
     try:
-        manifest = assemble(source, listing, fingerprints.scan(), settings, seed).manifest
+        manifest = assemble(source, listing, fingerprints.scan(), settings).manifest
     except DataError as error:
         return parts, "given" if (listing.parts != UNDECIDED).any() else "none", str(error)
     made = bool((parts[fingerprints.readable] != manifest.splits).any())

@@ -44,7 +44,7 @@ class Assembled(NamedTuple):
     account: Account
     """How many images were read, what was left out and what could not be read."""
     unused: frozenset[str] = frozenset()
-    """Those of the settings ``val``, ``test`` and ``near`` that have no effect, since DATA gives the parts."""
+    """Those of the settings ``val``, ``test``, ``near`` and ``split_seed`` that have no effect, since DATA gives the parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class _ReadableImages:
     notes: tuple[str, ...]
 
 
-def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed: int) -> Assembled:
+def assemble(source: str, listing: Listing, scanned: Scan, settings: Data) -> Assembled:
     """Returns the manifest of the readable images of ``listing`` for a training, the notes, and what is left out.
 
     ``scanned`` is the scan of the same files. DataError if no file can be read, if ``settings.bad_images`` is ``fail`` and a
@@ -76,7 +76,7 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data, seed:
     images = _readable_images(source, listing, scanned, settings)
     _check_classes(source, listing, images)
     images, group_notes = _usable_groups(images, settings)
-    splits, split_notes = _split(images, settings, seed)
+    splits, split_notes = _split(images, settings)
     left_out = (*images.account.lines(), *size_notes(images.excluded))
     found = _assembled(source, listing, scanned, images, splits, left_out)
     notes = (*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits))
@@ -202,13 +202,13 @@ def needs_split(listing: Listing) -> bool:
 
 def _unused_settings(given: Parts) -> frozenset[str]:
     if (given == VAL).any() and not (given == UNDECIDED).any():
-        return frozenset(("val", "test", "near"))
+        return frozenset(("val", "test", "near", "split_seed"))
     return frozenset(("test",) if (given == TEST).any() else ())
 
 
-def _split(images: _ReadableImages, settings: Data, seed: int) -> tuple[Parts, list[str]]:
+def _split(images: _ReadableImages, settings: Data) -> tuple[Parts, list[str]]:
     """Returns the part of each image, and notes. The given split is used; if it has no val, val is taken from train."""
-    parts = images.given.copy()
+    parts, seed = images.given.copy(), settings.split_seed
     if not (parts == VAL).any():
         parts[parts == TRAIN] = UNDECIDED
     undecided = np.flatnonzero(parts == UNDECIDED)

@@ -10,6 +10,7 @@ from stagewright.data.sources.file_names import read_classes, read_groups
 from stagewright.data.sources.folders import Listing, absolute_path, list_files, list_folder
 from stagewright.data.sources.other_tasks import refuse_folder
 from stagewright.data.sources.tables import is_table, list_table
+from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data, reading_fields
@@ -28,7 +29,9 @@ def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Lis
     DataError for anything else, and for settings of ``settings`` that it cannot follow. ``needs_train`` as for
     :func:`~stagewright.data.sources.folders.list_folder`."""
     listing = _listed(source, settings, needs_train)
-    return read_groups(listing, settings.group) if isinstance(settings.group, NamePattern) else listing
+    if isinstance(settings.group, NamePattern):
+        listing = read_groups(listing, settings.group)
+    return with_val_as_test(source, listing, settings)
 
 
 def _listed(source: str, settings: Data, needs_train: bool) -> Listing:

@@ -42,7 +42,6 @@ FORMATS = (".csv", ".parquet")
 def split(  # the function behind `stagewright data split`: each keyword is one of its options
     source: str,
     settings: Data,
-    seed: int,
     *,
     out: Path,
     links: Path | None = None,
@@ -53,7 +52,7 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     workers: int = 2,
     progress: Progress | None = None,
 ) -> SplitSummary:
-    """Splits the images of ``source`` like a run with ``settings`` and ``seed``, writes the table ``out``, and returns a
+    """Splits the images of ``source`` like a run with ``settings``, writes the table ``out``, and returns a
     summary.
 
     The table (.csv or .parquet) has one row for each readable image, with the columns path, label, split, group (if there
@@ -82,11 +81,11 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    made = _load(source, settings, seed, folds, anew, workers, progress)
+    made = _load(source, settings, folds, anew, workers, progress)
     manifest, notes = made.manifest, list(made.notes)
     fold_of = None
     if folds is not None:
-        fold_of, fold_notes = _deal(manifest, folds, seed)
+        fold_of, fold_notes = _deal(manifest, folds, settings.split_seed)
         notes = [note for note in notes if not note.startswith("split ")]  # its number of training images is wrong now
         notes += fold_notes
     elif not len(manifest.rows("val")):
@@ -94,7 +93,9 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     paths, path_notes = _paths_from(out.parent, manifest)
     notes += path_notes
     notes += _write_all(manifest, tables, paths, fold_of, links, mode, progress)
-    return _summary(manifest, seed, fold_of, folds, tables, links, len(made.excluded), made.account, tuple(notes))
+    return _summary(
+        manifest, settings.split_seed, fold_of, folds, tables, links, len(made.excluded), made.account, tuple(notes)
+    )
 
 
 def _check_shares(settings: Data, folds: int | None) -> None:
@@ -148,7 +149,6 @@ def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
 def _load(  # what `split` was given
     source: str,
     settings: Data,
-    seed: int,
     folds: int | None,
     anew: bool,
     workers: int,
@@ -168,7 +168,7 @@ def _load(  # what `split` was given
         taken, found = group_similar(taken, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     else:
         found = scan(taken.root, taken.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    made = assemble(source, taken, found, settings, seed)
+    made = assemble(source, taken, found, settings)
     given = _given(listing) if anew else ""
     ignored = (f"the split that DATA contains ({given}) is ignored",) if given else ()
     return made._replace(notes=(*made.notes, *ignored))

@@ -140,9 +140,9 @@ def photos(tmp_path: Path) -> Path:
 def test_max_pixels_of_a_recipe_counts_in_every_command(photos: Path, tmp_path: Path) -> None:
     few, many = Data(max_pixels=89_999), Data(max_pixels=90_000)
     reason = "it has 90,000 pixels; at most 89,999 are read (max_pixels)"
-    everything = load_dataset(str(photos), many, 0)
+    everything = load_dataset(str(photos), many)
     assert len(everything.manifest) == 17
-    fewer = load_dataset(str(photos), few, 0)  # now from the cache, which knows the size of the picture
+    fewer = load_dataset(str(photos), few)  # now from the cache, which knows the size of the picture
     assert [(one.path, one.reason) for one in fewer.excluded] == [("cat/wide.png", reason)]
     assert any("--set data.max_pixels=N" in note for note in fewer.notes)
     assert inspect(str(photos), few).evidence.fingerprints.reasons == {8: reason}
@@ -150,7 +150,7 @@ def test_max_pixels_of_a_recipe_counts_in_every_command(photos: Path, tmp_path: 
     assert pack(str(photos), tmp_path / "few.pack", few, size=16).records == 16
     assert pack(str(photos), tmp_path / "many.pack", many, size=16).records == 17
     with pytest.raises(DataError, match=r"read large ones too: --set data\.max_pixels=N"):
-        load_dataset(str(photos), few.model_copy(update={"bad_images": "fail"}), 0)
+        load_dataset(str(photos), few.model_copy(update={"bad_images": "fail"}))
 
 
 def test_pictures_above_pillows_limit_are_read_where_the_recipe_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:

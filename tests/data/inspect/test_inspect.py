@@ -213,7 +213,7 @@ def test_classes_that_differ_between_splits(split: Path) -> None:
     assert by_kind["class-not-trained"].names == ("fox",) and by_kind["class-not-in-val"].names == ("owl",)
     assert found.serious and found.split == "given"
     with pytest.raises(DataError):
-        load_dataset(str(split), Data(), 0)
+        load_dataset(str(split), Data())
 
 
 def test_balance(tmp_path: Path) -> None:
@@ -284,9 +284,9 @@ def test_data_that_training_refuses(tmp_path: Path) -> None:
 
 def test_the_split_is_that_of_a_run_and_threads_change_nothing(flat: Path) -> None:
     seen: list[tuple[int, int]] = []
-    one = inspect(str(flat), Data(), 3, workers=1, progress=lambda done, total: seen.append((done, total)))
-    three = inspect(str(flat), Data(), 3, workers=3)
-    manifest = load_dataset(str(flat), Data(), 3).manifest
+    one = inspect(str(flat), Data(split_seed=3), workers=1, progress=lambda done, total: seen.append((done, total)))
+    three = inspect(str(flat), Data(split_seed=3), workers=3)
+    manifest = load_dataset(str(flat), Data(split_seed=3)).manifest
     assert one.evidence.parts.tolist() == manifest.splits.tolist()
     assert {**one.to_dict(), "seconds": 0} == {**three.to_dict(), "seconds": 0}
     assert seen[0] == (0, 60) and seen[-2:] == [(60, 60), (0, 0)], "at last the comparison"
@@ -382,7 +382,7 @@ def test_everything_that_a_run_leaves_out_is_reported(shared_data: Path, tmp_pat
     root = tmp_path / "awkward-images"
     found = inspected(root)
     told = {(item.path, item.detail) for finding in found.findings for item in finding.items}
-    excluded = load_dataset(str(root), Data(), 0).excluded
+    excluded = load_dataset(str(root), Data()).excluded
     assert len(excluded) >= 9
     assert {(item.path, item.reason) for item in excluded} <= told
     assert len(paths(kinds(found)["exif-rotated"])) == 15
@@ -400,7 +400,7 @@ def test_breeds(shared_data: Path, tmp_path: Path) -> None:
     assert by_kind["copies"].sets == 9
     assert sets(by_kind["near-conflicting"]) == [["train/Cat1118.jpg", "train/Cat95.jpg"]]  # seen by eye to be one cat
     told = {item.path for finding in found.findings for item in finding.items}
-    assert {item.path for item in load_dataset(str(table), Data(), 0).excluded} <= told
+    assert {item.path for item in load_dataset(str(table), Data()).excluded} <= told
 
 
 def test_class_names_that_differ_only_in_case_are_a_warning(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_advice_for_a_split_that_is_yet_to_be_made(flat: Path, monkeypatch: pyte
     for at in range(20):
         Image.open(flat / f"dog/{at:02d}.jpg").save(flat / f"dog/near{at:02d}.jpg", quality=40)
     monkeypatch.chdir(flat.parent)
-    words = typed_advice(inspect("flat", Data(), seed=3), "near")
+    words = typed_advice(inspect("flat", Data(split_seed=3)), "near")
     assert words[-4:] == ["--seed", "3", "--out", "flat-split.csv"]
     assert CliRunner().invoke(main.app, words).exit_code == 0
     assert "divided" not in kinds(inspect("flat-split.csv", Data()))["near"].why

@@ -52,19 +52,19 @@ def findings(source: str, settings: Data) -> set[str]:
 
 def test_a_written_split_is_clean(copies: str, tmp_path: Path) -> None:
     for near in ("ignore", "together"):
-        split(copies, Data.model_validate({"near": near}), 0, out=tmp_path / f"{near}.csv")
+        split(copies, Data.model_validate({"near": near}), out=tmp_path / f"{near}.csv")
     assert {"near-across-splits", "mirrored-across-splits"} <= findings(str(tmp_path / "ignore.csv"), Data())
     assert not findings(str(tmp_path / "together.csv"), Data())
 
 
 def test_folds_keep_them_too(copies: str, tmp_path: Path) -> None:
-    split(copies, Data(near="together"), 0, out=tmp_path / "f.csv", folds=4)
+    split(copies, Data(near="together"), out=tmp_path / "f.csv", folds=4)
     assert not findings(str(tmp_path / "f-fold2of4.csv"), Data())
 
 
 def test_a_run_makes_the_same_split_as_inspect_says(copies: str) -> None:
     settings = Data(near="together")
-    dataset, found = load_dataset(copies, settings, 3), inspect(copies, settings, 3)
+    dataset, found = load_dataset(copies, settings), inspect(copies, settings)
     assert dataset.manifest.groups is not None
     assert len(set(dataset.manifest.groups.to_pylist())) == 40 and not dataset.manifest.groups.null_count
     assert np.array_equal(dataset.manifest.splits, found.evidence.parts)
@@ -75,10 +75,10 @@ def test_a_run_makes_the_same_split_as_inspect_says(copies: str) -> None:
 
 
 def test_no_effect_where_data_gives_the_parts(copies: str, tmp_path: Path) -> None:
-    split(copies, Data(), 0, out=tmp_path / "given.csv")
-    assert load_dataset(str(tmp_path / "given.csv"), Data(near="together"), 0).unused >= {"near"}
+    split(copies, Data(), out=tmp_path / "given.csv")
+    assert load_dataset(str(tmp_path / "given.csv"), Data(near="together")).unused >= {"near"}
     with pytest.raises(DataError, match="--near together would change it"):
-        split(str(tmp_path / "given.csv"), Data(near="together"), 0, out=tmp_path / "more.csv")
+        split(str(tmp_path / "given.csv"), Data(near="together"), out=tmp_path / "more.csv")
 
 
 def grouped(root: Path) -> tuple[dict[str, str | None], tuple[str, ...]]:
@@ -106,7 +106,7 @@ def test_a_chain_is_cut_into_pieces(tmp_path: Path) -> None:
         changes = sum(one != two or one is None for one, two in pairwise(own))
         assert changes < 20, "pieces are runs of frames"
     assert any(note.startswith("2 chains of near duplicates, each with more than half of a class (") for note in notes)
-    assert load_dataset(str(tmp_path), Data(near="together"), 0).manifest.splits.tolist().count(1) > 5
+    assert load_dataset(str(tmp_path), Data(near="together")).manifest.splits.tolist().count(1) > 5
 
 
 def test_one_scene_is_not_cut(tmp_path: Path) -> None:

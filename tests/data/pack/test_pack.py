@@ -110,7 +110,7 @@ def make(source: Path | str, out: Path, **changes: Any) -> PackSummary:
 
 
 def load(source: Path | str, seed: int = 0, **settings: Any) -> Dataset:
-    return load_dataset(str(source), Data(**settings), seed)
+    return load_dataset(str(source), Data(**settings, split_seed=seed))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -548,7 +548,7 @@ def test_records_are_compared_once(copied: Path, monkeypatch: pytest.MonkeyPatch
     has_crc32 = verify.has_crc32
     monkeypatch.setattr(verify, "has_crc32", noted)
     calls: list[tuple[int, int]] = []
-    manifest = load_dataset(str(copied), Data(), 0, progress=lambda *done: calls.append(done)).manifest
+    manifest = load_dataset(str(copied), Data(), progress=lambda *done: calls.append(done)).manifest
     parts = sorted(path.name for path in copied.glob("part-*.arrow"))
     assert sorted(read) == parts and calls[0] == (0, 59) and calls[-1] == (59, 59)
     load(copied)
@@ -592,7 +592,7 @@ import sys
 import numpy as np
 from stagewright.data.dataset import load_dataset
 from stagewright.recipe.recipe import Data
-images = load_dataset(sys.argv[1], Data(), 0).images
+images = load_dataset(sys.argv[1], Data()).images
 print(sum(int(np.asarray(images.load(row)).sum()) for row in range(len(images))))
 """
 

@@ -38,12 +38,12 @@ def fill(root: Path, **counts: int) -> Path:
 
 
 def load(root: Path, seed: int = 0, **settings: Any) -> Dataset:
-    return load_dataset(str(root), Data(**settings), seed)
+    return load_dataset(str(root), Data(**settings, split_seed=seed))
 
 
 def refused(source: Path | str, **settings: Any) -> DataError:
     with pytest.raises(DataError) as error:
-        load_dataset(str(source), Data(**settings), 0)
+        load_dataset(str(source), Data(**settings))
     assert error.value.given and error.value.allowed and error.value.remedy
     return error.value
 
@@ -75,7 +75,7 @@ def test_the_same_again_from_elsewhere_and_with_another_seed(tmp_path: Path, mon
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
     first = load(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    again = load_dataset("copy/", Data(), 0)
+    again = load_dataset("copy/", Data())
     assert again.manifest.root == str(tmp_path / "copy")
     assert again.manifest.digest == first.manifest.digest
     assert load(tmp_path / "data", seed=1).manifest.digest != first.manifest.digest
@@ -285,7 +285,7 @@ def test_open_images(tmp_path: Path) -> None:
 
 
 def test_digits(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = load_dataset("digits", Data(), 0)
+    dataset = load_dataset("digits", Data())
     assert sizes(dataset) == (1257, 270, 270)
     assert dataset.notes[0].startswith("1,797 pictures in 10 classes (0 178, 1 182,")
     assert dataset.manifest.source == "digits" and dataset.excluded == ()
@@ -363,5 +363,5 @@ def test_many_classes_are_summed_up(tmp_path: Path) -> None:
 
 def test_progress_is_told(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    load_dataset(str(fill(tmp_path, a=5, b=5)), Data(), 0, workers=1, progress=lambda *done: calls.append(done))
+    load_dataset(str(fill(tmp_path, a=5, b=5)), Data(), workers=1, progress=lambda *done: calls.append(done))
     assert calls[0] == (0, 10) and calls[-1] == (10, 10)

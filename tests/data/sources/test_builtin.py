@@ -108,7 +108,7 @@ def test_torchvision_arrays(cifar: dict[str, np.ndarray]) -> None:
 
 
 def test_torchvision_data_set(cifar: dict[str, np.ndarray], tmp_path: Path) -> None:
-    dataset = load_dataset("torchvision:CIFAR10", Data(), 0)
+    dataset = load_dataset("torchvision:CIFAR10", Data())
     manifest = dataset.manifest
     assert manifest.classes == tuple(sorted(CIFAR_CLASSES)) and manifest.root == ""
     assert manifest.rows("test").tolist() == list(range(100, 120))

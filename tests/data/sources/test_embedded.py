@@ -57,7 +57,7 @@ def write(
 
 
 def read(source: Path, **settings: Any) -> Dataset:
-    return load_dataset(str(source), Data(**settings), 0)
+    return load_dataset(str(source), Data(**settings))
 
 
 def test_a_file_of_hugging_face_is_read_as_it_is(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_file_of_hugging_face_is_read_as_it_is(tmp_path: Path) -> None:
     assert len(expand_inputs([file]).paths) == 24
     assert not inspect(str(file), Data()).evidence.fingerprints.reasons
     assert pack(str(file), tmp_path / "some.pack", Data(), size=8).records == 24
-    split(str(file), Data(), 0, out=tmp_path / "split.csv")
+    split(str(file), Data(), out=tmp_path / "split.csv")
     assert read(tmp_path / "split.csv").manifest.hashes.equals(manifest.hashes)
 
 

@@ -82,7 +82,7 @@ def pictures(root: Path, names: list[str]) -> str:
 def test_patients_in_class_folders_stay_together(tmp_path: Path) -> None:
     names = [f"{label}/p{patient:02d}_{shot}.png" for label in "ab" for patient in range(12) for shot in range(3)]
     source, settings = pictures(tmp_path, names), reading(group=r"(?P<group>p\d+)_")
-    dataset = load_dataset(source, settings, 0)
+    dataset = load_dataset(source, settings)
     manifest = dataset.manifest
     assert manifest.groups is not None and manifest.classes == ("a", "b")
     parts = [set(manifest.groups.take(manifest.rows(part)).to_pylist()) for part in ("train", "val", "test")]

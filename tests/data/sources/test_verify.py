@@ -26,7 +26,7 @@ def data(picture_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest(data: Path, tmp_path: Path) -> Manifest:
-    made = load_dataset(str(data), Data(), 0).manifest
+    made = load_dataset(str(data), Data()).manifest
     made.write(tmp_path / "manifest.parquet")
     return Manifest.read(tmp_path / "manifest.parquet")
 
@@ -126,7 +126,7 @@ def test_a_repaired_file_is_seen_though_size_and_time_are_equal(data: Path) -> N
     good, status = victim.read_bytes(), victim.stat()
     victim.write_bytes(good[:40] + bytes(len(good) - 40))
     os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert len(load_dataset(str(data), Data(), 0).excluded) == 1
+    assert len(load_dataset(str(data), Data()).excluded) == 1
     victim.write_bytes(good)
     os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert load_dataset(str(data), Data(), 0).excluded == ()
+    assert load_dataset(str(data), Data()).excluded == ()

@@ -69,13 +69,13 @@ def contents(manifest: Manifest) -> list[tuple[str, str, str]]:
 
 
 def read(data: Path, **settings: Any) -> Manifest:
-    return load_dataset(str(data), Data(**settings), 5).manifest
+    return load_dataset(str(data), Data(**settings, split_seed=5)).manifest
 
 
 def refused(source: Path | str, out: Path, settings: Data | None = None, **options: Any) -> StagewrightError:
     before = sorted(out.parent.rglob("*"))
     with pytest.raises(StagewrightError) as error:
-        split(str(source), settings or Data(), 0, out=out, **options)
+        split(str(source), settings or Data(), out=out, **options)
     assert error.value.given and error.value.allowed and error.value.remedy
     assert sorted(out.parent.rglob("*")) == before  # an error leaves no files
     return error.value
@@ -84,13 +84,13 @@ def refused(source: Path | str, out: Path, settings: Data | None = None, **optio
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_reads_back_as_the_split_of_a_run(tmp_path: Path, suffix: str) -> None:
     root = fill(tmp_path / "photos", cat=40, dog=20)
-    expected = load_dataset(str(root), Data(val=0.2, test=0.1), 3).manifest
-    summary = split(str(root), Data(val=0.2, test=0.1), 3, out=tmp_path / f"split{suffix}")
+    expected = load_dataset(str(root), Data(val=0.2, test=0.1, split_seed=3)).manifest
+    summary = split(str(root), Data(val=0.2, test=0.1, split_seed=3), out=tmp_path / f"split{suffix}")
     table = tmp_path / f"split{suffix}"
     again = read(table)
     assert contents(again) == contents(expected)
     assert again.paths.to_pylist() == [f"photos/{path}" for path in expected.paths.to_pylist()]
-    assert "split as given by DATA" in load_dataset(str(table), Data(), 0).notes[2]
+    assert "split as given by DATA" in load_dataset(str(table), Data()).notes[2]
     assert summary.tables == (table,) and summary.parts == ("train", "val", "test")
     assert summary.pictures.tolist() == [[28, 14], [8, 4], [4, 2]] and summary.groups is None
     if suffix == ".csv":
@@ -102,8 +102,8 @@ def test_a_table_reads_back_as_the_split_of_a_run(tmp_path: Path, suffix: str) -
 
 def test_groups_are_written_and_read_back(tmp_path: Path) -> None:
     source = grouped(tmp_path)
-    expected = load_dataset(str(source), Data(group="site"), 1).manifest
-    summary = split(str(source), Data(group="site"), 1, out=tmp_path / "out" / "split.csv")
+    expected = load_dataset(str(source), Data(group="site", split_seed=1)).manifest
+    summary = split(str(source), Data(group="site", split_seed=1), out=tmp_path / "out" / "split.csv")
     again = read(summary.tables[0])
     assert again.groups is not None and expected.groups is not None
     assert contents(again) == contents(expected) and again.groups.to_pylist() == expected.groups.to_pylist()
@@ -120,20 +120,20 @@ def test_folders_reached_by_links(tmp_path: Path) -> None:
     (tmp_path / "photos").symlink_to(root)
     (tmp_path / "here" / "real").mkdir(parents=True)
     (tmp_path / "tables").symlink_to(tmp_path / "here" / "real")
-    expected = contents(load_dataset(str(root), Data(), 0).manifest)
+    expected = contents(load_dataset(str(root), Data()).manifest)
     for source, out in (
         (tmp_path / "photos", tmp_path / "a.csv"),
         (tmp_path / "photos", tmp_path / "tables" / "b.csv"),
     ):
-        assert contents(read(split(str(source), Data(), 0, out=out).tables[0])) == expected
+        assert contents(read(split(str(source), Data(), out=out).tables[0])) == expected
     assert contents(read(tmp_path / "here" / "real" / "b.csv")) == expected
     links = tmp_path / "tables" / "links"
-    split(str(tmp_path / "photos"), Data(), 0, out=tmp_path / "tables" / "c.csv", links=links)
+    split(str(tmp_path / "photos"), Data(), out=tmp_path / "tables" / "c.csv", links=links)
     assert contents(read(links)) == expected
 
 
 def test_paths_without_a_common_folder_are_absolute(tmp_path: Path) -> None:
-    manifest = load_dataset(str(fill(tmp_path, a=2, b=2)), Data(), 0).manifest
+    manifest = load_dataset(str(fill(tmp_path, a=2, b=2)), Data()).manifest
     paths, notes = write._paths_from(Path("/nowhere/tables"), manifest)
     assert paths[0] == f"{os.path.realpath(tmp_path)}/a/0.png"
     assert notes[0].startswith("the paths are absolute, because /nowhere/tables and the pictures in ")
@@ -142,8 +142,8 @@ def test_paths_without_a_common_folder_are_absolute(tmp_path: Path) -> None:
 def test_unusual_names_are_written_or_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", **{'a,"b"': 4, "ünï": 4, "007": 4})
     draw(root / "007" / "odd\nname, with;all 'quotes'.png", 9999)
-    table = split(str(root), Data(), 0, out=tmp_path / "t.csv").tables[0]
-    assert contents(read(table)) == contents(load_dataset(str(root), Data(), 0).manifest)
+    table = split(str(root), Data(), out=tmp_path / "t.csv").tables[0]
+    assert contents(read(table)) == contents(load_dataset(str(root), Data()).manifest)
     draw(tmp_path / "end.png", 9998).rename(root / "007" / "end.png ")
     error = refused(root, tmp_path / "other.csv")
     assert error.given == "1 picture cannot be stored in a table exactly as named, e.g. 'photos/007/end.png '"
@@ -156,21 +156,21 @@ def test_unusual_names_are_written_or_refused(tmp_path: Path) -> None:
 def test_names_that_a_spreadsheet_takes_for_formulas(tmp_path: Path) -> None:
     """Situation 113, attack M3: the table has none, and reads back as the same classes and files."""
     root = fill(tmp_path / "photos", **{"=cmd|'x'!A0": 4, "@SUM": 4, "-1": 4})
-    table = split(str(root), Data(), 0, out=root / "t.csv").tables[0]
+    table = split(str(root), Data(), out=root / "t.csv").tables[0]
     cells = [cell for line in csv.reader(table.read_text("utf-8").splitlines()) for cell in line]
     assert {cell for cell in cells if cell[:1] in tuple("=+@-")} == {"-1"}
     assert "'@SUM" in cells and any(cell.startswith("./=cmd|'x'!A0/") for cell in cells)
-    assert contents(read(table)) == contents(load_dataset(str(root), Data(), 0).manifest)
+    assert contents(read(table)) == contents(load_dataset(str(root), Data()).manifest)
 
 
 def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=6, b=6)
     out = tmp_path / "t.csv"
-    split(str(root), Data(), 0, out=out)
+    split(str(root), Data(), out=out)
     old = out.read_bytes()
     assert refused(root, out).given == f"{out} exists already"
     assert out.read_bytes() == old
-    split(str(root), Data(), 1, out=out, overwrite=True)
+    split(str(root), Data(split_seed=1), out=out, overwrite=True)
     assert out.read_bytes() != old
     (tmp_path / "k-fold2of3.csv").write_text("mine")
     assert "k-fold2of3.csv exists already" in refused(root, tmp_path / "k.csv", folds=3).given
@@ -183,7 +183,7 @@ def test_existing_files_are_not_replaced(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "photos", a=6, b=6)
-    out = split(str(root), Data(), 0, out=tmp_path / "t.csv").tables[0]
+    out = split(str(root), Data(), out=tmp_path / "t.csv").tables[0]
     old = out.read_bytes()
 
     def full(*args: object) -> None:
@@ -201,8 +201,8 @@ def test_a_failure_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_split_in_data_is_kept(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=6, train__b=6, valid__a=3, valid__b=2, test__a=2)
-    kept = contents(load_dataset(str(root), Data(), 0).manifest)
-    table = split(str(root), Data(), 0, out=tmp_path / "kept.csv").tables[0]
+    kept = contents(load_dataset(str(root), Data()).manifest)
+    table = split(str(root), Data(), out=tmp_path / "kept.csv").tables[0]
     assert contents(read(table)) == kept
     for data in (root, table):
         error = refused(data, tmp_path / "no.csv", Data(val=0.2, test=0.1))
@@ -212,33 +212,33 @@ def test_a_split_in_data_is_kept(tmp_path: Path) -> None:
         )
         assert "--anew" in error.remedy
         assert "and 3 folds would change it" in refused(data, tmp_path / "no.csv", folds=3).given
-    made = split(str(root), Data(val=0.2, test=0.0), 7, out=tmp_path / "anew.csv", anew=True)
+    made = split(str(root), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "anew.csv", anew=True)
     assert made.pictures.sum(1).tolist() == [15, 4] and contents(read(made.tables[0])) != kept
     assert "the split that DATA contains (train 12, val 5, test 2) is ignored" in made.notes
-    from_table = split(str(table), Data(val=0.2, test=0.0), 7, out=tmp_path / "table.csv", anew=True)
+    from_table = split(str(table), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "table.csv", anew=True)
     assert contents(read(from_table.tables[0])) == contents(read(made.tables[0]))
-    flat = split(str(root), Data(val=0.2, test=0.0), 7, out=tmp_path / "folds.csv", anew=True, links=tmp_path / "l")
+    flat = split(str(root), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "folds.csv", anew=True, links=tmp_path / "l")
     assert contents(read(tmp_path / "l")) == contents(read(flat.tables[0]))
 
 
 def test_an_invalid_split_can_be_replaced(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=6, train__b=6, val__a=3, val__c=4)
     assert "val has 1 class without a picture in train" in refused(root, tmp_path / "t.csv").given
-    assert split(str(root), Data(), 0, out=tmp_path / "t.csv", anew=True).classes == ("a", "b", "c")
+    assert split(str(root), Data(), out=tmp_path / "t.csv", anew=True).classes == ("a", "b", "c")
     rows = [[f"{at}.png", "ab"[at % 2], "tarin" if at == 3 else "train"] for at in range(8)]
     for at in range(8):
         draw(tmp_path / f"{at}.png", at)
     table = write_csv(tmp_path / "in.csv", [["path", "label", "split"], *rows])
     assert "has values other than train, val and test" in refused(table, tmp_path / "u.csv").given
-    assert split(str(table), Data(), 0, out=tmp_path / "u.csv", anew=True).pictures.sum() == 8
+    assert split(str(table), Data(), out=tmp_path / "u.csv", anew=True).pictures.sum() == 8
 
 
 def test_a_test_part_in_data_is_kept(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", train__a=20, train__b=20, test__a=5, test__b=5)
     assert "a share for test would change it" in refused(root, tmp_path / "no.csv", Data(test=0.1)).given
-    summary = split(str(root), Data(val=0.25), 0, out=tmp_path / "t.csv")
+    summary = split(str(root), Data(val=0.25), out=tmp_path / "t.csv")
     assert summary.pictures.tolist() == [[15, 15], [5, 5], [5, 5]]
-    folds = split(str(root), Data(), 0, out=tmp_path / "f.csv", folds=4)
+    folds = split(str(root), Data(), out=tmp_path / "f.csv", folds=4)
     assert folds.parts == ("fold 1", "fold 2", "fold 3", "fold 4", "test")
     assert folds.pictures.tolist() == [[5, 5]] * 5
     for table in folds.tables[1:]:
@@ -247,7 +247,7 @@ def test_a_test_part_in_data_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_note_reports_a_missing_val_part(tmp_path: Path) -> None:
-    summary = split(str(fill(tmp_path / "p", a=10, b=10)), Data(val=0.0, test=0.2), 0, out=tmp_path / "t.csv")
+    summary = split(str(fill(tmp_path / "p", a=10, b=10)), Data(val=0.0, test=0.2), out=tmp_path / "t.csv")
     assert summary.parts == ("train", "test")
     assert any(note.startswith("there is no val part") for note in summary.notes)
     parts = Counter(part for _, _, part in contents(read(summary.tables[0], val=0.0)))
@@ -257,7 +257,7 @@ def test_a_note_reports_a_missing_val_part(tmp_path: Path) -> None:
 def test_every_picture_validates_once(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=31, b=22, c=7)
     shutil.copy(root / "a" / "3.png", root / "b" / "copy.png")
-    summary = split(str(root), Data(test=0.1), 2, out=tmp_path / "k.csv", folds=5)
+    summary = split(str(root), Data(test=0.1, split_seed=2), out=tmp_path / "k.csv", folds=5)
     names = [f"k-fold{k}of5.csv" for k in range(1, 6)]
     assert [table.name for table in summary.tables] == ["k.csv", *names]
     manifests = [read(table) for table in summary.tables[1:]]
@@ -280,7 +280,7 @@ def test_every_picture_validates_once(tmp_path: Path) -> None:
 
 
 def test_folds_keep_groups_together(tmp_path: Path) -> None:
-    summary = split(str(grouped(tmp_path)), Data(group="site"), 0, out=tmp_path / "k.parquet", folds=3)
+    summary = split(str(grouped(tmp_path)), Data(group="site"), out=tmp_path / "k.parquet", folds=3)
     folds = pq.read_table(summary.tables[0])
     assert folds.column_names == ["path", "label", "fold", "group", "hash"]
     assert folds["fold"].type == pa.int16() and set(folds["fold"].to_pylist()) == {1, 2, 3}
@@ -310,7 +310,7 @@ def test_impossible_folds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["symlink", "hardlink", "copy"])
 def test_links_read_back(tmp_path: Path, mode: Any) -> None:
     root = fill(tmp_path / "photos", **{"a/x": 6, "a/y": 6, "b": 8})  # x and y have files of the same names
-    summary = split(str(root), Data(), 0, out=tmp_path / "t.csv", links=tmp_path / "deep" / "links", mode=mode)
+    summary = split(str(root), Data(), out=tmp_path / "t.csv", links=tmp_path / "deep" / "links", mode=mode)
     links = tmp_path / "deep" / "links"
     assert summary.links == links and contents(read(links)) == contents(read(summary.tables[0]))
     assert any(
@@ -337,7 +337,7 @@ def test_links_read_back(tmp_path: Path, mode: Any) -> None:
 def test_links_of_folds(tmp_path: Path) -> None:
     root = fill(tmp_path / "photos", a=9, b=9)
     (tmp_path / "links").mkdir()  # an empty folder is treated like one that does not exist
-    summary = split(str(root), Data(), 0, out=tmp_path / "t.csv", folds=3, links=tmp_path / "links")
+    summary = split(str(root), Data(), out=tmp_path / "t.csv", folds=3, links=tmp_path / "links")
     assert sorted(entry.name for entry in (tmp_path / "links").iterdir()) == ["fold1", "fold2", "fold3"]
     for fold, table in enumerate(summary.tables[1:], 1):
         assert contents(read(tmp_path / "links" / f"fold{fold}")) == contents(read(table))
@@ -351,7 +351,7 @@ def test_class_names_that_are_invalid_folder_names(tmp_path: Path) -> None:
             [str(draw(tmp_path / "p" / f"{at}-{k}.png", 10 * at + k).relative_to(tmp_path)), name] for k in range(4)
         ]
     table = write_csv(tmp_path / "t.csv", rows)
-    summary = split(str(table), Data(), 0, out=tmp_path / "s.csv", links=tmp_path.parent / f"{tmp_path.name}-links")
+    summary = split(str(table), Data(), out=tmp_path / "s.csv", links=tmp_path.parent / f"{tmp_path.name}-links")
     assert summary.links is not None
     again, names = read(summary.links), dict(zip(summary.classes, class_folders(summary.classes), strict=True))
     assert names["a_b"] == "a_b" and names["plain"] == "plain" and names["train"] == "train"
@@ -404,7 +404,7 @@ def shown(summary: SplitSummary) -> str:
 
 
 def test_what_is_printed(tmp_path: Path) -> None:
-    summary = split(str(grouped(tmp_path)), Data(), 0, out=tmp_path / "k.csv", folds=3)
+    summary = split(str(grouped(tmp_path)), Data(), out=tmp_path / "k.csv", folds=3)
     lines = shown(summary).splitlines()
     cells = {line.split()[0]: line.split()[1:] for line in reversed(lines) if line.split()}
     assert cells["class"] == ["pictures", "fold", "1", "fold", "2", "fold", "3"]
