@@ -14,6 +14,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "step": 150,
         "checkpoint": "step_000150",
         "rejected": (Rejected(name="step_000200", reason="torn"),),
+        **{"device": "cpu", "device_name": "CPU, 2 threads"},
     },
     "stage": {"step": 100, "stage": 1, "name": "middle", "trainable": 11_173_962, "frozen": 1_000},
     "evaluated": {

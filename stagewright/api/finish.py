@@ -18,6 +18,7 @@ from stagewright.rundir.environment import changed_code
 from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import no_checkpoint
 from stagewright.storage.files import user_path
+from stagewright.system.device import computing_with
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
 from stagewright.text import done_text
@@ -60,6 +61,7 @@ def finish(
             raise no_checkpoint(target, ())
         # Each image is read once or twice, so nothing is kept decoded.
         execution = replace(execution or Execution(), keep_decoded=False)
+        holding.enter_context(computing_with(execution.threads))
         manifest, images, notes = own_images(target, manifest, data, everything=False, quiet=execution.quiet)
         notes = [*changed_code(plan.recipe, target.read_env()), *notes]
         inputs = RunInputs(target, plan, manifest, images, execution, stop, say, observers, began, notes=notes)

@@ -32,7 +32,7 @@ from stagewright.rundir.events import Observer
 from stagewright.rundir.logs import set_record_aside
 from stagewright.rundir.summary import record_actual_seconds
 from stagewright.storage.files import user_path
-from stagewright.system.device import choose_device, device_name, require_known_processor
+from stagewright.system.device import choose_device, computing_with, device_name, require_known_processor
 from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
@@ -86,6 +86,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
         execution = execution or Execution()
+        holding.enter_context(computing_with(execution.threads))
         require_known_processor()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
@@ -169,6 +170,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         plan = old.read_plan()
         manifest = own_manifest(old, plan)
         execution = execution or Execution()
+        holding.enter_context(computing_with(execution.threads))
         changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:
             recipe = recipes.override(plan.recipe, overrides)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stagewright.cli.options import Device, NoPages, Quiet, RunPath, Workers, speaker
+from stagewright.cli.options import ComputeThreads, Device, NoPages, Quiet, RunPath, Workers, speaker
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,7 @@ def finish(
     ] = None,
     device: Device = "auto",
     workers: Workers = None,
+    threads: ComputeThreads = None,
     quiet: Quiet = False,
     no_pages: NoPages = False,
 ) -> None:
@@ -29,5 +30,5 @@ def finish(
     from stagewright.cli.outcome import close
     from stagewright.plan.execution import Execution
 
-    execution = Execution(device=device, workers=workers, pages=not no_pages, quiet=quiet)
+    execution = Execution(device=device, workers=workers, threads=threads, pages=not no_pages, quiet=quiet)
     close(finish_run(run, execution=execution, data=data, say=speaker(quiet)), quiet, "finish")

@@ -24,6 +24,7 @@ from stagewright.cli.options import (
     AsJson,
     BatchSize,
     BudgetText,
+    ComputeThreads,
     Data,
     Device,
     Epochs,
@@ -78,6 +79,7 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
+    threads: ComputeThreads = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -111,6 +113,7 @@ def train(
     execution = Execution(
         device=device,
         workers=workers,
+        threads=threads,
         save_minutes=save_minutes,
         probe_seconds=probe_seconds,
         pages=not no_pages,
@@ -145,6 +148,7 @@ def resume(
     ] = False,
     device: Device = "auto",
     workers: Workers = None,
+    threads: ComputeThreads = None,
     save_minutes: SaveMinutes = 10.0,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
@@ -157,7 +161,14 @@ def resume(
 
     if verify not in ("data", "changed"):
         raise RecipeError(f"--verify {verify}", "data or changed", "--verify data compares every picture")
-    execution = Execution(device=device, workers=workers, save_minutes=save_minutes, pages=not no_pages, quiet=quiet)
+    execution = Execution(
+        device=device,
+        workers=workers,
+        threads=threads,
+        save_minutes=save_minutes,
+        pages=not no_pages,
+        quiet=quiet,
+    )
     done = training.resume(
         run,
         overrides=overrides or (),

@@ -52,6 +52,12 @@ Workers = Annotated[
         help="Threads that read pictures; 0: read in the main thread; default: automatic.",
     ),
 ]
+ComputeThreads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=MOST_WORKERS, help="Threads that compute on a CPU; default: one for each core."
+    ),
+]
 Tiny = Annotated[
     bool, typer.Option("--tiny", help="Test run: every stage in a few steps on small pictures, in under a minute.")
 ]

@@ -13,7 +13,8 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Where and how a plan runs. These settings may change between a stop and a resume; they do not affect the result."""
+    """Where and how a plan runs. These settings may change between a stop and a resume; they do not affect the result, but for
+    the rounding of sums (``device``, ``threads``)."""
 
     device: str = "auto"
     workers: int | None = None
@@ -26,6 +27,9 @@ class Execution:
     (:mod:`stagewright.data.images.memory_cache`)."""
     cache_features: bool = True
     """Whether the outputs of frozen blocks are stored, in memory or on disk, instead of computed for each batch anew."""
+    threads: int | None = None
+    """Number of threads with which torch computes on a CPU, 1 to 1,024; None: torch's own choice (cores, or OMP_NUM_THREADS).
+    Sums depend on it: after a change, a resumed run may differ in its last bits from one that was not stopped."""
     save_minutes: float = 10.0
     """Largest time between two checkpoints in minutes, in addition to those of the plan."""
     probe_seconds: float = 10.0
@@ -39,6 +43,10 @@ class Execution:
             if not 0.0 < (value := getattr(self, name)) < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 raise RecipeError(f"{flag} {value:g}", "a number above 0", f"write for example {flag} 10")
+        if self.threads is not None and not 1 <= self.threads <= MOST_WORKERS:
+            raise RecipeError(
+                f"--threads {self.threads}", f"1 to {MOST_WORKERS:,}", "leave it out for the number that torch chooses"
+            )
         if self.prefetch < 1 or not 0 <= (self.workers or 0) <= MOST_WORKERS:
             raise RecipeError(
                 f"workers {self.workers}, prefetch {self.prefetch}",

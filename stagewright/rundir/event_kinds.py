@@ -85,6 +85,9 @@ class Resumed(Event):
     """The folder of the checkpoint; None where the run starts over, since it had saved none."""
     rejected: tuple[Rejected, ...]
     """Newer checkpoints that could not be used."""
+    device: str | None = field(default=None, metadata=CLOCK)
+    """As in ``started``."""
+    device_name: str | None = field(default=None, metadata=CLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stagewright.errors import CheckpointError, Stopped
-from stagewright.rundir.event_kinds import Event, Notice, Rejected, Resumed, RolledBack
+from stagewright.rundir.event_kinds import Event, Notice, Resumed, RolledBack
 from stagewright.rundir.event_lines import UnknownKind, from_line, to_line, without_clock
 from stagewright.storage.append_file import AppendFile, Seal
 from stagewright.storage.files import read_own
@@ -41,9 +41,8 @@ class Observer(Protocol):
 class EventLog:
     """Writes the events of a run to ``path`` and hands them to ``observers``.
 
-    With ``resume_step`` None a new log is begun; CheckpointError if ``path`` holds events already. Else the log there
-    is taken up: a torn last line is cut, and a :class:`Resumed` event is written with the name of the ``checkpoint`` (None
-    where the run starts over) and the ``rejected`` ones. Belongs to one thread.
+    With ``resumed`` None a new log is begun; CheckpointError if ``path`` holds events already. Else the log there is taken up:
+    a torn last line is cut, and ``resumed`` is written. Belongs to one thread.
     """
 
     def __init__(
@@ -51,11 +50,9 @@ class EventLog:
         path: Path,
         observers: Iterable[Observer] = (),
         *,
-        resume_step: int | None = None,
-        checkpoint: str | None = None,
-        rejected: Sequence[Rejected] = (),
+        resumed: Resumed | None = None,
     ) -> None:
-        if resume_step is None and path.exists() and path.stat().st_size:
+        if resumed is None and path.exists() and path.stat().st_size:
             raise CheckpointError(
                 f"{path} already holds the events of a run",
                 "a new run directory for a new run",
@@ -64,11 +61,11 @@ class EventLog:
         self._observers = list(observers)
         self._file = AppendFile(path)
         self._already_written: set[str] = set()
-        if resume_step is not None:
-            self.emit(Resumed(step=resume_step, checkpoint=checkpoint, rejected=tuple(rejected)))
+        if resumed is not None:
+            self.emit(resumed)
             if self._file.cut_bytes:
                 text = f"cut {self._file.cut_bytes} bytes of an unfinished last line from {path.name}"
-                self.emit(Notice(step=resume_step, text=text))
+                self.emit(Notice(step=resumed.step, text=text))
             self._already_written = self._live()
 
     def emit(self, event: Event) -> None:

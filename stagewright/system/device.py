@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +21,19 @@ def choose_device(asked: str) -> torch.device:
     if asked not in available and not (asked == "cuda" and len(available) > 1):
         raise RecipeError(f"--device {asked}", f"auto, {', '.join(available)} on this machine", "choose one of them")
     return torch.device(asked)
+
+
+@contextmanager
+def computing_with(threads: int | None) -> Iterator[None]:
+    """Context manager in which torch computes with ``threads`` threads on the CPU; None: with as many as before."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
 
 
 def require_known_processor() -> None:

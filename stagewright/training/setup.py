@@ -19,7 +19,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Started
+from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Resumed, Started
 from stagewright.rundir.events import EventLog, Observer
 from stagewright.rundir.logs import refuse_lost, restore_logs
 from stagewright.storage.files import check_room
@@ -80,31 +80,43 @@ def open_session(inputs: RunInputs) -> Session:
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
     )
-    again = run.events.exists()
-    log = EventLog(
-        run.events,
-        list(inputs.observers),
-        resume_step=state.step if again else None,
+    again, where = run.events.exists(), {"device": str(device), "device_name": device_name(device)}
+    resumed = Resumed(
+        step=state.step,
         checkpoint=checkpoint.name_of(state.step) if restored else None,
-        rejected=[Rejected(name=one.name, reason=one.reason) for one in rejected],
+        rejected=tuple(Rejected(name=one.name, reason=one.reason) for one in rejected),
+        **where,
     )
+    log = EventLog(run.events, list(inputs.observers), resumed=resumed if again else None)
     recorder = Recorder(run, plan, manifest, log, clock, device)
     recorder.resume(state)
     if not again:
-        log.emit(Started(step=0, device=str(device), device_name=device_name(device)))
+        log.emit(Started(step=0, **where))
         for note in run.read_env().get("data_notes", []):
             log.emit(Notice(step=0, text=note, already_shown=True))
         if account := run.read_env().get("budget"):
             log.emit(Notice(step=0, text=account["text"], already_shown=True))
-    elif (decoder := native.describe()) != run.read_env().get("decoder", decoder):
-        text = f"pictures are decoded by {decoder} now and were by {run.read_env()['decoder']}: within rounding, not the same"
-        log.emit(Notice(step=state.step, text=text))
+    else:
+        notes += _changed_machine(run, device)
     for line in (*notes, *lines):
         log.emit(Notice(step=state.step, text=line))
     log.emit(MemoryUse(step=state.step, points=points))
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)
+
+
+def _changed_machine(run: RunDir, device: torch.device) -> list[str]:
+    """Returns notes on what computes otherwise than where the run began, so that its bits may differ from an unbroken one's."""
+    env, notes = run.read_env(), list[str]()
+    if (decoder := native.describe()) != env.get("decoder", decoder):
+        notes.append(
+            f"pictures are decoded by {decoder} now and were by {env['decoder']}: within rounding, not the same"
+        )
+    now, first = device_name(device), env.get("device_name")
+    if first and now != first:
+        notes.append(f"the run computes on {now} now and began on {first}: sums may differ in their last bits")
+    return notes
 
 
 def point_again(run: RunDir, state: TrainState) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from stagewright.errors import CheckpointError, Diverged, RecipeError, StorageEr
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir import checkpoint
-from stagewright.rundir.event_kinds import BadImages, Event, Notice, Started
+from stagewright.rundir.event_kinds import BadImages, Event, Notice, Resumed, Started
 from stagewright.rundir.events import read_events
 from stagewright.rundir.summary import ChosenSummary
 from stagewright.system.signals import EXIT_STOPPED
@@ -154,6 +155,35 @@ def test_saving_more_often_is_no_other_plan(picture_folder: Path, tmp_path: Path
     )
     assert run.path == stopped.path and run.finished
     assert len(list((run.path / "checkpoints").glob("step_*"))) > 3
+
+
+def test_threads_are_set_recorded_and_given_back(picture_folder: Path, tmp_path: Path) -> None:
+    before, found = torch.get_num_threads(), list[int]()
+
+    def threads(count: int | None) -> Execution:
+        return replace(QUIET, threads=count)
+
+    class Threads(StopAtEvaluation):
+        def see(self, event: Event) -> None:
+            found.append(torch.get_num_threads())
+            super().see(event)
+
+    run = small(picture_folder, tmp_path / "run", execution=threads(before + 1), observers=[Threads()])
+    assert set(found) == {before + 1} and torch.get_num_threads() == before
+    assert json.loads((run.path / "env.json").read_text())["device_name"] == f"CPU, {before + 1} threads"
+    sw.resume(run.path, execution=threads(before + 2), observers=[Threads()], say=silent)
+    sw.resume(run.path, execution=threads(before + 1), say=silent)
+    events = [one.event for one in read_events(run.path / "events.jsonl")]
+    assert [one.device_name for one in events if isinstance(one, Started | Resumed)] == [
+        f"CPU, {before + more} threads" for more in (1, 2, 1)
+    ]
+    changed = [one.text for one in events if isinstance(one, Notice) and "last bits" in one.text]
+    assert changed == [
+        f"the run computes on CPU, {before + 2} threads now and began on CPU, {before + 1} threads: sums may differ in their "
+        "last bits"
+    ]
+    with pytest.raises(RecipeError, match="--threads 0"):
+        threads(0)
 
 
 def test_a_checkpoint_of_another_plan_is_refused(finished: sw.Run, picture_folder: Path, tmp_path: Path) -> None:

@@ -54,8 +54,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
 
 
+def resumed(step: int) -> Resumed:
+    return Resumed(step=step, checkpoint=None, rejected=())
+
+
 def write(path: Path, *events: tuple[str, int], resume_step: int | None = None) -> None:
-    log = EventLog(path, resume_step=resume_step)
+    log = EventLog(path, resumed=None if resume_step is None else resumed(resume_step))
     for kind, step in events:
         log.emit(make_event(kind, step=step))
     log.close()
@@ -194,7 +198,7 @@ def test_a_resume_supersedes_what_lies_past_its_step(path: Path) -> None:
 def test_a_resume_says_what_it_resumed_from(path: Path) -> None:
     write(path, ("started", 0))
     rejected = (Rejected(name="step_000009", reason="torn"),)
-    log = EventLog(path, resume_step=4, checkpoint="step_000004", rejected=rejected)
+    log = EventLog(path, resumed=Resumed(step=4, checkpoint="step_000004", rejected=tuple(rejected)))
     log.close()
     event = live_events(path)[-1]
     assert event == Resumed(step=4, time=event.time, checkpoint="step_000004", rejected=rejected)
@@ -213,14 +217,14 @@ def test_what_a_lost_process_wrote_at_the_very_step_of_its_checkpoint_is_not_the
         path.unlink(missing_ok=True)
         write(path, ("stage", 0), ("saved", 5), *already)
         seer = Seer()
-        log = EventLog(path, [seer], resume_step=5)
+        log = EventLog(path, [seer], resumed=resumed(5))
         for kind in ("stage", "bad_image", "saved"):
             log.emit(make_event(kind, step=5))
         log.close()
         assert shared(path) == [("stage", 0), ("stage", 5), ("bad_image", 5)]
         assert seer.kinds == ["resumed", "stage", "bad_image", "saved"]
     write(path, ("stage", 0), resume_step=7)
-    log = EventLog(path, resume_step=7)
+    log = EventLog(path, resumed=resumed(7))
     log.emit(make_event("stage", step=5, name="another"))
     log.close()
     assert len(comparable(live_events(path))) == 4
@@ -457,14 +461,15 @@ def test_rows_of_a_running_file_leave_out_the_unfinished_one(tmp_path: Path) -> 
 RUN = """
 import os, sys
 from pathlib import Path
-from stagewright.rundir.event_kinds import ChosenWeights, EndedEarly, Finished, StageBegun
+from stagewright.rundir.event_kinds import ChosenWeights, EndedEarly, Finished, Resumed, StageBegun
 from stagewright.rundir.events import EventLog
 from stagewright.rundir.step_table import StepLog
 
 folder, first, total, die = Path(sys.argv[1]), *map(int, sys.argv[2:])
 with StepLog(folder / "steps.csv", ["step", "loss"]) as rows:
     rows.truncate_after(first)
-    events = EventLog(folder / "events.jsonl", resume_step=first if (folder / "events.jsonl").exists() else None)
+    again = Resumed(step=first, checkpoint=None, rejected=()) if (folder / "events.jsonl").exists() else None
+    events = EventLog(folder / "events.jsonl", resumed=again)
     for step in range(first, total):
         if step % 4 == 0:
             events.emit(StageBegun(step=step, stage=step // 4, name="a", trainable=1, frozen=0))

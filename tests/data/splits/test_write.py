@@ -217,7 +217,9 @@ def test_a_split_in_data_is_kept(tmp_path: Path) -> None:
     assert "the split that DATA contains (train 12, val 5, test 2) is ignored" in made.notes
     from_table = split(str(table), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "table.csv", anew=True)
     assert contents(read(from_table.tables[0])) == contents(read(made.tables[0]))
-    flat = split(str(root), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "folds.csv", anew=True, links=tmp_path / "l")
+    flat = split(
+        str(root), Data(val=0.2, test=0.0, split_seed=7), out=tmp_path / "folds.csv", anew=True, links=tmp_path / "l"
+    )
     assert contents(read(tmp_path / "l")) == contents(read(flat.tables[0]))
 
 
