@@ -6,12 +6,14 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from stagewright.system.notebook import in_notebook
 from stagewright.system.output import Output, failsafe_stream
-from stagewright.text import visible
+from stagewright.text import folded, visible
 
 
 class Terminal(Console):
@@ -40,6 +42,10 @@ class Terminal(Console):
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Renders ``renderable`` with control codes in its text as escape sequences."""
+        """Renders ``renderable`` with control codes in its text as escape sequences, and no number divided from its unit."""
+        chosen = options or self.options
+        if isinstance(renderable, Text) and not (chosen.no_wrap or renderable.no_wrap):
+            renderable = renderable.copy()
+            renderable.plain = folded(renderable.plain, chosen.max_width, cell_len)
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
