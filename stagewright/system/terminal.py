@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import TextIO
@@ -29,8 +31,13 @@ class Terminal(Console):
     ) -> None:
         stream = stream or sys.stdout
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
+        # Rich takes a terminal that knows no codes for one of 80 columns, and its lines would break anywhere.
+        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and stream.isatty()
+        size = shutil.get_terminal_size() if dumb else None
         super().__init__(
             file=output.styled,
+            width=None if size is None else size.columns,
+            height=None if size is None else size.lines,
             highlight=highlight,
             soft_wrap=soft_wrap,
             markup=False,

@@ -97,9 +97,10 @@ def test_bar_and_eta_stay(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", ["finished", "evaluated", "notice", "interim_finished"])
-def test_no_number_is_divided_from_its_unit(kind: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_no_number_is_divided_from_its_unit(kind: str, term: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TERM", term)
     out = Wide()
     console = Console(300, [("small", 0, 100), ("middle", 100, 200)], file=out)
     text = "reading kept up (1 thread can deliver 4,648 images/s; training waited 0.1 % of its time); " * 3
