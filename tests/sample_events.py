@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from stagewright.rundir.event_kinds import KINDS, AgainstHead, ChosenWeights, Event, Rejected, Result
+from stagewright.rundir.event_kinds import KINDS, AgainstHead, ChosenWeights, Event, Rejected, Result, ScoreRange
 
 TIME = "2026-01-02T03:04:05.678+00:00"
 
@@ -45,6 +45,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "finished": {
         **{"step": 300, "chosen": ChosenWeights(step=200, weights="ema"), "val_top1": 66.1, "test_top1": None},
         "against_head": {"val": AgainstHead(points=1.5, low=-0.5, high=3.4, gained=5, lost=1, images=266)},
+        "ranges": {"val": ScoreRange(images=266, low=60.2, high=71.5)},
         "loading": "reading images kept up",
     },
     "interim_finished": {

@@ -16,9 +16,19 @@ from stagewright.bundle.predictions import CsvWriter, JsonWriter, Prediction
 from stagewright.cli.predictions_view import predictions_view
 from stagewright.data.account import Account
 from stagewright.storage.lines import LineWriter
-from stagewright.system.output import Output
+from stagewright.system.output import Output, tell
 from stagewright.system.terminal import Terminal
-from stagewright.text import done_text, from_table_cell, nearest, path_cell, some, table_cell, visible
+from stagewright.text import (
+    done_text,
+    folded,
+    from_table_cell,
+    nearest,
+    path_cell,
+    score_text,
+    some,
+    table_cell,
+    visible,
+)
 
 HOSTILE = ["\x1b[35mred\x1b[2J", "\x1b]0;owned\x07", "a\x9b31m", "[/b]", "[red]x", "caf\udce9", "a\rb", "\u202egpj.exe"]
 
@@ -171,3 +181,31 @@ def test_how_much_of_a_plan_is_done_is_rounded_down() -> None:
     assert [done_text(step, 1000).split(" of")[0] for step in (0, 9, 10, 999, 1000)] == [
         *("0 %", "under 1 %", "1 %", "99 %", "100 %")
     ]
+
+
+SENTENCE = (
+    "4,648 images/s in 0.1 % of 3 h 20 min, 24.80 % (95 % interval 21.22 to 28.77), 53 img/s; 5 some, a/path/of/parts"
+)
+
+
+@pytest.mark.parametrize("width", range(12, 80))
+def test_no_number_is_divided_from_its_unit(width: int) -> None:
+    lines = folded(SENTENCE, width).split("\n")
+    assert len(folded(SENTENCE, width)) == len(SENTENCE) and " ".join(lines) == SENTENCE
+    assert all(len(line.rstrip()) <= width or " " not in line.strip() or "images/s" in line for line in lines), lines
+    assert not any(line.startswith(("%", "images/s", "img/s", "h ", "min")) for line in lines), lines
+
+
+def test_what_is_said_on_a_terminal_is_folded_and_elsewhere_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    screen, file = Screen(), io.StringIO()
+    tell(SENTENCE, screen)
+    tell(SENTENCE, file)
+    assert max(map(len, screen.getvalue().splitlines())) <= 40 and file.getvalue() == f"{SENTENCE}\n"
+
+
+def test_a_result_has_the_same_words_everywhere() -> None:
+    assert score_text(24.8, "500 test pictures", 21.22, 28.77) == (
+        "top-1 24.80 % on 500 test pictures (95 % interval 21.22 to 28.77)"
+    )
+    assert score_text(24.8, "the test pictures") == "top-1 24.80 % on the test pictures"

@@ -17,7 +17,9 @@ from stagewright.observers.default import default_observers
 from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.plan import Plan
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import RunStopped
+from stagewright.rundir.event_kinds import Finished, InterimFinished, RunStopped
+from stagewright.rundir.event_text import sentence
+from stagewright.rundir.events import read_events
 from stagewright.rundir.logs import set_results_aside
 from stagewright.rundir.summary import Summary, read_summary, write_summary
 from stagewright.storage.files import user_path
@@ -73,9 +75,21 @@ def finished_summary(run: RunDir, say: Say) -> Summary | None:
 
 
 def is_carried_out(run: RunDir, say: Say) -> bool:
-    """Returns whether the run has finished at the end of its plan, so that there is nothing to resume."""
+    """Returns whether the run has finished at the end of its plan, so that there is nothing to resume; says so, and how."""
     summary = finished_summary(run, say)
-    return summary is not None and summary.get("stopped_at") is None
+    if summary is None or summary.get("stopped_at") is not None:
+        return False
+    say(f"{run.root} is finished; there is nothing left to do.")
+    tell_result(run, say)
+    return True
+
+
+def tell_result(run: RunDir, say: Say) -> None:
+    """Says the result of a finished run in the words of the moment when it finished."""
+    events = [one.event for one in read_events(run.events, say)] if run.events.is_file() else []
+    ends = [event for event in events if isinstance(event, Finished | InterimFinished)]
+    for line in (sentence(ends[-1]) or "").splitlines() if ends else []:
+        say(line)
 
 
 def train_and_finish(session: Session, say: Say, arm: Callable[[Session], AfterUpdate | None] | None = None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stagewright.measures.overview import TITLES
 from stagewright.system.notebook import heading, table
-from stagewright.text import ABSENT, counted
+from stagewright.text import ABSENT, counted, score_text
 
 _CLASSES = 40
 """Most classes in the table."""
@@ -17,8 +17,8 @@ _SCORED = {"all": "", "unseen": " not seen in training", "seen": ", all of them 
 def evaluation_html(content: Mapping[str, Any]) -> str:
     """Returns the result of :meth:`stagewright.api.evaluate.EvaluationReport.to_dict` as HTML."""
     low, high = content["top1_interval"]
-    title = f"top-1 {content['top1']:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-    note = f"{content['source']}: {counted(content['images'], 'picture')}{_SCORED[content['scored']]}"
+    title = score_text(content["top1"], counted(content["images"], "picture") + _SCORED[content["scored"]], low, high)
+    note = content["source"]
     measured = [(TITLES[name], *_estimate(content["measures"][name])) for name in TITLES if name != "accuracy"]
     classes = [
         (one["name"], f"{one['images']:,}", f"{one['top1']:.1f}", " to ".join(f"{end:.1f}" for end in one["interval"]))

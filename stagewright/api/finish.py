@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stagewright.api.carry_out import carry_out, finished_summary, own_images, own_manifest, train_and_finish
+from stagewright.api.carry_out import (
+    carry_out,
+    finished_summary,
+    own_images,
+    own_manifest,
+    tell_result,
+    train_and_finish,
+)
 from stagewright.api.run import Run, Say
 from stagewright.plan.execution import Execution
 from stagewright.rundir import checkpoint
@@ -56,6 +63,7 @@ def finish(
             part = done.get("stopped_at") is not None
             how = f"stopped at {done_text(done['step'], plan.total_steps)}" if part else "at the end of its plan"
             say(f"{target.root} is finished already, {how}; its model is {target.bundle}.")
+            tell_result(target, say)
             return Run(target.root)
         if not any(checkpoint.steps(target.checkpoints)):
             raise no_checkpoint(target, ())

@@ -107,7 +107,6 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         if old is not None and earlier is not None and earlier.digest == plan.digest:
             run = old
             if is_carried_out(run, say):
-                say(f"{run.root} is finished; there is nothing left to do.")
                 return Run(run.root)
         else:
             run = holding.enter_context(new_directory(plan, out, old, say))
@@ -190,7 +189,6 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         if from_start and (kept := set_record_aside(target)) is not None:
             say(f"The old record of {target.root} is now in {kept}; the run starts at step 0.")
         if is_carried_out(target, say):
-            say(f"{target.root} is finished; there is nothing left to do.")
             return Run(target.root)
         manifest, images, notes = own_images(target, manifest, data, everything=verify, quiet=execution.quiet)
         notes = [*changed_code(plan.recipe, target.read_env()), *notes]

@@ -1,24 +1,46 @@
-"""The door through which all arguments of the command line come: nothing empty, nothing twice, no number without a value."""
+"""The door of all arguments: nothing empty, nothing twice, no number without a value. Its help cuts no sentence."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from stagewright.errors import RecipeError
 
 
 class StrictTyper(typer.Typer):
-    """A group of commands that are all :class:`_StrictCommand`."""
+    """A group of commands that are all :class:`_StrictCommand`, and are listed with whole sentences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=_ListingGroup, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Returns a decorator that adds a function as a command; arguments as for ``typer.Typer.command``."""
         return super().command(name, cls=_StrictCommand, **options)
+
+
+class _ListingGroup(TyperGroup):
+    """A group whose help has the first sentence of each command's help, folded where it is longer than a line, and not cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the names of the commands with their first sentences."""
+        shown = {name: self.commands[name] for name in self.list_commands(ctx) if not self.commands[name].hidden}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _first_sentence(one.help or "")) for name, one in shown.items()])
+
+
+def _first_sentence(text: str) -> str:
+    """Returns the first sentence of a docstring on one line, up to its full stop, semicolon or colon."""
+    return _END.split(" ".join(text.split()), maxsplit=1)[0].rstrip(".") + "."
+
+
+_END = re.compile(r"[.;:] ")
 
 
 class _StrictCommand(TyperCommand):
@@ -27,6 +49,8 @@ class _StrictCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses ``args`` as click does; RecipeError for arguments that are empty, repeated or not finite."""
+        if ctx.resilient_parsing:  # the shell asks how an unfinished line goes on
+            return super().parse_args(ctx, args)
         _refuse_empty(ctx, args)
         _, _, given = self.make_parser(ctx).parse_args([*args])
         for parameter, times in Counter(given).items():

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from stagewright.plan.cost import Costs, Forecast, Pace, StageCost, forecast, noise_warning, pace, pace_sentence
 from stagewright.plan.plan import Plan, StagePlan
+from stagewright.system.tables import FittingTable
 from stagewright.text import ABSENT, count_text, number_text, percent_text, span_text
 
 
 def cost_view(plan: Plan, costs: Costs, price: float | None = None) -> RenderableType:
-    """Returns a rich table with one row per stage, and sentences below it; fits into 80 columns."""
+    """Returns a rich table with one row per stage, and sentences below it."""
     expected = forecast(plan, costs)
-    table = Table(
-        title=f"On this machine: {span_text(expected.total_seconds)}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = FittingTable(Text(f"On this machine: {span_text(expected.total_seconds)}"))
     table.add_column("stage", no_wrap=True)
     for name in ("time", "step", "compute", "load", "img/s", "GB", "GB eval"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -29,6 +29,7 @@ from stagewright.cli.options import (
 )
 from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import STDOUT, user_path, write_for_user
+from stagewright.system.output import tell
 
 data_app = StrictTyper(
     help="Inspect a data set, split it, pack it, look at its batches, measure how fast it can be read.",
@@ -189,7 +190,7 @@ def pack(
             workers=workers or _cores(),
             overwrite=overwrite,
             progress=progress,
-            say=None if as_json or quiet else print,
+            say=None if as_json or quiet else tell,
         )
     if as_json:
         names = ("records", "bytes", "seconds", "excluded", "original_bytes", "made")
@@ -197,7 +198,7 @@ def pack(
         print(json.dumps({**content, "account": made.account.to_dict()}, indent=1))
         return
     room = f"{made.bytes / 1e6:,.1f} MB from {made.original_bytes / 1e6:,.1f} MB"
-    print(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
+    tell(f"{folder}: {count_text(made.records, 'picture')}, {room}, {seconds_text(made.seconds)}")
     show_account(made.account)
     print(f"Train  stagewright train {folder}")
 
@@ -278,7 +279,7 @@ def bench(
     from stagewright.system.terminal import Terminal
 
     refuse_alone("--device", device != "auto" and model is None, "--model")
-    say = (lambda text: None) if as_json or quiet else (lambda text: print(text, file=sys.stderr))
+    say = (lambda text: None) if as_json or quiet else (lambda text: tell(text, sys.stderr))
     with ProgressLine("looking at the pictures", "measuring", quiet=quiet) as progress:
         found = measure(
             data,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -16,6 +15,7 @@ from stagewright.data.inspect.evidence import Finding, Severity
 from stagewright.data.inspect.inspect import Inspection
 from stagewright.data.manifest import SPLITS
 from stagewright.data.splits.summary import SplitSummary
+from stagewright.system.tables import FittingTable
 from stagewright.text import counted, printable, seconds_text, shortened
 
 _SHOWN_CLASSES, _SHOWN_FILES = 14, 3
@@ -56,9 +56,10 @@ def _class_table(inspection: Inspection) -> Table:
     """Returns a table of images by class and split; of many classes, only the largest ones and the four smallest."""
     rows = inspection.class_rows()
     names = [name for name in (*SPLITS, "undecided", "unreadable") if any(counts[name] for _, counts in rows)]
-    table = Table("class", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = FittingTable()
+    table.add_column("class")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     hidden = len(rows) - _SHOWN_CLASSES
     for at, (label, counts) in enumerate(rows):
         if hidden > 0 and _SHOWN_CLASSES - 4 <= at < len(rows) - 4:
@@ -86,7 +87,7 @@ def _file_lines(inspection: Inspection, finding: Finding, width: int) -> list[st
 
 
 def print_split(summary: SplitSummary, console: Console) -> None:
-    """Prints ``summary``: a table of classes and parts, the notes, and the files that were written. Fits 80 columns."""
+    """Prints ``summary``: a table of classes and parts, the notes, and the files that were written."""
     pictures, classes = counted(int(summary.pictures.sum()), "picture"), counted(len(summary.classes), "class")
     how = f"{summary.num_folds} folds" if summary.num_folds else "split"
     console.print(Text(f"{printable(summary.source)}: {pictures}, {classes}, {how}, seed {summary.seed}", style="bold"))
@@ -107,9 +108,9 @@ def print_split(summary: SplitSummary, console: Console) -> None:
 
 
 def _split_table(summary: SplitSummary) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = FittingTable()
     columns = _part_columns(summary)
-    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("class")
     for name in ("pictures", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     sizes = summary.pictures.sum(0)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from stagewright.cli.completion import run_directories
 from stagewright.cli.options import AsJson, Device, Quiet, Workers, refuse_alone
 
 _Map = Annotated[
@@ -62,7 +63,9 @@ def evaluate(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN", help="A run directory, e.g. runs/quick-1; with --weights there is none, only DATA."
+            metavar="RUN",
+            autocompletion=run_directories,
+            help="A run directory, e.g. runs/quick-1; with --weights there is none, only DATA.",
         ),
     ] = None,
     data: Annotated[

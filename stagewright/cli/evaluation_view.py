@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from stagewright.measures.overview import TITLES
-from stagewright.text import ABSENT, counted, printable
+from stagewright.system.tables import FittingTable
+from stagewright.text import ABSENT, counted, printable, score_text
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.evaluate import EvaluationReport, Share
@@ -43,8 +43,8 @@ def _headline(report: EvaluationReport) -> str:
     top5 = f", top-5 {result.top5:.2f} %" if result.top5 is not None else ""
     which = {"all": "", "unseen": " not seen in training", "seen": ", all of them seen in training"}[report.scored]
     return (
-        f"{report.source}: top-1 {result.top1:.2f} % on {counted(result.images, 'picture')}{which} "
-        f"(95 % interval {low:.2f} to {high:.2f}){top5}, loss {result.loss:.4f}"
+        f"{report.source}: {score_text(result.top1, counted(result.images, 'picture') + which, low, high)}"
+        f"{top5}, loss {result.loss:.4f}"
         + (f", {report.account.num_unreadable:,} unreadable" if report.account.num_unreadable else "")
     )
 
@@ -55,14 +55,12 @@ def _seen(report: EvaluationReport) -> list[str]:
     if seen is None:
         return []
     same, near = int(report.seen.same.sum()), int(report.seen.near.sum())
-    kinds = [f"{same:,} the same" * bool(same), f"{near:,} nearly the same" * bool(near)]
+    kinds = " and ".join(filter(None, (f"{same:,} the same" * bool(same), f"{near:,} nearly the same" * bool(near))))
     low, high = seen.interval
-    what = f"{counted(seen.images, 'picture')} seen in training ({', '.join(filter(None, kinds))})"
+    what = f"{counted(seen.images, 'picture')} seen in training, {kinds}"
     if report.scored == "seen":
         return [f"All {what}: the accuracy says nothing about new pictures."]
-    return [
-        f"Apart, {what}: top-1 {seen.top1:.2f} % ({low:.2f} to {high:.2f}); all together {report.result.top1:.2f} %"
-    ]
+    return [f"Apart, {score_text(seen.top1, what, low, high)}; all together {report.result.top1:.2f} %"]
 
 
 def _point(report: EvaluationReport) -> list[RenderableType]:
@@ -73,7 +71,7 @@ def _point(report: EvaluationReport) -> list[RenderableType]:
     parts = [("answered", found.answered), ("right of those", found.accuracy)]
     for name, (precision, recall) in found.classes.items():
         parts += [(f"precision of {printable(name)}", precision), (f"recall of {printable(name)}", recall)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittingTable()
     table.add_column("at the operating point")
     for name in ("%", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -85,10 +83,10 @@ def _point(report: EvaluationReport) -> list[RenderableType]:
 
 def _measures(found: Overview) -> Table:
     """Returns a table of the measures over all classes that are defined."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittingTable()
     table.add_column("measure")
     for name in ("value", "95 % interval"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in _SHOWN:
         one = found.means[name]
         if one.value is not None:
@@ -106,7 +104,7 @@ def _table(title: str, shares: Sequence[Share]) -> Table:
     if len(shares) > _LISTED:
         title = f"{title} (the {_LISTED} worst of {len(shares)})"
         shares = sorted(shares, key=lambda one: one.top1)[:_LISTED]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittingTable()
     table.add_column(title)
     kinds = [name for name in _OF_CLASS if any(getattr(one, name).value is not None for one in shares)]
     accuracy = "recall %" if kinds else "top-1 %"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stagewright.system.tables import FittingTable
 from stagewright.text import number_text
 
 if TYPE_CHECKING:  # torch comes with it
@@ -27,10 +27,10 @@ def checks_view(checks: Sequence[Check]) -> RenderableType:
 
 def benchmark_view(found: Benchmark) -> RenderableType:
     """Returns a table of the loaders, the time per image, and the summary."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = FittingTable()
     table.add_column("way")
     for name in ("size", "threads", "prefetch", "images/s", "x torchvision", "KB each"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     bases = {rate.image_size: rate.images_per_second for rate in found.rates if rate.what == "torchvision"}
     for rate in sorted(found.rates, key=lambda rate: -rate.image_size):
         base = bases.get(rate.image_size)

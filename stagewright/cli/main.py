@@ -18,6 +18,7 @@ import typer
 
 from stagewright.cli import evaluate, finish, plan, predict, runs
 from stagewright.cli.arguments import StrictTyper
+from stagewright.cli.completion import recipe_names, run_directories
 from stagewright.cli.data import data_app
 from stagewright.cli.options import (
     PROBE_SECONDS,
@@ -51,7 +52,7 @@ from stagewright.cli.options import (
 from stagewright.cli.outcome import close
 from stagewright.errors import Cancelled, StagewrightError, Stopped
 from stagewright.storage.files import user_path
-from stagewright.system.output import guarded, make_output_optional
+from stagewright.system.output import guarded, make_output_optional, tell
 from stagewright.system.signals import EXIT_STOPPED, CommandSignals
 from stagewright.system.surroundings import as_storage_error
 
@@ -60,9 +61,27 @@ app = StrictTyper(
     help="Trains image classifiers in stages: planned before it runs, exactly resumable, honest about what came out.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    """Prints the versions of stagewright, torch and Python, and ends."""
+    if wanted:
+        from stagewright.bundle.versions import library_versions
+
+        found = library_versions()
+        print(f"stagewright {found['stagewright']}, torch {found['torch']}, Python {found['python']}")
+        raise typer.Exit
+
+
+@app.callback()
+def stagewright(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """The options without a command; their callbacks do the work."""
 
 
 @app.command()
@@ -184,7 +203,9 @@ def resume(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(parser=user_path, help="Run directories.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=user_path, autocompletion=run_directories, help="Run directories.")
+    ],
     each: Annotated[
         bool, typer.Option("--each", help="Of several runs: write the page of each, as of a single one.")
     ] = False,
@@ -241,7 +262,9 @@ def recipes_list(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="A recipe's name or file.")]) -> None:
+def recipes_show(
+    name: Annotated[str, typer.Argument(autocompletion=recipe_names, help="A recipe's name or file.")],
+) -> None:
     """Print a recipe's YAML, with its source and expected results."""
     from stagewright.recipe import auto, recipes
 
@@ -352,7 +375,7 @@ def _run() -> int:
 
 def _exit_code() -> int:
     try:
-        app()
+        app(prog_name="stagewright")
     except SystemExit as end:  # typer ends with it
         if end.code == _INTERRUPTED:  # typer has turned a KeyboardInterrupt into it: a second Ctrl-C in a training
             return _say("interrupted", _INTERRUPTED)
@@ -361,8 +384,8 @@ def _exit_code() -> int:
 
 
 def _say(text: str, code: int) -> int:
-    """Prints ``text`` to standard error; returns ``code``."""
-    print(text, file=sys.stderr)
+    """Tells ``text`` on standard error; returns ``code``."""
+    tell(text, sys.stderr)
     return code
 
 

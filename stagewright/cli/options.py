@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stagewright.cli.completion import recipe_fields, recipe_names, run_directories
 from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import user_path
+from stagewright.system.output import tell
 
 if TYPE_CHECKING:
     from stagewright.data.account import Account
@@ -19,12 +21,20 @@ Data = Annotated[
         help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(parser=user_path, help="A run directory, e.g. runs/quick-1.")]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="A shipped recipe's name, or a YAML file.")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(parser=user_path, autocompletion=run_directories, help="A run directory, e.g. runs/quick-1."),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", "-r", autocompletion=recipe_names, help="A shipped recipe's name, or a YAML file."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Override a recipe field, e.g. optimizer.weight_decay=0.05 or stages.0.epochs=3ep; repeatable."
+        "--set",
+        autocompletion=recipe_fields,
+        help="Override a recipe field, e.g. optimizer.weight_decay=0.05 or stages.0.epochs=3ep; repeatable.",
     ),
 ]
 Model = Annotated[
@@ -119,9 +129,9 @@ def refuse_alone(flag: str, given: bool, other: str) -> None:
 def show_account(account: Account) -> None:
     """Prints what was left out and what could not be read."""
     for line in account.lines():
-        print(line)
+        tell(line)
 
 
 def speaker(quiet: bool) -> Any:
-    """Returns ``print`` for the messages of the set-up, or a function that does nothing if ``quiet``."""
-    return (lambda text: None) if quiet else print
+    """Returns :func:`tell` for the messages of the set-up, or a function that does nothing if ``quiet``."""
+    return (lambda text: None) if quiet else tell

@@ -1,4 +1,4 @@
-"""The last lines of the commands that carry out a run: how it ended, and what to do next."""
+"""The last lines of the commands that carry out a run: what to do next."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from stagewright.system.signals import EXIT_STOPPED
-from stagewright.text import done_text
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.run import Run
 
 
 def close(run: Run, quiet: bool, command: str = "resume") -> None:
-    """Prints the result of a run and the next commands; exits with code 75 if it was stopped, which ``command`` continues."""
+    """Prints the next commands of a run, whose result its console has told; exits with code 75 if it was stopped, which
+    ``command`` continues."""
     if not run.finished:
         print(f"Stopped and saved. Continue with:  stagewright {command} {run.path}", file=sys.stderr)
         if command == "resume":
@@ -24,14 +24,8 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
     if quiet:
         return
     summary = run.summary
-    scores = ", ".join(f"{split} {value:.2f} %" for split, value in summary["top1"].items() if value is not None)
-    scores = scores or "not measured: no validation or test pictures"
-    chosen = summary["chosen"]
-    if chosen is not None:
-        print(f"Top-1 {scores}  ({chosen['weights']} weights of step {chosen['step']:,})")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
     print(f"Predict  stagewright predict {run.path} IMAGES...")
     if summary.get("stopped_at") is not None:
         print(f"Go on    stagewright resume {run.path}")
-        print(f"Stopped at {done_text(summary['step'], summary['total_steps'])}.")

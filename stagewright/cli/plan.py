@@ -120,7 +120,7 @@ def resume_check(
     from stagewright.api.resume_check import check
 
     chosen = recipe_request(recipe, overrides, model, seed=seed)
-    if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=print):
+    if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=speaker(False)):
         raise typer.Exit(1)
 
 

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from stagewright.plan.lr_curve import MEANING, RangeTest, Suggestions, lr_text
 from stagewright.plan.plan import Plan, StagePlan, stage_ends
+from stagewright.system.tables import FittingTable
 from stagewright.text import ABSENT
 
 
 def plan_view(plan: Plan) -> RenderableType:
-    """Returns a rich table with one row per stage, and sentences below it; fits into 80 columns."""
+    """Returns a rich table with one row per stage, and sentences below it."""
     title = f"Plan {plan.digest[:12]}: recipe {plan.recipe.name}, model {plan.recipe.model.name}"
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = FittingTable(Text(title))
     table.add_column("stage", no_wrap=True)
-    for name in ("steps", "epochs", "pictures", "px", "batch", "LR first", "peak", "last"):
+    for name in ("steps", "epochs", "pictures", "px", "batch", "LR first", "LR peak", "LR last"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
         table.add_row(*map(Text, _cells(stage)))
@@ -35,7 +27,7 @@ def plan_view(plan: Plan) -> RenderableType:
 
 def lr_view(test: RangeTest, found: Suggestions, folder: Path) -> RenderableType:
     """Returns a table of the learning rates that a range test suggests, and sentences on how to use them."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = FittingTable()
     table.add_column("suggestion", no_wrap=True)
     table.add_column("LR", justify="right", no_wrap=True)
     table.add_column("what it is")

@@ -11,6 +11,7 @@ import typer
 
 from stagewright.cli.options import AsJson, Device, Quiet, RunPath
 from stagewright.storage.files import STDOUT
+from stagewright.system.output import tell
 
 if TYPE_CHECKING:
     from stagewright.bundle.inputs import Inputs
@@ -65,22 +66,28 @@ def predict(
     if as_json and csv == STDOUT:
         raise StorageError("--csv - with --json", "one of them on standard output", "leave one out, or name a file")
     shown = (as_json or csv == STDOUT) and sys.stdout.isatty()  # the answers themselves show the progress
-    with ProgressLine("predicting", quiet=quiet or shown) as progress:
-        bundle = load_bundle(run, device=str(choose_device(device)))
-        inputs, max_pixels = find_pictures(bundle, images, overrides or ())
-        total = len(inputs.paths)
-        point = OperatingPoint() if most_probable else bundle.spec.operating
-        point = point.changed(_thresholds(threshold or ()), min_confidence).checked(bundle.classes)
-        with ExitStack() as open_files:
-            answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs, point, open_files)
-            with keeps(lambda: answers.kept(total)):
-                try:
-                    for prediction in bundle.predict(inputs, batch_size, top, max_pixels, point):
-                        with whole():  # else one more could be written than is counted
-                            answers.add(prediction)
-                        progress(answers.count, total)
-                finally:
-                    answers.close()
+    answers: _Answers | None = None
+    try:
+        with ProgressLine("predicting", quiet=quiet or shown) as progress:
+            bundle = load_bundle(run, device=str(choose_device(device)))
+            inputs, max_pixels = find_pictures(bundle, images, overrides or ())
+            total = len(inputs.paths)
+            point = OperatingPoint() if most_probable else bundle.spec.operating
+            point = point.changed(_thresholds(threshold or ()), min_confidence).checked(bundle.classes)
+            with ExitStack() as open_files:
+                answers = _Answers(csv, as_json, min(top, len(bundle.classes)), inputs, point, open_files)
+                with keeps(lambda: answers.kept(total)):
+                    try:
+                        for prediction in bundle.predict(inputs, batch_size, top, max_pixels, point):
+                            with whole():  # else one more could be written than is counted
+                                answers.add(prediction)
+                            progress(answers.count, total)
+                    finally:
+                        answers.close()
+    finally:
+        if answers is not None:
+            answers.show_table()  # only now, because the line of progress is drawn over what is printed meanwhile
+    assert answers is not None
     answers.show()
     if len(answers.failed) == total:
         raise typer.Exit(2)
@@ -151,6 +158,9 @@ class _Answers:
         self.account = Account(self.count - len(self.failed), self.inputs.left_out, by_reason(self.failed))
         if self.json is not None:
             self.json.close(self.account)
+
+    def show_table(self) -> None:
+        """Prints the table of the answers that are there, also after an interruption."""
         if self.table:
             from stagewright.cli.predictions_view import predictions_view
             from stagewright.system.terminal import Terminal
@@ -160,12 +170,12 @@ class _Answers:
     def show(self) -> None:
         """Says on standard error how tables were read, what was left out and what could not be read."""
         for line in (*self.inputs.notes, *self.point.lines(), *self.account.lines()):
-            print(line, file=sys.stderr)
+            tell(line, sys.stderr)
         if self.point:
-            print(f"no answer for {self.unanswered:,} of {self.account.read:,} pictures", file=sys.stderr)
+            tell(f"no answer for {self.unanswered:,} of {self.account.read:,} pictures", sys.stderr)
         if self.failed:
             where = f"no prediction for {len(self.failed):,} of {self.count:,} pictures"
-            print(f"{where}; the error of each is in the output", file=sys.stderr)
+            tell(f"{where}; the error of each is in the output", sys.stderr)
 
     def kept(self, total: int) -> str:
         place = "printed" if self.place is None or self.place == STDOUT else f"in {self.place}"

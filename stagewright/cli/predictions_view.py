@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from stagewright.bundle.predictions import Prediction
+from stagewright.system.tables import FittingTable
 from stagewright.text import printable
 
 
@@ -22,10 +21,10 @@ def predictions_view(predictions: Sequence[Prediction]) -> RenderableType:
     folders = {os.path.dirname(prediction.path) for prediction in predictions}
     shared = os.path.commonpath(folders) if len(predictions) > 1 and all(folders) and _comparable(folders) else ""
     title = Text(printable(f"in {shared}")) if shared else None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="dim")
-    table.add_column("picture", overflow="fold")
+    table = FittingTable(title, title_style="dim")
+    table.add_column("picture")
     table.add_column("class")
-    table.add_column("probability", justify="right")
+    table.add_column("probability", justify="right", no_wrap=True)
     table.add_column("next")
     for prediction in predictions:
         path = Text(printable(os.path.relpath(prediction.path, shared) if shared else prediction.path))

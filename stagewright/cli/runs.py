@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from stagewright.cli.completion import run_directories
 from stagewright.cli.options import AsJson, RunPath
 from stagewright.storage.files import user_path
 
@@ -54,7 +55,9 @@ def runs(
 
 def diff(
     one: RunPath,
-    other: Annotated[Path, typer.Argument(parser=user_path, help="The run that is compared with it.")],
+    other: Annotated[
+        Path, typer.Argument(parser=user_path, autocompletion=run_directories, help="The run that is compared with it.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show in what two runs differ: recipe, data, versions, and results on the same pictures."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +14,7 @@ from rich.text import Text
 from stagewright.recipe.differences import value_text
 from stagewright.report.results import SPLIT_NAMES, Score
 from stagewright.report.runs import RunRow, Runs
+from stagewright.system.tables import FittingTable
 from stagewright.text import ABSENT, compact, count_text, printable
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def runs_view(listed: Runs, every: int, folder: Path) -> RenderableType:
         "on": [row.split or ABSENT for row in listed],
     }
     common = {name: cells[0] for name, cells in columns.items() if len(listed) > 1 and len(set(cells)) == 1}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("name", overflow="fold", min_width=8)
+    table = FittingTable()
+    table.add_column("name", overflow="fold")
     table.add_column("status", no_wrap=True)
     shown = [name for name in columns if name not in common]
     for name in shown:
@@ -98,7 +98,7 @@ def difference_view(found: Difference) -> RenderableType:
 
 
 def _different(title: str, rows: Sequence[Different]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = FittingTable()
     for name in (title, "A", "B"):
         table.add_column(name, overflow="fold")
     for row in rows:

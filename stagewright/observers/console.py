@@ -10,12 +10,15 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from stagewright.rundir.event_kinds import Evaluating, Event, MemoryUse, Notice, Progress
+from stagewright.observers.epoch_table import EpochTable, loss_text
+from stagewright.rundir.event_kinds import Evaluated, Evaluating, Event, MemoryUse, Notice, Progress
 from stagewright.rundir.event_text import sentence
 from stagewright.system.notebook import NotebookLine, in_notebook
 from stagewright.system.terminal import Terminal
 from stagewright.text import number_text, percent_text, seconds_text
 
+_BAR = 14
+"""Characters of the bar."""
 _PLAIN_SECONDS = 30.0
 _NOTEBOOK_SECONDS = 0.5
 """Each update of a notebook's line is a message that its page must draw."""
@@ -46,6 +49,8 @@ class Console:
         self._live: RichProgress | None = None
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()
+        self._epochs = EpochTable()
+        self._eta: float | None = None
         self._notebook = NotebookLine() if file is None and in_notebook() else None
 
     def see(self, event: Event) -> None:
@@ -53,8 +58,10 @@ class Console:
             return
         if isinstance(event, Progress | Evaluating):
             self._show(event)
+        elif isinstance(event, Evaluated):
+            self._say("\n".join(self._epochs.lines(event, self._width)), no_wrap=True)
         elif is_shown(event) and (text := sentence(event)) is not None:
-            self._console.print(Text(text, style=_STYLES.get(event.kind, "")))
+            self._say(text, _STYLES.get(event.kind, ""))
 
     def close(self) -> None:
         if self._live is not None:
@@ -63,8 +70,21 @@ class Console:
         if self._notebook is not None:
             self._notebook.close()
 
+    @property
+    def _width(self) -> int | None:
+        """Characters of a line of the terminal; None for a file and a notebook, whose lines are as long as they are."""
+        return self._console.width if self._console.is_terminal else None
+
+    def _say(self, text: str, style: str = "", *, no_wrap: bool = False) -> None:
+        """Prints lasting lines; on a terminal they are folded at blanks, no number is divided from its unit."""
+        self._console.print(Text(text, style=style), soft_wrap=no_wrap or self._width is None)
+
     def _show(self, event: Progress | Evaluating) -> None:
-        text = self.progress_text(event) if isinstance(event, Progress) else self.evaluating_text(event)
+        if isinstance(event, Progress):
+            self._eta = event.eta_seconds
+        live = self._notebook is None and self._width is not None
+        room = self._console.width - _BAR - 1 if live else None
+        text = self.progress_text(event, room) if isinstance(event, Progress) else self.evaluating_text(event, room)
         if self._notebook is not None:
             if event.step >= self.total_steps or time.monotonic() - self._plain_at > _NOTEBOOK_SECONDS:
                 self._plain_at = time.monotonic()
@@ -76,31 +96,55 @@ class Console:
                 self._console.print(text)
             return
         if self._live is None:
-            columns = (BarColumn(bar_width=16), TextColumn("{task.description}", markup=False))
+            columns = (BarColumn(bar_width=_BAR), TextColumn("{task.description}", markup=False))
             self._live = RichProgress(*columns, console=self._console, transient=True)
             self._task = self._live.add_task("", total=self.total_steps)
             self._live.start()
         assert self._task is not None
         self._live.update(self._task, completed=event.step, description=text)
 
-    def progress_text(self, event: Progress) -> str:
-        """``stage 2/3 middle · step 1,234/5,000 · loss 1.23 · top-1 71.2 % · 1,234 img/s · 3.2 GB · LR 0.0123 · ETA 12 min``"""
-        parts = [
-            f"stage {event.stage + 1}/{len(self.stages)} {self.stages[event.stage][0]}",
-            f"step {event.step:,}/{self.total_steps:,}",
-            f"loss {event.loss:.3f}",
-            f"top-1 {percent_text(event.top1)}",
-            f"{number_text(event.images_per_second)} img/s" if event.images_per_second else "",
-            f"{event.memory_gb:.1f} GB",
-            f"LR {event.lr:.3g}",
-            f"ETA {seconds_text(event.eta_seconds)}" if event.eta_seconds is not None else "",
-        ]
-        return " · ".join(part for part in parts if part)
+    def progress_text(self, event: Progress, room: int | None = None) -> str:
+        """``stage 2/3 middle · step 1,234/5,000 · loss 1.23 · top-1 71.2 % · 1,234 img/s · 3.2 GB · LR 0.0123 · ETA 12 min``; in
+        ``room`` characters as many of these as fit, step and ETA always."""
+        return _joined(
+            [
+                (3, f"stage {event.stage + 1}/{len(self.stages)} {self.stages[event.stage][0]}"),
+                (0, f"step {event.step:,}/{self.total_steps:,}"),
+                (1, f"loss {loss_text(event.loss)}"),
+                (4, f"top-1 {percent_text(event.top1)}"),
+                (2, f"{number_text(event.images_per_second)} img/s" if event.images_per_second else ""),
+                (6, f"{event.memory_gb:.1f} GB"),
+                (5, f"LR {event.lr:.3g}"),
+                (0, f"ETA {seconds_text(event.eta_seconds)}" if event.eta_seconds is not None else ""),
+            ],
+            room,
+        )
 
-    def evaluating_text(self, event: Evaluating) -> str:
-        """``evaluating · step 1,234/5,000 · 640 of 1,000 pictures``"""
-        done = f"{event.done:,} of {event.total:,} pictures"
-        return f"evaluating · step {event.step:,}/{self.total_steps:,} · {done}"
+    def evaluating_text(self, event: Evaluating, room: int | None = None) -> str:
+        """``evaluating · step 1,234/5,000 · 640 of 1,000 pictures · ETA 12 min``, the ETA as before the evaluation."""
+        return _joined(
+            [
+                (0, "evaluating"),
+                (1, f"step {event.step:,}/{self.total_steps:,}"),
+                (
+                    0,
+                    f"{event.done:,} of {event.total:,} pictures"
+                    if room is None or room > 55
+                    else f"{event.done:,}/{event.total:,}",
+                ),
+                (0, f"ETA {seconds_text(self._eta)}" if self._eta else ""),
+            ],
+            room,
+        )
+
+
+def _joined(parts: list[tuple[int, str]], room: int | None) -> str:
+    """Returns the texts of ``parts`` in one line. While it has more than ``room`` characters, the one with the largest number
+    before it is left out; those with 0 never are."""
+    kept = [part for part in parts if part[1]]
+    while room is not None and any(rank for rank, _ in kept) and len(" · ".join(text for _, text in kept)) > room:
+        kept.remove(max(kept, key=lambda part: part[0]))
+    return " · ".join(text for _, text in kept)
 
 
 def is_shown(event: Event) -> bool:

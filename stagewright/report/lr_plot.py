@@ -50,7 +50,10 @@ def _limit(axes: Axes, test: RangeTest) -> None:
     if not len(losses):
         return
     head = max(3, len(losses) // 2)
-    high = max(float(losses[:head].max()), float(np.median(smoothed[:head])))
+    middle = float(np.median(losses[:head]))
+    high = max(
+        min(float(losses[:head].max()), 1.5 * middle), middle
+    )  # a first step that explodes must not set the scale
     low = min(float(losses.min()), float(smoothed.min()))
     margin = 0.08 * (high - low) or 0.1
     # Show the beginning of the rise, up to a quarter of the fall.

@@ -111,7 +111,7 @@ def _evaluations(records: Sequence[RunRecord], axis: _Axis, key: str, title: str
     found = np.concatenate(shown)
     found = found[np.isfinite(found)]
     if key == "loss":
-        limit_loss(axes, found)
+        limit_loss(axes, found, max(len(record.classes) for record in records))
         axes.set_ylabel("cross-entropy (nats)")
     elif len(found):
         low, high = float(found.min()), float(found.max())

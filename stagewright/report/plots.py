@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.report import curve_plots, mistakes, theme
@@ -149,7 +149,7 @@ def _loss(record: RunRecord, along: _Along) -> Figure:
     figure, axes = _frame(record, along, "Loss", panels=1)
     shown = _curves(record, along, axes[0], "loss")
     axes[0].set_ylabel("cross-entropy (nats)")
-    limit_loss(axes[0], shown)
+    limit_loss(axes[0], shown, len(record.classes))
     _finish(record, along, figure, axes, best_key="loss")
     return figure
 
@@ -187,15 +187,34 @@ def _curves(record: RunRecord, along: _Along, axes: Axes, key: str) -> Series:
     return joined[np.isfinite(joined)]
 
 
-def limit_loss(axes: Axes, shown: Series) -> None:
-    """Sets the loss axis to show the curves, without values above three times their 90 % quantile; a note states the cut."""
+def limit_loss(axes: Axes, shown: Series, num_classes: int) -> None:
+    """Sets the loss axis to the range in which the curves ``shown`` are read: up to a little above the loss of a guess among
+    ``num_classes``, or twice the median if that is more. What is above, as a first step that explodes, is cut off, and a note
+    says how high it goes. Where the loss falls to less than a hundredth of that, the axis is logarithmic."""
     if not len(shown):
         return
     low, high = float(shown.min()), float(shown.max())
-    cap = 3.0 * float(np.quantile(shown, 0.9))
-    if high > cap > 0:
-        axes.text(0.99, 0.97, f"up to {high:.3g}, cut off", transform=axes.transAxes, ha="right", va="top", size=7.5)
-        high = cap
+    ceiling = max(1.3 * float(np.log(max(num_classes, 2))), 2.0 * float(np.median(shown)))
+    if high > ceiling > low:
+        axes.text(
+            0.99,
+            0.97,
+            f"up to {high:,.4g}, cut off",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            size=7.5,
+            bbox={"facecolor": theme.PAPER, "edgecolor": "none", "pad": 1.5},
+            zorder=7,
+        )
+        high = ceiling
+    if 0 < low < high / 100:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.2, high * 1.2)
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, at: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin if low < margin else max(0.0, low - margin), high + margin)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
-from stagewright.rundir.event_parts import AgainstHead, ChosenWeights
+from stagewright.rundir.event_parts import AgainstHead, ChosenWeights, ScoreRange
 
 CLOCK: Mapping[str, object] = {"clock": True}
 """Marks a field that depends on the time or on the machine. It is written within ``clock``, unless it is None or False."""
@@ -308,6 +308,8 @@ class Finished(Event):
     """Their top-1 on the test split, in percent; None without test images."""
     against_head: Mapping[str, AgainstHead] | None = None
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
+    ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)
+    """By split, the numbers of images and the 95 % intervals of the top-1; None in runs of earlier versions."""
     loading: str | None = field(default=None, metadata=CLOCK)
     """Whether reading images held the training up, in words."""
 
@@ -330,6 +332,8 @@ class InterimFinished(Event):
     """Their top-1 on the test split, in percent; None without test images."""
     against_head: Mapping[str, AgainstHead] | None = None
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
+    ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)
+    """By split, the numbers of images and the 95 % intervals of the top-1; None in runs of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

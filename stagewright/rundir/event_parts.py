@@ -16,6 +16,18 @@ class ChosenWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreRange:
+    """How sure the top-1 of the chosen weights on a split is."""
+
+    images: int
+    """Images that could be read."""
+    low: float
+    """Lower end of its 95 % interval in percent: Wilson's, or over groups where the data set has them."""
+    high: float
+    """Upper end of that interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AgainstHead:
     """Top-1 of the chosen weights minus that of the head alone, on the same images of a split."""
 

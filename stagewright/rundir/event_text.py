@@ -24,7 +24,7 @@ from stagewright.rundir.event_kinds import (
     Started,
     Suspected,
 )
-from stagewright.text import done_text, number_text, percent_text, seconds_text
+from stagewright.text import count_text, done_text, number_text, percent_text, score_text, seconds_text
 
 
 @singledispatch
@@ -99,18 +99,18 @@ def _interim_finished(event: InterimFinished) -> str:
 
 def _outcome(how: str, event: Finished | InterimFinished) -> list[str]:
     """Returns lines about the weights that became the model, what they score, and how they differ from the head alone."""
-    scores = ", ".join(
-        f"{split} {percent_text(top1, 2)}"
-        for split, top1 in (("val", event.val_top1), ("test", event.test_top1))
-        if top1 is not None
-    )
     chosen = event.chosen
-    weights = f"the {chosen.weights} weights of step {chosen.step:,}"
-    text = f"{how}: top-1 {scores} with {weights}"
-    if not scores:
-        text = f"{how} with {weights}; top-1 not measured: no validation or test pictures"
+    lines = [f"{how} with the {chosen.weights} weights of step {chosen.step:,}"]
+    for split, name, top1 in (("val", "validation", event.val_top1), ("test", "test", event.test_top1)):
+        known = (event.ranges or {}).get(split)
+        if top1 is not None and known is not None:
+            lines.append(score_text(top1, count_text(known.images, f"{name} picture"), known.low, known.high))
+        elif top1 is not None:
+            lines.append(score_text(top1, f"the {name} pictures"))
+    if len(lines) == 1:
+        lines.append("top-1 not measured: no validation or test pictures")
     against = against_head_sentence(chosen.weights, event.against_head)
-    return [text, *([against] if against else [])]
+    return [*lines, *([against] if against else [])]
 
 
 def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] | None) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from stagewright.errors import StorageError
-from stagewright.text import visible
+from stagewright.text import folded, visible
 
 
 class Output:
@@ -137,13 +138,22 @@ def print_bytes(data: bytes) -> None:
     stream.write_bytes(data)
 
 
+def tell(text: str, stream: Any = None) -> None:
+    """Prints sentences to ``stream``, by default standard output. On a terminal they are folded at blanks, without dividing a
+    number from its unit; elsewhere their lines stay whole. For data and commands, which are copied in one piece, use print."""
+    target = sys.stdout if stream is None else stream
+    if target is not None and target.isatty():
+        text = folded(text, shutil.get_terminal_size().columns)
+    print(text, file=target, flush=True)
+
+
 def failsafe_notices(say: Callable[[str], None]) -> Callable[[str], None]:
     """Returns a function that calls ``say`` for progress messages and ignores failures of the output, so that the work
     continues without them."""
 
     def say_or_not(text: str) -> None:
-        if say is print:
-            print(text, file=failsafe_stream(sys.stdout), flush=True)
+        if say is print or say is tell:
+            tell(text, failsafe_stream(sys.stdout))
             return
         try:
             say(text)

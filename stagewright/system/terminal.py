@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from stagewright.system.notebook import in_notebook
 from stagewright.system.output import Output, failsafe_stream
-from stagewright.text import visible
+from stagewright.text import folded, visible
 
 
 class Terminal(Console):
@@ -27,8 +31,13 @@ class Terminal(Console):
     ) -> None:
         stream = stream or sys.stdout
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
+        # Rich takes a terminal that knows no codes for one of 80 columns, and its lines would break anywhere.
+        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and stream.isatty()
+        size = shutil.get_terminal_size() if dumb else None
         super().__init__(
             file=output.styled,
+            width=None if size is None else size.columns,
+            height=None if size is None else size.lines,
             highlight=highlight,
             soft_wrap=soft_wrap,
             markup=False,
@@ -40,6 +49,10 @@ class Terminal(Console):
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Renders ``renderable`` with control codes in its text as escape sequences."""
+        """Renders ``renderable`` with control codes in its text as escape sequences, and no number divided from its unit."""
+        chosen = options or self.options
+        if isinstance(renderable, Text) and not (chosen.no_wrap or renderable.no_wrap):
+            renderable = renderable.copy()
+            renderable.plain = folded(renderable.plain, chosen.max_width, cell_len)
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))

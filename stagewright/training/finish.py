@@ -20,9 +20,11 @@ from stagewright.data.images.memory_cache import CachedImages
 from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted, NotFinite
+from stagewright.measures.answers import group_numbers
+from stagewright.measures.by_class import accuracy
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
-from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice
+from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice, ScoreRange
 from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
 from stagewright.text import done_text
@@ -79,6 +81,7 @@ def finish(session: Session) -> bool:
 def _event(session: Session, final: Final) -> Finished | InterimFinished:
     state, top1 = session.state, {split: result.top1 for split, result in final.results.items()}
     chosen = ChosenWeights(step=final.score.step, weights=final.score.weights)
+    ranges = {split: _range(session, split, result) for split, result in final.results.items()}
     if final.interim:
         return InterimFinished(
             step=state.step,
@@ -87,6 +90,7 @@ def _event(session: Session, final: Final) -> Finished | InterimFinished:
             val_top1=top1.get("val"),
             test_top1=top1.get("test"),
             against_head=final.against_head,
+            ranges=ranges,
         )
     return Finished(
         step=state.step,
@@ -94,8 +98,16 @@ def _event(session: Session, final: Final) -> Finished | InterimFinished:
         val_top1=top1.get("val"),
         test_top1=top1.get("test"),
         against_head=final.against_head,
+        ranges=ranges,
         loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
     )
+
+
+def _range(session: Session, split: str, result: Evaluation) -> ScoreRange:
+    groups = group_numbers(session.manifest.group_names(session.manifest.rows(split)))
+    found = accuracy(result.answers(groups))
+    low, high = (0.0, 1.0) if found.low is None or found.high is None else (found.low, found.high)
+    return ScoreRange(images=result.images, low=100 * low, high=100 * high)
 
 
 def _score_present_step(session: Session) -> None:

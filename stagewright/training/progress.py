@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.cost import num_weights
+from stagewright.plan.plan import HEAD_GRID, Plan, StagePlan
 
 
 @dataclass
@@ -21,7 +22,7 @@ class ProgressEstimator:
     evaluated_in: int = -1
     eval_seconds: float = 0.0
     eval_pixels: float = 0.0
-    """Sum over evaluations of the pixels per image, from which evaluations at other sizes are extrapolated."""
+    """Sum over evaluations of the pixels per image times the sets of weights, from which other evaluations are extrapolated."""
     work: float = 0.0
     images: int = 0
     images_a_second: float = 0.0
@@ -43,7 +44,7 @@ class ProgressEstimator:
         if self.evaluated_in != stage.index:
             self.evaluated_in, self.eval_seconds, self.eval_pixels = stage.index, 0.0, 0.0
         self.eval_seconds += seconds
-        self.eval_pixels += stage.image_size**2
+        self.eval_pixels += num_weights(stage) * stage.image_size**2
 
     def update_speed(self, train_seconds: float) -> float:
         """Returns the images per second of training since the last call; ``train_seconds`` is the training time so far."""
@@ -64,15 +65,28 @@ class ProgressEstimator:
         return round(seconds, 3), round(images / max(seconds, 1e-9), 2)
 
     def eta_seconds(self, plan: Plan, step: int) -> float | None:
-        """Returns the seconds from ``step`` to the end of the plan, evaluations included; None while they are unknown."""
+        """Returns the seconds from ``step`` until the model is chosen, with all evaluations, those of the finish too; None while
+        they are unknown. Before the first evaluation of this process, a forward pass counts as a third of an update."""
         if self.began_at is None or self.work <= 0.0 or self.marked_at <= self.began_at:
             return None
         if self.on_features and self.stage is not None and plan.total_steps > self.stage.end_step:
             return None
         work = sum(max(0, stage.end_step - max(step, stage.first_step)) * _work(stage) for stage in plan.stages)
-        pixels = sum(plan.num_evaluations(stage, step) * stage.image_size**2 for stage in plan.stages)
-        evaluating = pixels * self.eval_seconds / self.eval_pixels if self.eval_pixels else 0.0
-        return work * (self.marked_at - self.began_at) / self.work + evaluating
+        rate = (self.marked_at - self.began_at) / self.work
+        images = sum(
+            plan.num_evaluations(stage, step) * num_weights(stage) * plan.dataset.num_val * stage.image_size**2
+            for stage in plan.stages
+        )
+        images += _finished_images(plan) * plan.stages[-1].image_size ** 2
+        measured = self.eval_pixels * plan.dataset.num_val
+        evaluating = images * (self.eval_seconds / measured if measured else 0.0 if self.on_features else rate)
+        return work * rate + evaluating
+
+
+def _finished_images(plan: Plan) -> int:
+    """Returns the number of images that the finish answers: of each candidate where the head alone is compared."""
+    compared = len(HEAD_GRID) if plan.compares_head else 1
+    return compared * plan.dataset.num_val + min(compared, 2) * plan.dataset.num_test
 
 
 def _work(stage: StagePlan) -> float:

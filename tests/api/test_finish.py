@@ -135,7 +135,7 @@ def test_everything_says_where_it_was_stopped(stopped: RunDir, capsys: pytest.Ca
     write(stopped.root)
     page = stopped.report.read_text()
     assert "finished, stopped at 43 %" in page and f"The run was {where}." in page and "var" in page
-    assert f"finished, {where}: top-1 val" in stopped.log.read_text()
+    assert f"finished, {where} with the" in stopped.log.read_text()
     (event,) = kinds(stopped, InterimFinished)
     assert isinstance(event, InterimFinished) and (event.step, event.total_steps) == (7, TOTAL)
     assert event.test_top1 == summary(stopped)["top1"]["test"]

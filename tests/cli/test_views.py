@@ -97,12 +97,14 @@ def test_seen_images_stand_apart() -> None:
     assert lines[0].startswith(
         "odd [b]folder: top-1 33.33 % on 3 pictures not seen in training (95 % interval 6.15 to 79.23)"
     )
-    assert lines[1].startswith("Apart, 2 pictures seen in training (1 the same, 1 nearly the same): top-1 100.00 %")
+    assert lines[1].startswith(
+        "Apart, top-1 100.00 % on 2 pictures seen in training, 1 the same and 1 nearly the same (95"
+    )
     assert "all together 60.00 %" in " ".join(text.split()) and ["c[1]"] not in [line.split()[:1] for line in lines]
     all_seen = replace(found, seen=Seen(np.ones(6, bool), ~np.ones(6, bool), np.full(6, "t.png", object)))
     text = shown(evaluation_view(all_seen))
     assert "top-1 60.00 % on 5 pictures, all of them seen in training" in text
-    assert "All 5 pictures seen in training (6 the same): the accuracy says nothing about new pictures." in text
+    assert "All 5 pictures seen in training, 6 the same: the accuracy says nothing about new pictures." in text
 
 
 def test_of_many_classes_the_worst_are_shown() -> None:

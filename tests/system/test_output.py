@@ -76,4 +76,4 @@ def test_a_training_goes_on_and_ends_as_if_nothing_had_happened(
         done = subprocess.run(command, stdout=out, stderr=out, timeout=120)
     os.close(writing)
     assert done.returncode == 0
-    assert sw.Run(tmp_path / "run").finished and "finished: top-1" in RunDir(tmp_path / "run").log.read_text()
+    assert sw.Run(tmp_path / "run").finished and "finished with the" in RunDir(tmp_path / "run").log.read_text()

@@ -267,10 +267,10 @@ def _bars(inspection: Inspection) -> str:
     longest = max(sum(counts[part] for part in parts) for _, counts in rows)
     lines, y = [], 20
     for label, counts in shown:
-        x, total = 112.0, sum(counts[part] for part in parts)
-        lines.append(f'<text class="name" x="106" y="{y + 10}" text-anchor="end">{_text(shortened(label, 18))}</text>')
+        x, total = 128.0, sum(counts[part] for part in parts)
+        lines.append(f'<text class="name" x="122" y="{y + 10}" text-anchor="end">{_text(shortened(label, 18))}</text>')
         for part in parts:
-            length = 180 * counts[part] / max(longest, 1)
+            length = 164 * counts[part] / max(longest, 1)
             lines.append(f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="12" fill="var(--{part})"/>')
             x += length
         lines.append(f'<text x="{x + 4:.1f}" y="{y + 10}">{total:,}</text>')
