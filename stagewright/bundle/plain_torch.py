@@ -17,9 +17,10 @@ def plain_torch(model: Mapping[str, Any], num_classes: int, view: Mapping[str, A
     """
     module, build = _builder(model, num_classes)
     side, crop = view["image_size"], view["crop"]
-    part = f"w = h = {crop:g} * min(picture.size)"
+    share = "" if crop == 1 else f"{crop:g} * "
+    part = f"w = h = {share}min(picture.size)"
     if view["fit"] == "squash":
-        part = f"w, h = {crop:g} * picture.width, {crop:g} * picture.height"
+        part = f"w, h = {share}picture.width, {share}picture.height"
     return [
         f"import torch, {module}" if "." not in module else f"import torch\nfrom {module} import create_model",
         "from PIL import Image, ImageOps",

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from stagewright.rundir.event_kinds import Evaluating, Event, MemoryUse, Notice, Progress
+from stagewright.rundir.event_kinds import Evaluated, Evaluating, Event, MemoryUse, Notice, Progress
 from stagewright.rundir.event_text import sentence
 from stagewright.system.notebook import NotebookLine, in_notebook
 from stagewright.system.terminal import Terminal
@@ -27,7 +27,8 @@ _STYLES = {
 
 class Console:
     """Shows a run on the terminal; if the output is a file, without the live line but with a progress line every half minute.
-    In a notebook the live line is HTML, drawn twice a second at most.
+    In a notebook the live line is HTML, drawn twice a second at most, with the last evaluation below it in place of a line for
+    each.
 
     ``stages`` are (name, first step, number of steps). Events that :func:`is_shown` rejects are written to
     log.txt only. ``quiet`` shows nothing. ``close`` restores the terminal.
@@ -47,12 +48,16 @@ class Console:
         self._task: TaskID | None = None
         self._plain_at = time.monotonic()
         self._notebook = NotebookLine() if file is None and in_notebook() else None
+        self._evaluated = ""
 
     def see(self, event: Event) -> None:
         if self.quiet:
             return
         if isinstance(event, Progress | Evaluating):
             self._show(event)
+        elif self._notebook is not None and isinstance(event, Evaluated):
+            self._evaluated = sentence(event) or ""
+            self._notebook.show(event.step, self.total_steps, self._evaluated)
         elif is_shown(event) and (text := sentence(event)) is not None:
             self._console.print(Text(text, style=_STYLES.get(event.kind, "")))
 
@@ -61,14 +66,14 @@ class Console:
             self._live.stop()
             self._live = None
         if self._notebook is not None:
-            self._notebook.close()
+            self._notebook.close(self._evaluated)
 
     def _show(self, event: Progress | Evaluating) -> None:
         text = self.progress_text(event) if isinstance(event, Progress) else self.evaluating_text(event)
         if self._notebook is not None:
             if event.step >= self.total_steps or time.monotonic() - self._plain_at > _NOTEBOOK_SECONDS:
                 self._plain_at = time.monotonic()
-                self._notebook.show(text, event.step, self.total_steps)
+                self._notebook.show(event.step, self.total_steps, text, self._evaluated)
             return
         if not self._console.is_terminal:
             if isinstance(event, Progress) and time.monotonic() - self._plain_at > _PLAIN_SECONDS:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from stagewright.errors import StorageError
+from stagewright.system.notebook import cell_text
 from stagewright.text import visible
 
 
@@ -137,13 +138,18 @@ def print_bytes(data: bytes) -> None:
     stream.write_bytes(data)
 
 
+def print_notice(text: str) -> None:
+    """Prints a progress message, in a notebook no wider than a cell."""
+    print(cell_text(text))
+
+
 def failsafe_notices(say: Callable[[str], None]) -> Callable[[str], None]:
     """Returns a function that calls ``say`` for progress messages and ignores failures of the output, so that the work
     continues without them."""
 
     def say_or_not(text: str) -> None:
         if say is print:
-            print(text, file=failsafe_stream(sys.stdout), flush=True)
+            print(cell_text(text), file=failsafe_stream(sys.stdout), flush=True)
             return
         try:
             say(text)

@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from stagewright.system.notebook import in_notebook
+from stagewright.system.notebook import CELL_WIDTH, in_notebook
 from stagewright.system.output import Output, failsafe_stream
 from stagewright.text import visible
 
@@ -26,17 +26,20 @@ class Terminal(Console):
         self, stream: TextIO | None = None, *, failsafe: bool = False, highlight: bool = True, soft_wrap: bool = False
     ) -> None:
         stream = stream or sys.stdout
+        notebook = in_notebook()
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
         super().__init__(
             file=output.styled,
             highlight=highlight,
-            soft_wrap=soft_wrap,
+            # A cell is no wider than this, and a line is broken between words here, not by the page within one.
+            soft_wrap=soft_wrap and not notebook,
+            width=CELL_WIDTH if notebook else None,
             markup=False,
             emoji=False,
             # In a notebook rich would make HTML of each line, and its live display needs ipywidgets; kernels set FORCE_COLOR,
             # but a cell obeys no codes that move the cursor.
             force_jupyter=False,
-            force_terminal=False if in_notebook() else None,
+            force_terminal=False if notebook else None,
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
