@@ -8,6 +8,8 @@ from typing import Any
 from stagewright.model.catalog import find_model
 from stagewright.model.zoo import builder_arguments
 
+_LINE = 80
+
 
 def plain_torch(model: Mapping[str, Any], num_classes: int, view: Mapping[str, Any]) -> list[str]:
     """Returns lines that build the network, load ``weights.safetensors`` and answer for a picture.
@@ -57,8 +59,9 @@ def _builder(model: Mapping[str, Any], num_classes: int) -> tuple[str, str]:
 
 
 def _call(function: str, name: str, given: Mapping[str, Any]) -> str:
-    arguments = "".join(f", {key}={value!r}" for key, value in given.items())
-    return f"{function}({name!r}{arguments})"
+    arguments = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in given.items())])
+    call = f"{function}({arguments})"
+    return call if len(call) <= _LINE else f"{function}(\n    {arguments},\n)"
 
 
 def _row(numbers: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def test_the_lines_give_the_logits_of_the_bundle(
     theirs: Tensor = names["probabilities"]
     assert [ours[at] for at in range(4)] == pytest.approx(theirs.tolist(), abs=1e-3)
     assert max(map(len, code.splitlines())) < 130
+
+
+def test_the_lines_of_the_page_on_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```$", page)
+    spec = BundleSpec("mobilenet_v2", ("a", "b", "c", "d", "e"), CROP, 32)
+    save_bundle(tmp_path / "model", spec.build(), spec, [])
+    monkeypatch.chdir(tmp_path / "model")
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/models.md", "exec"), names)
+    pictures = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(names["model"](pictures), load_bundle(tmp_path / "model").model(pictures))
 
 
 def test_create_model_takes_the_name_as_the_card_has_it() -> None:
