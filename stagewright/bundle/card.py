@@ -78,7 +78,8 @@ In this folder; the probabilities are in the order of `classes` in `model.json`:
 
 {lines}
 
-The network is that of `load_bundle("THIS_FOLDER").model` and gives the same logits for the same tensor.
+The network is that of `load_bundle("THIS_FOLDER").model` and gives the same logits for
+the same tensor.
 
 """
 
