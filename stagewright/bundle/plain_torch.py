@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagewright.model.catalog import find_model
@@ -19,7 +19,7 @@ def plain_torch(model: Mapping[str, Any], num_classes: int, view: Mapping[str, A
     """
     module, build = _builder(model, num_classes)
     side, crop = view["image_size"], view["crop"]
-    share = "" if crop == 1 else f"{crop:g} * "
+    share = "" if crop == 1 else f"{crop!r} * "
     part = f"w = h = {share}min(picture.size)"
     if view["fit"] == "squash":
         part = f"w, h = {share}picture.width, {share}picture.height"
@@ -64,5 +64,5 @@ def _call(function: str, name: str, given: Mapping[str, Any]) -> str:
     return call if len(call) <= _LINE else f"{function}(\n    {arguments},\n)"
 
 
-def _row(numbers: list[float]) -> str:
-    return "(" + ", ".join(f"{number:g}" for number in numbers) + ")"
+def _row(numbers: Sequence[float]) -> str:
+    return "(" + ", ".join(map(repr, numbers)) + ")"
