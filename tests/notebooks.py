@@ -60,4 +60,4 @@ def printed(outputs: list[Any], stream: str = "stdout") -> str:
 def shown(outputs: list[Any]) -> list[str]:
     """Returns the HTML that a cell shows, in order; what is empty is left out."""
     found = (one.data.get("text/html", "") for one in outputs if "data" in one)
-    return [html for html in found if re.sub(r"<[^>]*>|\s", "", html)]
+    return [html for html in found if "<iframe" in html or re.sub(r"<[^>]*>|\s", "", html)]

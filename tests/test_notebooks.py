@@ -77,7 +77,7 @@ def check_shown(notebook: Any) -> None:
         ('run.plot("loss", "accuracy")', "<svg"),
         ("run.confusion", "<table"),
         ("run.mistakes(6)", "<img"),
-        ("sw.preview(PHOTOS, **CHOICES, shown=6)", "<img"),
+        ("sw.preview(PHOTOS, **CHOICES, shown=6)", "<iframe"),
         ("run", "top-1, test"),
         ("run.evaluate()", "balanced accuracy"),
     ):
