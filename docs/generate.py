@@ -140,7 +140,7 @@ def default(node: ast.expr | None) -> str:
             return f"`{number:g}{UNITS[unit]}`"
         if ast.unparse(node) == "Field(default_factory=dict)":
             return "empty"
-        return "the defaults of its fields" if not node.args and not node.keywords else f"`{ast.unparse(node)}`"
+        return "its own" if not node.args and not node.keywords else f"`{ast.unparse(node)}`"
     if isinstance(node, ast.Constant):
         if node.value in (None, ""):
             return "none" if node.value is None else "empty"
@@ -171,7 +171,7 @@ def recipe_page() -> str:
         lines += ["", f"## {where}", "", said, "", f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
         for name, field, means in found_fields:
             cells = [f"`{name}`", values(field.annotation), default(field.value)]
-            cells += [holds[name] or "always"] if any(holds.values()) else []
+            cells += [holds[name]] if any(holds.values()) else []
             lines.append(f"| {' | '.join([*cells, means])} |")
     return "\n".join(lines) + "\n"
 
@@ -244,8 +244,9 @@ def events_page() -> str:
             yes_or_no(own["supersedes"]),
         ]
         lines.append(f"| [`{own['kind']}`](#{own['kind']}) | `{node.name}` | {' | '.join(words)} |")
+    lines += event_table("Every event", base, fields(base))
     for node in kinds:
-        lines += [*event_table(str(flags[node.name]["kind"]), node, [*fields(base), *fields(node)])]
+        lines += event_table(str(flags[node.name]["kind"]), node, fields(node))
     for node in nodes:
         if node not in kinds and node is not base:
             lines += event_table(f"Within events: {node.name}", node, fields(node))
@@ -254,8 +255,7 @@ def events_page() -> str:
 
 def event_table(title: str, node: ast.ClassDef, found: list[tuple[str, ast.AnnAssign, str]]) -> list[str]:
     """A section on a class: what it says, and its fields with those of the clock last."""
-    lines = ["", f"## {title}", "", one_line(ast.get_docstring(node) or ""), ""]
-    lines += ["| field | clock | values | means |", "|---|---|---|---|"]
+    lines = ["", f"## {title}", "", one_line(ast.get_docstring(node) or "")]
     rows = []
     for name, field, means in found:
         if ast.unparse(field.annotation).startswith("ClassVar"):
@@ -263,7 +263,8 @@ def event_table(title: str, node: ast.ClassDef, found: list[tuple[str, ast.AnnAs
         clock = field.value is not None and "CLOCK" in ast.unparse(field.value)
         shown = "`at`, from Python `time`" if name == "time" else f"`{name}`"
         rows.append((clock, f"| {shown} | {'yes' if clock else ''} | {values(field.annotation)} | {means} |"))
-    return lines + [row for _, row in sorted(rows, key=lambda one: one[0])]
+    head = ["", "| field | clock | values | means |", "|---|---|---|---|"] if rows else []
+    return [*lines, *head, *(row for _, row in sorted(rows, key=lambda one: one[0]))]
 
 
 def class_values(node: ast.ClassDef) -> dict[str, object]:

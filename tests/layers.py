@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of the package in layers, the lowest first. ``docs/architecture.md`` draws them."""
+"""Who may import whom: the rooms of the package in layers, the lowest first. ``docs/notes/architecture.md`` draws them."""
 
 from __future__ import annotations
 

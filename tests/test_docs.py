@@ -1,4 +1,4 @@
-"""The commands of docs/systems.md are ones that the program takes, and its recipes are the shipped ones."""
+"""What the pages say is so: commands, links and recipes to copy, those of docs/systems above all."""
 
 from __future__ import annotations
 
@@ -18,8 +18,19 @@ from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 
 DOCS = Path(__file__).parent.parent / "docs"
-SYSTEMS = (DOCS / "systems.md").read_text()
+PAGES = {page.stem: page.read_text() for page in sorted((DOCS / "systems").glob("*.md"))}
+SYSTEMS = "\n".join(PAGES.values())
+FILES = dict(re.findall(r"(?ms)^```yaml\n# (\S+\.yaml)\n(.*?)^```$", SYSTEMS))
 INFO = DatasetInfo(num_train=50_000, num_val=5_000, num_test=5_000, classes=("a", "b"), digest="x")
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the recipes that a reader of docs/systems has copied."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def commands() -> list[str]:
@@ -29,7 +40,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("text", commands())
-def test_commands_of_the_systems_make_plans(text: str) -> None:
+def test_commands_of_the_systems_make_plans(text: str, copied: Path) -> None:
     command = typer.main.get_command(main.app).get_command(None, "train")  # type: ignore[attr-defined]
     given = command.make_context("train", shlex.split(text)[2:]).params
     fields = ("recipe", "overrides", "model", "weights", "epochs", "batch_size", "lr", "img_size", "seed")
@@ -37,10 +48,44 @@ def test_commands_of_the_systems_make_plans(text: str) -> None:
     assert resolve(recipe, INFO, measured=Measured(lr=0.1)).total_steps > 0
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_to_copy_is_the_shipped_one_or_makes_a_plan(name: str, copied: Path) -> None:
+    recipe = recipes.load(name)
+    assert recipe.name == Path(name).stem
+    if recipe.name in recipes.shipped():
+        assert recipe == recipes.load(recipe.name)
+    assert resolve(recipe, INFO).total_steps > 0
+
+
 def test_every_system_has_its_command_and_every_recipe_there_is_shipped() -> None:
-    named = set(re.findall(r"-r ([\w-]+)", SYSTEMS))
+    assert len(PAGES) == 5 and all("stagewright train" in text and "```yaml" in text for text in PAGES.values())
+    assert all(f"](systems/{name}.md)" in (DOCS / "systems.md").read_text() for name in PAGES)
+    named = set(re.findall(r"(?:-r|--recipe) ([\w.-]+)", SYSTEMS)) - set(FILES)
     assert len(commands()) >= 12 and named <= set(recipes.shipped())
     assert {"camera-trap-swin", "imagenet-resnet50", "cifar-resnet", "standard", "progressive", "hybrid"} <= named
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Also to the right heading, by the rules that code hosts have for its anchor."""
+    wrong = []
+    for page in written_pages():
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            if re.match(r"\w+:", target):
+                continue
+            if not file.exists() or (anchor and anchor not in anchors(file)):
+                wrong.append(f"{page.relative_to(DOCS.parent)}: {target}")
+    assert wrong == []
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def written_pages() -> list[Path]:
+    return [*sorted(DOCS.rglob("*.md")), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md"))]
 
 
 def test_the_table_of_recipes_is_complete() -> None:
@@ -64,7 +109,7 @@ def test_generated_pages_are_those_of_the_code(name: str) -> None:
 def quoted_commands() -> list[tuple[str, str]]:
     """(page, command) of every ``stagewright ...`` in a code block or between backticks."""
     found = []
-    for page in [*sorted(DOCS.glob("*.md")), *(DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md"))]:
+    for page in written_pages():
         text = page.read_text().replace("\\\n", " ")
         lines = re.findall(r"(?m)^(?:    |\$ )(stagewright .*)$", text)
         lines += re.findall(r"`(stagewright [^`\n]*)`", text)

@@ -1,4 +1,4 @@
-"""Every block of docs/extend.md is a file that works as it stands, and every part of the page is tried by a test of its own."""
+"""Every block of docs/extend.md and of its notes is a file that works as it stands, and every part has a test of its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 from stagewright.system import named_functions
 
-PAGE = (Path(__file__).parent.parent / "docs" / "extend.md").read_text()
-FILES = dict(re.findall(r"(?m)^```(?:python|yaml)\n# (\S+)\n((?s:.*?))^```$", PAGE))
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "extend.md").read_text()
+NOTES = (DOCS / "notes" / "extend.md").read_text()
+FILES = dict(re.findall(r"(?m)^```(?:python|yaml)\n# (\S+)\n((?s:.*?))^```$", PAGE + NOTES))
 TESTS = [name for name in FILES if name.startswith("test_")]
 
 
@@ -49,4 +51,4 @@ def test_every_section_has_a_test_and_every_block_a_name() -> None:
     for section in sections:
         assert re.search(r"(?m)^# test_\w+\.py$", section), section.partition("\n")[0]
         assert "*Given:*" in section and "*Returns:*" in section
-    assert len(FILES) == len(re.findall(r"(?m)^```\w+$", PAGE)), "each block begins with its file's name"
+    assert len(FILES) == len(re.findall(r"(?m)^```\w+$", PAGE + NOTES)), "each block begins with its file's name"

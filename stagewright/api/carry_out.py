@@ -16,6 +16,7 @@ from stagewright.errors import CheckpointError, Stopped, StorageError
 from stagewright.observers.default import default_observers
 from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.plan import Plan
+from stagewright.report.live_curves import LiveCurves
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Finished, InterimFinished, RunStopped
 from stagewright.rundir.event_text import sentence
@@ -102,7 +103,8 @@ def train_and_finish(session: Session, say: Say, arm: Callable[[Session], AfterU
 def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
     """Opens a session and calls ``work`` with it, which returns whether the run has finished; summary.json says how it ended."""
     own = default_observers(inputs.run, inputs.plan, inputs.execution)
-    inputs = replace(inputs, observers=[*own, *inputs.observers])
+    curves = [] if inputs.execution.quiet else [LiveCurves(inputs.run.root)]
+    inputs = replace(inputs, observers=[*own, *curves, *inputs.observers])
     with contextlib.ExitStack() as closing:
         session = open_session(inputs)
         closing.callback(session.recorder.close)

@@ -18,6 +18,7 @@ from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.report.drawing import Drawing
 from stagewright.storage.files import user_path
 from stagewright.system.notebook import table
+from stagewright.system.output import tell
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ def lr_find(  # the function behind `stagewright lr-find`: most keywords are its
     suggest: str = "valley",
     out: str | Path | None = None,
     execution: Execution | None = None,
-    say: Say = print,
+    say: Say = tell,
 ) -> LearningRates:
     """Trains ``steps`` updates in which the learning rate rises from ``lr_min`` to ``lr_max``, and returns the rates that the
     loss suggests. Nothing of the training is kept; ``out`` is a folder for the curve as CSV, JSON and PNG.

@@ -29,6 +29,7 @@ from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.system.device import choose_device
 from stagewright.system.machine import cores, process_start_time
+from stagewright.system.output import tell
 from stagewright.text import span_text
 
 
@@ -69,7 +70,7 @@ def make_plan(  # the function behind `stagewright plan`: most keywords are its 
     lr: str | float | None = None,
     image_size: int | None = None,
     seed: int | None = None,
-    say: Say = print,
+    say: Say = tell,
 ) -> Plan:
     """The plan that :func:`stagewright.api.train.train` would carry out: whole steps, sizes and learning rates. Nothing is
     trained, but for what ``lr: auto`` measures, and nothing is written.

@@ -27,6 +27,7 @@ from stagewright.recipe.request import RecipeRequest, as_request, recipe_flags
 from stagewright.report.batch_page import BatchView, Pair, page, png
 from stagewright.storage.files import write_for_user
 from stagewright.system.device import choose_device
+from stagewright.system.output import tell
 from stagewright.text import count_text, nearest, some
 
 SHOWN = 32
@@ -115,7 +116,7 @@ def preview(  # the function behind `stagewright data preview`: most keywords ar
     batch_size: int | None = None,
     image_size: int | None = None,
     seed: int | None = None,
-    say: Say = print,
+    say: Say = tell,
 ) -> Preview:
     """Returns the training images of a step exactly as :func:`stagewright.api.train.train` would feed them to the network, bit
     for bit on the same device. Nothing is trained or written.

@@ -29,6 +29,7 @@ from stagewright.bundle.description import Description, operating_point, plain
 from stagewright.bundle.files import FORMAT, REMEDY, damaged, find_bundle, read_description
 from stagewright.bundle.inputs import Inputs
 from stagewright.bundle.network import Network
+from stagewright.bundle.plain_torch import plain_torch
 from stagewright.bundle.predict import Picture, answer
 from stagewright.bundle.predictions import Prediction
 from stagewright.bundle.preprocessing import Preprocessing, logits_of, upright
@@ -179,7 +180,8 @@ def save_bundle(
         **({"names": dict(spec.names)} if spec.names else {}),
         **({"operating": asdict(spec.operating)} if spec.operating else {}),
     }
-    files[CARD] = card(content).encode()
+    code = plain_torch(content["model"], len(spec.classes), content["preprocessing"])
+    files[CARD] = card(content, code).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["model.json"] = (json.dumps(content, indent=1, ensure_ascii=False, default=plain) + "\n").encode()
     _write(folder, files)

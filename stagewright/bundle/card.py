@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,8 +13,9 @@ from stagewright.text import printable
 _MAX_CLASSES = 40
 
 
-def card(content: Mapping[str, Any]) -> str:
-    """Returns the model card as Markdown, from the content of the Bundle's ``model.json``."""
+def card(content: Mapping[str, Any], code: Sequence[str] = ()) -> str:
+    """Returns the model card as Markdown, from the content of the Bundle's ``model.json`` and the lines of
+    :func:`stagewright.bundle.plain_torch.plain_torch`."""
     model, view, classes = content["model"], content["preprocessing"], content["classes"]
     facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(content["training"]))
     more = len(classes) - _MAX_CLASSES
@@ -55,7 +56,7 @@ or in Python:
 Loading checks every file's SHA-256 and runs the model on the {len(content["golden"])} pictures in `golden/`; it raises an
 error if the outputs differ from the recorded ones.
 
-## Preprocessing
+{_plain(code)}## Preprocessing
 
 Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 {side} x {side} pixels ({view["interpolation"]}, antialiased); values in [0, 1], minus {_row(view["mean"])}, divided by
@@ -63,6 +64,23 @@ Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 `{_quoted(model["options"])}`, its tensors are in `weights.safetensors`, and `model.json` has all of this for programs.
 
 Made with {versions}.
+"""
+
+
+def _plain(code: Sequence[str]) -> str:
+    """The section on the use without stagewright's ``predict``; empty without ``code``."""
+    if not code:
+        return ""
+    lines = "\n".join(f"    {line}".rstrip() for line in "\n".join(code).splitlines())
+    return f"""## Plain PyTorch
+
+In this folder; the probabilities are in the order of `classes` in `model.json`:
+
+{lines}
+
+The network is that of `load_bundle("THIS_FOLDER").model` and gives the same logits for
+the same tensor.
+
 """
 
 

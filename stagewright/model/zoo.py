@@ -127,16 +127,9 @@ def _build_torchvision(
     import torchvision
 
     build = torchvision.models.get_model_builder(found.name)
-    network = inspect.signature(build).return_annotation
-    allowed = [*_arguments(network), *_OUTSIDE_CLASS.get(network.__name__, ())]
+    allowed = _torchvision_arguments(found)
     _check_options(found, given, allowed)
-    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
-    if found.name in _INCEPTIONS:
-        arguments |= {"aux_logits": False, "transform_input": False, "init_weights": True}
-    if "image_size" in allowed:
-        arguments["image_size"] = image_size
-    if "input_size" in allowed:
-        arguments["input_size"] = (image_size, image_size)
+    arguments = builder_arguments(found, num_classes, image_size)
     return _built(found, given, allowed, lambda: build(**{**arguments, **given}))
 
 
@@ -148,10 +141,33 @@ def _build_timm(
     network = _timm_network(found)
     known = _arguments(network) if network else []
     _check_options(found, given, None)
-    arguments = _timm_sizes(found, image_size) | given
+    arguments = builder_arguments(found, num_classes, image_size) | given
     if drop_path is not None:
         arguments["drop_path_rate"] = drop_path
-    return _built(found, given, known, lambda: timm.create_model(found.name, num_classes=num_classes, **arguments))
+    return _built(found, given, known, lambda: timm.create_model(found.name, **arguments))
+
+
+def builder_arguments(found: ModelName, num_classes: int, image_size: int) -> dict[str, Any]:
+    """Returns the arguments that a network of torchvision or timm gets from its library's builder beside its options:
+    ``torchvision.models.get_model(name, **arguments)``, ``timm.create_model(name, **arguments)``."""
+    if found.library == "timm":
+        return {"num_classes": num_classes, **_timm_sizes(found, image_size)}
+    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if found.name in _INCEPTIONS:
+        arguments |= {"aux_logits": False, "transform_input": False, "init_weights": True}
+    allowed = _torchvision_arguments(found)
+    if "image_size" in allowed:
+        arguments["image_size"] = image_size
+    if "input_size" in allowed:
+        arguments["input_size"] = (image_size, image_size)
+    return arguments
+
+
+def _torchvision_arguments(found: ModelName) -> list[str]:
+    import torchvision
+
+    network = inspect.signature(torchvision.models.get_model_builder(found.name)).return_annotation
+    return [*_arguments(network), *_OUTSIDE_CLASS.get(network.__name__, ())]
 
 
 def _timm_network(found: ModelName) -> type | None:

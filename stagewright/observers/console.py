@@ -30,7 +30,8 @@ _STYLES = {
 
 class Console:
     """Shows a run on the terminal; if the output is a file, without the live line but with a progress line every half minute.
-    In a notebook the live line is HTML, drawn twice a second at most.
+    In a notebook the live line is HTML, drawn twice a second at most, with the last evaluation below it in place of a line for
+    each.
 
     ``stages`` are (name, first step, number of steps). Events that :func:`is_shown` rejects are written to
     log.txt only. ``quiet`` shows nothing. ``close`` restores the terminal.
@@ -52,12 +53,16 @@ class Console:
         self._epochs = EpochTable()
         self._eta: float | None = None
         self._notebook = NotebookLine() if file is None and in_notebook() else None
+        self._evaluated = ""
 
     def see(self, event: Event) -> None:
         if self.quiet:
             return
         if isinstance(event, Progress | Evaluating):
             self._show(event)
+        elif self._notebook is not None and isinstance(event, Evaluated):
+            self._evaluated = sentence(event) or ""
+            self._notebook.show(event.step, self.total_steps, self._evaluated)
         elif isinstance(event, Evaluated):
             self._say("\n".join(self._epochs.lines(event, self._width)), no_wrap=True)
         elif is_shown(event) and (text := sentence(event)) is not None:
@@ -68,7 +73,11 @@ class Console:
             self._live.stop()
             self._live = None
         if self._notebook is not None:
-            self._notebook.close()
+            self._notebook.close(self._evaluated)
+
+    @property
+    def _folds(self) -> bool:
+        return self._width is not None or self._notebook is not None
 
     @property
     def _width(self) -> int | None:
@@ -77,7 +86,7 @@ class Console:
 
     def _say(self, text: str, style: str = "", *, no_wrap: bool = False) -> None:
         """Prints lasting lines; on a terminal they are folded at blanks, no number is divided from its unit."""
-        self._console.print(Text(text, style=style), soft_wrap=no_wrap or self._width is None)
+        self._console.print(Text(text, style=style), soft_wrap=no_wrap or not self._folds)
 
     def _show(self, event: Progress | Evaluating) -> None:
         if isinstance(event, Progress):
@@ -88,7 +97,7 @@ class Console:
         if self._notebook is not None:
             if event.step >= self.total_steps or time.monotonic() - self._plain_at > _NOTEBOOK_SECONDS:
                 self._plain_at = time.monotonic()
-                self._notebook.show(text, event.step, self.total_steps)
+                self._notebook.show(event.step, self.total_steps, text, self._evaluated)
             return
         if not self._console.is_terminal:
             if isinstance(event, Progress) and time.monotonic() - self._plain_at > _PLAIN_SECONDS:

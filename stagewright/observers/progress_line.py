@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from stagewright.system.notebook import NotebookLine, in_notebook
 from stagewright.system.terminal import Terminal
 from stagewright.text import seconds_text
 
@@ -16,15 +17,16 @@ _PATIENCE_SECONDS = 2.0
 _PLAIN_SECONDS = 30.0
 _SILENT_SECONDS = 10.0
 _REDRAW_SECONDS = 0.1
+_CELL_SECONDS = 0.5
 
 
 class ProgressLine:
     """Context manager that shows how many of the items are done: ``progress(done, total)`` sets the numbers.
 
-    Nothing is shown in the first two seconds. Then a terminal has one line that is drawn again and again, and vanishes at the
-    end; elsewhere a line is printed as soon as something is done, or after 10 s, and then every 30 s. ``activities`` are named
-    in order: when the count starts again at a lower number, the next one has begun. ``quiet`` shows nothing. A call costs no
-    more than setting the numbers, because a thread of its own shows them.
+    Nothing is shown in the first two seconds. Then a terminal or a notebook has one line that is drawn again and again, and
+    vanishes at the end; elsewhere a line is printed as soon as something is done, or after 10 s, and then every 30 s.
+    ``activities`` are named in order: when the count starts again at a lower number, the next one has begun. ``quiet`` shows
+    nothing. A call costs no more than setting the numbers, because a thread of its own shows them.
     """
 
     def __init__(self, *activities: str, quiet: bool = False) -> None:
@@ -67,6 +69,9 @@ class ProgressLine:
     def _show(self) -> None:
         if self._ended.wait(_PATIENCE_SECONDS):
             return
+        if in_notebook():
+            self._draw_in_cell()
+            return
         console = Terminal(sys.stderr, failsafe=True)
         if console.is_terminal and not console.is_dumb_terminal:
             self._draw(console)
@@ -96,3 +101,9 @@ class ProgressLine:
                         live.remove_task(shown[1])
                     shown = self._at, live.add_task(self._activities[self._at], total=None)
                 live.update(shown[1], completed=self._done, total=self._total or None)
+
+    def _draw_in_cell(self) -> None:
+        line = NotebookLine()
+        while not self._ended.wait(_CELL_SECONDS):
+            line.show(self._done, self._total or 1, self.text())
+        line.close()

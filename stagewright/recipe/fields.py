@@ -285,10 +285,8 @@ class Evaluation(Part):
     ``balanced_accuracy``, the mean recall over classes; ``macro_f1``, the mean F1 over classes; ``auc``, the mean area under the
     ROC curve of each class against the rest; ``log_loss``, the mean cross-entropy, where lower is better."""
     consider_head: Annotated[bool, Only("head")] = True
-    """Whether the selected weights are compared at the end with those of the head alone, from the end of the stages that train
-    only the head, and with mixtures of a quarter, a half and three quarters of either (WiSE-FT, arXiv:2109.01903). The one with
-    the lowest validation loss, at the temperature that suits it, becomes the finished model, if the loss is lower by more than
-    its standard error and ``metric`` is not worse. Without validation images, there is no comparison."""
+    """Whether the selected weights are compared at the end with the head alone and with mixtures of both, by their validation
+    loss (docs/runs.md). Without validation images, there is no comparison."""
     fold: bool = True
     """Whether batch norms are folded into the convolutions before them where networks only predict: in evaluations, and in the
     finished model. The same function with fewer operations; logits differ by rounding. Holds on CPUs, without ``compile``."""
@@ -321,8 +319,7 @@ class Stop(Part):
     measure."""
     head_suffices: Annotated[bool, Only("head")] = False
     """Whether the run ends after the stages that train only the head if the better of its raw and averaged weights makes fewer
-    than 6 errors on at least 50 validation images: even weights without an error could not be told apart from it (two-sided
-    sign test on paired errors: 2 * 2**-5 = 0.0625 > 0.05)."""
+    than 6 errors on at least 50 validation images (docs/guard.md)."""
 
 
 class Guard(Part):

@@ -44,12 +44,9 @@ class Stage(Part):
     name: str | None = None
     """Name of the stage in logs and plots; absent: ``stage1``, ``stage2``, ..., or ``main`` if there is only one."""
     fit: Literal["updates", "optimum"] = "updates"
-    """How the stage trains. ``updates``: by gradient steps. ``optimum``: it finds the best weights of the head on the frozen
-    body, the minimum of a convex problem (multinomial logistic regression, docs/recipes.md), and chooses the penalty by
-    cross-validation within the training images. This is one update of the run, over all images, so that everything stays a
-    function of (recipe, seed, step): killed in it, a run does it again from the last checkpoint, with the same bits. It needs
-    ``train: head``, no mixing and no augmentation but ``augment: {crop: none, flip: P}``: 0 is the centre view of each image,
-    above 0 the centre view and its mirror image."""
+    """How the stage trains. ``updates``: by gradient steps. ``optimum``: in one update it finds the best weights of the head on
+    the frozen body (docs/recipes.md). It needs ``train: head``, no mixing and no augmentation but ``augment: {crop: none, flip:
+    P}``: with P above 0 each image and its mirror image."""
     epochs: Annotated[Duration | None, _UPDATES] = None
     """Length of the stage: ``30ep``, ``500st``, ``20000img``, or a share of the recipe's ``epochs`` such as 0.25."""
     image_size: Size | None = None

@@ -38,7 +38,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Plots:
-    """Figures of a run, which a notebook shows."""
+    """Figures of a run, which a notebook shows, next to each other where its page is wide enough."""
 
     drawings: tuple[Drawing, ...]
 
@@ -49,4 +49,7 @@ class Plots:
         return len(self.drawings)
 
     def _repr_html_(self) -> str:
-        return "".join(drawing._repr_html_() for drawing in self.drawings)
+        cells = (
+            f'<div style="flex:1 1 20em;min-width:0;max-width:36em">{one._repr_html_()}</div>' for one in self.drawings
+        )
+        return f'<div style="display:flex;flex-wrap:wrap;gap:.5em 1em">{"".join(cells)}</div>'

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import ArrayLike, NDArray
 
 from stagewright.report import curve_plots, mistakes, theme
+from stagewright.report.drawing import Plots
 from stagewright.report.lr_plot import draw_range_test
 from stagewright.report.read import RunRecord
 from stagewright.report.results import WEIGHT_NAMES, Chosen, chosen
@@ -69,6 +70,16 @@ def draw(record: RunRecord) -> Iterator[theme.Drawing]:
             yield draw_range_test(*record.range_test)
         yield from mistakes.draw(record)
         yield from curve_plots.draw(record)
+
+
+def learning_curves(record: RunRecord) -> Plots:
+    """Draws ``loss_step`` and ``accuracy_step`` alone, which takes a tenth of a second; nothing before the first step."""
+    if record.step == 0:
+        return Plots(())
+    along = axes_of(record)[0]
+    with theme.themed():
+        parts = (("loss", _loss(record, along)), ("accuracy", _accuracy(record, along)))
+        return Plots(tuple(_drawing(record, along, name, figure) for name, figure in parts))
 
 
 def write_plots(record: RunRecord, folder: Path) -> list[theme.Drawing]:

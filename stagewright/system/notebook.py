@@ -7,12 +7,16 @@ pages. Text from files and people is escaped here.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import import_module
 from typing import Any
 
 from stagewright.text import printable
+
+CELL_WIDTH = 96
+"""Characters of a line of text in a notebook: its cells are no wider."""
 
 _CELL = "text-align:left;padding:.2em .9em .2em 0;border-bottom:1px solid rgba(128,128,128,.3);vertical-align:top"
 _NUMBER = _CELL.replace("left", "right", 1)
@@ -23,29 +27,53 @@ def in_notebook() -> bool:
     return _shell() is not None
 
 
-class NotebookLine:
-    """A progress bar with a line of text below it, in one place of the cell's output; it needs no extension of the notebook."""
+def cell_text(text: str) -> str:
+    """Returns ``text`` as a cell can print it: in a notebook, with its lines broken between words at :data:`CELL_WIDTH`."""
+    if not in_notebook():
+        return text
+    lines = (textwrap.wrap(line, CELL_WIDTH, break_on_hyphens=False) or [""] for line in text.split("\n"))
+    return "\n".join(part for line in lines for part in line)
+
+
+class NotebookPlace:
+    """One place in the output of the cell that runs, whose content is replaced."""
 
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def show(self, text: str, done: int, total: int) -> None:
-        """Shows ``done`` of ``total`` and ``text`` instead of what was shown before."""
-        bar = f'<progress value="{done}" max="{max(total, 1)}" style="width:min(100%,24em)"></progress>'
-        self._put({"text/plain": f"{done:,}/{total:,} {text}", "text/html": f"{bar}<div>{_text(text)}</div>"})
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was shown."""
+        return self._handle is not None
 
-    def close(self) -> None:
-        """Removes what is shown."""
-        if self._handle is not None:
-            self._put({"text/plain": "", "text/html": ""})
-            self._handle = None
-
-    def _put(self, content: dict[str, str]) -> None:
+    def put(self, content: dict[str, str]) -> None:
+        """Shows ``content``, texts by MIME type, instead of what was shown before."""
         if self._handle is None:
             display = import_module("IPython.display").display  # a notebook has it
             self._handle = display(content, raw=True, display_id=True)
         else:
             self._handle.update(content, raw=True)
+
+
+class NotebookLine:
+    """A progress bar with lines of text below it, in one place of the cell's output; it needs no extension of the notebook."""
+
+    def __init__(self) -> None:
+        self._place = NotebookPlace()
+
+    def show(self, done: int, total: int, *lines: str) -> None:
+        """Shows ``done`` of ``total`` and ``lines`` instead of what was shown before."""
+        bar = f'<progress value="{done}" max="{max(total, 1)}" style="width:min(100%,24em)"></progress>'
+        shown = [line for line in lines if line]
+        html = "".join(f'<div style="overflow-wrap:anywhere">{_text(line)}</div>' for line in shown)
+        self._place.put({"text/plain": "\n".join([f"{done:,}/{total:,}", *shown]), "text/html": f"{bar}{html}"})
+
+    def close(self, *lines: str) -> None:
+        """Leaves ``lines``, without the bar; nothing by default."""
+        if self._place.is_used:
+            html = "".join(f'<div style="overflow-wrap:anywhere">{_text(line)}</div>' for line in lines)
+            self._place.put({"text/plain": "\n".join(lines), "text/html": html})
+            self._place = NotebookPlace()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from stagewright.errors import StorageError
+from stagewright.system.notebook import cell_text
 from stagewright.text import folded, visible
 
 
@@ -140,11 +141,11 @@ def print_bytes(data: bytes) -> None:
 
 def tell(text: str, stream: Any = None) -> None:
     """Prints sentences to ``stream``, by default standard output. On a terminal they are folded at blanks, without dividing a
-    number from its unit; elsewhere their lines stay whole. For data and commands, which are copied in one piece, use print."""
+    number from its unit, in a notebook they are no wider than a cell, and elsewhere their lines stay whole. For data and
+    commands, which are copied in one piece, use print."""
     target = sys.stdout if stream is None else stream
-    if target is not None and target.isatty():
-        text = folded(text, shutil.get_terminal_size().columns)
-    print(text, file=target, flush=True)
+    on_terminal = target is not None and target.isatty()
+    print(folded(text, shutil.get_terminal_size().columns) if on_terminal else cell_text(text), file=target, flush=True)
 
 
 def failsafe_notices(say: Callable[[str], None]) -> Callable[[str], None]:

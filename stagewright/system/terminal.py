@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from stagewright.system.notebook import in_notebook
+from stagewright.system.notebook import CELL_WIDTH, in_notebook
 from stagewright.system.output import Output, failsafe_stream
 from stagewright.text import folded, visible
 
@@ -30,22 +30,24 @@ class Terminal(Console):
         self, stream: TextIO | None = None, *, failsafe: bool = False, highlight: bool = True, soft_wrap: bool = False
     ) -> None:
         stream = stream or sys.stdout
+        notebook = in_notebook()
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
         # Rich takes a terminal that knows no codes for one of 80 columns, and its lines would break anywhere.
         dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and stream.isatty()
-        size = shutil.get_terminal_size() if dumb else None
+        columns, lines = shutil.get_terminal_size() if dumb else (None, None)
         super().__init__(
             file=output.styled,
-            width=None if size is None else size.columns,
-            height=None if size is None else size.lines,
+            # A cell is no wider than this, and a line is broken between words here, not by the page within one.
+            width=CELL_WIDTH if notebook else columns,
+            height=lines,
+            soft_wrap=soft_wrap and not notebook,
             highlight=highlight,
-            soft_wrap=soft_wrap,
             markup=False,
             emoji=False,
             # In a notebook rich would make HTML of each line, and its live display needs ipywidgets; kernels set FORCE_COLOR,
             # but a cell obeys no codes that move the cursor.
             force_jupyter=False,
-            force_terminal=False if in_notebook() else None,
+            force_terminal=False if notebook else None,
         )
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

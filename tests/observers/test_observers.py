@@ -12,7 +12,7 @@ from stagewright.observers.report_pages import Pages
 from stagewright.observers.text_log import TextLog
 from stagewright.rundir.event_kinds import KINDS, Progress
 from stagewright.rundir.event_text import sentence
-from stagewright.system.notebook import NotebookLine
+from stagewright.system.notebook import NotebookPlace
 
 SAID = sorted(kind for kind, one in KINDS.items() if one.in_file and kind not in ("saved", "memory"))
 PROGRESS = make_event("progress")
@@ -148,20 +148,33 @@ def test_in_a_notebook_progress_is_one_place_in_the_cell(monkeypatch: pytest.Mon
     shown: list[str] = []
     monkeypatch.setattr("stagewright.observers.console.in_notebook", lambda: True)
     monkeypatch.setattr("stagewright.observers.console._NOTEBOOK_SECONDS", 0.0)
-    monkeypatch.setattr(NotebookLine, "_put", lambda self, content: shown.append(content["text/html"]))
+    keep_shown(monkeypatch, shown)
     console = Console(5000, [("small", 0, 100), ("middle", 100, 4900)])
-    for event in (PROGRESS, make_event("evaluating"), make_event("evaluated"), PROGRESS):
+    for event in (
+        PROGRESS,
+        make_event("evaluating"),
+        make_event("evaluated"),
+        PROGRESS,
+        make_event("notice", text="x"),
+    ):
         console.see(event)
     console.close()
-    assert len(shown) == 3 and "<progress" in shown[0] and "ETA" in shown[0] and "evaluating" in shown[1]
-    _, head, line = capsys.readouterr().out.splitlines()
-    assert "epoch" in head and "best" in line and "\x1b" not in head + line
+    assert "<progress" in shown[0] and "ETA" in shown[0] and "evaluating" in shown[1]
+    assert all("best" in html for html in shown[2:]) and "loss 1.234" in shown[3], "the last evaluation stays in sight"
+    assert len(shown) == 5 and "<progress" not in shown[4]
+    assert capsys.readouterr().out == "x\n", "an evaluation is no line of its own there"
+
+
+def keep_shown(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    """Lets ``shown`` have the HTML of whatever a notebook would show."""
+    monkeypatch.setattr(NotebookPlace, "put", lambda self, content: shown.append(content["text/html"]))
+    monkeypatch.setattr(NotebookPlace, "is_used", True)
 
 
 def test_a_notebook_is_not_drawn_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("stagewright.observers.console.in_notebook", lambda: True)
-    monkeypatch.setattr(NotebookLine, "_put", lambda self, content: shown.append(content["text/html"]))
+    keep_shown(monkeypatch, shown)
     console = Console(5000, [("small", 0, 100), ("middle", 100, 4900)])
     for _ in range(1000):
         console.see(PROGRESS)

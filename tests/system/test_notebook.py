@@ -54,13 +54,33 @@ def test_a_terminal_is_no_notebook(kernel: Kernel, monkeypatch: pytest.MonkeyPat
 def test_the_line_replaces_itself_and_vanishes(kernel: Kernel) -> None:
     line = notebook.NotebookLine()
     line.close()
-    line.show(f"loss 1 {HOSTILE}", 3, 10)
-    line.show("loss 2", 4, 0)
+    line.show(3, 10, f"loss 1 {HOSTILE}", "")
+    line.show(4, 0, "loss 2", "epoch 1")
     line.close()
     line.close()
     assert [kind for kind, _ in kernel.shown] == ["new", "again", "again"]
+    assert kernel.shown[1][1]["text/plain"] == "4/0\nloss 2\nepoch 1"
     first, last = kernel.shown[0][1]["text/html"], kernel.shown[-1][1]["text/html"]
     assert '<progress value="3" max="10"' in first and "<script" not in first and last == ""
+
+
+def test_it_may_leave_a_line_and_then_begins_anew(kernel: Kernel) -> None:
+    line = notebook.NotebookLine()
+    line.show(3, 10, "loss 1")
+    line.close(f"epoch 3 {HOSTILE}")
+    line.show(1, 10, "again")
+    assert [kind for kind, _ in kernel.shown] == ["new", "again", "new"]
+    left = kernel.shown[1][1]["text/html"]
+    assert "epoch 3" in left and "<progress" not in left and "<script" not in left
+
+
+def test_a_cell_breaks_lines_between_words(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "short\n\n" + "many words " * 30
+    lines = notebook.cell_text(text).split("\n")
+    assert lines[:2] == ["short", ""] and " ".join(lines[2:]) == text[7:].strip()
+    assert max(map(len, lines)) <= notebook.CELL_WIDTH
+    monkeypatch.setattr(sys.modules["IPython"], "get_ipython", lambda: None)
+    assert notebook.cell_text(text) == text
 
 
 def test_texts_are_escaped() -> None:
