@@ -71,6 +71,7 @@ def check_shown(notebook: Any) -> None:
     assert silent == []
     assert longest("".join(printed(cell.outputs) for cell in cells)) <= LONGEST
     assert max(longest(cell.source) for cell in notebook.cells if cell.cell_type == "code") <= LONGEST
+    assert any("digit-8/copy.png" in printed(cell.outputs) for cell in cells), "the inspection finds the copy"
     html = {cell.source.split("\n")[0]: "".join(shown(cell.outputs)) for cell in cells}
     for part, mark in (
         ('run = sw.train(PHOTOS, **CHOICES, out="runs/first")', "<svg"),

@@ -169,7 +169,7 @@ def suggest(test: RangeTest, choose: str = "valley") -> Suggestions:
     of :data:`METHODS`, is the chosen one.
 
     ``valley`` is like fastai's a point two thirds into the longest descent. It does not find the descent by counting
-    decreasing losses as fastai does, since that takes even a very small drift for a descent (docs/lr-find.md has numbers).
+    decreasing losses as fastai does, since that takes even a very small drift for a descent (docs/notes/measured.md has numbers).
     RangeTestError if the loss never falls by more than its noise, and for an unknown method.
     """
     method = check_method(choose)
