@@ -29,6 +29,10 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
     chosen = summary["chosen"]
     if chosen is not None:
         print(f"Top-1 {scores}  ({chosen['weights']} weights of step {chosen['step']:,})")
+    from stagewright.rundir.directory import RunDir
+
+    if expected := RunDir(run.path).read_env().get("expected"):
+        print(f"Expected {expected}")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
     print(f"Predict  stagewright predict {run.path} IMAGES...")
