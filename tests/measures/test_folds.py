@@ -9,7 +9,7 @@ import pytest
 
 from stagewright.measures.answers import Answers
 from stagewright.measures.by_class import accuracy
-from stagewright.measures.folds import WIDENING, accuracy_of_folds
+from stagewright.measures.folds import accuracy_of_folds
 from stagewright.measures.intervals import share_estimate, student
 
 
@@ -38,7 +38,7 @@ def test_equal_folds_have_the_variance_of_the_answers_times_the_factor() -> None
     found = accuracy_of_folds(answers(right), np.repeat(np.arange(5), 20), 5)
     variance = 0.75 * 0.25 / 99  # with one degree of freedom less, as HC2 gives
     assert found.sd == 0.0
-    assert found.pooled == pytest.approx(share_estimate(0.75, WIDENING * variance, 100 / WIDENING, 99))
+    assert found.pooled == pytest.approx(share_estimate(0.75, 1.5 * variance, 100 / 1.5, 99))
 
 
 def test_folds_that_differ_more_than_chance_widen_the_interval() -> None:
