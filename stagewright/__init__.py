@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from stagewright.report.runs import runs as runs
     from stagewright.rundir.event_kinds import Event as Event
     from stagewright.rundir.events import Observer as Observer
+    from stagewright.study.folds import Folds as Folds
+    from stagewright.study.folds import folds as folds
 
 _HOMES = {
     "StagewrightError": "errors",
@@ -48,6 +50,8 @@ _HOMES = {
     "Run": "api.run",
     "evaluate": "api.evaluate",
     "finish": "api.finish",
+    "Folds": "study.folds",
+    "folds": "study.folds",
     "inspect": "api.data",
     "load_published": "api.classifier",
     "lr_find": "api.lr_find",

@@ -10,7 +10,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],
     ["training", "observers", "report"],
-    [("preflight", "api")],
+    [("preflight", "api", "study")],
     ["cli"],
     ["__main__"],
 ]

@@ -23,8 +23,31 @@ SMALL = [
     *("model.options={width: 4}", "image_size=16", "batch_size=16", "epochs=2ep", "data.val=0.2", "data.test=0.2"),
 ]
 NAMES = {
-    *("Budget", "Bundle", "Event", "Execution", "Observer", "Plan", "Recipe", "Run", "Stage", "StagewrightError"),
-    *("evaluate", "finish", "inspect", "load_bundle", "load_published", "lr_find", "make_plan", "preview", "resume"),
+    *(
+        "Budget",
+        "Bundle",
+        "Event",
+        "Execution",
+        "Folds",
+        "Observer",
+        "Plan",
+        "Recipe",
+        "Run",
+        "Stage",
+        "StagewrightError",
+    ),
+    *(
+        "evaluate",
+        "finish",
+        "folds",
+        "inspect",
+        "load_bundle",
+        "load_published",
+        "lr_find",
+        "make_plan",
+        "preview",
+        "resume",
+    ),
     *("runs", "split", "train"),
 }
 

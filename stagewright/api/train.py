@@ -61,6 +61,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     seed: int | None = None,
     loss: str | Callable[..., object] | None = None,
     optimizer: str | Callable[..., object] | None = None,
+    expected: str | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
 ) -> Run:
@@ -71,12 +72,11 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
     stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
     :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
-    and the report pages. ``say`` is called with messages for the user, ``command`` is recorded in env.json.
+    and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is called with messages.
 
     ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
     directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
-    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module, which the recipe then names as
-    ``python:module:function`` (docs/extend.md).
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -111,7 +111,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         else:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
-            env |= {"parent": None if old is None else str(old.root), **account}
+            env |= {"parent": None if old is None else str(old.root), "expected": expected, **account}
             _write_start(run, plan, dataset, artifacts, env)
         notes = changed_code(plan.recipe, run.read_env())
         inputs = RunInputs(

@@ -2,8 +2,8 @@
 
 Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
 stagewright, or a check that found problems; 2 an error that the user can fix (the message states how); 75 stopped on request
-with the state saved (``stagewright resume``, or the same ``data pack`` command, continues); 130 after Ctrl-C, 143 after SIGTERM
-and 129 after SIGHUP in all other commands.
+with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues); 130 after
+Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from stagewright.cli import evaluate, finish, plan, predict, runs
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.completion import recipe_names, run_directories
 from stagewright.cli.data import data_app
+from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
 from stagewright.cli.options import (
     PROBE_SECONDS,
     AsJson,
@@ -107,6 +108,7 @@ def train(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto: continue the run in --out, if there is one; never.")] = "never",
     tiny: Tiny = False,
+    folds: FoldCount = None,
     budget: BudgetText = None,
     price: Price = None,
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
@@ -138,18 +140,18 @@ def train(
         pages=not no_pages,
         quiet=quiet,
     )
-    run = training.train(
-        data,
-        chosen,
-        out=out,
-        resume=resume == "auto",
-        tiny=tiny,
-        budget=limit,
-        execution=execution,
-        observers=_metric_lines(metric_lines),
-        say=speaker(quiet),
-    )
-    close(run, quiet)
+    common: dict[str, Any] = {
+        "out": out,
+        "tiny": tiny,
+        "budget": limit,
+        "execution": execution,
+        "observers": _metric_lines(metric_lines),
+        "say": speaker(quiet),
+    }
+    if folds is not None:
+        train_folds(data, folds, chosen, common, quiet)
+    else:
+        close(training.train(data, chosen, resume=resume == "auto", **common), quiet)
 
 
 @app.command()
@@ -173,7 +175,7 @@ def resume(
     quiet: Quiet = False,
     no_pages: NoPages = False,
 ) -> None:
-    """Resume a stopped or killed run; with --set, fork it."""
+    """Resume a stopped or killed run, or folds; with --set, fork a run."""
     from stagewright.api import train as training
     from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
@@ -188,6 +190,12 @@ def resume(
         pages=not no_pages,
         quiet=quiet,
     )
+    if is_folds(run):
+        single = {"--set": overrides, "--data": data, "--from-start": from_start, "--verify": verify != "changed"}
+        for flag, given in single.items():
+            refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
+        resume_folds(run, execution, _metric_lines(metric_lines), quiet)
+        return
     done = training.resume(
         run,
         overrides=overrides or (),

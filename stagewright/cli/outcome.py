@@ -24,6 +24,10 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
     if quiet:
         return
     summary = run.summary
+    from stagewright.rundir.directory import RunDir
+
+    if expected := RunDir(run.path).read_env().get("expected"):
+        print(f"Expected {expected}")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")
     print(f"Predict  stagewright predict {run.path} IMAGES...")

@@ -205,7 +205,8 @@ class Gallery:
 
     def _pair(self, predictions: Predictions, true: int, predicted: int, places: Places) -> str:
         more = len(places) - _PER_PAIR
-        rest = f"<p>and {more:,} more, in evaluations/{predictions.split}.parquet</p>" if more > 0 else ""
+        file = "out-of-fold.parquet" if predictions.split == "folds" else f"evaluations/{predictions.split}.parquet"
+        rest = f"<p>and {more:,} more, in {file}</p>" if more > 0 else ""
         title = f"{text(self._name(true))} → {text(self._name(predicted))}: {count_text(len(places), 'error')}"
         return (
             f'<div class="pair" id="{pair_id(true, predicted)}"><h4>{title} <a href="#pairs">close</a></h4>'

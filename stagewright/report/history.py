@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
 import numpy as np
@@ -30,12 +30,16 @@ def history(record: RunRecord) -> History:
     ``val_loss`` and ``val_top1`` of the better ``weights``, ``best`` (whether they were the best so far), ``train_seconds``; then
     ``raw_loss``, ``raw_top1`` and the same of each other kind of weights. top1 is in percent; NaN is not known.
     """
-    columns = _columns(record)
+    return as_frame(_columns(record))
+
+
+def as_frame(columns: Mapping[str, NDArray[np.generic]]) -> History:
+    """Returns ``columns`` of equal length as a ``pandas.DataFrame`` where pandas is installed, else as a dict."""
     try:
         from pandas import DataFrame  # type: ignore[import-not-found,unused-ignore]  # an extra, not needed otherwise
     except ImportError:
-        return cast(History, columns)
-    return cast(History, DataFrame(columns))
+        return cast(History, dict(columns))
+    return cast(History, DataFrame(dict(columns)))
 
 
 def _columns(record: RunRecord) -> dict[str, NDArray[np.generic]]:

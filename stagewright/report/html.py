@@ -43,9 +43,9 @@ def page(record: RunRecord, drawings: Sequence[Drawing], gallery: Gallery) -> st
             _section("Plan and what happened", _stages(record)),
             _section("Curves", _curves(by_name)),
             _section("What each stage was fed", gallery.fed),
-            _section("Where it is wrong", _mistakes(record, by_name, gallery)),
+            _section("Where it is wrong", mistakes_section(record, by_name, gallery)),
             _section("Measures", measures_section(record, by_name)),
-            _section("Groups", _groups(record)),
+            _section("Groups", groups_section(record)),
             _section("Data", _data(record)),
             _section("Events", _events(record)),
             _section("Time", _time(record)),
@@ -115,6 +115,8 @@ def _result(record: RunRecord) -> str:
     if not cards:
         return "<p>Nothing has been evaluated yet.</p>"
     warnings = "".join(f'<p class="bad">{_text(line)}</p>' for line in results.disagreements(record))
+    if expected := record.env.get("expected"):
+        warnings += f"<p>Expected on new pictures: {_text(expected)}.</p>"
     return (
         f'<div class="cards">{"".join(cards)}</div><p>{_text(results.choice_sentence(record))}</p>{_finalists(record)}{warnings}'
         f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of {units_of(record)}, not the "
@@ -189,7 +191,8 @@ def _curves(drawings: dict[str, Drawing]) -> str:
     return f'<div class="figures">{shown}</div>' if shown else ""
 
 
-def _mistakes(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery) -> str:
+def mistakes_section(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery) -> str:
+    """Returns figures, a table of the classes and pictures of the errors; empty without predictions."""
     predictions = results.shown_split(record)
     if predictions is None or not len(predictions):
         return ""
@@ -202,8 +205,10 @@ def _mistakes(record: RunRecord, drawings: dict[str, Drawing], gallery: Gallery)
     for row in results.class_rows(record, predictions):
         wrong = ABSENT if row.mistaken_for is None else f"{_text(names[row.mistaken_for])} ({row.mistaken_count:,})"
         own = [share_cell(measures.classes[kind][row.label]) for kind in kinds] if measures else [_recall(row.score)]
-        rows.append((_text(row.name), wrong, number_text(row.train_count), f"{row.score.total:,}", *own))
-    head = ("class", "most often predicted as", "train", SPLIT_NAMES[predictions.split])
+        trained = [] if record.data is None else [number_text(row.train_count)]
+        rows.append((_text(row.name), wrong, *trained, f"{row.score.total:,}", *own))
+    trained = [] if record.data is None else ["train"]
+    head = ("class", "most often predicted as", *trained, SPLIT_NAMES[predictions.split])
     table = _table((*head, *(f"{OF_CLASSES[kind]} %" for kind in kinds or ("recall",))), rows, left=2)
     folded = f"<details><summary>All {len(rows)} classes</summary>{table}</details>" if len(rows) > 30 else table
     pictures = f"{gallery.confident}{gallery.hard}{gallery.note}"
@@ -217,7 +222,8 @@ def _recall(score: Score) -> str:
     return f"{score.percent:.1f} <small>{_interval(score)}</small>" if score.total else ABSENT
 
 
-def _groups(record: RunRecord) -> str:
+def groups_section(record: RunRecord) -> str:
+    """Returns a table of the groups of the held-out images, the worst first, and what groups mean for the score."""
     predictions = results.shown_split(record)
     rows = results.group_rows(predictions) if predictions is not None else []
     sentence = f"<p>{_text(results.group_sentence(record))}</p>" if record.data is not None else ""

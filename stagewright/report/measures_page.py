@@ -26,7 +26,8 @@ def measures_section(record: RunRecord, drawings: dict[str, Drawing]) -> str:
     calibrations = [record.measures[split].calibration for split in splits]
     cells = [cell for one in calibrations if one for cell in (f"{one.error:.4f}", f"by chance {one.by_chance:.4f}")]
     rows.append(("calibration error", *cells))
-    head = [title for split in splits for title in (SPLIT_NAMES[split], "95 % interval")]
+    shown = [SPLIT_NAMES[record.predictions[split].split] for split in splits]
+    head = [title for name in shown for title in (name, "95 % interval")]
     figures = "".join(figure(drawings[name]) for name in ("roc", "precision-recall") if name in drawings)
     note = (
         f"Macro: the mean over classes. Weighted: by their number of pictures. AUC: each class against the rest. The intervals "

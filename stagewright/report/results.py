@@ -21,7 +21,7 @@ from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, Ev
 from stagewright.rundir.event_text import against_head_sentence
 from stagewright.text import count_text, done_text, percent_text
 
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test", "folds": "out-of-fold"}
 WEIGHT_NAMES = {"raw": "raw", "ema": "EMA", "swa": "SWA"}
 
 

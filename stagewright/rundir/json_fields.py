@@ -166,6 +166,7 @@ class EnvFields(Fields):
     cwd: str = ABSENT
     data: str | None = ABSENT
     parent: str | None = ABSENT
+    expected: Annotated[str, Field(max_length=500)] | None = ABSENT
     device_name: str | None = ABSENT
     data_notes: list[str] = ABSENT
     stagewright: str | None = ABSENT

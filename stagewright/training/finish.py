@@ -206,8 +206,11 @@ def write_bundle(
     :func:`stagewright.training.model_spec.model_spec`.
     """
     plan, manifest, numerics = session.plan, session.manifest, session.numerics
-    margin = None if agreement is None else agreement.margin
-    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, close_margin=margin)
+    told = {
+        "close_margin": None if agreement is None else agreement.margin,
+        "expected": session.run.read_env().get("expected"),
+    }
+    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, **told)
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 
 

@@ -20,11 +20,13 @@ def model_spec(
     top1: dict[str, float],
     stopped_at: str | None = None,
     close_margin: float | None = None,
+    expected: str | None = None,
 ) -> BundleSpec:
     """Returns the specification of the Bundle with the weights of ``score``, which predicts as ``stage`` evaluates.
 
     ``top1`` is in percent, by split. ``stopped_at`` says how much of the plan was done where that was not all
     (:func:`stagewright.text.done_text`); ``close_margin`` is that of predictions in bfloat16, None where they are in float32.
+    ``expected`` says what accuracy other runs let expect.
     """
     recipe = plan.recipe
     return BundleSpec(
@@ -49,6 +51,7 @@ def model_spec(
             "step": score.step,
             **({} if stopped_at is None else {"stopped_at": stopped_at}),
             "top1": top1,
+            **({} if expected is None else {"expected": expected}),
             "images": {"train": plan.dataset.num_train, "val": plan.dataset.num_val, "test": plan.dataset.num_test},
             "plan_digest": plan.digest,
             "dataset_digest": plan.dataset.digest,

@@ -6,35 +6,31 @@ table gets its name), and that a split that DATA contains is replaced only on re
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stagewright.data.account import Account
 from stagewright.data.inspect.similar import group_similar
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
-from stagewright.data.sources.assemble import Assembled, assemble, group_keys
+from stagewright.data.sources.assemble import Assembled, assemble
 from stagewright.data.sources.folders import UNDECIDED, Listing, absolute_path
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, scan
-from stagewright.data.sources.tables import list_table
-from stagewright.data.splits.folds import MOST_FOLDS, Folds, deal
+from stagewright.data.splits.folds import MOST_FOLDS, Folds
 from stagewright.data.splits.links import Mode, build_links, check_links_folder
 from stagewright.data.splits.summary import SplitSummary
+from stagewright.data.splits.tables import check_reads_back, columns_of, copy_to, deal_manifest, paths_from, write_rows
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import remove_quietly, write_whole
-from stagewright.text import counted, path_cell, some, table_cell
+from stagewright.text import counted, some
 
 FORMATS = (".csv", ".parquet")
 
@@ -81,16 +77,16 @@ def split(  # the function behind `stagewright data split`: each keyword is one 
     _check_places(source, tables, overwrite)
     if links is not None:
         check_links_folder(links, source if os.path.isdir(source) else None)
-    made = _load(source, settings, folds, anew, workers, progress)
+    made = load(source, settings, folds, anew, workers, progress)
     manifest, notes = made.manifest, list(made.notes)
     fold_of = None
     if folds is not None:
-        fold_of, fold_notes = _deal(manifest, folds, settings.split_seed)
+        fold_of, fold_notes = deal_manifest(manifest, folds, settings.split_seed)
         notes = [note for note in notes if not note.startswith("split ")]  # its number of training images is wrong now
         notes += fold_notes
     elif not len(manifest.rows("val")):
         notes.append("there is no val part: a run on this table splits its own val off from train (data.val)")
-    paths, path_notes = _paths_from(out.parent, manifest)
+    paths, path_notes = paths_from(out.parent, manifest)
     notes += path_notes
     notes += _write_all(manifest, tables, paths, fold_of, links, mode, progress)
     return _summary(
@@ -146,7 +142,7 @@ def _check_places(source: str, tables: list[Path], overwrite: bool) -> None:
         raise DataError(f"{folders[0]} is a folder", "the name of a file", "name another file with --out")
 
 
-def _load(  # what `split` was given
+def load(  # what `split` was given
     source: str,
     settings: Data,
     folds: int | None,
@@ -206,43 +202,9 @@ def _no_files(source: str) -> DataError:
     )
 
 
-def _deal(manifest: Manifest, num_folds: int, seed: int) -> tuple[Folds, tuple[str, ...]]:
-    """Returns the fold of each image, (N,) int16 from 0, or -1 if it is in the test part; and notes."""
-    content = manifest.content
-    rows = np.flatnonzero(manifest.splits != TEST)
-    groups = None if manifest.groups is None else group_keys(manifest.groups, content)[rows]
-    folds = np.full(len(manifest), -1, np.int16)
-    folds[rows], notes = deal(content[rows], manifest.labels[rows], num_folds, seed, manifest.classes, groups)
-    return folds, notes
-
-
 def _parts_of_fold(fold_of: Folds, fold: int) -> Parts:
     """Returns the part of each image, (N,) int8, if ``fold`` is val."""
     return np.where(fold_of < 0, TEST, np.where(fold_of == fold, VAL, TRAIN)).astype(np.int8)
-
-
-def _paths_from(folder: Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Returns the paths of the images relative to ``folder``, or absolute if the two have no folder in common; and notes.
-
-    The notes report paths that are absolute or lead out of ``folder``.
-    """
-    root, base = os.path.abspath(manifest.root), str(folder)
-    inside = Path(root).is_relative_to(base)
-    if not inside:  # ".." is the parent of a link's target, so links to folders must be resolved first
-        root, base = os.path.realpath(root), os.path.realpath(base)
-    try:
-        shared = os.path.commonpath([root, base])
-    except ValueError:  # the two are on different drives
-        shared = ""
-    near = inside or os.path.dirname(shared) != shared
-    prefix = os.path.relpath(root, base) if near else root
-    notes = []
-    if not near:
-        notes.append(f"the paths are absolute, because {folder} and the pictures in {root} have no folder in common")
-    elif prefix.startswith(".."):
-        notes.append(f"the paths lead out of {folder} to {prefix}: if you move the table, move the pictures with it")
-    joined = (os.path.normpath(os.path.join(prefix, path)).replace(os.sep, "/") for path in manifest.paths.to_pylist())
-    return list(joined), notes
 
 
 def _write_all(
@@ -263,18 +225,18 @@ def _write_all(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if fold_of is not None:
-            _write(places[out], _columns(manifest, paths, fold_of=fold_of))
+            write_rows(places[out], columns_of(manifest, paths, fold_of=fold_of))
         for table, parts in parts_of.items():
-            _write(places[table], _columns(manifest, paths, parts=parts))
+            write_rows(places[table], columns_of(manifest, paths, parts=parts))
         checked, parts = next(
             iter(parts_of.items())
         )  # one check is enough: the tables of the folds differ only in parts
-        _check_reads_back(places[checked], manifest, paths, parts)
+        check_reads_back(places[checked], manifest, paths, parts)
         if links is not None:
             trees = {f"fold{at}": parts for at, parts in enumerate(parts_of.values(), 1)}
             notes = build_links(links, manifest, {"": manifest.splits} if fold_of is None else trees, mode, progress)
         for table, place in places.items():
-            write_whole(table, partial(_copy, place))
+            write_whole(table, partial(copy_to, place))
     except OSError as error:
         raise StorageError(
             f"cannot write the split to {out.parent}: {error.strerror or error}",
@@ -285,73 +247,6 @@ def _write_all(
         for place in places.values():
             remove_quietly(place)
     return notes
-
-
-def _copy(file: Path, out: BinaryIO) -> None:
-    with file.open("rb") as opened:
-        shutil.copyfileobj(opened, out)
-
-
-def _columns(
-    manifest: Manifest, paths: list[str], *, parts: Parts | None = None, fold_of: Folds | None = None
-) -> dict[str, list[str | None]]:
-    """Returns the columns of a table, by name: with ``parts`` those of a split, with ``fold_of`` those of all folds."""
-    columns: dict[str, list[str | None]] = {
-        "path": [*paths],
-        "label": [manifest.classes[label] for label in manifest.labels.tolist()],
-    }
-    if fold_of is not None:
-        columns["fold"] = [str(fold + 1) if fold >= 0 else None for fold in fold_of.tolist()]
-        if (fold_of < 0).any():
-            parts = np.where(fold_of < 0, TEST, TRAIN).astype(np.int8)
-    if parts is not None:
-        columns["split"] = [SPLITS[part] for part in parts.tolist()]
-    if manifest.groups is not None:
-        columns["group"] = manifest.groups.to_pylist()
-    return columns | {"hash": manifest.hashes.to_pylist()}
-
-
-def _write(file: Path, columns: dict[str, list[str | None]]) -> None:
-    if file.suffix.lower() == ".parquet":
-        typed = {name: pa.array(column, pa.string()) for name, column in columns.items()}
-        if "fold" in typed:
-            typed["fold"] = typed["fold"].cast(pa.int16())
-        pq.write_table(pa.table(typed), file, compression="zstd")
-    else:
-        with file.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(columns)
-            for row in zip(*columns.values(), strict=True):
-                path, *others = row
-                writer.writerow([path_cell(path or ""), *(table_cell(cell) if cell else cell for cell in others)])
-    with file.open("rb+") as written:
-        os.fsync(written.fileno())
-
-
-def _check_reads_back(file: Path, manifest: Manifest, paths: list[str], parts: Parts) -> None:
-    """Raises DataError if the table reads back differently, e.g. because spaces at the ends of names are trimmed."""
-    read = list_table(file, Data())
-    groups = [None] * len(read.paths) if read.groups is None else read.groups.to_pylist()
-    folder = str(file.parent)
-    found = {
-        os.path.normpath(os.path.join(folder, path)): rest
-        for path, *rest in zip(
-            read.paths.to_pylist(), read.labels.to_pylist(), read.parts.tolist(), groups, strict=True
-        )
-    }
-    groups = [None] * len(paths) if manifest.groups is None else manifest.groups.to_pylist()
-    rows = zip(paths, manifest.labels.tolist(), parts.tolist(), groups, strict=True)
-    lost = [
-        path
-        for path, label, part, group in rows
-        if found.get(os.path.normpath(os.path.join(folder, path))) != [manifest.classes[label], part, group]
-    ]
-    if lost:
-        raise DataError(
-            f"{counted(len(lost), 'picture')} cannot be stored in a table exactly as named, e.g. {some(map(repr, lost), 3)}",
-            "names of files, classes and groups without spaces at their ends and without backslashes",
-            "rename them",
-        )
 
 
 def _summary(

@@ -24,9 +24,9 @@ from stagewright.data.account import Account
 from stagewright.data.dataset import load_dataset
 from stagewright.data.manifest import SPLITS, Manifest
 from stagewright.data.splits import links as links_module
-from stagewright.data.splits import write
 from stagewright.data.splits.links import class_folders, file_names
 from stagewright.data.splits.summary import SplitSummary
+from stagewright.data.splits.tables import paths_from
 from stagewright.data.splits.write import split
 from stagewright.errors import DataError, StagewrightError, StorageError
 from stagewright.recipe.recipe import Data
@@ -134,7 +134,7 @@ def test_folders_reached_by_links(tmp_path: Path) -> None:
 
 def test_paths_without_a_common_folder_are_absolute(tmp_path: Path) -> None:
     manifest = load_dataset(str(fill(tmp_path, a=2, b=2)), Data()).manifest
-    paths, notes = write._paths_from(Path("/nowhere/tables"), manifest)
+    paths, notes = paths_from(Path("/nowhere/tables"), manifest)
     assert paths[0] == f"{os.path.realpath(tmp_path)}/a/0.png"
     assert notes[0].startswith("the paths are absolute, because /nowhere/tables and the pictures in ")
 
