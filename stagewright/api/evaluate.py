@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from torch import nn
 
 from stagewright.api.class_map import read_class_map
 from stagewright.api.classifier import Classifier
@@ -161,7 +162,7 @@ class EvaluationReport:
         return [replace(one, **{kind: measured[kind][places[one.name]] for kind in kinds}) for one in found]
 
     def by_group(self) -> list[Share]:
-        """Returns the accuracy on each group, by name; empty if the data set has no groups."""
+        """Returns the accuracy on each group, by name; empty without groups."""
         if self.groups is None:
             return []
         names = np.array([group or "(none)" for group in self.groups], dtype=object)[self._counted]
@@ -273,7 +274,9 @@ def evaluate(
     manifest, rows, labels = chosen.manifest, chosen.rows, chosen.labels
     progress(len(rows), len(rows))  # ends the first count, also if no image had to be read
     seen = find_seen(classifier.run, manifest, chosen.images, rows, near=near, progress=progress)
-    result = _answered(classifier, chosen, auto_workers(manifest) if workers is None else workers, progress)
+    # The run's own images get the numbers of its summary, which are of float32.
+    network = classifier.network.exact() if data is None else classifier.network.present()
+    result = _answered(classifier, network, chosen, auto_workers(manifest) if workers is None else workers, progress)
     if not result.images:
         raise images_gone(manifest, [(int(row), "unreadable") for row in rows], len(rows), len(rows), chosen.source)
     return EvaluationReport(
@@ -301,8 +304,9 @@ def _classifier(model: str | os.PathLike[str] | Bundle | Classifier, device: str
     return Classifier.of_bundle(load_bundle(place, device=str(choose_device(device)))), place
 
 
-def _answered(classifier: Classifier, chosen: _Chosen, threads: int, progress: Progress) -> Evaluation:
-    """Returns the answers to the images ``chosen``."""
+def _answered(
+    classifier: Classifier, network: nn.Module, chosen: _Chosen, threads: int, progress: Progress
+) -> Evaluation:
     manifest, rows = chosen.manifest, chosen.rows
     specs = classifier.specs(manifest, rows, chosen.labels)
     with closing(load_batches(classifier.seeing(chosen.images), specs, workers=threads)) as batches:
@@ -310,7 +314,7 @@ def _answered(classifier: Classifier, chosen: _Chosen, threads: int, progress: P
             progress(0, len(rows))
             return answers(
                 classifier.model,
-                classifier.network.present(),
+                network,
                 batches,
                 classifier.numerics,
                 extras=Extras(probabilities=keeps_probabilities(len(rows), len(classifier.classes))),
@@ -388,10 +392,6 @@ def _shares(names: NDArray[np.object_], correct: NDArray[np.bool_], order: Seque
 
 
 def _share(name: str, correct: NDArray[np.bool_]) -> Share:
-    hits = int(correct.sum())
-    return Share(name, len(correct), 100 * hits / len(correct), _interval(hits, len(correct)))
-
-
-def _interval(correct: int, total: int) -> tuple[float, float]:
-    low, high = wilson(correct, total)
-    return 100 * low, 100 * high
+    hits, total = int(correct.sum()), len(correct)
+    low, high = wilson(hits, total)
+    return Share(name, total, 100 * hits / total, (100 * low, 100 * high))

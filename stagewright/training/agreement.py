@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stagewright.data.batches.specs import eval_specs
 from stagewright.engine.folding import predicts_in_bfloat16
-from stagewright.errors import Interrupted
-from stagewright.model.groups import modes_kept
 from stagewright.model.two_precisions import TwoPrecisions, close_calls, margin_of
 from stagewright.plan.plan import StagePlan
 from stagewright.rundir.event_kinds import Notice
-from stagewright.training.evaluator import Evaluator, network_inputs
+from stagewright.training.evaluator import Evaluator, both_precisions
 
 _MOST_BATCHES = 16
 _FEWEST_IMAGES = 16
@@ -50,12 +47,14 @@ def measure_agreement(evaluator: Evaluator, stage: StagePlan) -> Agreement | Non
     session = evaluator.session
     if not predicts_in_bfloat16(session.plan, session.state):
         return None
-    with modes_kept(session.state.model):
-        session.state.model.eval()
-        network = evaluator.network(stage)
-        if not isinstance(network, TwoPrecisions):
-            return None
-        fast, exact = _both(evaluator, network, stage)
+    network = evaluator.network(stage)
+    if not isinstance(network, TwoPrecisions):
+        return None
+    specs = list(
+        eval_specs(session.plan, session.manifest, stage, "val", most=session.micro_batch_size(stage), unread=False)
+    )
+    chosen = specs[:: -(-len(specs) // _MOST_BATCHES)] if specs else []
+    fast, exact = both_precisions(session, network, chosen)
     if len(fast) < _FEWEST_IMAGES:
         return None
     found = _compared(fast, exact)
@@ -70,20 +69,3 @@ def _compared(fast: Tensor, exact: Tensor) -> Agreement:
     again = close_calls(fast, margin)
     equal = again | (fast.argmax(dim=1) == exact.argmax(dim=1))
     return Agreement(margin, len(fast), int(equal.sum()), int(again.sum()))
-
-
-@torch.no_grad()
-def _both(evaluator: Evaluator, network: TwoPrecisions, stage: StagePlan) -> tuple[Tensor, Tensor]:
-    """Returns the logits (B, K) of readable validation images in bfloat16 and in float32."""
-    session, found = evaluator.session, (list[Tensor](), list[Tensor]())
-    specs = list(
-        eval_specs(session.plan, session.manifest, stage, "val", most=session.micro_batch_size(stage), unread=False)
-    )
-    chosen = specs[:: -(-len(specs) // _MOST_BATCHES)] if specs else []
-    with session.batches.load(chosen) as batches:
-        for images in network_inputs(batches, session.numerics):
-            if session.stop.requested:
-                raise Interrupted
-            found[0].append(network.fast(images.bfloat16()).float())
-            found[1].append(network.exact(images).float())
-    return (torch.cat(found[0]), torch.cat(found[1])) if found[0] else (torch.empty(0, 0), torch.empty(0, 0))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from stagewright.data.batches.batch import Batch
-from stagewright.data.batches.specs import eval_specs, recalibration_specs
+from stagewright.data.batches.specs import BatchSpec, eval_specs, eval_view, recalibration_specs
 from stagewright.data.sources.verify import images_gone
 from stagewright.engine.evaluate import Evaluation, Extras, evaluate
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.state import Score
-from stagewright.errors import NotFinite
+from stagewright.errors import Interrupted, NotFinite
 from stagewright.measures.metrics import Metric, goodness, keeps_probabilities, needs_probabilities
 from stagewright.measures.overview import metric_value
 from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.model.fold import folded_copy
-from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy
+from stagewright.model.groups import modes_kept
+from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy, margin_of
 from stagewright.plan.plan import StagePlan, eval_image_size
 from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
@@ -31,6 +32,8 @@ from stagewright.training.kept_batches import KeptBatches
 from stagewright.training.session import Session
 
 _SWA_RECALIBRATION = 4096
+_MARGIN_IMAGES = 64
+"""About how many images say how much the two precisions differ."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Evaluator:
     session: Session
     kept: KeptBatches | None = None
     """Batches of earlier evaluations of the same images, which are not read again; None: they are read each time."""
+    exact: bool = False
+    """Whether all is computed in float32, whatever ``eval.precision`` says: for results that are published."""
 
     def evaluate(self) -> None:
         """Evaluates raw and averaged weights on the validation split, updates the scores of the state and writes the result.
@@ -118,6 +123,9 @@ class Evaluator:
         if not keeps_probabilities(total, len(plan.dataset.classes)):
             extras = replace(extras, probabilities=False)
         kept = None if features is None else self.session.features.of(split, stage, self.session.manifest)
+        network = self.network(stage) if features is None else features.upper
+        if isinstance(network, TwoPrecisions):
+            self._learn_margin(network, split, stage)
         while True:
             most = self.session.micro_batch_size(stage)
             specs = eval_specs(
@@ -127,7 +135,7 @@ class Evaluator:
                 with (self.kept or self.session.batches).load(specs) as batches:
                     result = evaluate(
                         self.session.state.model,
-                        self.network(stage) if features is None else features.upper,
+                        network,
                         batches if kept is None else map(kept.replace_images, batches),
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
@@ -162,11 +170,22 @@ class Evaluator:
         bfloat16."""
         state, pairs = self.session.state, self.session.pairs
         exact = folded_copy(state.model, pairs) if pairs else state.forward
-        if not (isinstance(exact, nn.Module) and predicts_in_bfloat16(self.session.plan, state)):
+        if self.exact or not (isinstance(exact, nn.Module) and predicts_in_bfloat16(self.session.plan, state)):
             return exact
         size = eval_image_size(self.session.plan, stage)
         fast = bfloat16_copy(exact, torch.zeros(2, 3, size, size))
         return exact if fast is None else TwoPrecisions(exact, fast)
+
+    def _learn_margin(self, network: TwoPrecisions, split: str, stage: StagePlan) -> None:
+        """Sets the margin of ``network`` by images from all over ``split``: the first ones are often of one class, whose logits
+        may differ less between the precisions."""
+        session, rows = self.session, self.session.manifest.rows(split)
+        rows, most = rows[:: max(1, len(rows) // _MARGIN_IMAGES)], session.micro_batch_size(stage)
+        specs = [
+            eval_view(session.plan, session.manifest, stage, rows[at : at + most]) for at in range(0, len(rows), most)
+        ]
+        fast, exact = both_precisions(session, network, specs)
+        network.margin = margin_of(fast, exact) if len(fast) else None
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""
@@ -178,6 +197,21 @@ class Evaluator:
         ) as batches:
             masked = map(self.session.masked, batches)
             recalibrate(self.session.state.model, network_inputs(masked, self.session.numerics))
+
+
+@torch.no_grad()
+def both_precisions(session: Session, network: TwoPrecisions, specs: Sequence[BatchSpec]) -> tuple[Tensor, Tensor]:
+    """Returns the logits (B, K) of the readable images of ``specs`` in bfloat16 and in float32. Raises ``Interrupted`` if a stop
+    was requested."""
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    with modes_kept(session.state.model), session.batches.load(specs) as batches:
+        session.state.model.eval()
+        for images in network_inputs(batches, session.numerics):
+            if session.stop.requested:
+                raise Interrupted
+            found[0].append(network.fast(images.bfloat16()).float())
+            found[1].append(network.exact(images).float())
+    return (torch.cat(found[0]), torch.cat(found[1])) if found[0] else (torch.empty(0, 0), torch.empty(0, 0))
 
 
 def network_inputs(batches: Iterable[Batch], numerics: Numerics) -> Iterator[Tensor]:

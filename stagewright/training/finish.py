@@ -47,7 +47,8 @@ def finish(session: Session) -> bool:
     plan was done.
     """
     state, log = session.state, session.recorder.log
-    evaluator, interim = Evaluator(session, KeptBatches(session.batches)), not session.is_finished
+    evaluator = Evaluator(session, KeptBatches(session.batches), exact=True)
+    interim = not session.is_finished
     try:
         with session.clock.phase("eval"):
             if interim:
@@ -61,7 +62,7 @@ def finish(session: Session) -> bool:
                 if split not in results and len(session.manifest.rows(split)):
                     results[split] = evaluator.evaluate_split(split, stage, extras=Extras(probabilities=True))
             against_head = None if comparison is None else comparison.against_head(results)
-            agreement = measure_agreement(evaluator, stage)
+            agreement = measure_agreement(Evaluator(session), stage)
     except Interrupted:
         return False
     with session.clock.phase("checkpoint"):
