@@ -32,7 +32,7 @@ class Terminal(Console):
         stream = stream or sys.stdout
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
         # Rich takes a terminal that knows no codes for one of 80 columns, and its lines would break anywhere.
-        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and stream.isatty()
+        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and output.isatty()
         size = shutil.get_terminal_size() if dumb else None
         super().__init__(
             file=output.styled,
