@@ -92,10 +92,12 @@ def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Cost
     )
 
 
-def tell_time(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> None:
-    """Says how long a run of ``plan`` will take, measured in about 3 seconds; says nothing for other devices than CPUs."""
+def tell_time(plan: Plan, dataset: Dataset, execution: Execution, say: Say, began: float) -> None:
+    """Says how long a run of ``plan`` will take, measured in about 3 seconds, with what has passed since ``began``
+    (``time.perf_counter``), as reading the data; says nothing for other devices than CPUs."""
     if choose_device(execution.device).type == "cpu":
-        seconds = quick_forecast(plan, dataset)
+        passed = time.perf_counter() - began
+        seconds = passed + quick_forecast(plan, dataset)
         say(f"It should take about {span_text(seconds)} on this machine, from its start to the report.")
 
 

@@ -103,7 +103,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         if limit is not None:
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
         elif request.is_auto and old is None and not tiny:
-            tell_time(plan, dataset, execution, say)
+            tell_time(plan, dataset, execution, say, began)
         if old is not None and earlier is not None and earlier.digest == plan.digest:
             run = old
             if is_carried_out(run, say):

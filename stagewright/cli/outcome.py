@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from stagewright.system.signals import EXIT_STOPPED
+from stagewright.text import done_text
 
 if TYPE_CHECKING:  # torch comes with it
     from stagewright.api.run import Run
@@ -33,3 +34,4 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
     print(f"Predict  stagewright predict {run.path} IMAGES...")
     if summary.get("stopped_at") is not None:
         print(f"Go on    stagewright resume {run.path}")
+        print(f"Stopped at {done_text(summary['step'], summary['total_steps'])}.")

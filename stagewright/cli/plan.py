@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,7 @@ def plan(
     from stagewright.plan.execution import Execution
     from stagewright.system.terminal import Terminal
 
+    began = time.perf_counter()
     check_price(price)
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and not probe, "--probe")
     refuse_alone("--steps", steps and not as_json, "--json")
@@ -89,7 +91,7 @@ def plan(
     execution = Execution(device=device, workers=workers, quiet=quiet, probe_seconds=probe_seconds)
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
     if chosen.is_auto and not (probe or as_json or tiny):
-        tell_time(made, dataset, execution, speaker(as_json))
+        tell_time(made, dataset, execution, speaker(as_json), began)
     costs = probed(made, dataset, execution, speaker(as_json)) if probe else None
     if as_json:
         content = made.to_json() | ({"hyper": list(made.steps())} if steps else {})

@@ -161,7 +161,7 @@ class Evaluated(Event):
     eval_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds that the evaluation took."""
     eta_seconds: float | None = field(default=None, metadata=CLOCK)
-    """Seconds to the end of the plan, as far as that can be estimated."""
+    """Seconds until the model is chosen, with the evaluations of the finish, as far as that can be estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +356,7 @@ class Progress(Event):
     memory_gb: float = field(default=0.0, metadata=CLOCK)
     """Memory in use, in GiB."""
     eta_seconds: float | None = field(default=None, metadata=CLOCK)
-    """Seconds to the end of the plan, as far as that can be estimated."""
+    """Seconds until the model is chosen, with the evaluations of the finish, as far as that can be estimated."""
     train_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds of training in the run so far, over all processes."""
 

@@ -69,7 +69,10 @@ class Output:
 
     def isatty(self) -> bool:
         """Whether the stream is a terminal that can still be written."""
-        return self.stream is not None and self.failure is None and self.stream.isatty()
+        if self.stream is None or self.failure is not None or getattr(self.stream, "closed", False):
+            return False
+        ask = getattr(self.stream, "isatty", None)  # what a program puts in the place of standard output may only write
+        return ask is not None and bool(ask())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -144,7 +147,7 @@ def tell(text: str, stream: Any = None) -> None:
     number from its unit, in a notebook they are no wider than a cell, and elsewhere their lines stay whole. For data and
     commands, which are copied in one piece, use print."""
     target = sys.stdout if stream is None else stream
-    on_terminal = target is not None and target.isatty()
+    on_terminal = failsafe_stream(target).isatty()
     print(folded(text, shutil.get_terminal_size().columns) if on_terminal else cell_text(text), file=target, flush=True)
 
 

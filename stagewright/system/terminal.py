@@ -33,7 +33,7 @@ class Terminal(Console):
         notebook = in_notebook()
         output = failsafe_stream(stream) if failsafe or isinstance(stream, Output) else Output(stream, needed=True)
         # Rich takes a terminal that knows no codes for one of 80 columns, and its lines would break anywhere.
-        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and output.styled.isatty()
+        dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") and output.isatty()
         columns, lines = shutil.get_terminal_size() if dumb else (None, None)
         super().__init__(
             file=output.styled,

@@ -27,6 +27,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.claim import held
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Finished, InterimFinished
+from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
@@ -223,8 +224,12 @@ def test_a_second_finish_changes_nothing(stopped: RunDir) -> None:
     before[stopped.summary] = stopped.summary.stat().st_mtime_ns
     said: list[str] = []
     assert done(stopped, say=said.append).finished
-    assert said == [f"{stopped.root} is finished already, stopped at 43 % of its plan (step 7 of 16); "
-                    f"its model is {stopped.bundle}."]  # fmt: skip
+    assert said[0] == (
+        f"{stopped.root} is finished already, stopped at 43 % of its plan (step 7 of 16); its model is {stopped.bundle}."
+    )
+    assert "\n".join(said[1:]) == sentence(kinds(stopped, InterimFinished)[-1]), (
+        "the result, in the words of the finish"
+    )
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from stagewright.api.prepare import make_plan
+from stagewright.api.prepare import make_plan, prepare, tell_time
 from stagewright.errors import RecipeError
 from stagewright.plan.execution import Execution
+from stagewright.recipe.request import as_request
 
 QUIET = Execution(device="cpu", quiet=True)
 
@@ -47,3 +49,12 @@ def test_the_share_of_a_recipe_is_said(parts: Path, tmp_path: Path) -> None:
 def test_early_stopping_needs_validation_pictures(picture_folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"stop\.patience=3 without validation pictures has no effect"):
         make_plan(picture_folder, "quick", overrides=["stop.patience=3", "data.val=0"], execution=QUIET)
+
+
+def test_the_time_told_counts_what_has_passed_since_the_start(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large folder, or a busy machine at the start, is part of the run's time."""
+    monkeypatch.setattr("stagewright.api.prepare.quick_forecast", lambda plan, dataset: 100.0)
+    said: list[str] = []
+    dataset, plan = prepare(parts, as_request("quick", (), {}, None), QUIET, said.append)
+    tell_time(plan, dataset, QUIET, said.append, time.perf_counter() - 500.0)
+    assert said[-1] == "It should take about 10 min 0 s on this machine, from its start to the report."
