@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from stagewright.bundle.card import card
+from stagewright.bundle.card import card, with_operating_point
 from stagewright.bundle.description import Description, operating_point, plain
-from stagewright.bundle.files import FORMAT, REMEDY, damaged, find_bundle, read_description
+from stagewright.bundle.files import CARD, FORMAT, REMEDY, damaged, find_bundle, read_description
 from stagewright.bundle.inputs import Inputs
 from stagewright.bundle.network import Network
 from stagewright.bundle.plain_torch import plain_torch
@@ -45,7 +45,6 @@ from stagewright.storage.folders import replace_folder
 from stagewright.storage.json_text import parse_json, parse_object
 from stagewright.system.machine import fast_bfloat16
 
-CARD = "README.md"
 MAX_GOLDEN = 16
 TOLERANCE = 1e-3
 """Largest difference between a logit and the recorded one, as a share of the largest recorded logit (of 0.1 if all are
@@ -181,7 +180,7 @@ def save_bundle(
         **({"operating": asdict(spec.operating)} if spec.operating else {}),
     }
     code = plain_torch(content["model"], len(spec.classes), content["preprocessing"])
-    files[CARD] = card(content, code).encode()
+    files[CARD] = with_operating_point(card(content, code), spec.operating).encode()
     content["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files["model.json"] = (json.dumps(content, indent=1, ensure_ascii=False, default=plain) + "\n").encode()
     _write(folder, files)

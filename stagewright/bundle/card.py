@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from stagewright.measures.operating import OperatingPoint
 from stagewright.system.named_functions import PREFIX, is_named
 from stagewright.text import printable
 
 _MAX_CLASSES = 40
+_OPERATING, _USE = "## When it answers\n", "## How to use it\n"
 
 
 def card(content: Mapping[str, Any], code: Sequence[str] = ()) -> str:
@@ -65,6 +67,23 @@ Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 
 Made with {versions}.
 """
+
+
+def with_operating_point(text: str, point: OperatingPoint) -> str:
+    """Returns the model card ``text`` with what ``point`` says of the answers, in place of what it said before.
+
+    A card that someone has written anew, without the section on its use, stays as it is.
+    """
+    before, found, rest = text.partition(_OPERATING)
+    if found:
+        rest = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
+    else:
+        before, found, rest = text.partition(_USE)
+        rest = found + rest
+    if not found:
+        return text
+    lines = "".join(f"- {_text(line)}\n" for line in point.lines())
+    return f"{before}{_OPERATING}\n{lines}\n{rest}" if lines else before + rest
 
 
 def _plain(code: Sequence[str]) -> str:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from stagewright.bundle.card import with_operating_point
 from stagewright.bundle.description import Description
 from stagewright.errors import BundleError
 from stagewright.measures.operating import OperatingPoint
 from stagewright.recipe.schema import problems
-from stagewright.storage.files import read_parsed, write_json
+from stagewright.storage.files import read_parsed, write_json, write_whole
 from stagewright.storage.folders import old_folder
 from stagewright.storage.json_text import parse_object
 
+CARD = "README.md"
 FORMAT = 1
 """Version of the folder's layout. A newer version is refused; older versions must stay readable."""
 REMEDY = "copy the folder again from where it was made; load_bundle(..., verify=False) skips only the golden samples"
@@ -59,7 +61,7 @@ def damaged(path: Path, error: Exception) -> BundleError:
 
 
 def store_operating_point(folder: Path, point: OperatingPoint) -> None:
-    """Writes ``point`` into the model.json of the Bundle in ``folder``, completely or not at all.
+    """Writes ``point`` into the model.json of the Bundle in ``folder``, completely or not at all, and into its model card.
 
     One that is as the defaults removes what was there. BundleError if model.json is damaged, StorageError if it cannot be
     written.
@@ -68,3 +70,8 @@ def store_operating_point(folder: Path, point: OperatingPoint) -> None:
     content = read_parsed(folder / "model.json", parse_object)
     content.pop("operating", None)
     write_json(folder / "model.json", {**content, "operating": asdict(point)} if point else content)
+    try:
+        text = read_parsed(folder / CARD, bytes.decode)
+    except (FileNotFoundError, UnicodeDecodeError):  # it is for people, who may have removed or changed it
+        return
+    write_whole(folder / CARD, with_operating_point(text, point))

@@ -41,7 +41,7 @@ def run(trained: Path) -> Path:
 
 
 def test_a_threshold_is_chosen_on_validation_and_stored(run: Path) -> None:
-    before = json.loads((run / "model/model.json").read_text())
+    before, card = json.loads((run / "model/model.json").read_text()), (run / "model/README.md").read_text()
     name = before["classes"][1]
     first = choose_operating_point(run, Target("precision", 0.2), device="cpu")
     assert first.min_confidence > 0 and not first.thresholds
@@ -49,10 +49,26 @@ def test_a_threshold_is_chosen_on_validation_and_stored(run: Path) -> None:
     assert point.min_confidence == first.min_confidence and list(point.thresholds) == [name]  # what was there stays
     stored = load_bundle(run).spec.operating
     assert stored == point and stored.reasons.keys() == {name, ""} and "recall 0.9 on" in stored.reasons[name]
+    said = (run / "model/README.md").read_text()
+    assert said.count("## When it answers\n") == 1 and said.count("is answered from a probability of") == 1
+    assert said.index("no answer where another class") < said.index("## How to use it") and "recall 0.9 on" in said
     found = sw.evaluate(run, split="val", device="cpu").at_point
     assert found is not None and (found.classes[name][1].value or 0) >= 0.9
     assert choose_operating_point(run, None, device="cpu") == OperatingPoint()
     assert json.loads((run / "model/model.json").read_text()) == before
+    assert (run / "model/README.md").read_text() == card
+
+
+def test_a_card_that_someone_wrote_anew_or_removed_is_left_alone(run: Path) -> None:
+    card = run / "model/README.md"
+    kept, name = card.read_text(), load_bundle(run).classes[0]
+    card.write_text("my own words")
+    store_operating_point(run / "model", OperatingPoint({name: 0.5}))
+    assert card.read_text() == "my own words"
+    card.unlink()
+    store_operating_point(run / "model", OperatingPoint())
+    assert not card.exists()
+    card.write_text(kept)
 
 
 def test_predictions_follow_the_stored_point(run: Path, picture_folder: Path) -> None:
