@@ -74,7 +74,7 @@ def _matrix(matrix: NDArray[np.int64], names: list[str], split: str) -> Figure:
     axes.set_ylabel("true class")
     if count <= COUNT_CLASSES:
         for t, p in zip(true, predicted, strict=True):
-            colour = theme.PAPER if shares[t, p] > 0.55 else theme.INK
+            colour = theme.ON_COLOUR if shares[t, p] > 0.55 else theme.INK
             size = 8.5 if matrix[t, p] < 1000 else 6.5
             number = axes.text(p + 0.5, t + 0.5, f"{matrix[t, p]}", ha="center", va="center", size=size, color=colour)
             number.set_url(None if t == p else _link(t, p))

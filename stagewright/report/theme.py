@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from stagewright.report.drawing import Drawing
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#69717c", "#dfe3e8", "#fefefe"
+ON_COLOUR = "#ffffff"
+"""Text on a strong colour, which is as strong in dark mode: it stays white there."""
 TRAIN, RAW, EMA, SWA, CHOSEN = "#0072b2", "#d55e00", "#009e73", "#b2589a", "#e69f00"
 RIGHT, WRONG = TRAIN, RAW
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}

@@ -249,3 +249,8 @@ def test_predictions_that_are_no_classes_are_left_out(
     changed = pa.array(values * len(table))
     pq.write_table(table.set_column(table.column_names.index(column), column, changed), path)
     assert f"test.parquet is left out: {said}" in Words(write(broken).read_text()).text
+
+
+def test_numbers_on_strong_colours_are_white_in_dark_mode_too(run: Path) -> None:
+    figure = re.search(r"<svg[^>]*>(?:(?!</svg>).)*?predicted class.*?</svg>", page_of(run), re.DOTALL)
+    assert figure is not None and "#ffffff" in figure.group(), "a variable would turn dark with the page"
