@@ -125,7 +125,7 @@ class Evaluator:
         kept = None if features is None else self.session.features.of(split, stage, self.session.manifest)
         network = self.network(stage) if features is None else features.upper
         if isinstance(network, TwoPrecisions):
-            self._learn_margin(network, split, stage)
+            network = self._with_margin(network, split, stage)
         while True:
             most = self.session.micro_batch_size(stage)
             specs = eval_specs(
@@ -176,16 +176,19 @@ class Evaluator:
         fast = bfloat16_copy(exact, torch.zeros(2, 3, size, size))
         return exact if fast is None else TwoPrecisions(exact, fast)
 
-    def _learn_margin(self, network: TwoPrecisions, split: str, stage: StagePlan) -> None:
-        """Sets the margin of ``network`` by images from all over ``split``: the first ones are often of one class, whose logits
-        may differ less between the precisions."""
+    def _with_margin(self, network: TwoPrecisions, split: str, stage: StagePlan) -> nn.Module:
+        """Returns ``network`` with a margin by images from all over ``split``: the first ones are often of one class, whose
+        logits may differ less between the precisions. For few images, which gain nothing, it is the network in float32."""
         session, rows = self.session, self.session.manifest.rows(split)
+        if len(rows) < 4 * _MARGIN_IMAGES:
+            return network.exact
         rows, most = rows[:: max(1, len(rows) // _MARGIN_IMAGES)], session.micro_batch_size(stage)
         specs = [
             eval_view(session.plan, session.manifest, stage, rows[at : at + most]) for at in range(0, len(rows), most)
         ]
         fast, exact = both_precisions(session, network, specs)
         network.margin = margin_of(fast, exact) if len(fast) else None
+        return network
 
     def recalibrate(self, stage: StagePlan) -> None:
         """Re-estimates the batch-norm statistics of the averaged weights in the model, if the recipe requests it."""

@@ -32,7 +32,7 @@ def test_it_evaluates_itself(run: sw.Run, picture_folder: Path) -> None:
     assert others.to_dict() == sw.evaluate(run, picture_folder, near=False, device="cpu", workers=0).to_dict()
     assert len(repr(others)) < 200  # a notebook keeps it beside the HTML
     html = others._repr_html_()
-    assert f"top-1 {others.top1:.1f} %" in html and "balanced accuracy" in html and ">slanted<" in html
+    assert f"top-1 {others.top1:.2f} %" in html and "balanced accuracy" in html and ">slanted<" in html
 
 
 def test_its_model_is_loaded_once_and_predicts(run: sw.Run) -> None:

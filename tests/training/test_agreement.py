@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def sentences(run: RunDir) -> list[str]:
     return [text for text in texts if "bfloat16" in text]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_images_are_enough() -> Iterator[None]:
+    """Lets 24 validation images be evaluated in bfloat16, of which six give the margin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "_MARGIN_IMAGES", 6)
+        yield
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> RunDir:
     run = begun(tmp_path_factory.mktemp("bfloat16") / "r", picture_folder)
@@ -94,7 +103,6 @@ def test_what_is_published_is_of_float32_and_evaluate_gives_it_again(unbroken: R
 def test_the_margin_is_of_images_from_all_over_the_part(
     tmp_path: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "_MARGIN_IMAGES", 6)
     seen: list[list[int]] = []
 
     def watched(session: Session, network: TwoPrecisions, specs: Sequence[BatchSpec]) -> tuple[Tensor, Tensor]:
@@ -108,6 +116,16 @@ def test_the_margin_is_of_images_from_all_over_the_part(
     rows = manifest.rows("val")
     assert seen and all(len(one) == 6 and set(one) <= set(rows.tolist()) for one in seen)
     assert {int(label) for label in manifest.labels[seen[0]]} == {0, 1, 2}, "the rows are sorted by class"
+
+
+def test_few_images_are_evaluated_in_float32(
+    tmp_path: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "_MARGIN_IMAGES", 7)
+    runs = [begun(tmp_path / precision, picture_folder, precision) for precision in ("bf16", "fp32")]
+    assert all(map(go, runs))
+    one, other = (list(csv.DictReader(run.metrics.read_text().splitlines())) for run in runs)
+    assert [row["val_loss"] for row in one] == [row["val_loss"] for row in other]
 
 
 @pytest.mark.parametrize("step", [3, 4, 9, 12])
