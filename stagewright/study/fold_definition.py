@@ -22,7 +22,7 @@ from stagewright.recipe.request import RecipeRequest
 from stagewright.rundir.json_fields import Count
 from stagewright.storage import lock as locking
 from stagewright.storage.files import remove_quietly
-from stagewright.storage.json_text import Fields
+from stagewright.storage.json_text import Fields, parse_object
 from stagewright.study.folder import opened, read_definition, refuse_other, write_definition
 from stagewright.study.jobs import Manner, RequestFields, request_to_dict
 from stagewright.system.machine import cores
@@ -71,20 +71,17 @@ def asked_for(data: str, k: int | str, request: RecipeRequest, tiny: bool, budge
             "write --folds 5; or train TABLE --folds given",
         )
     known = data == "digits" or data.startswith("torchvision:")
-    return json.loads(
-        json.dumps(
-            {
-                "DATA": data if known else str(absolute_path(data)),
-                "source": data,
-                "folds": k,
-                "request": request_to_dict(_for_tables(request)),
-                "data": request.preliminary.data.model_dump(mode="json"),
-                "seed": request.preliminary.seed,
-                "tiny": tiny,
-                "budget": None if budget is None else budget.text,
-            }
-        )
-    )
+    content = {
+        "DATA": data if known else str(absolute_path(data)),
+        "source": data,
+        "folds": k,
+        "request": request_to_dict(_for_tables(request)),
+        "data": request.preliminary.data.model_dump(mode="json"),
+        "seed": request.preliminary.seed,
+        "tiny": tiny,
+        "budget": None if budget is None else budget.text,
+    }
+    return parse_object(json.dumps(content).encode())  # as it is read again, so that both can be compared
 
 
 def _for_tables(request: RecipeRequest) -> RecipeRequest:
