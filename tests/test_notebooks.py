@@ -36,7 +36,7 @@ def test_training_draws_in_its_places(picture_folder: Path, tmp_path: Path, monk
     marks = [group.count("<use") for group in curves[0].split('<g id="')]
     assert evaluations in marks, "the last figure has every evaluation"
     text = printed(training.outputs)
-    assert "epoch" not in text and "finished: top-1" in text and longest(text) <= LONGEST
+    assert "epoch" not in text and "test pictures (95 % interval" in text and longest(text) <= LONGEST
     (line,) = [html for html in shown(training.outputs) if "<svg" not in html]
     assert "epoch" in line and "<progress" not in line, "the last evaluation stays"
     assert printed(training.outputs, "stderr") == ""
