@@ -121,7 +121,7 @@ def uses(user: User, data: str, weights: Path, label: str | None, epochs: int) -
     user.types(f"data inspect {data}{names}")
     user.types(f"data split {data}{names} --near together --test 0.25 --out photos.csv")
     user.types("data inspect photos.csv")
-    user.types(f"data preview photos.csv {tuned} --out preview.html")
+    user.types(f"data preview photos.csv {tuned} --html preview.html")
     user.types(f"plan photos.csv {tuned} --epochs {epochs}")
     user.types(f"train photos.csv {tuned} --epochs {epochs} --out runs/tuned")
     user.types(f"train photos.csv {tuned} --epochs {4 * epochs} --seed 2 --out runs/killed", kill_after=90)

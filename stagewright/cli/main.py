@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -261,12 +262,9 @@ runs.register(app)
 def recipes_list(context: typer.Context) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand is None:
-        from stagewright.recipe import recipes
+        from stagewright.cli.plan_view import recipe_list
 
-        described = {name: recipes.load(name).description for name in recipes.shipped()}
-        described[recipes.AUTO] = "the default: examines data and machine, chooses a recipe and states the reasons"
-        for name in sorted(described):
-            print(f"{name:<{max(map(len, described))}}  {described[name]}")
+        print(recipe_list(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 @recipes_app.command("show")

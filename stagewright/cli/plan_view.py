@@ -9,8 +9,9 @@ from rich.text import Text
 
 from stagewright.plan.lr_curve import MEANING, RangeTest, Suggestions, lr_text
 from stagewright.plan.plan import Plan, StagePlan, stage_ends
+from stagewright.recipe import recipes
 from stagewright.system.tables import FittingTable
-from stagewright.text import ABSENT
+from stagewright.text import ABSENT, folded
 
 
 def plan_view(plan: Plan) -> RenderableType:
@@ -104,3 +105,15 @@ def _sentences(plan: Plan) -> list[str]:
     if plan.measured.lr is not None and plan.recipe.lr.peak == "auto":
         lines.append(f"lr: auto is {lr_text(plan.measured.lr)}, found by a range test on the first stage.")
     return [*(_stage_sentence(stage, stage.index == 0) for stage in plan.stages), *lines]
+
+
+def recipe_list(width: int | None) -> str:
+    """Returns the names of the shipped recipes, each beside its description; lines have at most ``width`` characters, if given."""
+    described = {name: recipes.load(name).description for name in recipes.shipped()}
+    described[recipes.AUTO] = "the default: examines data and machine, chooses a recipe and states the reasons"
+    indent = max(map(len, described)) + 2
+    lines: list[str] = []
+    for name in sorted(described):
+        text = described[name] if width is None else folded(described[name], width - indent)
+        lines += [f"{name:<{indent}}{text}".replace("\n", "\n" + " " * indent)]
+    return "\n".join(lines)

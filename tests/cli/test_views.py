@@ -15,11 +15,13 @@ from stagewright.api.seen import Seen
 from stagewright.bundle.predictions import Prediction
 from stagewright.cli.evaluation_view import evaluation_view
 from stagewright.cli.machine_view import benchmark_view, checks_view
+from stagewright.cli.plan_view import recipe_list
 from stagewright.cli.predictions_view import predictions_view
 from stagewright.data.account import Account, Omission
 from stagewright.engine.evaluate import Evaluation, Predictions
 from stagewright.preflight.doctor import Check
 from stagewright.preflight.loader_bench import Benchmark, Rate
+from stagewright.recipe import recipes
 
 
 def shown(view: RenderableType) -> str:
@@ -138,3 +140,12 @@ def test_a_benchmark_is_a_table_and_a_verdict(torchvision: bool) -> None:
     assert "500 pictures of photos/, native" in text and found.verdict() in text
     own = next(line.split() for line in text.splitlines() if line.strip().startswith("stagewright"))
     assert own[1:] == ["224", "2", "4", "1,000", *(["2.50"] if torchvision else []), "2.5"]
+
+
+@pytest.mark.parametrize("width", [60, 80, None])
+def test_the_list_of_recipes_fits_the_terminal(width: int | None) -> None:
+    lines = recipe_list(width).splitlines()
+    assert width is None or max(map(len, lines)) <= width
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names == sorted([*recipes.shipped(), recipes.AUTO])
+    assert "chooses a recipe and states the reasons" in " ".join(" ".join(lines).split())
