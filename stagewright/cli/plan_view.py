@@ -108,7 +108,7 @@ def _sentences(plan: Plan) -> list[str]:
 
 
 def recipe_list(width: int | None) -> str:
-    """Returns the names of the shipped recipes, each beside its description, in lines of at most ``width`` characters if given."""
+    """Returns the names of the shipped recipes with their descriptions, in lines of at most ``width`` characters if given."""
     described = {name: recipes.load(name).description for name in recipes.shipped()}
     described[recipes.AUTO] = "the default: examines data and machine, chooses a recipe and states the reasons"
     indent = max(map(len, described)) + 2
