@@ -140,7 +140,7 @@ def uses(user: User, data: str, weights: Path, label: str | None, epochs: int) -
     user.types("runs --json")
     user.types("diff runs/tuned runs/killed")
     user.types("report runs/tuned runs/killed")
-    user.types(f"train photos.csv {tuned} --epochs 1 --folds 3 --out runs/folds")
+    user.types(f"train {data}{names} {tuned} --epochs 1 --folds 3 --out runs/folds")
     user.types("train phots.csv", code=2)
     user.types("train photos.csv --set epochz=3", code=2)
 
