@@ -137,7 +137,7 @@ def test_closed_descriptors_are_not_given_to_files(tmp_path: Path) -> None:
     """Nor does a closed stream end a command, or make a failure of it when the interpreter ends."""
     code = (
         "import os, sys; from stagewright.cli import main; real = main.app\n"
-        "def app(): print('x'); open(sys.argv.pop(), 'w').write(str(os.dup(0) > 2)); sys.exit(75)\n"
+        "def app(prog_name): print('x'); open(sys.argv.pop(), 'w').write(str(os.dup(0) > 2)); sys.exit(75)\n"
         "main.app = app; main.main()"
     )
     for closed in ("0<&-", ">&-", "2>&-", "0<&- >&- 2>&-"):
@@ -150,7 +150,7 @@ def test_main_says_what_the_surroundings_did(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(error: BaseException) -> None:
-        def fail() -> None:
+        def fail(prog_name: str) -> None:
             raise error
 
         monkeypatch.setattr(main, "app", fail)
