@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,21 @@ class Manifest:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Returns the rows of ``split`` (train, val or test), in ascending order."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
+
+    def taken(self, rows: NDArray[np.int64]) -> Manifest:
+        """Returns the manifest of ``rows`` (N,) alone, in their order."""
+        at = pa.array(rows)
+        return replace(
+            self,
+            paths=self.paths.take(at),
+            hashes=self.hashes.take(at),
+            labels=self.labels[rows],
+            splits=self.splits[rows],
+            widths=self.widths[rows],
+            heights=self.heights[rows],
+            stamps=None if self.stamps is None else self.stamps[rows],
+            groups=None if self.groups is None else self.groups.take(at),
+        )
 
     def group_names(self, rows: NDArray[np.int64]) -> list[str | None] | None:
         """Returns the group of each of ``rows`` (N,); None where the data set has no groups."""

@@ -30,17 +30,7 @@ def sample_manifest(manifest: Manifest, *, train: int, val: int, test: int) -> M
     """
     limits = zip(SPLITS, (train, val, test), strict=True)
     rows = np.sort(np.concatenate([spread(manifest.rows(name), manifest.labels, limit) for name, limit in limits]))
-    return replace(
-        manifest,
-        paths=manifest.paths.take(rows),
-        hashes=manifest.hashes.take(rows),
-        labels=manifest.labels[rows],
-        splits=manifest.splits[rows],
-        widths=manifest.widths[rows],
-        heights=manifest.heights[rows],
-        stamps=None if manifest.stamps is None else manifest.stamps[rows],
-        groups=manifest.groups.take(rows) if manifest.groups is not None else None,
-    )
+    return manifest.taken(rows)
 
 
 def spread(rows: Rows, labels: NDArray[np.int32], limit: int) -> Rows:

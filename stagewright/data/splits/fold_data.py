@@ -145,7 +145,7 @@ def write_folds(folder: Path, data: FoldData) -> None:
     manifest = data.manifest
     paths, _ = paths_from(absolute_path(folder), manifest)
     rows = np.flatnonzero(data.fold_of >= 0)
-    inner, inner_paths = _taken(manifest, rows), [paths[row] for row in rows.tolist()]
+    inner, inner_paths = manifest.taken(rows), [paths[row] for row in rows.tolist()]
     for name, content in (
         ("folds.csv", columns_of(manifest, paths, fold_of=data.fold_of)),
         ("all.csv", columns_of(inner, inner_paths)),
@@ -186,22 +186,6 @@ def _put(place: Path, content: dict[str, list[str | None]]) -> None:
         write_whole(place, temporary.read_bytes())
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _taken(manifest: Manifest, rows: NDArray[np.int64]) -> Manifest:
-    at = pa.array(rows)
-    return Manifest(
-        root=manifest.root,
-        source=manifest.source,
-        classes=manifest.classes,
-        paths=manifest.paths.take(at),
-        hashes=manifest.hashes.take(at),
-        labels=manifest.labels[rows],
-        splits=manifest.splits[rows],
-        widths=manifest.widths[rows],
-        heights=manifest.heights[rows],
-        groups=None if manifest.groups is None else manifest.groups.take(at),
-    )
 
 
 def _refuse_no_files(source: str) -> None:
