@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stagewright.api.finish import finish as finish
     from stagewright.api.load_bundle import load_bundle as load_bundle
     from stagewright.api.lr_find import lr_find as lr_find
+    from stagewright.api.open_test import open_test as open_test
     from stagewright.api.prepare import make_plan as make_plan
     from stagewright.api.preview import preview as preview
     from stagewright.api.run import Run as Run
@@ -56,6 +57,7 @@ _HOMES = {
     "load_published": "api.classifier",
     "lr_find": "api.lr_find",
     "make_plan": "api.prepare",
+    "open_test": "api.open_test",
     "preview": "api.preview",
     "resume": "api.train",
     "runs": "report.runs",

@@ -18,9 +18,10 @@ from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.plan import Plan
 from stagewright.report.live_curves import LiveCurves
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Finished, InterimFinished, RunStopped
+from stagewright.rundir.event_kinds import Finished, InterimFinished, RunStopped, Tested
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
+from stagewright.rundir.held_test import keep_hold
 from stagewright.rundir.logs import set_results_aside
 from stagewright.rundir.summary import Summary, read_summary, write_summary
 from stagewright.storage.files import user_path
@@ -88,8 +89,9 @@ def is_carried_out(run: RunDir, say: Say) -> bool:
 def tell_result(run: RunDir, say: Say) -> None:
     """Says the result of a finished run in the words of the moment when it finished."""
     events = [one.event for one in read_events(run.events, say)] if run.events.is_file() else []
-    ends = [event for event in events if isinstance(event, Finished | InterimFinished)]
-    for line in (sentence(ends[-1]) or "").splitlines() if ends else []:
+    last = max((at for at, event in enumerate(events) if isinstance(event, Finished | InterimFinished)), default=None)
+    told = [] if last is None else [events[last], *(event for event in events[last:] if isinstance(event, Tested))]
+    for line in [line for event in told for line in (sentence(event) or "").splitlines()]:
         say(line)
 
 
@@ -110,6 +112,7 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         closing.callback(session.recorder.close)
         status, error = "failed", None
         try:
+            keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))
             inputs.stop.arm()
             status = "finished" if work(session) else "stopped"

@@ -20,7 +20,8 @@ from torch import nn
 
 from stagewright.api.class_map import read_class_map
 from stagewright.api.classifier import Classifier
-from stagewright.api.evaluation_data import ClassMap, load_labelled, match_classes, rows_of
+from stagewright.api.evaluated_images import Chosen, given_images, run_images
+from stagewright.api.evaluation_data import ClassMap
 from stagewright.api.evaluation_html import evaluation_html
 from stagewright.api.evaluation_table import image_table, write_image_table
 from stagewright.api.load_bundle import load_bundle
@@ -29,11 +30,9 @@ from stagewright.bundle.bundle import Bundle
 from stagewright.data.account import Account, Omission
 from stagewright.data.batches.loader import load_batches
 from stagewright.data.batches.workers import auto_workers
-from stagewright.data.dataset import open_images
-from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.scan import Progress
-from stagewright.data.sources.verify import images_gone, verify_images
+from stagewright.data.sources.verify import images_gone
 from stagewright.engine.evaluate import Evaluation, Extras
 from stagewright.engine.evaluate import evaluate as answers
 from stagewright.errors import DataError, NotFinite
@@ -42,11 +41,8 @@ from stagewright.measures.intervals import UNDEFINED, Estimate, wilson
 from stagewright.measures.metrics import keeps_probabilities
 from stagewright.measures.operating import OperatingPoint, PointMeasures, at_point
 from stagewright.measures.overview import OF_CLASSES, Overview, overview
-from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
-from stagewright.system.machine import cores
-from stagewright.text import counted, some
 
 
 @dataclass(frozen=True)
@@ -254,8 +250,9 @@ def evaluate(
     images are read; they are scored apart. ``progress(done, total)`` counts the images of three activities, each from 0: of
     reading, of comparing with the training, and of evaluating.
 
-    DataError for classes that the model does not have and for a split without images, CheckpointError if there is neither a run
-    nor ``data``.
+    DataError for classes that the model does not have, for a split without images, and for test images of the run while it
+    leaves them closed (``train --hold-test``), also where ``data`` has them; CheckpointError if there is neither a run nor
+    ``data``.
     """
     if isinstance(class_map, str | Path):
         class_map = read_class_map([class_map])
@@ -268,9 +265,9 @@ def evaluate(
                 "these together with DATA; the run's own pictures have the classes of the model",
                 "give DATA, or leave them out" if given else "give DATA, such as a folder of class folders",
             )
-        chosen = _own_images(place, split or "test", classifier, progress)
+        chosen = run_images(place, split or "test", classifier, progress)
     else:
-        chosen = _images_of(classifier, str(data), split, overrides, class_map or {}, progress)
+        chosen = given_images(classifier, str(data), split, overrides, class_map or {}, progress)
     manifest, rows, labels = chosen.manifest, chosen.rows, chosen.labels
     progress(len(rows), len(rows))  # ends the first count, also if no image had to be read
     seen = find_seen(classifier.run, manifest, chosen.images, rows, near=near, progress=progress)
@@ -305,7 +302,7 @@ def _classifier(model: str | os.PathLike[str] | Bundle | Classifier, device: str
 
 
 def _answered(
-    classifier: Classifier, network: nn.Module, chosen: _Chosen, threads: int, progress: Progress
+    classifier: Classifier, network: nn.Module, chosen: Chosen, threads: int, progress: Progress
 ) -> Evaluation:
     manifest, rows = chosen.manifest, chosen.rows
     specs = classifier.specs(manifest, rows, chosen.labels)
@@ -331,53 +328,6 @@ def _with_lost(account: Account, manifest: Manifest, lost: NDArray[np.int64]) ->
         return account
     omission = Omission("it cannot be read any more", len(lost), manifest.paths[int(lost[0])].as_py())
     return Account(account.read - len(lost), account.left_out, (*account.unreadable, omission))
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """The images to evaluate."""
-
-    manifest: Manifest
-    images: Images
-    rows: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    """The model's class of each row."""
-    source: str
-    account: Account
-    notes: tuple[str, ...] = ()
-
-
-def _own_images(run: Path, split: str, classifier: Classifier, progress: Progress) -> _Chosen:
-    manifest = Manifest.read(RunDir.existing(run).manifest)
-    rows = rows_of(manifest, split, "this run has")
-    verify_images(manifest, rows, workers=cores(), progress=progress)
-    matched = match_classes(manifest, rows, classifier.classes, {}, str(run))
-    return _Chosen(
-        manifest, open_images(manifest), rows, matched.labels, f"{split} pictures of {run}", Account(len(rows))
-    )
-
-
-def _images_of(
-    classifier: Classifier,
-    data: str,
-    split: str | None,
-    overrides: Sequence[str],
-    class_map: ClassMap,
-    progress: Progress,
-) -> _Chosen:
-    dataset, notes = load_labelled(classifier.bundle, data, overrides, progress)
-    manifest = dataset.manifest
-    rows = rows_of(manifest, split, f"{data!r} has")
-    known = {**classifier.named(manifest.classes), **class_map}
-    matched = match_classes(manifest, rows, classifier.classes, known, data)
-    if matched.absent:
-        notes.append(f"no picture of {counted(len(matched.absent), 'class')} of the model: {some(matched.absent)}")
-    dropped = [Omission("of a class that was dropped", count, name) for name, count in matched.dropped.items()]
-    if others := len(manifest) - len(rows):
-        dropped.append(Omission(f"not in {split}", others, ""))
-    account = Account(len(matched.rows), (*dataset.account.left_out, *dropped), dataset.account.unreadable)
-    source = data if split is None else f"{split} pictures of {data}"
-    return _Chosen(manifest, dataset.images, matched.rows, matched.labels, source, account, tuple(notes))
 
 
 def _plain(one: Share) -> dict[str, object]:

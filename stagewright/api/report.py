@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from stagewright.api.load_bundle import load_bundle
 from stagewright.data.dataset import open_images
-from stagewright.data.manifest import Manifest
 from stagewright.engine.saliency import saliency
 from stagewright.errors import CheckpointError, RecipeError, StagewrightError
 from stagewright.report import results
@@ -20,6 +19,7 @@ from stagewright.report.gallery import CONFIDENT, MOST_BYTES
 from stagewright.report.read import RunRecord, read_run
 from stagewright.report.write import write
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import readable_manifest
 from stagewright.storage.files import user_path
 from stagewright.system.device import choose_device
 from stagewright.training.fed_record import record_fed
@@ -51,7 +51,7 @@ def _record_missing(run: Path, record: RunRecord) -> None:
     begun = [at for at, stage in enumerate(record.stages) if stage["first_step"] < record.step and at not in record.fed]
     if not begun:
         return
-    plan, manifest = folder.read_plan(), Manifest.read(folder.manifest)
+    plan, manifest = folder.read_plan(), readable_manifest(folder)
     images = open_images(manifest)
     for at in begun:
         record_fed(folder, plan, manifest, images, plan.stages[at])
@@ -67,7 +67,7 @@ def _heat(record: RunRecord) -> dict[str, NDArray[np.uint8]]:
             "finish the run first, or leave out --saliency",
         )
     bundle = load_bundle(record.path, device=str(choose_device("auto")))
-    manifest = Manifest.read(record.path / "manifest.parquet")
+    manifest = readable_manifest(RunDir(record.path))
     images, device = open_images(manifest), next(bundle.model.parameters()).device
     rows = {path: row for row, path in enumerate(manifest.paths.to_pylist())}
     found: dict[str, NDArray[np.uint8]] = {}

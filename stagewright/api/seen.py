@@ -21,6 +21,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.sources.scan import Progress
 from stagewright.errors import StagewrightError
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import is_closed, still_closed
 from stagewright.rundir.json_fields import PlanFields
 from stagewright.storage.files import read_own
 from stagewright.storage.json_text import fitting, parse_object
@@ -92,6 +93,16 @@ def find_seen(
             "weights, as validation pictures: a little too good"
         )
     return found
+
+
+def refuse_closed(run: RunDir, manifest: Manifest, rows: Rows) -> None:
+    """DataError if the ``rows`` of ``manifest`` have images of the test part of ``run`` that this leaves closed, by hash."""
+    if not run.manifest.is_file() or not is_closed(run):
+        return
+    found = same_content(manifest.hashes.take(pa.array(rows)), _part(Manifest.read(run.manifest), "test")[1]) >= 0
+    if found.any():
+        what = f"{counted(int(found.sum()), 'picture')} of {len(rows):,} in {manifest.source!r}"
+        raise still_closed(run, f"{what} {'is' if found.sum() == 1 else 'are'} of the test part of {run.root}")
 
 
 def _part(known: Manifest, part: str) -> tuple[pa.StringArray, pa.StringArray]:

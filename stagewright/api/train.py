@@ -29,6 +29,7 @@ from stagewright.rundir.claim import claimed_next, held, refuse_used
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import changed_code, code_digests, environment, own_command
 from stagewright.rundir.events import Observer
+from stagewright.rundir.held_test import Hold, hold_of
 from stagewright.rundir.logs import set_record_aside
 from stagewright.rundir.summary import record_actual_seconds
 from stagewright.storage.files import user_path
@@ -112,6 +113,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": None if old is None else str(old.root), "expected": expected, **account}
+            env |= _hold(execution, old)
             _write_start(run, plan, dataset, artifacts, env)
         notes = changed_code(plan.recipe, run.read_env())
         inputs = RunInputs(
@@ -129,6 +131,12 @@ def _limit(budget: str | Budget | None, epochs: object) -> Budget | None:
         return None
     refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
     return Budget.parse(budget) if isinstance(budget, str) else budget
+
+
+def _hold(execution: Execution, old: RunDir | None) -> dict[str, Hold]:
+    """Returns what env.json of a new run says of its test part: a fork of ``old`` leaves closed what that left closed."""
+    hold = (old is not None and hold_of(old)) or execution.hold_test
+    return {"hold_test": hold} if hold else {}
 
 
 def _write_start(run: RunDir, plan: Plan, dataset: Dataset, artifacts: RunArtifacts, env: Mapping[str, Any]) -> None:
@@ -181,7 +189,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
             plan = forked_plan(old, plan, changed)
             target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
-            env["functions"] = code_digests(plan.recipe)
+            env |= {"functions": code_digests(plan.recipe), **_hold(execution, old)}
             target.write_start(plan, manifest, env)
             say(f"A changed plan cannot resume: forked {old.root} to {target.root}, from its newest weights.")
             if asks_for_lr(plan.recipe):

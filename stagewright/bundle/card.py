@@ -12,6 +12,7 @@ from stagewright.system.named_functions import PREFIX, is_named
 from stagewright.text import printable
 
 _MAX_CLASSES = 40
+_FACTS = "## How it was trained and what it scored\n"
 _OPERATING, _USE = "## When it answers\n", "## How to use it\n"
 
 
@@ -19,7 +20,6 @@ def card(content: Mapping[str, Any], code: Sequence[str] = ()) -> str:
     """Returns the model card as Markdown, from the content of the Bundle's ``model.json`` and the lines of
     :func:`stagewright.bundle.plain_torch.plain_torch`."""
     model, view, classes = content["model"], content["preprocessing"], content["classes"]
-    facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(content["training"]))
     more = len(classes) - _MAX_CLASSES
     names = content.get("names") or {}
     listed = [f"{names[name]} ({name})" if name in names else name for name in classes[:_MAX_CLASSES]]
@@ -39,12 +39,8 @@ An image classifier with {model["parameters"]:,} parameters, trained by stagewri
 
 Classes: {shown}
 
-## How it was trained and what it scored
-
-| | |
-|---|---|
-{facts or "| nothing was recorded | |"}
-
+{_FACTS}
+{_table(content["training"])}
 ## How to use it
 
     stagewright predict THIS_FOLDER photos/ --csv predictions.csv
@@ -67,6 +63,23 @@ Upright (EXIF orientation applied), RGB, first frame; {seen}, resized to
 
 Made with {versions}.
 """
+
+
+def with_facts(text: str, training: Mapping[str, Any]) -> str:
+    """Returns the model card ``text`` with the facts ``training`` of model.json in place of those that it had.
+
+    A card that someone has written anew, without the section on them, stays as it is.
+    """
+    before, found, rest = text.partition(_FACTS)
+    if not found:
+        return text
+    rest = rest[rest.index("\n## ") + 1 :] if "\n## " in rest else ""
+    return f"{before}{_FACTS}\n{_table(training)}\n{rest}"
+
+
+def _table(training: Mapping[str, Any]) -> str:
+    facts = "\n".join(f"| {name} | {value} |" for name, value in _flat(training))
+    return f"| | |\n|---|---|\n{facts or '| nothing was recorded | |'}\n"
 
 
 def with_operating_point(text: str, point: OperatingPoint) -> str:

@@ -1,13 +1,14 @@
-"""The folder of a Bundle: where it is, and what its model.json says; stores an operating point in it."""
+"""The folder of a Bundle: where it is, and what its model.json says; stores an operating point or a test score in it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from stagewright.bundle.card import with_operating_point
+from stagewright.bundle.card import with_facts, with_operating_point
 from stagewright.bundle.description import Description
 from stagewright.errors import BundleError
 from stagewright.measures.operating import OperatingPoint
@@ -60,6 +61,22 @@ def damaged(path: Path, error: Exception) -> BundleError:
     return BundleError(f"{path} is damaged: {why}", "the file as stagewright has written it", REMEDY)
 
 
+def store_test_score(folder: Path, top1: float, opened: int) -> None:
+    """Writes the top-1 on the test images, in percent, and how often they were ``opened`` into the model.json of the Bundle in
+    ``folder``, and into its model card. Each file is written whole; doing it again gives the same.
+
+    BundleError if model.json is damaged, StorageError if it cannot be written.
+    """
+    read_description(folder)
+    content = read_parsed(folder / "model.json", parse_object)
+    training = content["training"]
+    scores = training.get("top1")
+    training["top1"] = {**(scores if isinstance(scores, dict) else {}), "test": top1}
+    training["test_part"] = "opened once" if opened == 1 else f"opened {opened} times"
+    write_json(folder / "model.json", content)
+    _rewrite_card(folder, lambda text: with_facts(text, training))
+
+
 def store_operating_point(folder: Path, point: OperatingPoint) -> None:
     """Writes ``point`` into the model.json of the Bundle in ``folder``, completely or not at all, and into its model card.
 
@@ -70,8 +87,12 @@ def store_operating_point(folder: Path, point: OperatingPoint) -> None:
     content = read_parsed(folder / "model.json", parse_object)
     content.pop("operating", None)
     write_json(folder / "model.json", {**content, "operating": asdict(point)} if point else content)
+    _rewrite_card(folder, lambda text: with_operating_point(text, point))
+
+
+def _rewrite_card(folder: Path, changed: Callable[[str], str]) -> None:
     try:
         text = read_parsed(folder / CARD, bytes.decode)
     except (FileNotFoundError, UnicodeDecodeError):  # it is for people, who may have removed or changed it
         return
-    write_whole(folder / CARD, with_operating_point(text, point))
+    write_whole(folder / CARD, changed(text))

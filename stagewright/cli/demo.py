@@ -11,11 +11,11 @@ from stagewright.api.run import Run
 from stagewright.api.train import train
 from stagewright.cli.evaluation_view import evaluation_view
 from stagewright.cli.predictions_view import predictions_view
-from stagewright.data.manifest import Manifest
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
 from stagewright.rundir.claim import next_free
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import readable_manifest
 from stagewright.system.terminal import Terminal
 
 # Digits must not be flipped; 16 px is twice their original size.
@@ -47,7 +47,7 @@ def run_demo(data: str, out: Path | None) -> Run:
 
 def _samples(run: Run) -> list[Path]:
     """Copies a few test (else validation, else training) images to the run, named CLASS-FILE; returns their paths."""
-    manifest = Manifest.read(RunDir(run.path).manifest)
+    manifest = readable_manifest(RunDir(run.path))
     rows = next(rows for part in ("test", "val", "train") if len(rows := manifest.rows(part)))
     folder = run.path / "samples"
     folder.mkdir(exist_ok=True)

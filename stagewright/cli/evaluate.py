@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stagewright.cli.completion import run_directories
-from stagewright.cli.options import AsJson, Device, Quiet, Workers, refuse_alone
+from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Workers, refuse_alone
 
 _Map = Annotated[
     list[str] | None,
@@ -49,6 +49,13 @@ _At = Annotated[
         "recall=P, and store it in the model; none removes it.",
     ),
 ]
+_Record = Annotated[
+    bool,
+    typer.Option(
+        "--record",
+        help="Score the run's test part as its finish does, and record it in the run: opens what train --hold-test has left closed.",
+    ),
+]
 _ClassName = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="The class that --at is about; default: all answers.")
 ]
@@ -87,13 +94,33 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="The network of a weights file, e.g. mobilenet_v2.")] = None,
     at: _At = None,
     class_name: _ClassName = None,
+    record: _Record = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --record: open a test part that was opened before.")
+    ] = False,
     device: Device = "auto",
     workers: Workers = None,
+    threads: ComputeThreads = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a trained model on the run's validation or test pictures, or on other pictures."""
     place, data = _places(run, data, weights, model)
+    refuse_alone("--again", again and not record, "--record")
+    refuse_alone("--threads", threads is not None and not record, "--record")
+    if record:
+        others = {
+            "DATA": data,
+            "--weights": weights,
+            "--set": overrides,
+            "--map": map_class,
+            "--drop-class": drop_class,
+        }
+        others |= {"--out": out, "--at": at, "--split": split not in (None, "test"), "--no-near": not near}
+        _record(
+            place, [name for name, given in others.items() if given], again, device, workers, threads, quiet, as_json
+        )
+        return
     from stagewright.api.class_map import read_class_map
     from stagewright.api.classifier import load_published
     from stagewright.api.evaluate import evaluate as score
@@ -128,6 +155,46 @@ def evaluate(
     print(json.dumps(found.to_dict(), indent=1)) if as_json else Terminal().print(evaluation_view(found))
     if out is not None and not (quiet or as_json):
         print(f"Answers  {out}")
+
+
+def _record(
+    run: str,
+    others: list[str],
+    again: bool,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Carries out ``evaluate RUN --record``; RecipeError if ``others`` names options that do not belong to it."""
+    from stagewright.errors import RecipeError
+
+    if others:
+        raise RecipeError(
+            f"--record with {', '.join(others)}",
+            "stagewright evaluate RUN --split test --record [--again]: all test pictures of the run, as its finish scores them",
+            "leave the others out; once it is open, evaluate RUN can be given them",
+        )
+    from stagewright.api.open_test import open_test
+    from stagewright.observers.progress_line import ProgressLine
+    from stagewright.plan.execution import Execution
+
+    execution = Execution(device=device, workers=workers, threads=threads)
+    said: list[str] = []
+    with ProgressLine("evaluating", quiet=quiet) as progress:
+        done = open_test(run, again=again, execution=execution, say=said.append, progress=progress)
+    summary = done.summary
+    if as_json:
+        names = ("top1", "top5", "loss", "measures")
+        content = {name: (summary.get(name) or {}).get("test") for name in names}
+        print(json.dumps({**content, "opened": (summary.get("test") or {}).get("opened")}, indent=1))
+        return
+    print("\n".join(said))
+    if not quiet:
+        print(f"Answers  {done.path / 'evaluations' / 'test.parquet'}")
+        if (done.path / "report.html").is_file():
+            print(f"Report   {done.path / 'report.html'}")
 
 
 def _places(run: str | None, data: str | None, weights: str | None, model: str | None) -> tuple[str, str | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ import typer
 
 from stagewright.cli import evaluate, finish, plan, predict, runs
 from stagewright.cli.arguments import StrictTyper
-from stagewright.cli.completion import recipe_names, run_directories
+from stagewright.cli.completion import run_directories
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
 from stagewright.cli.options import (
@@ -31,6 +30,7 @@ from stagewright.cli.options import (
     Data,
     Device,
     Epochs,
+    HoldTest,
     ImgSize,
     LearningRate,
     MetricLines,
@@ -52,6 +52,7 @@ from stagewright.cli.options import (
     speaker,
 )
 from stagewright.cli.outcome import close
+from stagewright.cli.recipes import recipes_app
 from stagewright.errors import Cancelled, StagewrightError, Stopped
 from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional, tell
@@ -114,6 +115,7 @@ def train(
     price: Price = None,
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
     save_minutes: SaveMinutes = 10.0,
+    hold_test: HoldTest = False,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
@@ -139,6 +141,7 @@ def train(
         save_minutes=save_minutes,
         probe_seconds=probe_seconds,
         pages=not no_pages,
+        hold_test=hold_test,
         quiet=quiet,
     )
     common: dict[str, Any] = {
@@ -246,9 +249,6 @@ def report(
         print(write_report(run, saliency_maps=saliency, picture_bytes=1e6 * image_mb))
 
 
-recipes_app = StrictTyper(
-    help="List the shipped recipes, or show one.", rich_markup_mode=None, invoke_without_command=True
-)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 finish.register(app)
@@ -256,29 +256,6 @@ evaluate.register(app)
 plan.register(app)
 predict.register(app)
 runs.register(app)
-
-
-@recipes_app.callback()
-def recipes_list(context: typer.Context) -> None:
-    """List the shipped recipes."""
-    if context.invoked_subcommand is None:
-        from stagewright.cli.plan_view import recipe_list
-
-        print(recipe_list(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
-
-
-@recipes_app.command("show")
-def recipes_show(
-    name: Annotated[str, typer.Argument(autocompletion=recipe_names, help="A recipe's name or file.")],
-) -> None:
-    """Print a recipe's YAML, with its source and expected results."""
-    from stagewright.recipe import auto, recipes
-
-    if name == recipes.AUTO:
-        print(auto.EXPLANATION, end="")
-        return
-    recipes.load(name)  # raises for an invalid recipe
-    print(recipes.text(name), end="")
 
 
 @app.command()

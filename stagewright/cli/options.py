@@ -73,6 +73,13 @@ Tiny = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on the terminal.")]
 NoPages = Annotated[bool, typer.Option("--no-pages", help="Do not write plots and the report during the run.")]
+HoldTest = Annotated[
+    bool,
+    typer.Option(
+        "--hold-test",
+        help="Leave the test part closed for good, also after a resume; evaluate RUN --split test --record opens it.",
+    ),
+]
 SaveMinutes = Annotated[
     float, typer.Option(help="Save at least every so many minutes, in addition to the plan's checkpoints.")
 ]

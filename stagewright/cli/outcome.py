@@ -26,8 +26,14 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
         return
     summary = run.summary
     from stagewright.rundir.directory import RunDir
+    from stagewright.rundir.held_test import hold_of, is_closed
 
-    if expected := RunDir(run.path).read_env().get("expected"):
+    own = RunDir(run.path)
+    if summary.get("test") and is_closed(own):
+        holder = hold_of(own)
+        how = holder if isinstance(holder, str) else f"stagewright evaluate {run.path} --split test --record opens it"
+        print(f"Test     part not opened: {how}")
+    if expected := own.read_env().get("expected"):
         print(f"Expected {expected}")
     report = run.path / "report.html"
     print(f"Report   {report}" if report.is_file() else f"Report   none yet: stagewright report {run.path}")

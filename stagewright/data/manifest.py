@@ -32,6 +32,8 @@ SPLITS = ("train", "val", "test")
 _STAMPS = ("bytes", "mtime_ns", "ctime_ns")
 _KEY = b"stagewright.manifest"
 _VERSION = 1
+_CLOSED = len(SPLITS)
+"""In :attr:`Manifest.splits`: of a test part that stays closed. No file has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class Manifest:
     labels: NDArray[np.int32]
     """Indices into ``classes``."""
     splits: NDArray[np.int8]
-    """Indices into :data:`SPLITS`."""
+    """Indices into :data:`SPLITS`; in what :meth:`Manifest.closed` returns, the test images have one above."""
     widths: NDArray[np.int32]
     """Widths in pixels, with the EXIF orientation applied."""
     heights: NDArray[np.int32]
@@ -68,7 +70,7 @@ class Manifest:
         columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups, self.stamps)
         if any(column is not None and len(column) != len(self.paths) for column in columns):
             raise ValueError("the columns of a manifest differ in length")
-        for name, column, end in (("label", self.labels, len(self.classes)), ("split", self.splits, len(SPLITS))):
+        for name, column, end in (("label", self.labels, len(self.classes)), ("split", self.splits, _CLOSED + 1)):
             if len(column) and not 0 <= column.min() <= column.max() < end:
                 raise ValueError(f"a manifest has a {name} outside of 0 to {end - 1}")
 
@@ -78,6 +80,16 @@ class Manifest:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Returns the rows of ``split`` (train, val or test), in ascending order."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).astype(np.int64)
+
+    def closed(self) -> Manifest:
+        """Returns the manifest with its test part closed: these images are in no split, so that nobody comes to read them; all
+        rows keep their numbers. It describes no data set: its digest, :meth:`info` and :meth:`write` raise ValueError."""
+        return replace(self, splits=np.where(self.splits == SPLITS.index("test"), _CLOSED, self.splits).astype(np.int8))
+
+    @property
+    def num_closed(self) -> int:
+        """Number of images in a test part that is closed."""
+        return int(np.count_nonzero(self.splits == _CLOSED))
 
     def taken(self, rows: NDArray[np.int64]) -> Manifest:
         """Returns the manifest of ``rows`` (N,) alone, in their order."""
@@ -104,6 +116,8 @@ class Manifest:
 
         ``root`` and ``source`` are not part of it, so it stays the same if the images are moved.
         """
+        if self.num_closed:
+            raise ValueError("a manifest with a closed test part describes no data set")
         digest = hashlib.sha256(json.dumps(["stagewright manifest", _VERSION, len(self), self.classes]).encode())
         for column in (self.paths, self.hashes, self.groups):
             digest.update(b"-" if column is None else column_bytes(column))
@@ -123,11 +137,13 @@ class Manifest:
         """Returns what a plan needs to know: sizes of the splits, classes and digest."""
         from stagewright.plan.plan import DatasetInfo
 
+        digest = self.digest
         train, val, test = (int(count) for count in np.bincount(self.splits, minlength=len(SPLITS)))
-        return DatasetInfo(num_train=train, num_val=val, num_test=test, classes=self.classes, digest=self.digest)
+        return DatasetInfo(num_train=train, num_val=val, num_test=test, classes=self.classes, digest=digest)
 
     def write(self, path: str | Path) -> None:
         """Writes the Parquet file ``path`` atomically; an existing file is replaced."""
+        digest = self.digest
         head: dict[str, Any] = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
         if self.variant:
             head["variant"] = self.variant
@@ -143,7 +159,7 @@ class Manifest:
             columns["group"] = self.groups
         if self.stamps is not None:
             columns |= {name: pa.array(np.ascontiguousarray(self.stamps[:, at])) for at, name in enumerate(_STAMPS)}
-        table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": self.digest}).encode()})
+        table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": digest}).encode()})
         write_table(table, Path(path))
 
     @classmethod

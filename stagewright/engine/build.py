@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from stagewright.engine.compile import Compiled
@@ -94,21 +95,27 @@ def check_trained(plan: Plan) -> None:
 
 
 def build_state(
-    plan: Plan, device: torch.device, content: dict[str, Any] | None = None
+    plan: Plan,
+    device: torch.device,
+    content: dict[str, Any] | None = None,
+    *,
+    finished: Mapping[str, Tensor] | None = None,
 ) -> tuple[TrainState, list[str]]:
     """Returns the training state on ``device``, and notices for the log about its weights.
 
     The state is that before the plan's first step, or, with ``content`` (:meth:`TrainState.content`, from a checkpoint), the
-    restored one.
+    restored one. With ``finished``, the tensors of a finished model, it is good for evaluations alone.
     """
     weights = plan.recipe.model.weights
-    fresh = content is None
+    fresh = content is None and finished is None
     model, lines = build_model(plan, pretrained=fresh and weights == "default")
     if not fresh:
         lines = []
     elif weights not in (None, "default"):
         classes = plan.dataset.classes
         lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
+    if finished is not None:
+        model.load_state_dict(finished)
     for stage in plan.stages:
         trainable_names(model, stage.train)  # raises now for any stage whose ``train`` does not fit the model
         if stage.fit == "optimum":

@@ -13,7 +13,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Where and how a plan runs. These settings may change between a stop and a resume; they do not affect the result, but for
+    """Where and how a plan runs. These settings may change between a stop and a resume; they do not affect the model, but for
     the rounding of sums (``device``, ``threads``)."""
 
     device: str = "auto"
@@ -36,6 +36,10 @@ class Execution:
     """Approximate seconds for measuring this machine if a budget is given; at most a tenth of the budget."""
     pages: bool = True
     """Whether plots and report.html are updated during the run."""
+    hold_test: bool | str = False
+    """Whether the run leaves its test part closed, from its beginning on and for good: a resume, a finish and a fork keep it
+    closed without being told. A sentence, of at most 500 characters, says who alone opens it, such as "the study cats opens it in
+    its confirmation"; see :func:`stagewright.api.open_test.open_test`."""
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +47,12 @@ class Execution:
             if not 0.0 < (value := getattr(self, name)) < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 raise RecipeError(f"{flag} {value:g}", "a number above 0", f"write for example {flag} 10")
+        if isinstance(self.hold_test, str) and not 0 < len(self.hold_test.strip()) <= len(self.hold_test) <= 500:
+            raise RecipeError(
+                f"hold_test of {len(self.hold_test):,} characters",
+                "True, False, or a sentence of 1 to 500",
+                "shorten it",
+            )
         if self.threads is not None and not 1 <= self.threads <= MOST_WORKERS:
             raise RecipeError(
                 f"--threads {self.threads}", f"1 to {MOST_WORKERS:,}", "leave it out for the number that torch chooses"

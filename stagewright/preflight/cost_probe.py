@@ -47,7 +47,7 @@ from stagewright.system.signals import StopSignal
 from stagewright.text import span_text
 from stagewright.training.evaluator import Evaluator, recalibrated_images
 from stagewright.training.feature_cache import MOST_IN_MEMORY
-from stagewright.training.finish import write_bundle
+from stagewright.training.finish import bundle_spec, write_bundle
 from stagewright.training.loop import run_plan
 from stagewright.training.session import Session
 from stagewright.training.setup import RunInputs, open_session
@@ -222,7 +222,7 @@ class _Bench:
 
     def select_rows(self, train: Rows, evaluated: Rows) -> None:
         """From now on the session trains only on the rows ``train`` and validates on the rows ``evaluated``."""
-        splits = np.full(len(self.whole), SPLITS.index("test"), np.int8)
+        splits = np.maximum(self.whole.splits, SPLITS.index("test"))  # a test part that is closed stays so
         splits[train], splits[evaluated] = SPLITS.index("train"), SPLITS.index("val")
         self.session.manifest = replace(self.whole, splits=splits)
 
@@ -339,10 +339,10 @@ class _Bench:
             checkpoint.load(last)
         score = Score(session.state.step, "raw", float("nan"))
         try:
-            write_bundle(session, score, stage, {})
+            write_bundle(session, bundle_spec(session, score, stage, {}))
         except BundleError:
             self.zero_weights()
-            write_bundle(session, score, stage, {})
+            write_bundle(session, bundle_spec(session, score, stage, {}))
         session.recorder.sync()
         written = time.perf_counter()
         if pages:

@@ -38,6 +38,8 @@ def run_html(record: RunRecord) -> str:
     summary, best = record.summary, chosen_weights(record)
     status = stopped_text(record) or f"{record.step:,} of {count_text(record.total_steps, 'step')}"
     rows = [(f"top-1, {SPLIT_NAMES[split]}", _score(record, split)) for split in ("test", "val")]
+    if record.num_closed:
+        rows.insert(0, (f"top-1, {SPLIT_NAMES['test']}", "test part not opened"))
     if best is not None:
         rows.append(("weights", f"{weights_name(best.weights)}, after step {best.step:,}"))
     rows += [(name, str(summary.get(name) or "")) for name in ("data", "recipe", "model")]

@@ -99,10 +99,14 @@ def _result(record: RunRecord) -> str:
     cards = []
     for split in ("test", "val"):
         score = results.score(record, split)
+        if split == "test" and record.num_closed:
+            cards.append(_closed_card(record))
         if score is None:
             continue
         note = (
-            "not used to choose the weights" if split == "test" else "used to choose the weights, so slightly too high"
+            f"not used to choose the weights{_often(record)}"
+            if split == "test"
+            else "used to choose the weights, so slightly too high"
         )
         cards.append(
             f'<div class="card"><div class="big">{score.percent:.2f}<small> %</small></div>'
@@ -122,6 +126,21 @@ def _result(record: RunRecord) -> str:
         f"<p><i>One run (n = 1): the intervals (Wilson, 95 %) describe only the random choice of {units_of(record)}, not the "
         f"variation between seeds, splits or places.</i></p>"
     )
+
+
+def _closed_card(record: RunRecord) -> str:
+    """The card in place of a score of the test part that the run leaves closed."""
+    holder = record.env.get("hold_test")
+    opens = holder if isinstance(holder, str) else "stagewright evaluate RUN --split test --record opens it, once"
+    return (
+        f'<div class="card"><div class="big">{ABSENT}</div><div><b>test part not opened</b><br>'
+        f"{count_text(record.num_closed, 'picture')}<br><i>{_text(opens)}</i></div></div>"
+    )
+
+
+def _often(record: RunRecord) -> str:
+    opened = int((record.summary.get("test") or {}).get("opened", 0))
+    return f", but opened {opened} times" if opened > 1 else ""
 
 
 def _accuracy_interval(record: RunRecord, split: str, score: Score) -> str:

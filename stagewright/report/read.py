@@ -32,6 +32,7 @@ from stagewright.report.tables import (
 )
 from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
 from stagewright.rundir.events import LoggedEvent, read_events
+from stagewright.rundir.held_test import is_closed_by
 from stagewright.rundir.json_fields import EnvFields, FedFields, PlanFields, RangeTestFields, SummaryFields
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.json_text import Fields, fitting, parse_object
@@ -99,6 +100,12 @@ class RunRecord:
         return {split: overview(answers) for split, answers in found.items() if answers is not None and len(answers)}
 
     @property
+    def num_closed(self) -> int:
+        """Number of test images that the run leaves closed; 0 where it does not, or does not any more."""
+        closed = is_closed_by(self.env, self.summary)
+        return int(self.plan.get("dataset", {}).get("num_test") or 0) if closed else 0
+
+    @property
     def stages(self) -> list[dict[str, Any]]:
         """The plan's stages in order, as in plan.json."""
         return [stage for stage in self.plan.get("stages", ()) if {"first_step", "num_steps"} <= stage.keys()]
@@ -164,15 +171,20 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     if not any((folder / name).is_file() for name in ("plan.json", "events.jsonl", "summary.json")):
         raise _not_a_run(folder)
     problems: list[str] = []
+    summary = read_fields(folder / "summary.json", SummaryFields, problems)
+    env = read_fields(folder / "env.json", EnvFields, problems)
+    predictions = dict(read_predictions(folder / "evaluations", problems))
+    if is_closed_by(env, summary):
+        predictions.pop("test", None)  # of weights before, or of an opening that has not written all of its results yet
     return RunRecord(
         path=folder,
-        summary=read_fields(folder / "summary.json", SummaryFields, problems),
+        summary=summary,
         plan=read_fields(folder / "plan.json", PlanFields, problems),
-        env=read_fields(folder / "env.json", EnvFields, problems),
+        env=env,
         log=_log(folder / "events.jsonl", problems),
         steps=read_numbers(folder / "steps.csv", STEP_COLUMNS, problems),
         timing=read_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
-        predictions=dict(read_predictions(folder / "evaluations", problems)),
+        predictions=predictions,
         data=read_data_summary(folder / "manifest.parquet", problems),
         fed=_fed(folder / "fed", problems),
         range_test=_range_test(folder / lr_curve.NAME, problems),

@@ -20,6 +20,8 @@ from stagewright.data.sources.scan import digest_of
 from stagewright.errors import StagewrightError
 from stagewright.recipe.fields import Evaluation, Interpolation
 from stagewright.report.read import RunRecord
+from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import readable_manifest
 from stagewright.system.machine import cores
 from stagewright.system.threads import Pool
 
@@ -96,7 +98,7 @@ class Thumbnails:
 def thumbnails(record: RunRecord) -> Thumbnails | str:
     """Returns the reader of the run's thumbnails, or a sentence on why there is none."""
     try:
-        manifest = Manifest.read(record.path / "manifest.parquet")
+        manifest = readable_manifest(RunDir(record.path))
         images = open_images(manifest)
     except (StagewrightError, FileNotFoundError) as error:
         said = getattr(error, "given", None) or str(error)

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
-from stagewright.rundir.event_parts import AgainstHead, ChosenWeights, ScoreRange
+from stagewright.rundir.event_parts import IF_KNOWN, AgainstHead, ChosenWeights, Rejected, Result, ScoreRange
 
 CLOCK: Mapping[str, object] = {"clock": True}
 """Marks a field that depends on the time or on the machine. It is written within ``clock``, unless it is None or False."""
-IF_KNOWN: Mapping[str, object] = {"if_known": True}
-"""Marks a field that is written unless it is None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +62,6 @@ class Started(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """A checkpoint that a resume could not use."""
-
-    name: str
-    """Its folder, such as ``step_000200``."""
-    reason: str
-    """What is wrong with it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Resumed(Event):
     """A process has taken the run up again, with the state of ``step``."""
 
@@ -104,24 +92,6 @@ class StageBegun(Event):
     """Number of parameters that are trained in the stage."""
     frozen: int
     """Number of parameters that are frozen in the stage."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """How one set of weights answered a split."""
-
-    loss: float
-    """Mean cross-entropy over the images that could be read; NaN where there is none."""
-    top1: float
-    """Percentage of images whose most probable class is the right one, in [0, 100]."""
-    top5: float | None
-    """Percentage of images whose class is among the five most probable ones; None for five classes and fewer."""
-    images: int
-    """Number of images that could be read."""
-    unreadable: int
-    """Number of images that could not be read."""
-    metric: float | None = field(default=None, metadata=IF_KNOWN)
-    """The value of the recipe's ``eval.metric``; None where that is top-1, and where it is not defined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +280,8 @@ class Finished(Event):
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)
     """By split, the numbers of images and the 95 % intervals of the top-1; None in runs of earlier versions."""
+    test_held: bool | None = field(default=None, metadata=IF_KNOWN)
+    """True where the run has test images and leaves them closed (``train --hold-test``); else None."""
     loading: str | None = field(default=None, metadata=CLOCK)
     """Whether reading images held the training up, in words."""
 
@@ -334,6 +306,25 @@ class InterimFinished(Event):
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)
     """By split, the numbers of images and the 95 % intervals of the top-1; None in runs of earlier versions."""
+    test_held: bool | None = field(default=None, metadata=IF_KNOWN)
+    """True where the run has test images and leaves them closed (``train --hold-test``); else None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested(Event):
+    """The model of a finished run was scored on the test images by ``evaluate --record``."""
+
+    kind = "tested"
+    by_process = True
+
+    number: int
+    """How often the run has scored its test images, this time included; a finish that scores them counts too."""
+    weights: ChosenWeights
+    """The weights that were scored: those of the model."""
+    top1: float
+    """Top-1 on the test images, in percent."""
+    range: ScoreRange
+    """The number of images and the 95 % interval of the top-1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from stagewright.rundir.event_kinds import (
     StageBegun,
     Started,
     Suspected,
+    Tested,
 )
 from stagewright.text import count_text, done_text, number_text, percent_text, score_text, seconds_text
 
@@ -108,9 +109,20 @@ def _outcome(how: str, event: Finished | InterimFinished) -> list[str]:
         elif top1 is not None:
             lines.append(score_text(top1, f"the {name} pictures"))
     if len(lines) == 1:
-        lines.append("top-1 not measured: no validation or test pictures")
+        lines.append(f"top-1 not measured: no validation {'' if event.test_held else 'or test '}pictures")
+    if event.test_held:
+        lines.append("test part not opened")
     against = against_head_sentence(chosen.weights, event.against_head)
     return [*lines, *([against] if against else [])]
+
+
+@sentence.register
+def _tested(event: Tested) -> str:
+    known, weights = event.range, event.weights
+    often = "the first time" if event.number == 1 else f"time {event.number}"
+    return f"test part opened for {often}, with the {weights.weights} weights of step {weights.step:,}\n" + score_text(
+        event.top1, count_text(known.images, "test picture"), known.low, known.high
+    )
 
 
 def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] | None) -> str:

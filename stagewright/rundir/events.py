@@ -74,7 +74,7 @@ class EventLog:
         Kinds that are not ``in_file`` are not written, and neither is an event which the log of a resumed run has already: a
         process killed right after a checkpoint may have written it. StorageError if the disk is full.
         """
-        event = replace(event, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
+        event = _stamped(event)
         if event.in_file and not (self._already_written and _comparable_text(event) in self._already_written):
             self._file.append(to_line(event))
         for observer in tuple(self._observers):
@@ -126,6 +126,24 @@ class EventLog:
                 _log.error("%s failed on closing", type(observer).__name__, exc_info=error)
         self._observers = []
         self._file.close()
+
+
+def append_event(path: Path, event: Event) -> Event:
+    """Appends one event, with the time, to the log of a run that is not under way; returns it when it is on the disk.
+
+    For work on a finished run, which no process has taken up. StorageError if the log cannot be written.
+    """
+    event, file = _stamped(event), AppendFile(path)
+    try:
+        file.append(to_line(event))
+        file.sync()
+    finally:
+        file.close()
+    return event
+
+
+def _stamped(event: Event) -> Event:
+    return replace(event, time=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 @dataclass(frozen=True)

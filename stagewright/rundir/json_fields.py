@@ -67,6 +67,15 @@ class _Seal(Fields):
     sha256: str
 
 
+class _Test(Fields):
+    held: bool
+    opened: Count
+
+
+class _Guard(Fields):
+    micro_batch_size: Annotated[int, Field(ge=1, le=10**9)] | None = ABSENT
+
+
 class SummaryFields(Fields):
     """summary.json (:class:`stagewright.rundir.summary.Summary`)."""
 
@@ -82,6 +91,11 @@ class SummaryFields(Fields):
     total_steps: Count = ABSENT
     stopped_at: Annotated[float, Field(ge=0, le=100)] | None = ABSENT
     top1: _Percents = ABSENT
+    top5: _Percents = ABSENT
+    loss: _Percents = ABSENT
+    test: _Test | None = ABSENT
+    guard: _Guard = ABSENT
+    unreadable: Count = ABSENT
     metric: Metric = ABSENT
     measures: dict[Literal["val", "test"], dict[str, _Measure]] = ABSENT
     chosen: _Chosen | None = ABSENT
@@ -185,6 +199,7 @@ class EnvFields(Fields):
     decoder: str = ABSENT
     functions: dict[str, str | None] = ABSENT
     budget: _Budget | None = ABSENT
+    hold_test: Annotated[str, Field(max_length=500)] | Literal[True] = ABSENT
 
 
 class RangeTestFields(Fields):

@@ -68,6 +68,15 @@ class _MeasureSummary(TypedDict):
     """Of the calibration error: what perfectly calibrated probabilities would be expected to have with so few images."""
 
 
+class _TestSummary(TypedDict):
+    """Whether the test part is closed (:mod:`stagewright.rundir.held_test`)."""
+
+    held: bool
+    """Whether the run leaves it closed (``train --hold-test``)."""
+    opened: int
+    """How often the run has scored it: at a finish, and by ``evaluate --record``."""
+
+
 class _GuardSummary(TypedDict):
     """What the guard did."""
 
@@ -130,6 +139,8 @@ class Summary(TypedDict):
     """Of the chosen weights by split, ``val`` and ``test``; None where it was not measured."""
     top5: dict[str, float | None]
     loss: dict[str, float | None]
+    test: NotRequired[_TestSummary | None]
+    """None without test images; absent in runs of earlier versions."""
     metric: str
     """``eval.metric``, by which weights were selected."""
     measures: dict[str, dict[str, _MeasureSummary]]

@@ -183,6 +183,7 @@ def folds(  # the function behind `stagewright train --folds`: most keywords are
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     say = failsafe_notices(say)
+    _refuse_hold(execution)
     if budget is not None:
         refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
         budget = Budget.parse(budget) if isinstance(budget, str) else budget
@@ -205,6 +206,7 @@ def folds(  # the function behind `stagewright train --folds`: most keywords are
 
 def resume_folds(root: str | os.PathLike[str], manner: Manner) -> Folds:
     """Goes on with the folds in the folder ``root``; folds that are finished are only read. CheckpointError if there are none."""
+    _refuse_hold(manner.execution)
     place = user_path(root)
     with keeps(lambda: _kept(place), resumable=True):
         return _carried_out(place, manner, None)
@@ -307,6 +309,16 @@ def _fold_told(root: Path, at: int, count: int) -> str:
     left = count - at - 1
     more = f"; {left} to go, about {seconds_text(left * sum(seconds) / len(seconds))}" if left else ""
     return f"Fold {at + 1} of {count}: {score} of its held-out pictures{more}."
+
+
+def _refuse_hold(execution: Execution | None) -> None:
+    """RecipeError if the test parts are to stay closed: of folds they are what is measured."""
+    if execution is not None and execution.hold_test:
+        raise RecipeError(
+            "--hold-test with --folds",
+            "one of them: the held-out fold of each run is its test part, and its score is what folds are for",
+            "leave --hold-test out; a test part that DATA has of its own is in no fold and stays closed",
+        )
 
 
 def _kept(root: Path) -> str:

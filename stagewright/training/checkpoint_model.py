@@ -30,6 +30,7 @@ from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import readable_manifest
 from stagewright.rundir.logs import no_checkpoint
 from stagewright.text import done_text, percent_text
 from stagewright.training.evaluator import network_inputs, recalibrated_images
@@ -58,7 +59,7 @@ def load_checkpoint_model(run: RunDir, device: torch.device) -> tuple[Bundle, st
     evaluates nothing and does not compare them with the head alone. Averaged weights whose batch norms must be estimated again
     need training images. CheckpointError if there is no usable checkpoint, DataError if these images are gone.
     """
-    plan, manifest = run.read_plan(), Manifest.read(run.manifest)
+    plan, manifest = run.read_plan(), readable_manifest(run)
     found = _selected_weights(run, plan)
     score, stage = found.score, plan.stage_before(found.score.step)
     with torch.random.fork_rng(devices=[]):  # building draws random weights

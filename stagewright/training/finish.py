@@ -10,31 +10,26 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from stagewright.bundle.bundle import save_bundle
+from stagewright.bundle.bundle import BundleSpec, save_bundle
 from stagewright.data.images.decode import FileImages, Images
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.memory_cache import CachedImages
-from stagewright.engine.evaluate import Evaluation, Extras
+from stagewright.engine.evaluate import Extras
 from stagewright.engine.state import Score
 from stagewright.errors import CheckpointError, Interrupted, NotFinite
-from stagewright.measures.answers import group_numbers
-from stagewright.measures.by_class import accuracy
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
-from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice, ScoreRange
+from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice
 from stagewright.rundir.summary import write_summary
-from stagewright.storage.files import make_folder, write_whole
 from stagewright.text import done_text
 from stagewright.training.agreement import Agreement, measure_agreement
 from stagewright.training.evaluator import Evaluator
 from stagewright.training.head_comparison import compare_with_head
 from stagewright.training.kept_batches import KeptBatches
 from stagewright.training.model_spec import model_spec
+from stagewright.training.predictions_file import about_predictions, write_predictions
 from stagewright.training.session import Session
-from stagewright.training.summary import Final, summarise
+from stagewright.training.summary import Final, score_range, summarise
 
 _GOLDEN_SAMPLES = 16
 _GOLDEN_BYTES = 2_000_000  # larger image files are not used, to keep the Bundle small
@@ -67,11 +62,14 @@ def finish(session: Session) -> bool:
         return False
     with session.clock.phase("checkpoint"):
         session.run.check_held()
-        for split, result in results.items():
-            write_predictions(session, split, result)
         top1 = {split: result.top1 for split, result in results.items()}
         stopped_at = done_text(state.step, session.plan.total_steps) if interim else None
-        write_bundle(session, score, stage, top1, agreement, stopped_at)
+        spec = bundle_spec(session, score, stage, top1, agreement, stopped_at)
+        chosen = ChosenWeights(step=score.step, weights=score.weights)
+        about = about_predictions(session.plan, chosen, spec.preprocessing)
+        for split, result in results.items():
+            write_predictions(session.run, session.manifest, split, result, about)
+        write_bundle(session, spec)
     final = Final(score, results, [] if comparison is None else comparison.finalists(), against_head, interim)
     log.emit(_event(session, final))
     session.recorder.sync()
@@ -82,7 +80,8 @@ def finish(session: Session) -> bool:
 def _event(session: Session, final: Final) -> Finished | InterimFinished:
     state, top1 = session.state, {split: result.top1 for split, result in final.results.items()}
     chosen = ChosenWeights(step=final.score.step, weights=final.score.weights)
-    ranges = {split: _range(session, split, result) for split, result in final.results.items()}
+    ranges = {split: score_range(session.manifest, split, result) for split, result in final.results.items()}
+    held = True if session.manifest.num_closed else None
     if final.interim:
         return InterimFinished(
             step=state.step,
@@ -92,6 +91,7 @@ def _event(session: Session, final: Final) -> Finished | InterimFinished:
             test_top1=top1.get("test"),
             against_head=final.against_head,
             ranges=ranges,
+            test_held=held,
         )
     return Finished(
         step=state.step,
@@ -100,15 +100,9 @@ def _event(session: Session, final: Final) -> Finished | InterimFinished:
         test_top1=top1.get("test"),
         against_head=final.against_head,
         ranges=ranges,
+        test_held=held,
         loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
     )
-
-
-def _range(session: Session, split: str, result: Evaluation) -> ScoreRange:
-    groups = group_numbers(session.manifest.group_names(session.manifest.rows(split)))
-    found = accuracy(result.answers(groups))
-    low, high = (0.0, 1.0) if found.low is None or found.high is None else (found.low, found.high)
-    return ScoreRange(images=result.images, low=100 * low, high=100 * high)
 
 
 def _score_present_step(session: Session) -> None:
@@ -167,41 +161,15 @@ def load_selected_weights(session: Session, score: Score) -> tuple[Score, StageP
     return score, stage
 
 
-def write_predictions(session: Session, split: str, result: Evaluation) -> None:
-    """Writes the predictions for each image of a split to ``evaluations/SPLIT.parquet``, with the probabilities of all classes in
-    their order where these are not too many (:func:`stagewright.measures.metrics.keeps_probabilities`)."""
-    manifest, answers = session.manifest, result.predictions
-    rows = pa.array(manifest.rows(split))
-    groups = manifest.groups.take(rows) if manifest.groups is not None else pa.nulls(len(rows), pa.string())
-    table = pa.table(
-        {
-            "path": manifest.paths.take(rows),
-            "label": pa.array(manifest.labels[rows.to_numpy()], pa.int32()),
-            "predicted": pa.array(answers.predicted, pa.int32()),
-            "probability": pa.array(answers.probability),
-            "true_probability": pa.array(answers.true_probability),
-            "group": groups,
-            "readable": pa.array(answers.readable),
-            "loss": pa.array(answers.losses),
-        }
-    )
-    if answers.probabilities is not None:
-        flat = pa.array(answers.probabilities.ravel())
-        column = pa.FixedSizeListArray.from_arrays(flat, answers.probabilities.shape[1])
-        table = table.append_column("probabilities", column)
-    make_folder(session.run.evaluations)
-    write_whole(session.run.evaluations / f"{split}.parquet", lambda file: pq.write_table(table, file))
-
-
-def write_bundle(
+def bundle_spec(
     session: Session,
     score: Score,
     stage: StagePlan,
     top1: dict[str, float],
     agreement: Agreement | None = None,
     stopped_at: str | None = None,
-) -> None:
-    """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``.
+) -> BundleSpec:
+    """Returns the specification of the trained model's Bundle.
 
     ``agreement`` is how far predictions in bfloat16 agree with float32; other arguments as for
     :func:`stagewright.training.model_spec.model_spec`.
@@ -211,12 +179,17 @@ def write_bundle(
         "close_margin": None if agreement is None else agreement.margin,
         "expected": session.run.read_env().get("expected"),
     }
-    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, **told)
+    return model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, **told)
+
+
+def write_bundle(session: Session, spec: BundleSpec) -> None:
+    """Writes the trained model, with classes and preprocessing, as a Bundle to ``model/``."""
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
 
 
 def golden_samples(session: Session) -> list[tuple[bytes, str]]:
-    """Returns up to 16 readable images, spread over the test (else validation, else training) split.
+    """Returns up to 16 readable images, spread over the test (else validation, else training) split; a test part that is closed
+    counts as none.
 
     Each is (file bytes, extension). The Bundle stores their predictions, to detect later that a model gives other results.
     """

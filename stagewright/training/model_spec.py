@@ -9,6 +9,9 @@ from stagewright.engine.state import Score
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.recipe.fields import reading_fields
 
+NOT_OPENED = "not opened"
+"""What the model card says of a test part that is closed."""
+
 
 def model_spec(
     plan: Plan,
@@ -51,6 +54,7 @@ def model_spec(
             "step": score.step,
             **({} if stopped_at is None else {"stopped_at": stopped_at}),
             "top1": top1,
+            **({"test_part": NOT_OPENED} if manifest.num_closed else {}),
             **({} if expected is None else {"expected": expected}),
             "images": {"train": plan.dataset.num_train, "val": plan.dataset.num_val, "test": plan.dataset.num_test},
             "plan_digest": plan.digest,

@@ -21,6 +21,7 @@ from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Resumed, Started
 from stagewright.rundir.events import EventLog, Observer
+from stagewright.rundir.held_test import hold_of
 from stagewright.rundir.logs import refuse_lost, restore_logs
 from stagewright.storage.files import check_room
 from stagewright.system.device import choose_device, device_name, require_known_processor
@@ -101,6 +102,8 @@ def open_session(inputs: RunInputs) -> Session:
     for line in (*notes, *lines):
         log.emit(Notice(step=state.step, text=line))
     log.emit(MemoryUse(step=state.step, points=points))
+    if execution.hold_test or hold_of(run):
+        manifest = manifest.closed()
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)

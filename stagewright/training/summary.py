@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stagewright.data.manifest import Manifest
 from stagewright.engine.evaluate import Evaluation
 from stagewright.engine.state import Score
-from stagewright.measures.answers import group_numbers
+from stagewright.measures.answers import Answers, group_numbers
+from stagewright.measures.by_class import accuracy
 from stagewright.measures.overview import overview
 from stagewright.rundir.event_kinds import AgainstHead, BadImages, Evaluated, MemoryUse, Resumed, Saved
+from stagewright.rundir.event_parts import ScoreRange
 from stagewright.rundir.events import LoggedEvent, read_events
+from stagewright.rundir.held_test import times_opened
 from stagewright.rundir.summary import AgainstHeadSummary, FinalistSummary, Summary
 from stagewright.training.session import Session
 
@@ -60,8 +64,11 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         "top1": {split: results[split].top1 if split in results else None for split in ("val", "test")},
         "top5": {split: results[split].top5 if split in results else None for split in ("val", "test")},
         "loss": {split: results[split].loss if split in results else None for split in ("val", "test")},
+        "test": {"held": session.manifest.num_closed > 0, "opened": times_opened(events)}
+        if plan.dataset.num_test
+        else None,
         "metric": plan.recipe.eval.metric,
-        "measures": {split: _measures(session, split, result) for split, result in results.items()},
+        "measures": {split: measures_of(session.manifest, split, result) for split, result in results.items()},
         "chosen": None,
         "candidates": _candidates(events),
         "finalists": [] if final is None else final.finalists,
@@ -102,9 +109,20 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
     return content
 
 
-def _measures(session: Session, split: str, result: Evaluation) -> dict[str, Any]:
-    names = session.manifest.group_names(session.manifest.rows(split))
-    return overview(result.answers(group_numbers(names))).to_dict()
+def measures_of(manifest: Manifest, split: str, result: Evaluation) -> dict[str, Any]:
+    """Returns the measures of a split's result, as summary.json has them."""
+    return overview(_answers(manifest, split, result)).to_dict()
+
+
+def score_range(manifest: Manifest, split: str, result: Evaluation) -> ScoreRange:
+    """Returns how sure the top-1 of a split's result is."""
+    found = accuracy(_answers(manifest, split, result))
+    low, high = (0.0, 1.0) if found.low is None or found.high is None else (found.low, found.high)
+    return ScoreRange(images=result.images, low=100 * low, high=100 * high)
+
+
+def _answers(manifest: Manifest, split: str, result: Evaluation) -> Answers:
+    return result.answers(group_numbers(manifest.group_names(manifest.rows(split))))
 
 
 def _plain(one: AgainstHead) -> AgainstHeadSummary:
