@@ -18,7 +18,7 @@ from stagewright.observers.progress_line import ProgressLine
 from stagewright.plan.plan import Plan
 from stagewright.report.live_curves import LiveCurves
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Finished, InterimFinished, RunStopped, Tested
+from stagewright.rundir.event_kinds import Finished, InterimFinished, OpenedTest, RunStopped
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import read_events
 from stagewright.rundir.held_test import keep_hold
@@ -90,7 +90,7 @@ def tell_result(run: RunDir, say: Say) -> None:
     """Says the result of a finished run in the words of the moment when it finished."""
     events = [one.event for one in read_events(run.events, say)] if run.events.is_file() else []
     last = max((at for at, event in enumerate(events) if isinstance(event, Finished | InterimFinished)), default=None)
-    told = [] if last is None else [events[last], *(event for event in events[last:] if isinstance(event, Tested))]
+    told = [] if last is None else [events[last], *(event for event in events[last:] if isinstance(event, OpenedTest))]
     for line in [line for event in told for line in (sentence(event) or "").splitlines()]:
         say(line)
 

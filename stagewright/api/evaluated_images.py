@@ -43,7 +43,7 @@ def run_images(run: Path, split: str, classifier: Classifier, progress: Progress
     own = RunDir.existing(run)
     manifest = readable_manifest(own)
     if split == "test" and manifest.num_closed:
-        raise still_closed(own, f"the test part of {run}")
+        raise still_closed(own)
     rows = rows_of(manifest, split, "this run has")
     verify_images(manifest, rows, workers=cores(), progress=progress)
     matched = match_classes(manifest, rows, classifier.classes, {}, str(run))

@@ -27,7 +27,7 @@ from stagewright.report.tables import read_predictions
 from stagewright.report.write import write as write_page
 from stagewright.rundir.claim import held
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Evaluating, Event, Tested
+from stagewright.rundir.event_kinds import Evaluating, Event, OpenedTest
 from stagewright.rundir.event_parts import ChosenWeights
 from stagewright.rundir.event_text import sentence
 from stagewright.rundir.events import append_event, read_events
@@ -187,7 +187,7 @@ def _record(
     result: Evaluation,
     say: Say,
 ) -> None:
-    event = Tested(
+    event = OpenedTest(
         step=summary["step"],
         number=opening.number,
         weights=opening.chosen,

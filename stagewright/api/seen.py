@@ -99,10 +99,16 @@ def refuse_closed(run: RunDir, manifest: Manifest, rows: Rows) -> None:
     """DataError if the ``rows`` of ``manifest`` have images of the test part of ``run`` that this leaves closed, by hash."""
     if not run.manifest.is_file() or not is_closed(run):
         return
-    found = same_content(manifest.hashes.take(pa.array(rows)), _part(Manifest.read(run.manifest), "test")[1]) >= 0
-    if found.any():
-        what = f"{counted(int(found.sum()), 'picture')} of {len(rows):,} in {manifest.source!r}"
-        raise still_closed(run, f"{what} {'is' if found.sum() == 1 else 'are'} of the test part of {run.root}")
+    refuse_closed_hashes(run, manifest.hashes.take(pa.array(rows)), repr(manifest.source))
+
+
+def refuse_closed_hashes(run: RunDir, hashes: pa.StringArray, source: str) -> None:
+    """Refuses as :func:`refuse_closed` does, where it is known that the test part is closed, images with these ``hashes`` (N,):
+    null for one that cannot be read."""
+    found = int((same_content(hashes, _part(Manifest.read(run.manifest), "test")[1]) >= 0).sum())
+    if found:
+        what = f"{counted(found, 'picture')} of {len(hashes):,} in {source}"
+        raise still_closed(run, f"{what} {'is' if found == 1 else 'are'}")
 
 
 def _part(known: Manifest, part: str) -> tuple[pa.StringArray, pa.StringArray]:

@@ -53,7 +53,7 @@ _Record = Annotated[
     bool,
     typer.Option(
         "--record",
-        help="Score the run's test part as its finish does, and record it in the run: opens what train --hold-test has left closed.",
+        help="Score the run's test part as its finish does, and record it: opens what train --hold-test has left closed.",
     ),
 ]
 _ClassName = Annotated[

@@ -311,7 +311,7 @@ class InterimFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested(Event):
+class OpenedTest(Event):
     """The model of a finished run was scored on the test images by ``evaluate --record``."""
 
     kind = "tested"

@@ -16,6 +16,7 @@ from stagewright.rundir.event_kinds import (
     InterimFinished,
     MemoryUse,
     Notice,
+    OpenedTest,
     Resumed,
     RolledBack,
     RunStopped,
@@ -23,7 +24,6 @@ from stagewright.rundir.event_kinds import (
     StageBegun,
     Started,
     Suspected,
-    Tested,
 )
 from stagewright.text import count_text, done_text, number_text, percent_text, score_text, seconds_text
 
@@ -117,12 +117,11 @@ def _outcome(how: str, event: Finished | InterimFinished) -> list[str]:
 
 
 @sentence.register
-def _tested(event: Tested) -> str:
+def _tested(event: OpenedTest) -> str:
     known, weights = event.range, event.weights
-    often = "the first time" if event.number == 1 else f"time {event.number}"
-    return f"test part opened for {often}, with the {weights.weights} weights of step {weights.step:,}\n" + score_text(
-        event.top1, count_text(known.images, "test picture"), known.low, known.high
-    )
+    often = f" again, {event.number} times in all" if event.number > 1 else ""
+    score = score_text(event.top1, count_text(known.images, "test picture"), known.low, known.high)
+    return f"test part opened{often}, with the {weights.weights} weights of step {weights.step:,}\n{score}"
 
 
 def against_head_sentence(weights: str, differences: Mapping[str, AgainstHead] | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, DataError
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Finished, InterimFinished, Tested
+from stagewright.rundir.event_kinds import Finished, InterimFinished, OpenedTest
 from stagewright.rundir.events import LoggedEvent
 from stagewright.rundir.summary import read_summary
 from stagewright.storage.files import write_json
@@ -57,14 +57,16 @@ def readable_manifest(run: RunDir) -> Manifest:
     return manifest.closed() if is_closed(run) else manifest
 
 
-def still_closed(run: RunDir, given: str) -> DataError:
-    """Returns the error for something that would read the closed test part of ``run``; ``given`` says what."""
+def still_closed(run: RunDir, what: str = "") -> DataError:
+    """Returns the error for something that would read the closed test part of ``run``; ``what`` says which images are of it."""
     holder = hold_of(run)
     opens = f"once, for the final number: stagewright evaluate {run.root} --split test --record opens it"
     if isinstance(holder, str):
-        opens = f"only there: {holder}"
+        opens = f"nothing: {holder}"
     return DataError(
-        f"{given}, which stays closed: the run was begun with --hold-test",
+        f"{what} of the test part of {run.root}, which stays closed (train --hold-test)"
+        if what
+        else f"the test part of {run.root} stays closed: the run was begun with train --hold-test",
         f"the validation part: stagewright evaluate {run.root} --split val",
         opens,
     )
@@ -76,7 +78,7 @@ def times_opened(events: Iterable[LoggedEvent]) -> int:
     found: set[tuple[str, int]] = set()
     for one in events:
         event = one.event
-        if isinstance(event, Tested):
+        if isinstance(event, OpenedTest):
             found.add((event.kind, event.number))
         elif isinstance(event, Finished | InterimFinished) and event.test_top1 is not None:
             found.add((event.kind, event.step))

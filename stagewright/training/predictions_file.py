@@ -23,8 +23,8 @@ KEY = b"stagewright.predictions"
 
 def about_predictions(plan: Plan, chosen: ChosenWeights, view: Preprocessing) -> dict[str, object]:
     """Returns what predictions come from, for :data:`KEY`: ``dataset_digest``, ``plan_digest``, ``step`` and ``weights``, the
-    ``view`` (size, crop, fit, interpolation, mean and standard deviation, as in the Bundle), and the ``precision`` of the network:
-    fp32, or that of the training where it is another."""
+    ``view`` (size, crop, fit, interpolation, mean and standard deviation, as in the Bundle), and the ``precision`` of the
+    network: fp32, or that of the training where it is another."""
     return {
         "dataset_digest": plan.dataset.digest,
         "plan_digest": plan.digest,

@@ -31,6 +31,8 @@ class ProgressEstimator:
     marked_images: int = 0
     epoch_at: float | None = None
     epoch_images: int = 0
+    num_closed: int = 0
+    """Number of test images that the finish leaves closed."""
 
     def add_step(self, stage: StagePlan) -> None:
         """Counts an update of ``stage`` whose numbers were fetched."""
@@ -77,16 +79,16 @@ class ProgressEstimator:
             plan.num_evaluations(stage, step) * num_weights(stage) * plan.dataset.num_val * stage.image_size**2
             for stage in plan.stages
         )
-        images += _finished_images(plan) * plan.stages[-1].image_size ** 2
+        images += _finished_images(plan, self.num_closed) * plan.stages[-1].image_size ** 2
         measured = self.eval_pixels * plan.dataset.num_val
         evaluating = images * (self.eval_seconds / measured if measured else 0.0 if self.on_features else rate)
         return work * rate + evaluating
 
 
-def _finished_images(plan: Plan) -> int:
+def _finished_images(plan: Plan, num_closed: int) -> int:
     """Returns the number of images that the finish answers: of each candidate where the head alone is compared."""
     compared = len(HEAD_GRID) if plan.compares_head else 1
-    return compared * plan.dataset.num_val + min(compared, 2) * plan.dataset.num_test
+    return compared * plan.dataset.num_val + min(compared, 2) * (plan.dataset.num_test - num_closed)
 
 
 def _work(stage: StagePlan) -> float:

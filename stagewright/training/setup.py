@@ -104,6 +104,7 @@ def open_session(inputs: RunInputs) -> Session:
     log.emit(MemoryUse(step=state.step, points=points))
     if execution.hold_test or hold_of(run):
         manifest = manifest.closed()
+        recorder.estimator.num_closed = manifest.num_closed
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)

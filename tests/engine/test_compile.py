@@ -223,7 +223,7 @@ def test_padding_keeps_the_memory_format(layout: torch.memory_format, count: int
 
 
 def test_gradients_leave_the_memory_of_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tested as far as possible without CUDA: the first gradients are still correct after their memory was overwritten."""
+    """OpenedTest as far as possible without CUDA: the first gradients are still correct after their memory was overwritten."""
     model = ByBrightness()
     compiled = as_it_is(model, resolve(three_stages(), INFO), monkeypatch)
     model.scale.grad = torch.ones(3)
