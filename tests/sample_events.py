@@ -52,6 +52,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         **{"step": 129, "total_steps": 300, "chosen": ChosenWeights(step=100, weights="ema")},
         **{"val_top1": 61.5, "test_top1": None},
     },
+    "tested": {
+        **{"step": 300, "number": 1, "weights": ChosenWeights(step=200, weights="ema"), "top1": 64.5},
+        "range": ScoreRange(images=300, low=58.9, high=69.7),
+    },
     "progress": {
         **{"step": 1234, "stage": 1, "loss": 1.2345, "top1": 71.234, "lr": 0.0123, "memory_gb": 3.21},
         **{"images_per_second": 1234.5, "eta_seconds": 720.0},

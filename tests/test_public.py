@@ -45,6 +45,7 @@ NAMES = {
         "load_published",
         "lr_find",
         "make_plan",
+        "open_test",
         "preview",
         "resume",
     ),

@@ -202,7 +202,8 @@ def _record(
     write_predictions(run, manifest, "test", result, about_predictions(plan, opening.chosen, bundle.preprocessing))
     store_test_score(bundle.folder, result.top1, opening.number)
     for name, value in (("top1", result.top1), ("top5", result.top5), ("loss", result.loss)):
-        summary[name] = {**summary.get(name, {}), "test": value}
+        before = summary.get(name)  # of the validation part, which is carried over as it is
+        summary[name] = {**(before if isinstance(before, dict) else {}), "test": value}
     summary["measures"] = {**summary.get("measures", {}), "test": measures_of(manifest, "test", result)}
     summary["unreadable"] = max(0, summary.get("unreadable", 0) - lost_before) + result.unreadable
     summary["test"] = {"held": bool(hold_of(run)), "opened": opening.number}

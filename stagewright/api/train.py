@@ -112,8 +112,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         else:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
-            env |= {"parent": None if old is None else str(old.root), "expected": expected, **account}
-            env |= _hold(execution, old)
+            env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
             _write_start(run, plan, dataset, artifacts, env)
         notes = changed_code(plan.recipe, run.read_env())
         inputs = RunInputs(

@@ -172,10 +172,11 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
         if table is None:
             continue
         try:
-            labels, predicted = _classes(table, "label"), _classes(table, "predicted")
             readable = np.ones(len(table), dtype=bool)
             if "readable" in table.column_names:
                 readable = _whole(table, "readable", pa.bool_())
+            answered = table.filter(pa.array(readable))  # the others have the class -1
+            labels, predicted = _classes(answered, "label"), _classes(answered, "predicted")
             groups = _group_names(table)
             shares = _shares(table, readable)
         except (ValueError, pa.ArrowException) as error:
@@ -186,9 +187,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
         unreadable = int(np.count_nonzero(~readable))
         yield (
             split,
-            Predictions(
-                *(split, labels[readable], predicted[readable], groups, unreadable, _paths(table, readable)), *shares
-            ),
+            Predictions(*(split, labels, predicted, groups, unreadable, _paths(table, readable)), *shares),
         )
 
 

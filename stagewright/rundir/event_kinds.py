@@ -275,7 +275,7 @@ class Finished(Event):
     val_top1: float | None
     """Their top-1 on the validation split, in percent; None without validation images."""
     test_top1: float | None
-    """Their top-1 on the test split, in percent; None without test images."""
+    """Their top-1 on the test split, in percent; None without test images, or if these stay closed."""
     against_head: Mapping[str, AgainstHead] | None = None
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)
@@ -301,7 +301,7 @@ class InterimFinished(Event):
     val_top1: float | None
     """Their top-1 on the validation split, in percent; None without validation images."""
     test_top1: float | None
-    """Their top-1 on the test split, in percent; None without test images."""
+    """Their top-1 on the test split, in percent; None without test images, or if these stay closed."""
     against_head: Mapping[str, AgainstHead] | None = None
     """By split, ``val`` and ``test``, how they differ from the head alone; None where the two were not compared."""
     ranges: Mapping[str, ScoreRange] | None = field(default=None, metadata=IF_KNOWN)

@@ -91,8 +91,6 @@ class SummaryFields(Fields):
     total_steps: Count = ABSENT
     stopped_at: Annotated[float, Field(ge=0, le=100)] | None = ABSENT
     top1: _Percents = ABSENT
-    top5: _Percents = ABSENT
-    loss: _Percents = ABSENT
     test: _Test | None = ABSENT
     guard: _Guard = ABSENT
     unreadable: Count = ABSENT

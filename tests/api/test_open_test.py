@@ -286,6 +286,8 @@ def test_unreadable_test_images_are_counted_as_by_the_finish(picture_folder: Pat
         assert summary(run)["unreadable"] == 1
         opened(run, again=True)
     assert summary(run)["unreadable"] == 1
+    record = read_run(run.root)
+    assert not record.problems and (len(record.predictions["test"]), record.predictions["test"].unreadable) == (17, 1)
     table = pq.read_table(run.evaluations / "test.parquet")
     lost = table.column("path").to_pylist().index(name)
     assert table.column("rank").to_pylist()[lost] is None and not table.column("readable").to_pylist()[lost]

@@ -143,9 +143,9 @@ def test_events_are_read_only_to_the_bottom() -> None:
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:
-    assert len(KINDS) == len(Event.__subclasses__()) == 18
+    assert len(KINDS) == len(Event.__subclasses__()) == 19
     assert {kind for kind, one in KINDS.items() if one.supersedes} == {"resumed", "rolled_back"}
     assert {kind for kind, one in KINDS.items() if one.by_process} == {
-        *("started", "resumed", "saved", "stopped", "notice", "memory", "interim_finished")
+        *("started", "resumed", "saved", "stopped", "notice", "memory", "interim_finished", "tested")
     }
     assert {kind for kind, one in KINDS.items() if not one.in_file} == {"progress", "evaluating", "computing"}
