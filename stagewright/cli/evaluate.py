@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -49,6 +50,12 @@ _At = Annotated[
         "recall=P, and store it in the model; none removes it.",
     ),
 ]
+_Split = Annotated[
+    str | None,
+    typer.Option(help="Only this part: train, val or test; default: test of the run's own pictures, all of DATA."),
+]
+_Drop = Annotated[list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")]
+_Again = Annotated[bool, typer.Option("--again", help="With --record: open a test part that was opened before.")]
 _Record = Annotated[
     bool,
     typer.Option(
@@ -79,15 +86,10 @@ def evaluate(
         str | None,
         typer.Argument(metavar="DATA", help="Other pictures, as for train; default: the run's own."),
     ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Only this part: train, val or test; default: test of the run's own pictures, all of DATA."),
-    ] = None,
+    split: _Split = None,
     overrides: _Overrides = None,
     map_class: _Map = None,
-    drop_class: Annotated[
-        list[str] | None, typer.Option(metavar="THEIRS", help="Leave out a class of DATA; repeatable.")
-    ] = None,
+    drop_class: _Drop = None,
     out: _Out = None,
     near: _Near = True,
     weights: _Weights = None,
@@ -95,9 +97,7 @@ def evaluate(
     at: _At = None,
     class_name: _ClassName = None,
     record: _Record = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="With --record: open a test part that was opened before.")
-    ] = False,
+    again: _Again = False,
     device: Device = "auto",
     workers: Workers = None,
     threads: ComputeThreads = None,
@@ -117,9 +117,7 @@ def evaluate(
             "--drop-class": drop_class,
         }
         others |= {"--out": out, "--at": at, "--split": split not in (None, "test"), "--no-near": not near}
-        _record(
-            place, [name for name, given in others.items() if given], again, device, workers, threads, quiet, as_json
-        )
+        _record(place, others, again, device, workers, threads, quiet, as_json)
         return
     from stagewright.api.class_map import read_class_map
     from stagewright.api.classifier import load_published
@@ -159,7 +157,7 @@ def evaluate(
 
 def _record(
     run: str,
-    others: list[str],
+    others: Mapping[str, object],
     again: bool,
     device: str,
     workers: int | None,
@@ -167,12 +165,12 @@ def _record(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Carries out ``evaluate RUN --record``; RecipeError if ``others`` names options that do not belong to it."""
+    """Carries out ``evaluate RUN --record``; RecipeError if any of ``others``, which do not belong to it, is given."""
     from stagewright.errors import RecipeError
 
-    if others:
+    if wrong := [name for name, given in others.items() if given]:
         raise RecipeError(
-            f"--record with {', '.join(others)}",
+            f"--record with {', '.join(wrong)}",
             "stagewright evaluate RUN --split test --record [--again]: all test pictures of the run, as its finish scores them",
             "leave the others out; once it is open, evaluate RUN can be given them",
         )

@@ -70,7 +70,8 @@ class Manifest:
         columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups, self.stamps)
         if any(column is not None and len(column) != len(self.paths) for column in columns):
             raise ValueError("the columns of a manifest differ in length")
-        for name, column, end in (("label", self.labels, len(self.classes)), ("split", self.splits, _CLOSED + 1)):
+        open_splits = self.splits[self.splits != _CLOSED]
+        for name, column, end in (("label", self.labels, len(self.classes)), ("split", open_splits, len(SPLITS))):
             if len(column) and not 0 <= column.min() <= column.max() < end:
                 raise ValueError(f"a manifest has a {name} outside of 0 to {end - 1}")
 

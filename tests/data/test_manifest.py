@@ -121,6 +121,18 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         Manifest.read(tmp_path / "nowhere")
 
 
+def test_a_closed_test_part_is_in_no_split_and_in_no_file(tmp_path: Path) -> None:
+    known = manifest(splits=np.array([0, 2, 1, 2], np.int8))
+    closed = known.closed()
+    assert [closed.rows(split).tolist() for split in ("train", "val", "test")] == [[0], [2], []]
+    assert (known.num_closed, closed.num_closed, closed.closed().num_closed) == (0, 2, 2) and len(closed) == 4
+    assert closed.taken(np.array([1, 2])).num_closed == 1
+    for use in (lambda: closed.digest, closed.info, lambda: closed.write(tmp_path / "manifest.parquet")):
+        with pytest.raises(ValueError, match="a closed test part describes no data set"):
+            use()
+    assert not list(tmp_path.iterdir()) and known.closed().rows("test").size == 0 and known.digest
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "manifest.parquet"
     manifest().write(file)
