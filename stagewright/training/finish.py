@@ -25,6 +25,7 @@ from stagewright.measures.by_class import accuracy
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice, ScoreRange
+from stagewright.rundir.initial_weights import read_weights, weights_sentence
 from stagewright.rundir.summary import write_summary
 from stagewright.storage.files import make_folder, write_whole
 from stagewright.text import done_text
@@ -207,9 +208,11 @@ def write_bundle(
     :func:`stagewright.training.model_spec.model_spec`.
     """
     plan, manifest, numerics = session.plan, session.manifest, session.numerics
+    weights = read_weights(session.run)
     told = {
         "close_margin": None if agreement is None else agreement.margin,
         "expected": session.run.read_env().get("expected"),
+        "trained_from": None if weights is None else weights_sentence(weights),
     }
     spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, **told)
     save_bundle(session.run.bundle, session.state.model, spec, golden_samples(session))
