@@ -67,8 +67,9 @@ def open_session(inputs: RunInputs) -> Session:
         inputs.say(f"Passed over {one.name}: {one.reason}")
     if restored is None:
         refuse_lost(run, rejected)
+    notes = list(inputs.notes)
     if execution.keep_decoded:
-        images = cache_for_plan(plan, manifest, images)
+        images = cache_for_plan(plan, manifest, images, not_shared=notes.append if execution.shared_pictures else None)
     points = {**inputs.memory, "before the model": memory_in_use(device)}
     state, weights = build_state(plan, device, restored.tensors if restored else None)
     points["with the model on the device"] = memory_in_use(device)
@@ -78,7 +79,7 @@ def open_session(inputs: RunInputs) -> Session:
         check_room(run.root, checkpoint_bytes(state, plan))
     if weights is not None:
         write_json(run.weights, weights.to_dict())
-    notes = [*inputs.notes, *restore_logs(run, restored)]
+    notes += restore_logs(run, restored)
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
     )
