@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -111,13 +112,14 @@ def main() -> None:
     if given.process:
         process(given.data, given.shared, given.seed, given.threads)
         return
-    import os
-
     ways = {
-        f"{len(seeds)} {'process' if len(seeds) == 1 else 'processes'}, {name}": (shared, seeds)
-        for name, seeds in (("one seed", [0]), ("one seed", [0, 0, 0]), ("three seeds", [0, 1, 2]))
+        f"{what}, {'shared' if shared else 'each its own'}": (shared, seeds)
+        for what, seeds in (
+            ("1 process", [0]),
+            ("3 processes, one seed", [0, 0, 0]),
+            ("3 processes, three seeds", [0, 1, 2]),
+        )
         for shared in (False, True)
-        for name in (f"{name}, {'shared' if shared else 'each its own'}",)
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(dir=given.folder) as cache:
@@ -135,7 +137,7 @@ def main() -> None:
     }
     assert max(Counter(row["sum"] for rows in found.values() for row in rows).values()) == given.rounds * len(ways)
     for name, row in medians.items():
-        print(f"{name:36} {row['epoch_seconds']:7.2f} s  {row['before_mb']:7.0f} MB before  {row['pss_mb']:7.0f} MB")
+        print(f"{name:40} {row['epoch_seconds']:7.2f} s  {row['before_mb']:7.0f} MB before  {row['pss_mb']:7.0f} MB")
     if given.out is not None:
         env = environment(given.data, sys.argv, "cpu", platform.processor())
         kept = {
