@@ -29,7 +29,7 @@ _NEW = "it starts random"
 
 
 @dataclass(frozen=True, slots=True)
-class Resampled:
+class _Resampled:
     """A tensor of position embeddings that was brought to another number of tokens."""
 
     name: str
@@ -56,7 +56,7 @@ class WeightsReport:
     """Sentences on conversions: loaded by order, head rows matched by class name, positions resampled."""
     loaded_parameters: int = 0
     parameters: int = 0
-    resampled: tuple[Resampled, ...] = ()
+    resampled: tuple[_Resampled, ...] = ()
     """Those of ``loaded`` that were resampled."""
     unused: tuple[tuple[str, str], ...] = ()
     """(name, reason) of the tensors of the source that were not used: those that do not fit, and ``unexpected``."""
@@ -95,7 +95,7 @@ class _Tally:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    resampled: list[Resampled] = field(default_factory=list)
+    resampled: list[_Resampled] = field(default_factory=list)
     random_rows: dict[str, int] = field(default_factory=dict)
     """Number of head rows for classes that are not in the source, by tensor name."""
 
@@ -194,7 +194,7 @@ def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
         tally.skipped.append((name, f"{shape(theirs)} in the source, {shape(own)} here"))
     else:
         tally.loaded[name] = resampled
-        tally.resampled.append(Resampled(name, theirs.shape[1], own.shape[1]))
+        tally.resampled.append(_Resampled(name, theirs.shape[1], own.shape[1]))
         tally.notes.append(str(tally.resampled[-1]))
 
 

@@ -185,7 +185,9 @@ def cache_for_plan(
     try:
         return SharedImages(images, manifest)
     except StorageError as error:
-        not_shared(f"{error.given}; decoded pictures are kept by each process for itself. {error.remedy}")
+        not_shared(
+            f"{error.given}; each process keeps its own decoded pictures. To share them, set STAGEWRIGHT_CACHE to {error.allowed}"
+        )
         return cached
 
 

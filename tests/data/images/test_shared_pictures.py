@@ -122,7 +122,7 @@ def test_where_it_cannot_be_shared_each_has_its_own(picture_folder: Path, monkey
     said: list[str] = []
     found = cache_for_plan(*prepared(picture_folder), not_shared=said.append)
     assert type(found) is CachedImages and len(said) == 1
-    assert "nfs4" in said[0] and "each process for itself. set STAGEWRIGHT_CACHE to such a folder" in said[0]
+    assert "nfs4" in said[0] and "keeps its own decoded pictures. To share them, set STAGEWRIGHT_CACHE to a" in said[0]
 
 
 def test_large_sets_are_left_alone(picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
