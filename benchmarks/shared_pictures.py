@@ -70,9 +70,11 @@ def process(data: str, shared: bool, seed: int, threads: int) -> None:
 def together(data: str, shared: bool, seeds: list[int], threads: int) -> dict[str, float]:
     """Runs a process for each of ``seeds`` at the same time; returns the longest epoch and all their memory."""
     flags = ["--process", "--threads", str(threads), *(["--shared"] if shared else [])]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipe = subprocess.PIPE
     running = [
-        subprocess.Popen([sys.executable, __file__, data, *flags, "--seed", str(seed)], text=True, **pipes)
+        subprocess.Popen(
+            [sys.executable, __file__, data, *flags, "--seed", str(seed)], text=True, stdin=pipe, stdout=pipe
+        )
         for seed in seeds
     ]
 
@@ -144,11 +146,9 @@ def main() -> None:
             key: env[key]
             for key in ("stagewright", "git_commit", "python", "numpy", "pillow", "cpu", "cores", "ram_gb")
         }
-        content = {
-            "environment": {**kept, "torch": torch.__version__},
-            "rounds": given.rounds,
-            "threads": given.threads,
-        }
+        name = Path(given.data).name
+        command = f"python benchmarks/shared_pictures.py {name} --rounds {given.rounds} --threads {given.threads}"
+        content = {"command": command, "device": "cpu", "environment": {**kept, "torch": torch.__version__}}
         given.out.write_text(json.dumps({**content, "medians": medians, "rounds_of": found}, indent=1) + "\n")
 
 

@@ -185,8 +185,8 @@ def test_killed_while_filling(picture_folder: Path, tmp_path: Path) -> None:
     manifest.write(tmp_path / "m.parquet")
     mine = shared(plan, manifest, images)
     command = [sys.executable, "-c", FILL, str(tmp_path / "m.parquet")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) for _ in range(3)]
     for process, at in zip(processes, (16, 32, 56), strict=True):
         assert process.stdout is not None
         while int(process.stdout.readline()) < at:
