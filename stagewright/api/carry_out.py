@@ -10,6 +10,7 @@ from pathlib import Path
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import open_images
 from stagewright.data.images.decode import Images
+from stagewright.data.images.memory_cache import SharedImages
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.verify import moved, verify_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
@@ -110,6 +111,8 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
     with contextlib.ExitStack() as closing:
         session = open_session(inputs)
         closing.callback(session.recorder.close)
+        if isinstance(session.images, SharedImages):
+            closing.callback(session.images.close)
         status, error = "failed", None
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)

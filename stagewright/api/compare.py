@@ -20,6 +20,7 @@ from stagewright.report.results import SPLIT_NAMES, Score, score
 from stagewright.report.tables import Predictions
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import AgainstHead
+from stagewright.rundir.initial_weights import origin_text
 from stagewright.text import counted, some
 from stagewright.training.paired import paired_difference
 
@@ -120,9 +121,14 @@ def difference(one: RunRecord, other: RunRecord) -> Difference:
 
 
 def _recipe(one: RunRecord, other: RunRecord) -> list[Different]:
+    all_say = one.weights is not None and other.weights is not None  # runs of older versions do not
+
     def content(run: RunRecord) -> dict[str, Any]:
         recipe = {name: value for name, value in run.plan.get("recipe", {}).items() if name not in _COSMETIC}
-        return recipe | {"(updates)": run.plan.get("total_steps"), "(precision)": run.summary.get("precision")}
+        own: dict[str, Any] = {"(updates)": run.plan.get("total_steps"), "(precision)": run.summary.get("precision")}
+        if run.weights is not None and all_say:
+            own["(initial weights)"] = origin_text(run.weights)
+        return recipe | own
 
     return [Different(*place) for place in differing(content(one), content(other))]
 

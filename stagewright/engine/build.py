@@ -13,6 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from stagewright.engine.compile import Compiled
 from stagewright.engine.cut import linear_cut
+from stagewright.engine.initial_weights import InitialWeights, initial_weights
 from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
@@ -22,7 +23,7 @@ from stagewright.errors import ModelError
 from stagewright.model.catalog import find_model
 from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode, trainable_names
 from stagewright.model.own import check_own
-from stagewright.model.weights import load_weights
+from stagewright.model.weights import WeightsReport, load_weights
 from stagewright.model.zoo import check_image_sizes, create_model, create_with_report
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, torch_seed
@@ -30,8 +31,8 @@ from stagewright.system.memory import num_bytes
 from stagewright.system.named_functions import is_named
 
 
-def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
-    """Builds the recipe's network on the CPU and returns it with notices for the log.
+def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, WeightsReport | None]:
+    """Builds the recipe's network on the CPU and returns it with the report on the ``pretrained`` weights.
 
     The initial weights are a function of the recipe's seed. Raises ModelError if the network does not accept one of the
     plan's image sizes, so that this is known before training.
@@ -53,8 +54,7 @@ def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, list[str]]:
     for stage in plan.stages:
         if stage.fit == "updates" and 1 in micro_batch_sizes(stage.batch_size, stage.micro_batch_size):
             _check_single_image(model, stage)
-    note = find_model(spec.name).note
-    return model, [*([note] if note else []), *(report.lines() if report else [])]
+    return model, report
 
 
 def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
@@ -100,24 +100,22 @@ def build_state(
     content: dict[str, Any] | None = None,
     *,
     finished: Mapping[str, Tensor] | None = None,
-) -> tuple[TrainState, list[str]]:
-    """Returns the training state on ``device``, and notices for the log about its weights.
+) -> tuple[TrainState, InitialWeights | None]:
+    """Returns the training state on ``device``, and the facts about its initial weights.
 
     The state is that before the plan's first step, or, with ``content`` (:meth:`TrainState.content`, from a checkpoint), the
-    restored one. With ``finished``, the tensors of a finished model, it is good for evaluations alone.
+    restored one, without such facts. With ``finished``, the tensors of a finished model, it is good for evaluations alone.
     """
-    weights = plan.recipe.model.weights
+    spec, classes = plan.recipe.model, plan.dataset.classes
     fresh = content is None and finished is None
-    model, lines = build_model(plan, pretrained=fresh and weights == "default")
-    if not fresh:
-        lines = []
-    elif weights not in (None, "default"):
-        classes = plan.dataset.classes
-        lines.extend(load_weights(model, Path(weights), len(classes), classes=classes).lines())
+    model, report = build_model(plan, pretrained=fresh and spec.weights == "default")
+    if fresh and spec.weights not in (None, "default"):
+        report = load_weights(model, Path(spec.weights), len(classes), classes=classes)
     if finished is not None:
         model.load_state_dict(finished)
+    # This raises for any stage whose ``train`` does not fit the model.
+    facts = initial_weights(plan, model, report, find_model(spec.name).note)
     for stage in plan.stages:
-        trainable_names(model, stage.train)  # raises now for any stage whose ``train`` does not fit the model
         if stage.fit == "optimum":
             _check_linear_head(model, stage)
     model = model.to(device)
@@ -137,7 +135,7 @@ def build_state(
     state = TrainState(model, forward, optimizer, GradScaler(device.type, enabled=plan.precision == "fp16"))
     if content is not None:
         state.restore(content)
-    return state, lines
+    return state, facts if fresh else None
 
 
 def _check_linear_head(model: nn.Module, stage: StagePlan) -> None:

@@ -109,12 +109,12 @@ def architecture_of(source: Path) -> _Architecture | None:
     error. Raises Unreadable if the file cannot be read now.
     """
     try:
-        path, _ = locate(source)
+        path = locate(source).path
         card = path.with_name("model.json")
         if path.name == "weights.safetensors" and card.is_file():
             spec = read_parsed(card, parse_object)["model"]
             return _Architecture(str(spec["name"]), dict(spec["options"]))
-        state, _ = read_tensors(path)
+        state = read_tensors(path).state
     except Unreadable:
         raise
     except (ModelError, StorageError, OSError, ValueError, KeyError, TypeError):

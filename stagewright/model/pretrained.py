@@ -19,6 +19,7 @@ from torchvision.models import WeightsEnum
 
 from stagewright.errors import ModelError
 from stagewright.model.catalog import ModelName
+from stagewright.model.origin import Origin
 from stagewright.model.weight_file import State
 
 
@@ -27,17 +28,18 @@ def torchvision_weights(found: ModelName) -> WeightsEnum:
     return torchvision.models.get_model_weights(found.name)[found.tag or "DEFAULT"]
 
 
-def weights_of_torchvision(found: ModelName) -> tuple[State, str]:
-    """Returns torchvision's state dict and its name for a report; ModelError if the weights are not available.
+def weights_of_torchvision(found: ModelName) -> tuple[State, Origin]:
+    """Returns torchvision's state dict and where it comes from; ModelError if the weights are not available.
 
     The weights are loaded by torchvision's own builder, because it can convert old files (DenseNet's).
     """
     weights = torchvision_weights(found)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-    source = f"torchvision:{found.name}.{weights.name}"
-    with _download_errors(source, weights.url, f"put the file at {file}"):
+    trained_on = _trained_on(len(weights.meta.get("categories") or ()))
+    origin = Origin("library", f"{found.name}.{weights.name}", "torchvision", trained_on)
+    with _download_errors(origin.source, weights.url, f"put the file at {file}"):
         model = torchvision.models.get_model(found.name, weights=weights, progress=False)
-    return model.state_dict(), source
+    return model.state_dict(), origin
 
 
 def require_weights(found: ModelName) -> None:
@@ -57,8 +59,8 @@ def require_weights(found: ModelName) -> None:
         )
 
 
-def weights_of_timm(found: ModelName, arguments: Mapping[str, Any]) -> tuple[State, str]:
-    """Returns timm's state dict for a network built with ``arguments``, and its name for a report.
+def weights_of_timm(found: ModelName, arguments: Mapping[str, Any]) -> tuple[State, Origin]:
+    """Returns timm's state dict for a network built with ``arguments``, and where it comes from.
 
     Raises ModelError if the weights are not available.
     """
@@ -71,10 +73,18 @@ def weights_of_timm(found: ModelName, arguments: Mapping[str, Any]) -> tuple[Sta
     else:
         address = str(config.url)
         place = f"put the file into {Path(torch.hub.get_dir(), 'checkpoints')}"
-    source = f"timm:{found.name}.{config.tag}" if config.tag else f"timm:{found.name}"
-    with _download_errors(source, address, place):
+    name = f"{found.name}.{config.tag}" if config.tag else found.name
+    origin = Origin("library", name, "timm", _trained_on(config.num_classes))
+    with _download_errors(origin.source, address, place):
         model = timm.create_model(found.full_name, pretrained=True, **arguments)
-    return model.state_dict(), source
+    return model.state_dict(), origin
+
+
+def _trained_on(num_classes: int) -> str:
+    """Returns ``ImageNet`` if weights with ``num_classes`` outputs have a label set of it that timm lists, else ""."""
+    from timm.data.imagenet_info import infer_imagenet_subset
+
+    return "ImageNet" if infer_imagenet_subset({"num_classes": num_classes}) is not None else ""
 
 
 @contextmanager

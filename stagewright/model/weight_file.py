@@ -6,12 +6,13 @@ Files are read with ``weights_only=True``, so code in them is never run.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from stagewright.errors import ModelError, Unreadable
+from stagewright.model.origin import RunOrigin
 from stagewright.storage.files import read_parsed, unreadable, user_path
 from stagewright.storage.json_text import parse_object
 
@@ -34,8 +36,29 @@ _SAFE_TYPES: list[Any] = [argparse.Namespace, np.dtype, np.float64(0).__reduce__
 _SAFE_TYPES += [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
 
 
-def locate(source: Path) -> tuple[Path, list[str] | None]:
-    """Returns the file with the tensors, and the class names, or None if there is no ``model.json`` of a Bundle next to it.
+class _Located(NamedTuple):
+    """A weights file, and what stands beside it."""
+
+    path: Path
+    classes: list[str] | None = None
+    """The class names of the ``model.json`` of a Bundle; None without one."""
+    run: RunOrigin | None = None
+    """The run of which it is the model or a checkpoint; None for other files."""
+
+
+class _Tensors(NamedTuple):
+    """The content of a weights file."""
+
+    state: State
+    """The tensors by name, on the CPU."""
+    note: str
+    """A sentence that names the entry of the file with the tensors; "" if they are at the top level."""
+    sha256: str
+    """Of the file, hexadecimal."""
+
+
+def locate(source: Path) -> _Located:
+    """Returns the file with the tensors, and what is known about it from a ``model.json`` or ``meta.json`` next to it.
 
     ``source`` is that file, a Bundle, or a run's directory. Raises ModelError if there is no such file or model.json is damaged.
     """
@@ -62,9 +85,10 @@ def locate(source: Path) -> tuple[Path, list[str] | None]:
         )
     card = path.with_name("model.json")
     if path.name != "weights.safetensors" or not card.is_file():
-        return path, None
+        return _Located(path, run=_run_of_checkpoint(path))
     try:
-        return path, _class_names(read_parsed(card, parse_object))
+        content = read_parsed(card, parse_object)
+        return _Located(path, _class_names(content), _run_of_bundle(path, content))
     except ValueError as error:
         raise ModelError(
             f"{card} is damaged: {error}",
@@ -80,16 +104,43 @@ def _class_names(content: Mapping[str, object]) -> list[str]:
     return names
 
 
-def read_tensors(path: Path) -> tuple[State, str]:
-    """Returns the tensors by name, on the CPU, and a note that names the entry of the file with the tensors.
+def _run_of_bundle(path: Path, content: Mapping[str, object]) -> RunOrigin | None:
+    """Returns the run that made the Bundle with the weights ``path``; None if its model.json names none."""
+    told = content.get("training")
+    training: Mapping[str, object] = told if isinstance(told, Mapping) else {}
+    digest, step, weights = (training.get(name) for name in ("plan_digest", "step", "weights"))
+    if not isinstance(digest, str) or not isinstance(step, int) or not isinstance(weights, str):
+        return None
+    folder = path.parent.parent if path.parent.name == "model" else path.parent
+    return RunOrigin(str(folder), digest, step, weights)
 
-    The note is "" if the tensors are at the top level. Raises ModelError for a file that is damaged, contains Python objects
-    other than numbers and strings, or has no tensors; Unreadable if the file cannot be read now.
+
+def _run_of_checkpoint(path: Path) -> RunOrigin | None:
+    """Returns the run of the checkpoint ``checkpoints/STEP/state.pt``; None for other files, and if its meta.json is damaged."""
+    folder = path.parent
+    if path.name != "state.pt" or folder.parent.name != "checkpoints":
+        return None
+    try:
+        meta = read_parsed(folder / "meta.json", parse_object)
+    except (FileNotFoundError, ValueError):
+        return None
+    digest, step = meta.get("plan_digest"), meta.get("step")
+    if not isinstance(digest, str) or not isinstance(step, int):
+        return None
+    return RunOrigin(str(folder.parent.parent), digest, step, "raw")
+
+
+def read_tensors(path: Path) -> _Tensors:
+    """Returns the tensors of the weights file ``path``.
+
+    Raises ModelError for a file that is damaged, contains Python objects other than numbers and strings, or has no tensors;
+    Unreadable if the file cannot be read now.
     """
     try:
         if path.suffix == ".safetensors":
-            return read_parsed(path, load), ""
-        content = read_parsed(path, _unpickled)
+            state, sha256 = read_parsed(path, lambda data: (load(data), _sha256(data)))
+            return _Tensors(state, "", sha256)
+        content, sha256 = read_parsed(path, lambda data: (_unpickled(data), _sha256(data)))
     except (Unreadable, FileNotFoundError) as error:
         raise error if isinstance(error, Unreadable) else unreadable(path, error) from error
     except SafetensorError as error:
@@ -104,7 +155,11 @@ def read_tensors(path: Path) -> tuple[State, str]:
     state, keys = _unwrap(content)
     if not state:
         raise _unreadable(path, f"it has no tensors by name, but {_contents(content)}")
-    return state, f"taken from its entry {'.'.join(keys)!r}" if keys else ""
+    return _Tensors(state, f"taken from its entry {'.'.join(keys)!r}" if keys else "", sha256)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _unpickled(data: bytes) -> object:

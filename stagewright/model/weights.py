@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from stagewright.errors import ModelError
 from stagewright.model.fit import COUNTER, require_fit, shape
 from stagewright.model.heads import head_tensors, narrow_head
+from stagewright.model.origin import Origin
 from stagewright.model.weight_file import State, locate, read_tensors
 
 _PREFIXES = re.compile(r"^(?:module\.|_orig_mod\.)+")  # DistributedDataParallel, AveragedModel; torch.compile
@@ -27,10 +29,22 @@ _NEW = "it starts random"
 
 
 @dataclass(frozen=True, slots=True)
+class _Resampled:
+    """A tensor of position embeddings that was brought to another number of tokens."""
+
+    name: str
+    before: int
+    now: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: positions resampled from {self.before} to {self.now} tokens (bicubic)"
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsReport:
     """Report on every tensor. Of ``parameters`` numbers in the model, without buffers, ``loaded_parameters`` were loaded."""
 
-    source: str
+    origin: Origin
     loaded: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     """(name, reason) of tensors that exist in both but do not fit."""
@@ -42,6 +56,20 @@ class WeightsReport:
     """Sentences on conversions: loaded by order, head rows matched by class name, positions resampled."""
     loaded_parameters: int = 0
     parameters: int = 0
+    resampled: tuple[_Resampled, ...] = ()
+    """Those of ``loaded`` that were resampled."""
+    unused: tuple[tuple[str, str], ...] = ()
+    """(name, reason) of the tensors of the source that were not used: those that do not fit, and ``unexpected``."""
+    head: Literal["none", "fresh", "rows", "loaded"] = "none"
+    """``fresh``: no tensor of the head was loaded. ``rows``: ``head_rows`` of its classes were. ``none``: it has no head."""
+    head_rows: int = 0
+    head_fresh: int = 0
+    """Number of tensors of the head that were not loaded."""
+
+    @property
+    def source(self) -> str:
+        """The source as the log names it."""
+        return self.origin.source
 
     def lines(self) -> list[str]:
         """The report in plain sentences, for a log."""
@@ -67,6 +95,7 @@ class _Tally:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    resampled: list[_Resampled] = field(default_factory=list)
     random_rows: dict[str, int] = field(default_factory=dict)
     """Number of head rows for classes that are not in the source, by tensor name."""
 
@@ -82,12 +111,12 @@ def load_weights(
     resampled. ModelError where the source
     cannot be read, holds numbers that are not finite, or belongs to another network (:mod:`stagewright.model.fit`).
     """
-    path, names = locate(Path(source))
-    state, note = read_tensors(path)
+    path, names, run = locate(Path(source))
+    state, note, sha256 = read_tensors(path)
     return transfer(
         model,
         state,
-        str(source),
+        Origin("file" if run is None else "run", str(source), sha256=sha256, run=run),
         num_classes,
         classes=classes,
         source_classes=names,
@@ -99,7 +128,7 @@ def load_weights(
 def transfer(
     model: nn.Module,
     state: State,
-    source: str,
+    origin: Origin,
     num_classes: int,
     *,
     classes: Sequence[str] | None = None,
@@ -116,7 +145,7 @@ def transfer(
     head = head_tensors(model, num_classes)
     state, how = _renamed(model, ours, state, head, ordered)
     counters = {name for name in (*ours, *state) if name.endswith(COUNTER)}
-    require_fit(model, ours, state, head | counters, lambda name: _fits(name, ours[name], state[name]), source)
+    require_fit(model, ours, state, head | counters, lambda name: _fits(name, ours[name], state[name]), origin.source)
     tally = _Tally(notes=[*notes, *how])
     for name, own in ours.items():
         if name not in state:
@@ -128,22 +157,31 @@ def transfer(
             _fill_head(tally, name, own, state[name], classes, source_classes)
         else:
             _fill(tally, name, own, state[name])
-    _require_finite(tally.loaded, source)
+    _require_finite(tally.loaded, origin.source)
     with torch.no_grad():
         for name, tensor in tally.loaded.items():
             ours[name].copy_(tensor)
     narrow_head(model, head - tally.loaded.keys())
     numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
     random = sum(rows * ours[name][0].numel() for name, rows in tally.random_rows.items())
+    unexpected = tuple(name for name in state if name not in ours)
+    unfitting = [(name, why) for name, why in tally.skipped if name in state]
+    rows = num_classes - max(tally.random_rows.values(), default=0)
+    filled = "loaded" if rows == num_classes else "rows"
     return WeightsReport(
-        source=source,
+        origin=origin,
         loaded=tuple(tally.loaded),
         skipped=tuple(tally.skipped),
         missing=tuple(tally.missing),
-        unexpected=tuple(name for name in state if name not in ours),
+        unexpected=unexpected,
         notes=tuple(dict.fromkeys(tally.notes)),
         loaded_parameters=sum(numbers.get(name, 0) for name in tally.loaded) - random,
         parameters=sum(numbers.values()),
+        resampled=tuple(tally.resampled),
+        unused=(*unfitting, *((name, "not in the model") for name in unexpected)),
+        head="none" if not head else filled if head & tally.loaded.keys() else "fresh",
+        head_rows=rows if head & tally.loaded.keys() else 0,
+        head_fresh=len(head - tally.loaded.keys()),
     )
 
 
@@ -156,7 +194,8 @@ def _fill(tally: _Tally, name: str, own: Tensor, theirs: Tensor) -> None:
         tally.skipped.append((name, f"{shape(theirs)} in the source, {shape(own)} here"))
     else:
         tally.loaded[name] = resampled
-        tally.notes.append(f"{name}: positions resampled from {theirs.shape[1]} to {own.shape[1]} tokens (bicubic)")
+        tally.resampled.append(_Resampled(name, theirs.shape[1], own.shape[1]))
+        tally.notes.append(str(tally.resampled[-1]))
 
 
 def _resampled(name: str, own: Tensor, theirs: Tensor) -> Tensor | None:

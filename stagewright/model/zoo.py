@@ -105,10 +105,10 @@ def create_with_report(
     from stagewright.model import pretrained as library_weights
 
     if found.library == "torchvision":
-        state, source = library_weights.weights_of_torchvision(found)
+        state, origin = library_weights.weights_of_torchvision(found)
     else:
-        state, source = library_weights.weights_of_timm(found, _timm_sizes(found, image_size) | given)
-    return model, transfer(model, state, source, num_classes)
+        state, origin = library_weights.weights_of_timm(found, _timm_sizes(found, image_size) | given)
+    return model, transfer(model, state, origin, num_classes)
 
 
 def _build_stagewright(

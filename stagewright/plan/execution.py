@@ -25,6 +25,9 @@ class Execution:
     keep_decoded: bool = True
     """Whether a data set that is small enough is cached in memory after decoding
     (:mod:`stagewright.data.images.memory_cache`)."""
+    shared_pictures: bool = False
+    """Whether that cache is shared with the other processes of this machine that train on the same images, which then lie in
+    memory once and are decoded once (:mod:`stagewright.data.images.shared_pictures`)."""
     cache_features: bool = True
     """Whether the outputs of frozen blocks are stored, in memory or on disk, instead of computed for each batch anew."""
     threads: int | None = None

@@ -25,6 +25,7 @@ from stagewright.report.results import SPLIT_NAMES, WEIGHT_NAMES, Score
 from stagewright.report.theme import Drawing
 from stagewright.rundir.event_kinds import InterimFinished, Notice, Resumed, RunStopped, Skipped
 from stagewright.rundir.event_text import sentence
+from stagewright.rundir.initial_weights import weights_sentence
 from stagewright.text import ABSENT, count_text, number_text, percent_text, seconds_text, size_text
 
 _REFRESH_SECONDS = 15
@@ -199,9 +200,14 @@ def _stages(record: RunRecord) -> str:
             )
         )
     head = ("stage", "trains", "steps done / planned", "epochs requested / planned", "pictures", "px", "batch")
-    return _table(
+    start = "" if record.weights is None else f"<p>{_text(_capital(weights_sentence(record.weights)))}.</p>"
+    return start + _table(
         (*head, "LR first &rsaquo; peak &rsaquo; last", "training", "img/s", "GB", "best val top-1"), rows, left=2
     )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _curves(drawings: dict[str, Drawing]) -> str:

@@ -30,9 +30,11 @@ from stagewright.report.tables import (
     read_numbers,
     read_predictions,
 )
+from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Evaluated, Event, Finished, Resumed
 from stagewright.rundir.events import LoggedEvent, read_events
 from stagewright.rundir.held_test import is_closed_by
+from stagewright.rundir.initial_weights import WeightsFields, read_weights
 from stagewright.rundir.json_fields import EnvFields, FedFields, PlanFields, RangeTestFields, SummaryFields
 from stagewright.storage.files import read_parsed, user_path
 from stagewright.storage.json_text import Fields, fitting, parse_object
@@ -62,6 +64,8 @@ class RunRecord:
     predictions: dict[str, Predictions]
     """Predictions by split, ``val`` and ``test``."""
     data: DataSummary | None
+    weights: WeightsFields | None = None
+    """Where the initial weights come from; None in runs of older versions."""
     fed: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     """What the network of a stage was fed first, by the stage's index: the content of fed/INDEX.json."""
     range_test: tuple[RangeTest, Suggestions, str] | None = None
@@ -186,6 +190,7 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
         timing=read_numbers(folder / "timing.csv", TIMING_COLUMNS, problems),
         predictions=predictions,
         data=read_data_summary(folder / "manifest.parquet", problems),
+        weights=read_weights(RunDir(folder), problems.append),
         fed=_fed(folder / "fed", problems),
         range_test=_range_test(folder / lr_curve.NAME, problems),
         problems=tuple(problems),

@@ -21,7 +21,16 @@ from stagewright.storage.lock import Lock, lock
 
 _BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find")
 """Files written before plan.json, which comes last: a folder with a plan.json has all of them."""
-_SET_UP = (*_BEGINNING, "plan.json", "log.txt", "steps.csv", "metrics.csv", "timing.csv", "summary.json")
+_SET_UP = (
+    *_BEGINNING,
+    "plan.json",
+    "weights.json",
+    "log.txt",
+    "steps.csv",
+    "metrics.csv",
+    "timing.csv",
+    "summary.json",
+)
 """Files that may exist when a set-up fails before the event log is created."""
 _FOLDERS = ("", "evaluations", "fed", "plots", "lr-find", "model")
 _OWN_FILES = (*_SET_UP, "events.jsonl", "report.html", "evaluations", "fed", "plots", "model", "interim", locking.NAME)

@@ -42,6 +42,10 @@ class RunDir:
         return self.root / "env.json"
 
     @property
+    def weights(self) -> Path:
+        return self.root / "weights.json"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

@@ -29,7 +29,7 @@ _APPENDED = ("events.jsonl",)
 """Logs whose content after the checkpoint is not removed; there, a ``resumed`` event supersedes it."""
 _RECORD = (
     *("events.jsonl", "steps.csv", "metrics.csv", "timing.csv", "log.txt", "summary.json", "report.html"),
-    *("checkpoints", "evaluations", "fed", "plots", "model", "interim"),
+    *("weights.json", "checkpoints", "evaluations", "fed", "plots", "model", "interim"),
 )
 _RESULTS = ("evaluations", "model")
 """What only a finished run has; the model goes last, so that until then the run has a model."""

@@ -31,6 +31,7 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.held_test import readable_manifest
+from stagewright.rundir.initial_weights import read_weights, weights_sentence
 from stagewright.rundir.logs import no_checkpoint
 from stagewright.text import done_text, percent_text
 from stagewright.training.evaluator import network_inputs, recalibrated_images
@@ -74,7 +75,9 @@ def load_checkpoint_model(run: RunDir, device: torch.device) -> tuple[Bundle, st
         _recalibrate(model, plan, manifest, stage, numerics, found.tensors["guard"]["masked"])
     done, known = done_text(found.done, plan.total_steps), math.isfinite(score.top1)
     top1 = {"val": score.top1} if known else {}
-    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=done)
+    weights = read_weights(run)
+    trained_from = None if weights is None else weights_sentence(weights)
+    spec = model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=done, trained_from=trained_from)
     text = f"{run.root} is at {done}: using the {score.weights} weights of step {score.step:,}"
     if known:
         text += f", val top-1 {percent_text(score.top1, 2)}"

@@ -20,6 +20,7 @@ from stagewright.errors import CheckpointError, Interrupted, NotFinite
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.event_kinds import ChosenWeights, Finished, InterimFinished, Notice
+from stagewright.rundir.initial_weights import read_weights, weights_sentence
 from stagewright.rundir.summary import write_summary
 from stagewright.text import done_text
 from stagewright.training.agreement import Agreement, measure_agreement
@@ -175,9 +176,11 @@ def bundle_spec(
     :func:`stagewright.training.model_spec.model_spec`.
     """
     plan, manifest, numerics = session.plan, session.manifest, session.numerics
+    weights = read_weights(session.run)
     told = {
         "close_margin": None if agreement is None else agreement.margin,
         "expected": session.run.read_env().get("expected"),
+        "trained_from": None if weights is None else weights_sentence(weights),
     }
     return model_spec(plan, manifest, numerics, score, stage, top1=top1, stopped_at=stopped_at, **told)
 

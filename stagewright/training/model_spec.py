@@ -24,12 +24,13 @@ def model_spec(
     stopped_at: str | None = None,
     close_margin: float | None = None,
     expected: str | None = None,
+    trained_from: str | None = None,
 ) -> BundleSpec:
     """Returns the specification of the Bundle with the weights of ``score``, which predicts as ``stage`` evaluates.
 
     ``top1`` is in percent, by split. ``stopped_at`` says how much of the plan was done where that was not all
     (:func:`stagewright.text.done_text`); ``close_margin`` is that of predictions in bfloat16, None where they are in float32.
-    ``expected`` says what accuracy other runs let expect.
+    ``expected`` says what accuracy other runs let expect, ``trained_from`` where the initial weights came from and what trained.
     """
     recipe = plan.recipe
     return BundleSpec(
@@ -60,6 +61,7 @@ def model_spec(
             "plan_digest": plan.digest,
             "dataset_digest": plan.dataset.digest,
             "initial_weights": recipe.model.weights,
+            **({} if trained_from is None else {"trained_from": trained_from}),
         },
         fold=recipe.eval.fold,
         close_margin=close_margin,

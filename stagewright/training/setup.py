@@ -23,7 +23,7 @@ from stagewright.rundir.event_kinds import MemoryUse, Notice, Rejected, Resumed,
 from stagewright.rundir.events import EventLog, Observer
 from stagewright.rundir.held_test import hold_of
 from stagewright.rundir.logs import refuse_lost, restore_logs
-from stagewright.storage.files import check_room
+from stagewright.storage.files import check_room, write_json
 from stagewright.system.device import choose_device, device_name, require_known_processor
 from stagewright.system.memory import Points, memory_in_use
 from stagewright.system.signals import StopSignal
@@ -68,16 +68,19 @@ def open_session(inputs: RunInputs) -> Session:
         inputs.say(f"Passed over {one.name}: {one.reason}")
     if restored is None:
         refuse_lost(run, rejected)
+    notes = list(inputs.notes)
     if execution.keep_decoded:
-        images = cache_for_plan(plan, manifest, images)
+        images = cache_for_plan(plan, manifest, images, not_shared=notes.append if execution.shared_pictures else None)
     points = {**inputs.memory, "before the model": memory_in_use(device)}
-    state, lines = build_state(plan, device, restored.tensors if restored else None)
+    state, weights = build_state(plan, device, restored.tensors if restored else None)
     points["with the model on the device"] = memory_in_use(device)
     if restored is not None:
         point_again(run, state)
     else:
         check_room(run.root, checkpoint_bytes(state, plan))
-    notes = [*inputs.notes, *restore_logs(run, restored)]
+    if weights is not None:
+        write_json(run.weights, weights.to_dict())
+    notes += restore_logs(run, restored)
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
     )
@@ -99,7 +102,7 @@ def open_session(inputs: RunInputs) -> Session:
             log.emit(Notice(step=0, text=account["text"], already_shown=True))
     else:
         notes += _changed_machine(run, device)
-    for line in (*notes, *lines):
+    for line in (*notes, *(weights.lines() if weights is not None else ())):
         log.emit(Notice(step=state.step, text=line))
     log.emit(MemoryUse(step=state.step, points=points))
     if execution.hold_test or hold_of(run):

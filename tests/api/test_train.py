@@ -61,7 +61,7 @@ def test_a_run_directory_holds_what_it_should(finished: sw.Run) -> None:
     names = {path.name for path in finished.path.iterdir()}
     assert names >= {
         *("recipe.yaml", "plan.json", "manifest.parquet", "env.json", "events.jsonl", "metrics.csv", "steps.csv"),
-        *("timing.csv", "log.txt", "summary.json", "checkpoints", "evaluations", "model"),
+        *("timing.csv", "log.txt", "summary.json", "weights.json", "checkpoints", "evaluations", "model"),
     }
     summary = finished.summary
     assert summary["status"] == "finished" and summary["step"] == summary["total_steps"]

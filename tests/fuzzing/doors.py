@@ -171,7 +171,13 @@ def _reports(corpus: Corpus) -> Iterator[Door]:
             list(draw(record))
 
     as_columns = (("steps.csv", 6), ("timing.csv", 2), ("excluded.csv", 1), ("lr-find/lr-find.csv", 2))
-    as_objects = (("summary.json", 8), ("plan.json", 8), ("env.json", 4), ("lr-find/lr-find.json", 3))
+    as_objects = (
+        ("summary.json", 8),
+        ("plan.json", 8),
+        ("env.json", 4),
+        ("weights.json", 4),
+        ("lr-find/lr-find.json", 3),
+    )
     as_tables = (("evaluations/test.parquet", 4), ("evaluations/val.parquet", 2), ("manifest.parquet", 4))
     for files, change in ((as_columns, mutate.as_csv), (as_objects, mutate.as_json), (as_tables, mutate.as_parquet)):
         for name, weight in files:

@@ -279,6 +279,19 @@ def write_run(
         "created": "2026-03-01T09:58:00+00:00",
     }  # fmt: skip
     (folder / "env.json").write_text(json.dumps(env))
+    weights = {
+        "origin": {"kind": "library", "library": "torchvision", "name": "swin_t.IMAGENET1K_V1", "trained_on": "ImageNet"},
+        "tensors": {"loaded": 183, "resampled": 0, "fresh": 2, "fresh_in_head": 2, "skipped": 2},
+        "head": "fresh", "head_rows": 0, "resampled": [], "fresh": ["head.weight", "head.bias"],
+        "skipped": [{"name": "head.weight", "reason": "the head has 1000 classes in the source"}],
+        "parameters": {"loaded": 27_519_354, "all": 27_527_044},
+        "stages": [
+            {"name": stage["name"], "train": "all", "trains": "all", "parameters": 27_527_044,
+             "steps": stage["num_steps"], "fit": "updates"}
+            for stage in plan["stages"]
+        ],
+    }  # fmt: skip
+    (folder / "weights.json").write_text(json.dumps(weights))
     return folder
 
 

@@ -212,6 +212,7 @@ def test_wilson_refuses_what_is_no_share() -> None:
         ("summary.json", b'"step": ', b'"step": "x", "was": ', "summary.json: a field is left out: step is 'x'"),
         ("summary.json", b'"top1": {', b'"top1": 5, "was": {', "summary.json: a field is left out: top1 is 5"),
         ("plan.json", b'"stages": [', b'"stages": null, "was": [', "plan.json: a field is left out: stages is None"),
+        ("weights.json", b'"head": "', b'"head": 5, "was": "', "weights.json cannot be read: head is 5"),
         ("env.json", b'"cores": 2', b'"cores": [2]', "env.json: a field is left out: cores is [2]"),
         ("steps.csv", b"\n3,", b"\nx,", "steps.csv: 1 damaged line is left out, the first is line 4"),
         ("steps.csv", b"\n7,", b"\n\xff,", "steps.csv: 1 damaged line is left out, the first is line 8"),
