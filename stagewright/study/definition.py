@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stagewright.errors import RecipeError
+from stagewright.measures.metrics import Metric
 from stagewright.plan.budget import Budget
 from stagewright.recipe import recipes
 from stagewright.recipe.duration import Duration
@@ -101,7 +102,7 @@ class Study:
     """Of its grid or list; empty for a search."""
     search: Search | None
     confirm: Confirm | None
-    metric: str
+    metric: Metric
     """The measure on the validation images by which variants are compared."""
     no_test: bool
     """Whether it does without a test part, since DATA has none."""
