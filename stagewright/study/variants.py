@@ -51,7 +51,7 @@ def axis_of(name: str, values: Any, where: str) -> Axis:
     a key that is no field and has no labels, for no values at all, and for two labels that are the same folder."""
     place = f"{where}.{name}"
     if isinstance(values, Mapping):
-        given = [(value_label(label), value) for label, value in values.items()]
+        given = [(_own_label(label), value) for label, value in values.items()]
     elif isinstance(values, list) and is_field(name):
         given = [(value_label(value), value) for value in values]
     elif is_field(name):
@@ -77,6 +77,11 @@ def axis_of(name: str, values: Any, where: str) -> Axis:
         choices, place, f"write {name}: {{LABEL: value, ...}} with labels that differ in letters or digits"
     )
     return Axis(name, choices)
+
+
+def _own_label(key: Any) -> str:
+    """Returns the label that a person gave, which YAML may have read as a number."""
+    return key if isinstance(key, str) else value_label(key)
 
 
 def _chosen(name: str, value: Any, place: str) -> tuple[Setting, ...]:
@@ -125,7 +130,7 @@ def listed_variants(listed: Mapping[str, Any], common: Sequence[Setting], base: 
         raise RecipeError("variants is empty", "at least one", "add one, such as baseline: {}")
     _refuse_too_many(len(listed), "variants")
     found: list[Variant] = []
-    for label, settings in ((value_label(name), settings) for name, settings in listed.items()):
+    for label, settings in ((_own_label(name), settings) for name, settings in listed.items()):
         where = f"variants.{label}"
         if not isinstance(settings, Mapping):
             raise RecipeError(
