@@ -97,8 +97,9 @@ def _sentences(checked: Checked, times: Expected | None, price: float | None) ->
     lines.append(f"Compared by {TITLES[study.metric]} on {count_text(info.num_val, 'validation picture')}.")
     if study.confirm is not None:
         top, seeds = study.confirm.top, study.confirm.seeds
+        who = f"all {top}" if top == len(study.variants) else f"the best {top}"
         lines.append(
-            f"Then the best {top} again with {count_text(seeds, 'fresh seed')} each, {count_text(top * seeds, 'run')}"
+            f"Then {who} again with {count_text(seeds, 'fresh seed')} each, {count_text(top * seeds, 'run')}"
             + ("." if study.no_test else f", tested on {count_text(info.num_test, 'picture')} that nothing else opens.")
         )
     if study.no_test:

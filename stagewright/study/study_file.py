@@ -24,7 +24,6 @@ from stagewright.text import nearest, some
 _SHIPPED = resources.files("stagewright.study") / "shipped"
 FIRST_CONFIRMATION_SEED = 1_000_000
 """The seeds of a study are below it, those of its confirmation begin with it: so they stay apart when seeds are added."""
-SAMPLERS = ("tpe", "gp", "random", "qmc")
 _WAYS = ("grid", "variants", "search")
 Seed = Annotated[int, Field(ge=0, lt=FIRST_CONFIRMATION_SEED)]
 Text = Annotated[str, Field(min_length=1)]
@@ -45,7 +44,7 @@ class EqualFields(_Part):
     time: str | None = None
 
 
-class RungsFields(_Part):
+class _RungsFields(_Part):
     """When a search looks at its runs and goes on with the best of them."""
 
     first: float | str
@@ -60,10 +59,10 @@ class SearchFields(_Part):
     space: Annotated[dict[str, Any], Field(min_length=1, max_length=100)]
     trials: Annotated[int, Field(ge=1, le=100_000)]
     sampler: Literal["tpe", "gp", "random", "qmc"] = "tpe"
-    rungs: RungsFields | None = None
+    rungs: _RungsFields | None = None
 
 
-class ConfirmFields(_Part):
+class _ConfirmFields(_Part):
     """The runs with which the best variants are confirmed."""
 
     top: Annotated[int, Field(ge=1, le=1000)]
@@ -82,7 +81,7 @@ class StudyFields(_Part):
     grid: dict[str, Any] | None = None
     variants: dict[Any, Any] | None = None
     search: SearchFields | None = None
-    confirm: ConfirmFields | None = None
+    confirm: _ConfirmFields | None = None
     metric: Metric = "top1"
     """The measure on the validation images by which variants are compared."""
     test: Literal["none"] | None = None
@@ -167,10 +166,10 @@ def _refuse_unknown(raw: Mapping[Any, Any]) -> None:
         ("", raw, StudyFields),
         ("equal", raw.get("equal"), EqualFields),
         ("search", raw.get("search"), SearchFields),
-        ("confirm", raw.get("confirm"), ConfirmFields),
+        ("confirm", raw.get("confirm"), _ConfirmFields),
     ]
     if isinstance(raw.get("search"), Mapping):
-        parts.append(("search.rungs", raw["search"].get("rungs"), RungsFields))
+        parts.append(("search.rungs", raw["search"].get("rungs"), _RungsFields))
     for place, content, kind in parts:
         if not isinstance(content, Mapping):
             continue

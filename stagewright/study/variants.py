@@ -39,14 +39,14 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Axis:
+class _Axis:
     """A field of the recipe or a bundle of fields, with what each of its labels sets."""
 
     name: str
     choices: Mapping[str, tuple[Setting, ...]]
 
 
-def axis_of(name: str, values: Any, where: str) -> Axis:
+def axis_of(name: str, values: Any, where: str) -> _Axis:
     """Returns the axis of a key in ``grid`` (``where`` names the place) with its values: a list, or label: value. RecipeError for
     a key that is no field and has no labels, for no values at all, and for two labels that are the same folder."""
     place = f"{where}.{name}"
@@ -76,7 +76,7 @@ def axis_of(name: str, values: Any, where: str) -> Axis:
     _refuse_colliding(
         choices, place, f"write {name}: {{LABEL: value, ...}} with labels that differ in letters or digits"
     )
-    return Axis(name, choices)
+    return _Axis(name, choices)
 
 
 def _own_label(key: Any) -> str:
@@ -118,7 +118,7 @@ def grid_variants(grid: Mapping[str, Any], common: Sequence[Setting], base: Reci
 
 
 def _variant(
-    name: str, labels: Mapping[str, str], axes: Sequence[Axis], common: Sequence[Setting], base: Recipe
+    name: str, labels: Mapping[str, str], axes: Sequence[_Axis], common: Sequence[Setting], base: Recipe
 ) -> Variant:
     chosen = [(axis.name, axis.choices[labels[axis.name]]) for axis in axes]
     return Variant(name, labels, combined([("set", common), *chosen], base))

@@ -21,7 +21,7 @@ from stagewright.plan.execution import Execution
 from stagewright.recipe.request import RecipeRequest
 from stagewright.recipe.yaml_text import write_yaml
 from stagewright.study import checks
-from stagewright.study.checks import Checked, Size, check_disk, check_study
+from stagewright.study.checks import Checked, CheckedJob, Size, check_disk, check_study
 from stagewright.study.definition import Study, read_study
 from stagewright.study.expected import expected
 from stagewright.study.study_file import shipped
@@ -215,7 +215,10 @@ def test_a_rehearsal_checks_the_same(tmp_path: Path, picture_folder: Path) -> No
 
 
 def with_sizes(checked: Checked, running: int, ended: int) -> Checked:
-    return replace(checked, jobs=tuple(replace(job, size=Size(running, ended)) for job in checked.jobs))
+    def resized(job: CheckedJob) -> CheckedJob:
+        return replace(job, size=Size(running, ended))
+
+    return replace(checked, jobs=tuple(map(resized, checked.jobs)))
 
 
 def test_room_on_the_disk(tmp_path: Path, picture_folder: Path) -> None:

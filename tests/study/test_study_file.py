@@ -13,7 +13,7 @@ from stagewright.recipe import recipes
 from stagewright.recipe.yaml_text import write_yaml
 from stagewright.study import study_file
 from stagewright.study.changes import refuse_changed
-from stagewright.study.definition import Equal, Rungs, Study, job_name, read_study, study_from_content
+from stagewright.study.definition import Confirm, Equal, Rungs, Study, job_name, read_study, study_from_content
 
 PLAIN: dict[str, Any] = {"data": "photos", "recipe": "cifar-resnet", "seeds": [0], "grid": {"lr.peak": [0.01, 0.1]}}
 SEARCH: dict[str, Any] = {"space": {"lr.peak": {"log": [0.003, 0.3]}}, "trials": 9}
@@ -53,7 +53,7 @@ def test_the_issue_example(tmp_path: Path) -> None:
         Equal("epochs", "10ep"),
         (0, 1, 2),
     )
-    assert len(found.variants) == 24 and found.search is None
+    assert len(found.variants) == 24 and found.search is None and found.confirm == Confirm(3, 5)
     first, last = found.variants[0], found.variants[-1]
     assert first.name == "cifar_resnet18-sgd-0.01-A" and last.name == "cifar_preact_resnet18-adam-0.1-B"
     assert job_name(first, 2) == "cifar_resnet18-sgd-0.01-A-s2"
