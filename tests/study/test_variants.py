@@ -7,14 +7,14 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagewright.errors import RecipeError
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.yaml_text import load_yaml
-from stagewright.study.definition import Rungs
+from stagewright.study.definition import Rungs, study_from_content
 from stagewright.study.expected import trained_share
 from stagewright.study.settings import combined, override_text, settings_of, value_label
 from stagewright.study.space import Dimension, corner_values, variant_at
@@ -130,3 +130,91 @@ def test_rungs_train_a_share_of_all(first: float, eta: int) -> None:
 def test_rungs_by_hand() -> None:
     """Ten of a hundred parts for all, 20 more for a third, 60 more for a ninth, the last 10 for a 27th."""
     assert trained_share(Rungs(0.1, 3)) == pytest.approx(0.1 + 0.2 / 3 + 0.6 / 9 + 0.1 / 27)
+
+
+KEYS = [
+    "description",
+    "data",
+    "recipe",
+    "equal",
+    "seeds",
+    "set",
+    "grid",
+    "variants",
+    "search",
+    "confirm",
+    "metric",
+    "test",
+]
+WORDS = [
+    *(
+        "lr",
+        "lr.peak",
+        "lr.",
+        "",
+        "stages",
+        "stages.0",
+        "stages.0.lr",
+        "stages[7].lr",
+        "model",
+        "model.name",
+        "model.options",
+    ),
+    *(
+        "model.options.width",
+        "optimizer",
+        "average",
+        "mix",
+        "train",
+        "data",
+        "data.label",
+        "epochs",
+        "sgd",
+        "A",
+        "none",
+        "x y",
+    ),
+    *(
+        "log",
+        "range",
+        "int",
+        "choice",
+        "space",
+        "trials",
+        "rungs",
+        "first",
+        "eta",
+        "top",
+        "10%",
+        "3ep",
+        "seed",
+        "null",
+        "ü",
+    ),
+]
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(WORDS) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.integers(0, 3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.sampled_from(KEYS), anything, max_size=4), st.sampled_from(["grid", "variants", "search"]))
+def test_whatever_a_file_says_is_read_or_refused(changes: dict[str, Any], way: str) -> None:
+    ways: dict[str, Any] = {
+        "grid": {"lr.peak": [0.1, 0.2]},
+        "variants": {"a": {}, "b": {"lr": 0.1}},
+        "search": {"space": {"lr.peak": {"log": [0.1, 0.2]}}, "trials": 3},
+    }
+    content = {"data": "photos", "recipe": "cifar-resnet", "seeds": [0], way: ways[way], **changes}
+    try:
+        found = study_from_content("any", content)
+    except RecipeError as error:
+        assert error.given and error.remedy
+        return
+    for variant in found.examples:
+        assert found.command(variant, 0, "out")[-1] == "--hold-test"
+        assert found.request(variant, 0).preliminary.seed == 0
