@@ -33,12 +33,13 @@ def _runs(checked: Checked, times: Expected | None) -> RenderableType:
     kind = "runs" if study.search is None else "some of the trials, at the ends of the space"
     table = FittingTable(Text(f"Study {study.name}: {kind}"))
     table.add_column("run", no_wrap=True)
-    for name in ("steps", "plan", *(["time"] if times is not None else [])):
-        table.add_column(name, justify="left" if name == "plan" else "right", no_wrap=True)
+    for name in ("steps", *(["time"] if times is not None else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("plan", no_wrap=True)
     for job in checked.jobs:
         steps = f"{job.plan.total_steps:,}" if study.equal.budget is None else f"in {study.equal.budget}"
-        row = [job.name, steps, job.plan.digest[:12]]
-        table.add_row(*row, *([span_text(times.seconds[job.name])] if times is not None else []))
+        time = [] if times is None else [span_text(times.seconds[job.name])]
+        table.add_row(job.name, steps, *time, job.plan.digest[:12])
     return table
 
 

@@ -216,7 +216,12 @@ def _network_key(plan: Plan) -> str:
         )
         for one in plan.stages
     ]
-    own = [recipe.model.model_dump(mode="json"), recipe.optimizer.model_dump(mode="json"), recipe.loss, stages]
+    own = [
+        recipe.model.model_dump(mode="json"),
+        recipe.optimizer.model_dump(mode="json", exclude={"weight_decay"}),
+        recipe.loss,
+        stages,
+    ]
     rest = [recipe.checkpoints.keep, plan.compares_head, len(plan.dataset.classes), recipe.channels_last]
     return json.dumps([*own, *rest, plan.precision])
 

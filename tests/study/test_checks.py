@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import typer
 from commands import typed
+from rich.console import Console
 
 from stagewright.api.prepare import prepare, read_data
 from stagewright.cli.main import app
 from stagewright.cli.options import recipe_request
+from stagewright.cli.study_view import study_view
 from stagewright.data.dataset import Dataset
 from stagewright.errors import DataError, ModelError, RecipeError, StagewrightError, StorageError
 from stagewright.plan.execution import Execution
@@ -23,7 +26,7 @@ from stagewright.recipe.yaml_text import write_yaml
 from stagewright.study import checks
 from stagewright.study.checks import Checked, CheckedJob, Size, check_disk, check_study
 from stagewright.study.definition import Study, read_study
-from stagewright.study.expected import expected
+from stagewright.study.expected import Expected, expected
 from stagewright.study.study_file import shipped
 
 QUIET = Execution(device="cpu", workers=0, pages=False, quiet=True, probe_seconds=0.2)
@@ -295,6 +298,29 @@ def test_the_command(
     study(tmp_path, picture_folder, grid={**LRS, "checkpoints.keep": [1, 2]})
     code, _, err = typed(capsys, monkeypatch, *common, "--no-probe")
     assert code == 2 and "have the same plan" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 130])
+def test_the_table_of_24_runs_fits_and_breaks_no_name(tmp_path: Path, picture_folder: Path, width: int) -> None:
+    grid = {
+        "model.name": ["cifar_resnet18", "cifar_preact_resnet18"],
+        "optimizer": {"sgd": {"name": "sgd"}, "adam": {"name": "adam"}},
+        "lr.peak": [0.01, 0.03, 0.1],
+        "transforms": {"A": {"augment.rotation": 15}, "B": {"augment.erasing": 0.5, "augment.blur": 0.3}},
+    }
+    checked = check_study(
+        study(tmp_path, picture_folder, grid=grid, seeds=[0], confirm={"top": 3, "seeds": 5}), QUIET, silent
+    )
+    times = Expected({job.name: 11_000.0 for job in checked.jobs}, 264_000.0, 165_000.0, 2, 10.0, "")
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(study_view(checked, times, 2.0))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    for job in checked.jobs:
+        [row, *_] = [line.split() for line in lines if line.split()[:1] == [job.name]]
+        assert row[1:] == ["6", *["3", "h", "3", "min"], *([job.plan.digest[:12]] if width > 60 else [])]
+    text = " ".join(out.getvalue().split())
+    assert "transforms: B augment.erasing=0.5, augment.blur=0.3" in text and "73 h 20 min" in text and "$238.33" in text
 
 
 def test_shipped_studies_on_the_command_line(
