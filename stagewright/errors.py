@@ -25,7 +25,7 @@ class StagewrightError(Exception):
 
 
 class RecipeError(StagewrightError):
-    """A recipe, an override or a flag has an invalid value."""
+    """A recipe, a study file, an override or a flag has an invalid value."""
 
 
 class DataError(StagewrightError):

@@ -42,13 +42,15 @@ def prepare(
     tiny: bool = False,
     earlier: Plan | None = None,
     artifacts: RunArtifacts | None = None,
+    known: Dataset | None = None,
 ) -> tuple[Dataset, Plan]:
     """Reads the data set, measures the recipe's ``auto`` fields, and resolves the plan; writes nothing.
 
     ``tiny`` as for :func:`stagewright.api.train.train`; ``artifacts`` as for
-    :func:`stagewright.preflight.auto_fields.measure`. Choices and measurements of the plan ``earlier`` are reused.
+    :func:`stagewright.preflight.auto_fields.measure`. Choices and measurements of the plan ``earlier`` are reused. ``known`` is
+    the data set if it has been read already, with the request's settings.
     """
-    dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier)
+    dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier, known=known)
     measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
     precision = auto_precision(choose_device(execution.device))
     plan = resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
@@ -109,13 +111,13 @@ def gather(
     *,
     tiny: bool = False,
     earlier: Plan | None = None,
+    known: Dataset | None = None,
 ) -> tuple[Dataset, Recipe]:
     """Reads the data set, chooses the recipe if it is ``auto``, and tells the user what was found.
 
     Arguments as for :func:`prepare`.
     """
-    with ProgressLine(quiet=execution.quiet) as progress:
-        dataset = load_dataset(str(data), request.preliminary.data, workers=cores(), progress=progress)
+    dataset = known or read_data(data, request, execution)
     unused = _unused_settings(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
@@ -129,6 +131,12 @@ def gather(
     for note in (*dataset.notes, *name_notes, *unused, *reasons):
         say(note)
     return dataset, recipe
+
+
+def read_data(data: str | Path, request: RecipeRequest, execution: Execution) -> Dataset:
+    """Reads the data set with the settings of ``request``, and shows how far it is."""
+    with ProgressLine(quiet=execution.quiet) as progress:
+        return load_dataset(str(data), request.preliminary.data, workers=cores(), progress=progress)
 
 
 def _unused_settings(data: str, request: RecipeRequest, dataset: Dataset) -> list[str]:

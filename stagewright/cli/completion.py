@@ -17,6 +17,13 @@ def recipe_names(incomplete: str) -> list[str]:
     return [name for name in (AUTO, *shipped()) if name.startswith(incomplete)]
 
 
+def study_names(incomplete: str) -> list[str]:
+    """Returns the shipped studies whose names begin with ``incomplete``; none for a path, which the shell completes itself."""
+    from stagewright.study.study_file import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 def recipe_fields(incomplete: str) -> list[str]:
     """Returns the fields for ``--set`` that begin with ``incomplete``, each up to its ``=``; of the stages the numbers 0 to 3."""
     from stagewright.recipe.recipe import Recipe

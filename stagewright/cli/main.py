@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, finish, plan, predict, runs
+from stagewright.cli import evaluate, finish, plan, predict, runs, study
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.completion import run_directories
 from stagewright.cli.data import data_app
@@ -251,6 +251,7 @@ def report(
 
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(study.study_app, name="study")
 finish.register(app)
 evaluate.register(app)
 plan.register(app)

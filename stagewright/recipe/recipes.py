@@ -146,7 +146,7 @@ def _parsed(text_: str) -> tuple[list[str], Any]:
 
 def _fields_of(path: list[str], value: Any) -> list[tuple[str, ...]]:
     """Returns the paths of the fields that an override sets: several if ``value`` is a mapping for a part such as ``lr``."""
-    if isinstance(value, dict) and _part_at(path) is not _part_at(path[:-1]):
+    if isinstance(value, dict) and part_at(path) is not part_at(path[:-1]):
         return [inner for key, one in value.items() for inner in _fields_of([*path, str(key)], one)]
     return [tuple(path)]
 
@@ -177,7 +177,7 @@ def _value(path: Sequence[str], text: str, override_: str) -> Any:
 
 def _is_text(path: Sequence[str], text: str) -> bool:
     """Whether the recipe field at ``path`` takes text and nothing else, or nothing but a pattern, and ``text`` is no mapping."""
-    field = _part_at(path[:-1]).model_fields.get(path[-1])
+    field = part_at(path[:-1]).model_fields.get(path[-1])
     kinds = _kinds(field.annotation) if field is not None else {object}
     return kinds <= {str, types.NoneType} or (NamePattern in kinds and not text.strip().startswith("{"))
 
@@ -254,7 +254,7 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
         where.append(detail["loc"][-1])  # an unknown key may look like a form
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     if detail["type"] == "extra_forbidden":
-        known = list(_part_at(where[:-1]).model_fields)
+        known = list(part_at(where[:-1]).model_fields)
         if (renamed := RENAMED.get(str(where[-1]))) is not None:
             return f"{path}: this field is now called {renamed}", ""
         return f"{path}: unknown field{nearest(str(where[-1]), known)}", f"here: {', '.join(known)}"
@@ -270,7 +270,7 @@ def _is_form(part: str) -> bool:
     return part in ("str", "float", "int", "bool") or "[" in part or "-" in part
 
 
-def _part_at(path: Sequence[str | int]) -> type[BaseModel]:
+def part_at(path: Sequence[str | int]) -> type[BaseModel]:
     """Returns the class of the recipe part at ``path``; list indices and unknown names in it are skipped."""
     model: type[BaseModel] = Recipe
     for part in path:

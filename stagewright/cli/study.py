@@ -1,0 +1,96 @@
+"""The commands ``study ...``: many runs that differ on purpose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagewright.cli.arguments import StrictTyper
+from stagewright.cli.completion import study_names
+from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Tiny, refuse_alone, speaker
+from stagewright.storage.files import user_path
+
+study_app = StrictTyper(
+    help="Many runs that differ on purpose: grids, lists of variants, searches.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+StudySource = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=study_names, metavar="FILE", help="A study file, or the name of a shipped study (study list)."
+    ),
+]
+StudyData = Annotated[
+    str | None, typer.Option("--data", help="DATA, in place of that in the file; a shipped study needs it.")
+]
+_PROBE_SECONDS = 5.0
+
+
+@study_app.command("list")
+def list_studies() -> None:
+    """List the shipped studies."""
+    from stagewright.cli.study_view import study_list
+
+    print(study_list(shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+
+
+@study_app.command("print")
+def print_study(source: StudySource) -> None:
+    """Print a study file, with its source and expected results, as a starting point."""
+    from stagewright.study import study_file
+
+    study_file.fields_of(source)  # raises for an invalid study
+    print(study_file.text(source), end="")
+
+
+@study_app.command("plan")
+def plan_study(
+    source: StudySource,
+    data: StudyData = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="PATH", help="Where it would run, to look for room on that disk."),
+    ] = None,
+    device: Device = "auto",
+    threads: ComputeThreads = None,
+    tiny: Tiny = False,
+    price: Annotated[float | None, typer.Option(help="Price of one hour of this machine in dollars.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Measure this machine to tell how long it takes.")
+    ] = True,
+    probe_seconds: Annotated[
+        float, typer.Option(help="Length of a measurement in seconds, for each kind of run that costs the same.")
+    ] = _PROBE_SECONDS,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a study and print its runs: plans, time, money and disk space. Trains nothing."""
+    from stagewright.plan.budget import check_price
+    from stagewright.study.definition import read_study
+
+    check_price(price)
+    refuse_alone("--price", price is not None and not probe, "--probe")
+    refuse_alone("--probe-seconds", probe_seconds != _PROBE_SECONDS and not probe, "--probe")
+    study = read_study(source, data)
+    from stagewright.cli.study_view import study_in_json, study_view
+    from stagewright.plan.execution import Execution
+    from stagewright.study.checks import check_disk, check_study
+    from stagewright.study.expected import expected
+    from stagewright.system.terminal import Terminal
+
+    execution = Execution(device=device, threads=threads, quiet=quiet, pages=False, probe_seconds=probe_seconds)
+    say, folder = speaker(as_json or quiet), out or Path("runs")
+    checked = check_study(study, execution, say, tiny=tiny)
+    check_disk(checked, folder)
+    times = expected(checked, execution, folder, say) if probe else None
+    if as_json:
+        print(json.dumps(study_in_json(checked, times, price), indent=1))
+    else:
+        Terminal(highlight=False).print(study_view(checked, times, price))
