@@ -1,9 +1,9 @@
 """What a run says it will take, against what it takes; and how soon a start shows its first lines.
 
 Each case is a whole ``stagewright train`` in a process of its own, from its start to the report. "told" is the time in the line
-"It should take about ...", and what the last column of later lines lets expect (ETA): time passed plus ETA, at the first ETA and at
-the one nearest to the middle of the run, as a share of what was taken. "first line" is the first text of the command, "first
-progress" the first line of steps or results.
+"It should take about ...". The ETA of later lines is added to the time that had passed, and given as a share of what was taken:
+of the first ETA and of the one nearest to the middle of the run. "first line" is the first text of the command, "first progress"
+the first line of steps or results.
 With ``--earlier CHECKOUT`` the starts of an earlier version are timed in turns with this one's; both end at their first progress.
 
     python benchmarks/time_told.py --sets SETS --weights mobilenet_v2-imagenet.pth --rounds 3 --out results/time-told-cpu.json

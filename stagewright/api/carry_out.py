@@ -118,7 +118,7 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))
             inputs.stop.arm()
-            status = "finished" if work(session) else "stopped"
+            status = "finished" if work(session) else "paused" if session.is_paused else "stopped"
         except Stopped:
             status = "stopped"
             raise
@@ -129,8 +129,8 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             # On a full disk neither can be written; their errors must not hide the first one.
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
-                    session.recorder.log.emit(
-                        RunStopped(step=session.state.step, reason=error or inputs.stop.reason or status)
-                    )
+                    paused = "paused after this evaluation" if status == "paused" else None
+                    reason = error or paused or inputs.stop.reason or status
+                    session.recorder.log.emit(RunStopped(step=session.state.step, reason=reason))
                     write_summary(inputs.run, summarise(session, status, error=error))
     return Run(inputs.run.root)

@@ -12,6 +12,7 @@ from typing import Any
 
 from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
+from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import Dataset
@@ -38,7 +39,7 @@ from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
 from stagewright.training.loop import AfterUpdate
-from stagewright.training.session import Session
+from stagewright.training.session import Decide, Session
 from stagewright.training.setup import RunInputs
 
 
@@ -63,6 +64,8 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     loss: str | Callable[..., object] | None = None,
     optimizer: str | Callable[..., object] | None = None,
     expected: str | None = None,
+    decide: Decide | None = None,
+    until: str | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
 ) -> Run:
@@ -75,6 +78,10 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
     and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is called with messages.
 
+    ``decide`` is called with the event of each evaluation, once the state is saved; if it returns False, the run is paused: its
+    status is ``paused``, and :func:`resume` goes on with the same bits. ``until``, such as ``40%``, ``12ep`` or ``5000st``,
+    pauses it at the first planned evaluation there or later.
+
     ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
     directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
     ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
@@ -84,6 +91,8 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
         limit = _limit(budget, epochs)
+        if until is not None:
+            check_until(until)
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
         execution = execution or Execution()
@@ -105,7 +114,9 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
         elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say, began)
-        if old is not None and earlier is not None and earlier.digest == plan.digest:
+        goes_on = old is not None and earlier is not None and earlier.digest == plan.digest
+        decide = pausing(until, decide, plan, saved_step(old) if old is not None and goes_on else 0)
+        if old is not None and goes_on:
             run = old
             if is_carried_out(run, say):
                 return Run(run.root)
@@ -116,7 +127,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             _write_start(run, plan, dataset, artifacts, env)
         notes = changed_code(plan.recipe, run.read_env())
         inputs = RunInputs(
-            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes
+            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes, decide
         )
         done = carry_out(inputs, lambda session: train_and_finish(session, say))
         if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
@@ -155,6 +166,8 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     from_start: bool = False,
     data: str | Path | None = None,
     verify: bool = False,
+    decide: Decide | None = None,
+    until: str | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
     arm: Callable[[Session], AfterUpdate | None] | None = None,
@@ -166,7 +179,8 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have changed
     are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm`` is called
     with the session before the loop, and may return a function that the loop calls after each update (the resume check uses it
-    to kill the process). ``say`` is called with messages for the user, ``command`` is recorded in the env.json of a fork.
+    to kill the process). ``decide`` and ``until`` as for ``train``. ``say`` is called with messages for the user, ``command`` is
+    recorded in the env.json of a fork.
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -182,10 +196,10 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
             recipe = recipes.override(plan.recipe, overrides)
             refuse_without_effect(plan.recipe, recipe)
             changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
-        if changed.digest == plan.digest:
-            plan = changed  # only fields that do not change the result, such as the interval of checkpoints
-        else:
-            plan = forked_plan(old, plan, changed)
+        forks = changed.digest != plan.digest
+        plan = forked_plan(old, plan, changed) if forks else changed
+        decide = pausing(until, decide, plan, 0 if forks or from_start else saved_step(old))
+        if forks:
             target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             env |= {"functions": code_digests(plan.recipe), **_hold(execution, old)}
@@ -199,5 +213,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
             return Run(target.root)
         manifest, images, notes = own_images(target, manifest, data, everything=verify, quiet=execution.quiet)
         notes = [*changed_code(plan.recipe, target.read_env()), *notes]
-        inputs = RunInputs(target, plan, manifest, images, execution, stop, say, observers, began, notes=notes)
+        inputs = RunInputs(
+            target, plan, manifest, images, execution, stop, say, observers, began, notes=notes, decide=decide
+        )
         return carry_out(inputs, lambda session: train_and_finish(session, say, arm))

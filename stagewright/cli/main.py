@@ -16,9 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, finish, plan, predict, runs, study
+from stagewright.cli import evaluate, finish, plan, predict, report, runs, study
 from stagewright.cli.arguments import StrictTyper
-from stagewright.cli.completion import run_directories
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
 from stagewright.cli.options import (
@@ -45,6 +44,7 @@ from stagewright.cli.options import (
     SaveMinutes,
     Seed,
     Tiny,
+    Until,
     Weights,
     Workers,
     recipe_request,
@@ -116,6 +116,7 @@ def train(
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
     save_minutes: SaveMinutes = 10.0,
     hold_test: HoldTest = False,
+    until: Until = None,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
@@ -153,9 +154,10 @@ def train(
         "say": speaker(quiet),
     }
     if folds is not None:
+        refuse_alone("--until", until is not None, "a single run")
         train_folds(data, folds, chosen, common, quiet)
     else:
-        close(training.train(data, chosen, resume=resume == "auto", **common), quiet)
+        close(training.train(data, chosen, resume=resume == "auto", until=until, **common), quiet)
 
 
 @app.command()
@@ -175,6 +177,7 @@ def resume(
     workers: Workers = None,
     threads: ComputeThreads = None,
     save_minutes: SaveMinutes = 10.0,
+    until: Until = None,
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
@@ -195,7 +198,8 @@ def resume(
         quiet=quiet,
     )
     if is_folds(run):
-        single = {"--set": overrides, "--data": data, "--from-start": from_start, "--verify": verify != "changed"}
+        single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
+        single["--verify"] = verify != "changed"
         for flag, given in single.items():
             refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
         resume_folds(run, execution, _metric_lines(metric_lines), quiet)
@@ -208,51 +212,17 @@ def resume(
         from_start=from_start,
         data=data,
         verify=verify == "data",
+        until=until,
         say=speaker(quiet),
     )
     close(done, quiet)
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path], typer.Argument(parser=user_path, autocompletion=run_directories, help="Run directories.")
-    ],
-    each: Annotated[
-        bool, typer.Option("--each", help="Of several runs: write the page of each, as of a single one.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=user_path,
-            metavar="FILE",
-            help="Page that compares several runs; default: comparison.html beside them.",
-        ),
-    ] = None,
-    saliency: Annotated[
-        bool, typer.Option("--saliency", help="Also show, of the most confident errors, where the network looked.")
-    ] = False,
-    image_mb: Annotated[float, typer.Option("--image-mb", min=0, help="Most megabytes of pictures in the page.")] = 2.0,
-) -> None:
-    """Write a run's plots and report.html again, with its pictures; of several runs, one page with their curves laid over each
-    other."""
-    refuse_alone("--out", out is not None and (each or len(runs) < 2), "several runs, and without --each,")
-    if len(runs) > 1 and not each:
-        refuse_alone("--saliency", saliency, "a single run, or with --each,")
-        from stagewright.api.comparison_page import write_comparison
-
-        print(write_comparison(runs, out))
-        return
-    from stagewright.api.report import write_report
-
-    for run in runs:
-        print(write_report(run, saliency_maps=saliency, picture_bytes=1e6 * image_mb))
 
 
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(study.study_app, name="study")
 finish.register(app)
+report.register(app)
 evaluate.register(app)
 plan.register(app)
 predict.register(app)

@@ -83,6 +83,13 @@ HoldTest = Annotated[
 SaveMinutes = Annotated[
     float, typer.Option(help="Save at least every so many minutes, in addition to the plan's checkpoints.")
 ]
+Until = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART",
+        help="Pause at the first planned evaluation at this part of the run or later: 40%, 12ep or 5000st; resume goes on.",
+    ),
+]
 BudgetText = Annotated[
     str | None,
     typer.Option(

@@ -16,7 +16,14 @@ if TYPE_CHECKING:  # torch comes with it
 
 def close(run: Run, quiet: bool, command: str = "resume") -> None:
     """Prints the next commands of a run, whose result its console has told; exits with code 75 if it was stopped, which
-    ``command`` continues."""
+    ``command`` continues. A run that was paused as asked has done what the command was to do."""
+    summary = run.summary
+    if summary.get("status") == "paused":
+        if not quiet:
+            print(f"Paused at {done_text(summary['step'], summary['total_steps'])}.")
+            print(f"Go on    stagewright resume {run.path}")
+            print(f"A model  stagewright finish {run.path}")
+        return
     if not run.finished:
         print(f"Stopped and saved. Continue with:  stagewright {command} {run.path}", file=sys.stderr)
         if command == "resume":
@@ -24,7 +31,6 @@ def close(run: Run, quiet: bool, command: str = "resume") -> None:
         raise typer.Exit(EXIT_STOPPED)
     if quiet:
         return
-    summary = run.summary
     from stagewright.rundir.directory import RunDir
     from stagewright.rundir.held_test import hold_of, is_closed
 

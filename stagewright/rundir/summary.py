@@ -116,7 +116,7 @@ class Summary(TypedDict):
     """``summary.json``. Accuracies are percentages in [0, 100], times are seconds over all processes of the run."""
 
     status: str
-    """``running``, ``stopped``, ``finished`` or ``failed``."""
+    """``running``, ``stopped``, ``paused``, ``finished`` or ``failed``."""
     name: str
     """Name of the run's directory."""
     recipe: str

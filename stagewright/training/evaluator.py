@@ -25,7 +25,7 @@ from stagewright.model.fold import folded_copy
 from stagewright.model.groups import modes_kept
 from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy, margin_of
 from stagewright.plan.plan import StagePlan, eval_image_size
-from stagewright.rundir.event_kinds import EndedEarly, Evaluating, MemoryUse, Notice
+from stagewright.rundir.event_kinds import EndedEarly, Evaluated, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
 from stagewright.training.early_stopping import reason_to_end, update_early_stopping
 from stagewright.training.kept_batches import KeptBatches
@@ -46,8 +46,9 @@ class Evaluator:
     exact: bool = False
     """Whether all is computed in float32, whatever ``eval.precision`` says: for results that are published."""
 
-    def evaluate(self) -> None:
-        """Evaluates raw and averaged weights on the validation split, updates the scores of the state and writes the result.
+    def evaluate(self) -> Evaluated:
+        """Evaluates raw and averaged weights on the validation split, updates the scores of the state and writes the result, the
+        event that it returns.
 
         Raises ``Interrupted`` if a stop was requested, and ``NotFinite`` if outputs of the model are not finite; neither changes
         the state.
@@ -63,7 +64,7 @@ class Evaluator:
         state.early_stopping = update_early_stopping(
             self.session.plan.recipe, state.early_stopping, results[state.latest.weights], state.latest.metric
         )
-        self.session.recorder.write_evaluation(state, stage, results, state.seconds["eval"] - before)
+        written = self.session.recorder.write_evaluation(state, stage, results, state.seconds["eval"] - before)
         points["after its evaluation"] = memory_in_use(state.device)
         peak = self.session.peak_gb()
         self.session.recorder.log.emit(
@@ -72,6 +73,7 @@ class Evaluator:
         reason = reason_to_end(self.session.plan, state)
         if reason is not None and state.step < self.session.plan.total_steps:
             self.session.recorder.log.emit(EndedEarly(step=state.step, reason=reason))
+        return written
 
     def score_present_step(self) -> None:
         """Evaluates raw and averaged weights of the present step, unless that is done, so that a finish can choose them.

@@ -19,7 +19,7 @@ AfterUpdate = Callable[[StagePlan, Batch], None]
 
 
 def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
-    """Carries out the session's plan from ``state.step`` on; returns True at its end, False if a stop was requested.
+    """Carries out the session's plan from ``state.step`` on; returns True at its end, False if it was stopped or paused.
 
     Stopping after any step and calling this again on the saved state gives the same weights, bit for bit on the same machine
     and versions (on CUDA with ``deterministic``). A pending evaluation, which a stop has interrupted, is done first.
@@ -82,16 +82,16 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
 
 
 def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = False) -> bool:
-    """Evaluates and saves if either is due at this step; returns False to stop the run.
+    """Evaluates and saves if either is due at this step; returns False to stop or pause the run.
 
-    Saving comes second, so that the checkpoint contains the score.
+    Saving comes second, so that the checkpoint contains the score; then ``session.decide`` is asked whether the run goes on.
     """
     plan, state, stop = session.plan, session.state, session.stop
     stopping = stop.requested
-    improved = False
+    improved, evaluated = False, None
     if state.step in plan.eval_steps and state.evaluated_step < state.step and not stopping:
         try:
-            Evaluator(session).evaluate()
+            evaluated = Evaluator(session).evaluate()
             improved = state.best is not None and state.best.step == state.step
         except Interrupted:
             pass
@@ -99,6 +99,9 @@ def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = F
             rollback.handle_not_finite(error)
             return not stop.requested
         stopping = stop.requested
-    if state.step in plan.save_steps or improved or overdue or stopping or session.is_finished:
+    asks = evaluated is not None and session.decide is not None
+    if state.step in plan.save_steps or improved or overdue or stopping or asks or session.is_finished:
         rollback.save()
-    return not stopping
+    if evaluated is not None and session.decide is not None and session.decide(evaluated) is False:
+        session.is_paused = True
+    return not (stopping or session.is_paused)

@@ -117,8 +117,9 @@ class Recorder:
 
     def write_evaluation(
         self, state: TrainState, stage: StagePlan, results: dict[str, Evaluation], eval_seconds: float
-    ) -> None:
-        """Writes the row and the event of an evaluation; ``state.latest`` and ``state.best`` must be updated before."""
+    ) -> Evaluated:
+        """Writes the row and the event of an evaluation, which it returns; ``state.latest`` and ``state.best`` must be updated
+        before."""
         assert state.latest is not None
         losses, accuracies = zip(*self.since_evaluation, strict=True) if self.since_evaluation else ((), ())
         train_loss = math.fsum(losses) / len(losses) if losses else None
@@ -142,27 +143,27 @@ class Recorder:
         )
         train_seconds, memory = self._train_seconds(), round(memory_gb(self.device), 3)
         epoch_seconds, images_per_second = self.estimator.end_epoch(self.clock.read("train"))
-        self.log.emit(
-            Evaluated(
-                step=state.step,
-                stage=stage.index,
-                stage_name=stage.name,
-                epoch=epoch,
-                split="val",
-                train_loss=train_loss,
-                train_top1=train_top1,
-                results={kind: _result(evaluation, values[kind]) for kind, evaluation in results.items()},
-                chosen=state.latest.weights,
-                best=best,
-                metric=self._metric,
-                train_seconds=train_seconds,
-                memory_gb=memory,
-                epoch_seconds=epoch_seconds,
-                images_per_second=images_per_second,
-                eval_seconds=round(eval_seconds, 3),
-                eta_seconds=self.estimator.eta_seconds(self.plan, state.step),
-            )
+        event = Evaluated(
+            step=state.step,
+            stage=stage.index,
+            stage_name=stage.name,
+            epoch=epoch,
+            split="val",
+            train_loss=train_loss,
+            train_top1=train_top1,
+            results={kind: _result(evaluation, values[kind]) for kind, evaluation in results.items()},
+            chosen=state.latest.weights,
+            best=best,
+            metric=self._metric,
+            train_seconds=train_seconds,
+            memory_gb=memory,
+            epoch_seconds=epoch_seconds,
+            images_per_second=images_per_second,
+            eval_seconds=round(eval_seconds, 3),
+            eta_seconds=self.estimator.eta_seconds(self.plan, state.step),
         )
+        self.log.emit(event)
+        return event
 
     def sync(self) -> None:
         """Flushes all logs to disk; called before each checkpoint, which records their content."""

@@ -28,7 +28,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Saved, StageBegun
+from stagewright.rundir.event_kinds import Evaluated, Saved, StageBegun
 from stagewright.rundir.logs import pack_logs
 from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
@@ -40,6 +40,9 @@ from stagewright.training.fed_record import record_fed
 from stagewright.training.optimum import OptimumUpdate
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
+
+Decide = Callable[[Evaluated], object]
+"""Called with the event of each evaluation, once the state is saved; False pauses the run: the process ends, a resume goes on."""
 
 
 @dataclass
@@ -56,6 +59,9 @@ class Session:
     recorder: Recorder
     clock: Clock
     stop: StopSignal
+    decide: Decide | None = None
+    is_paused: bool = field(init=False, default=False)
+    """Whether ``decide`` has said no."""
     batches: Batches = field(init=False)
     features: FeatureCache = field(init=False)
     reading: ReadWatch = field(init=False)

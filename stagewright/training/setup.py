@@ -29,7 +29,7 @@ from stagewright.system.memory import Points, memory_in_use
 from stagewright.system.signals import StopSignal
 from stagewright.training.clock import Clock
 from stagewright.training.recorder import Recorder
-from stagewright.training.session import Session
+from stagewright.training.session import Decide, Session
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,8 @@ class RunInputs:
     """Memory in use at earlier points, by their names."""
     notes: Sequence[str] = ()
     """Sentences for the log."""
+    decide: Decide | None = None
+    """Asked after each evaluation, once it is saved; False pauses the run."""
 
 
 def open_session(inputs: RunInputs) -> Session:
@@ -110,7 +112,7 @@ def open_session(inputs: RunInputs) -> Session:
         recorder.estimator.num_closed = manifest.num_closed
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
-    return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop)
+    return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop, inputs.decide)
 
 
 def _changed_machine(run: RunDir, device: torch.device) -> list[str]:
