@@ -1,0 +1,134 @@
+"""The queue of a study: Optuna's study of its trials, with its sampler, its rungs, and the score that it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+from sqlalchemy.exc import SQLAlchemyError
+
+from stagewright.errors import StorageError
+from stagewright.rundir.event_kinds import Evaluated
+from stagewright.rundir.summary import Summary
+from stagewright.study.definition import Study
+from stagewright.study.space import Dimension
+from stagewright.study.store import CONTINUES, queue_name
+from stagewright.study.study_file import FIRST_CONFIRMATION_SEED
+
+T = TypeVar("T")
+Phase = Literal["study", "confirmation"]
+THOUSAND = 1000
+"""Parts of a run in which rungs and reports count, since runs differ in their numbers of steps."""
+STORE_ERRORS = (SQLAlchemyError, StorageInternalError, StorageError, OSError)
+"""What a store that is away raises."""
+_MOST_SEED = 2 * FIRST_CONFIRMATION_SEED
+_TELL_SECONDS = 600.0
+_RETRY_SECONDS = 2.0
+
+
+def direction(study: Study) -> Literal["maximize", "minimize"]:
+    """Returns whether more or less of the study's metric is better."""
+    return "minimize" if study.metric == "log_loss" else "maximize"
+
+
+def score_of(study: Study, summary: Summary) -> float | None:
+    """Returns the validation score of a finished run by the study's metric: in percent for top-1, else as measured."""
+    if study.metric == "top1":
+        return summary["top1"].get("val")
+    if study.metric == "log_loss":
+        return summary["loss"].get("val")
+    return summary["measures"].get("val", {}).get(study.metric, {"value": None})["value"]
+
+
+def event_score(study: Study, event: Evaluated) -> float:
+    """Returns the same of an evaluation within a run; NaN where it is not defined."""
+    result = event.results[event.chosen]
+    value = {"top1": result.top1, "log_loss": result.loss}.get(study.metric, result.metric)
+    return math.nan if value is None else value
+
+
+def open_queue(
+    study: Study, phase: Phase, storage: BaseStorage, *, number: int = 0, create: bool = True
+) -> optuna.Study:
+    """Returns Optuna's study of the queue of ``phase``. ``number`` is of the next trial: a sampler of each process is seeded by
+    the study's seed and by it."""
+    sampler: BaseSampler = RandomSampler(seed=0)
+    pruner: BasePruner = NopPruner()
+    if study.search is not None and phase == "study":
+        sampler = _sampler(study.search.sampler, study.search.seed, number)
+        if study.search.rungs is not None:
+            rungs = study.search.rungs
+            pruner = SuccessiveHalvingPruner(
+                min_resource=max(1, round(THOUSAND * rungs.first)), reduction_factor=rungs.eta
+            )
+    name = queue_name(study, phase)
+    if not create:
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        direction=direction(study),
+        load_if_exists=True,
+    )
+
+
+def _sampler(name: str, seed: int, number: int) -> BaseSampler:
+    if name == "qmc":  # one sequence for all processes, which the store counts
+        return QMCSampler(scramble=True, seed=seed)
+    own = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4], "big")
+    if name == "tpe":
+        return TPESampler(seed=own, multivariate=True, constant_liar=True)
+    return GPSampler(seed=own) if name == "gp" else RandomSampler(seed=own)
+
+
+def distributions(study: Study) -> dict[str, BaseDistribution]:
+    """Returns Optuna's dimensions of the study, for its table: those of the space; or the axes with their labels, and the seed."""
+    found: dict[str, BaseDistribution] = {}
+    if study.search is not None:
+        return {name: _distribution(dimension) for name, dimension in study.search.space.items()}
+    labels: dict[str, list[str]] = {}
+    for variant in study.variants:
+        for axis, label in variant.labels.items():
+            labels.setdefault(axis, [])
+            if label not in labels[axis]:
+                labels[axis].append(label)
+    for axis, known in labels.items():
+        found[axis] = CategoricalDistribution(known)
+    return {**found, "seed": IntDistribution(0, _MOST_SEED)}
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.kind == "choice":
+        return CategoricalDistribution(dimension.labels)
+    if dimension.kind == "int":
+        return IntDistribution(int(dimension.low), int(dimension.high))
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def originals(trials: Iterable[FrozenTrial]) -> int:
+    """Returns how many points of a search were chosen: trials that neither try again nor go on with a paused run."""
+    return sum("failed_trial" not in trial.system_attrs and CONTINUES not in trial.user_attrs for trial in trials)
+
+
+def patient(work: Callable[[], T], seconds: float = _TELL_SECONDS) -> T:
+    """Returns ``work()``, which is tried again for ``seconds`` while the store is away."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except STORE_ERRORS:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_RETRY_SECONDS)
