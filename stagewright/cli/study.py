@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.completion import study_names
 from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Tiny, refuse_alone, speaker
 from stagewright.storage.files import user_path
+
+if TYPE_CHECKING:
+    from stagewright.system.terminal import Terminal
 
 study_app = StrictTyper(
     help="Many runs that differ on purpose: grids, lists of variants, searches.",
@@ -94,3 +97,95 @@ def plan_study(
         print(json.dumps(study_in_json(checked, times, price), indent=1))
     else:
         Terminal(highlight=False).print(study_view(checked, times, price))
+
+
+@study_app.command("run")
+def run_study(
+    source: StudySource,
+    data: StudyData = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="PATH", help="Folder of the study; default: runs/NAME. The same joins."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", "-j", min=1, max=256, help="Runs at the same time; default: one a device."),
+    ] = None,
+    device: Device = "auto",
+    devices: Annotated[
+        str | None, typer.Option(help="Several devices, in turn: cuda:0,cuda:1. In place of --device.")
+    ] = None,
+    threads: ComputeThreads = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="PostgreSQL server for workers on several hosts, without a password: postgresql://USER@HOST/NAME; "
+            "or the variable STAGEWRIGHT_STORAGE.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="No run begins that is not forecast to end in it: 6h; or $20 with --price."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one hour of this machine in dollars.")] = None,
+    more: Annotated[
+        int, typer.Option(min=0, help="So many of the best paused runs of a search go on to their end.")
+    ] = 0,
+    tiny: Tiny = False,
+    quiet: Quiet = False,
+) -> None:
+    """Carry out a study, or join those who work at it; the same command goes on after whatever ended it."""
+    refuse_alone("--price", price is not None and budget is None, "--budget")
+    refuse_alone("--device", devices is not None and device != "auto", "no --devices")
+    from stagewright.plan.budget import Budget, check_price
+    from stagewright.study.definition import read_study
+    from stagewright.system.machine import process_start_time
+
+    check_price(price)
+    study = read_study(source, data)
+    limit = None if budget is None else Budget.parse(budget, price, began=process_start_time())
+    from stagewright.plan.execution import Execution
+    from stagewright.study import run
+    from stagewright.system.terminal import Terminal
+
+    places = tuple(one.strip() for one in (devices or "").split(",") if one.strip())
+    manner = run.Manner(
+        execution=Execution(device=device, threads=threads),
+        processes=processes or max(1, len(places)),
+        devices=places,
+        storage=storage,
+        budget=limit,
+        more=more,
+        tiny=tiny,
+        say=speaker(quiet),
+    )
+    ledger = run.run_study(study, out, manner)
+    if not quiet:
+        _show(ledger.root, Terminal(highlight=False))
+
+
+@study_app.command("show")
+def show_study(
+    folder: Annotated[
+        Path, typer.Argument(parser=user_path, metavar="DIR", help="The folder that study run has printed.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a study is: its runs, the best so far, the time left. At any time, from any process."""
+    from stagewright.study.ledger import Ledger
+    from stagewright.study.status import study_status
+    from stagewright.system.terminal import Terminal
+
+    if as_json:
+        print(json.dumps(study_status(Ledger(folder)).to_dict(), indent=1))
+    else:
+        _show(folder, Terminal(highlight=False))
+
+
+def _show(folder: Path, terminal: Terminal) -> None:
+    from stagewright.cli.study_status_view import status_view
+    from stagewright.study.ledger import Ledger
+    from stagewright.study.status import study_status
+
+    terminal.print(status_view(study_status(Ledger(folder))))

@@ -29,17 +29,8 @@ from stagewright.rundir.events import read_events
 from stagewright.storage.lock import is_held
 from stagewright.study.definition import Study, study_from_content
 from stagewright.study.ledger import Ledger, StudyJob
-from stagewright.study.queue import (
-    STORE_ERRORS,
-    THOUSAND,
-    Phase,
-    distributions,
-    event_score,
-    open_queue,
-    originals,
-    patient,
-    score_of,
-)
+from stagewright.study.queue import STORE_ERRORS, THOUSAND, Phase, distributions, open_queue, originals, patient
+from stagewright.study.scores import event_score, score_of
 from stagewright.study.store import (
     CONTINUES,
     JOB,
@@ -69,6 +60,10 @@ class AttemptInputs:
     execution: Execution
     tiny: bool
 
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.root, one_host=self.url is None)
+
 
 class _Failed(Exception):
     """The attempt has ended without a result; the trial becomes failed. ``again``: its job is queued once more."""
@@ -86,7 +81,7 @@ def attempt(inputs: AttemptInputs) -> None:
 class _Attempt:
     def __init__(self, inputs: AttemptInputs) -> None:
         self.inputs = inputs
-        self.ledger = Ledger(inputs.root)
+        self.ledger = inputs.ledger
         self.study = study_from_content(inputs.name, inputs.content)
         self.process = OwnProcess(self.ledger)
         self.asking = KernelLock(inputs.root / "asking.lock")

@@ -111,6 +111,8 @@ class Ledger:
     """The files of a study in the folder ``root``."""
 
     root: Path
+    one_host: bool = True
+    """Whether all workers are on one host, with a journal for a store."""
 
     @property
     def journal(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
@@ -18,9 +17,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from stagewright.errors import StorageError
-from stagewright.rundir.event_kinds import Evaluated
-from stagewright.rundir.summary import Summary
 from stagewright.study.definition import Study
+from stagewright.study.scores import direction
 from stagewright.study.space import Dimension
 from stagewright.study.store import CONTINUES, queue_name
 from stagewright.study.study_file import FIRST_CONFIRMATION_SEED
@@ -34,27 +32,6 @@ STORE_ERRORS = (SQLAlchemyError, StorageInternalError, StorageError, OSError)
 _MOST_SEED = 2 * FIRST_CONFIRMATION_SEED
 _TELL_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
-
-
-def direction(study: Study) -> Literal["maximize", "minimize"]:
-    """Returns whether more or less of the study's metric is better."""
-    return "minimize" if study.metric == "log_loss" else "maximize"
-
-
-def score_of(study: Study, summary: Summary) -> float | None:
-    """Returns the validation score of a finished run by the study's metric: in percent for top-1, else as measured."""
-    if study.metric == "top1":
-        return summary["top1"].get("val")
-    if study.metric == "log_loss":
-        return summary["loss"].get("val")
-    return summary["measures"].get("val", {}).get(study.metric, {"value": None})["value"]
-
-
-def event_score(study: Study, event: Evaluated) -> float:
-    """Returns the same of an evaluation within a run; NaN where it is not defined."""
-    result = event.results[event.chosen]
-    value = {"top1": result.top1, "log_loss": result.loss}.get(study.metric, result.metric)
-    return math.nan if value is None else value
 
 
 def open_queue(
@@ -94,18 +71,13 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:
-    """Returns Optuna's dimensions of the study, for its table: those of the space; or the axes with their labels, and the seed."""
+    """Returns Optuna's dimensions of the study, for its table: those of the space, or the axes with labels; and the seed."""
     found: dict[str, BaseDistribution] = {}
     if study.search is not None:
         return {name: _distribution(dimension) for name, dimension in study.search.space.items()}
-    labels: dict[str, list[str]] = {}
-    for variant in study.variants:
-        for axis, label in variant.labels.items():
-            labels.setdefault(axis, [])
-            if label not in labels[axis]:
-                labels[axis].append(label)
-    for axis, known in labels.items():
-        found[axis] = CategoricalDistribution(known)
+    for axis in study.variants[0].labels:
+        if all(axis in variant.labels for variant in study.variants):
+            found[axis] = CategoricalDistribution(list(dict.fromkeys(one.labels[axis] for one in study.variants)))
     return {**found, "seed": IntDistribution(0, _MOST_SEED)}
 
 

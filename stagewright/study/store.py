@@ -258,9 +258,10 @@ class OwnProcess:
         self._lock.release()
 
 
-def is_alive(ledger: Ledger, process: object) -> bool | None:
-    """Returns whether the process of a trial lives; None if that cannot be known, as it is on another host."""
-    if not isinstance(process, dict) or process.get("host") != socket.gethostname():
+def is_alive(ledger: Ledger, process: object, *, one_host: bool) -> bool | None:
+    """Returns whether the process of a trial lives; None if that cannot be known, as it is on another host. ``one_host``: there
+    is no other, whatever this one is called now (a container has another name after each start)."""
+    if not isinstance(process, dict) or not (one_host or process.get("host") == socket.gethostname()):
         return None
     place = ledger.root / "processes" / os.path.basename(str(process.get("lock")))
     try:
