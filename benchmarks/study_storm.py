@@ -1,8 +1,8 @@
 """A study under kills: workers, attempts and the store's server die at random moments, and every run comes out as if alone.
 
-24 jobs, 4 workers, and ``--kills`` times kill -9 of a worker, of an attempt's process or (with ``--storage``) of the server. Then:
-every job has finished exactly once for the store, and weights, steps.csv and metrics.csv of each equal, to the bit, those of a run
-by the printed command.
+24 jobs, 4 workers, and ``--kills`` times kill -9 of a worker, of an attempt's process or (with ``--server``) of the server. Then
+every job has finished exactly once for the store, and weights, steps.csv, metrics.csv and answers of each equal, to the bit,
+those of a run by the printed command.
 
     python benchmarks/study_storm.py --work /tmp/storm --kills 20
     python benchmarks/study_storm.py --work /tmp/storm-server --kills 20 --server --out benchmarks/results/study-storm-cpu.json
@@ -81,7 +81,7 @@ class Storm:
         if url is not None:
             self.environment["STAGEWRIGHT_STORAGE"] = url
         self.workers: list[subprocess.Popen[bytes] | None] = [None] * workers
-        self.kills: collections.Counter[str] = collections.Counter()
+        self.kills = {"worker": 0, "attempt": 0, "server": 0}
 
     def start(self) -> None:
         """Starts the workers that do not run."""
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=12.0, help="most seconds between two kills")
     parser.add_argument("--server", action="store_true")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds for the whole storm")
     parser.add_argument("--out", type=Path)
@@ -234,7 +235,7 @@ def main() -> None:
     storm, began = Storm(args.work, study, url, args.seed, args.workers), time.perf_counter()
     storm.start()
     while sum(storm.kills.values()) < args.kills and time.perf_counter() - began < args.limit:
-        time.sleep(storm.random.uniform(0.5, 6.0))
+        time.sleep(storm.random.uniform(1.0, args.pause))
         if all(one is not None and one.poll() == 0 for one in storm.workers):
             break  # all is done
         storm.kill(server)
@@ -243,7 +244,7 @@ def main() -> None:
     storm.wait(args.limit)
     seconds = time.perf_counter() - began
     codes = [one.returncode for one in storm.workers if one is not None]
-    print(f"storm: {seconds:.0f} s, kills {dict(storm.kills)}, exit codes {codes}", flush=True)
+    print(f"storm: {seconds:.0f} s, kills {storm.kills}, exit codes {codes}", flush=True)
     problems = counted_once(storm, url) + compared(storm.out, args.work / "alone", storm.environment)
     print("\n".join(problems) or "every job finished once, all bits equal", flush=True)
     if args.out:
@@ -258,7 +259,7 @@ def main() -> None:
             "command": shlex.join(["python", "benchmarks/study_storm.py", *sys.argv[1:]]),
             "jobs": 24,
             "workers": args.workers,
-            "kills": dict(storm.kills),
+            "kills": storm.kills,
             "seconds": round(seconds, 1),
             "problems": problems,
         }

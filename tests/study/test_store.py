@@ -160,7 +160,7 @@ def hold(path: Path, ready: object, go_on: object) -> None:
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")  # not the server that other tests use
     ready, go_on = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path / "l", ready, go_on))
     process.start()

@@ -1,0 +1,264 @@
+"""Studies that are carried out: every run as if alone, stopped and gone on, confirmed with the test part closed until then."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import typed
+
+from stagewright.api.evaluate import evaluate
+from stagewright.api.run import Run
+from stagewright.api.train import train
+from stagewright.errors import CheckpointError, RecipeError, StagewrightError
+from stagewright.plan.budget import Budget
+from stagewright.plan.execution import Execution
+from stagewright.recipe.yaml_text import write_yaml
+from stagewright.rundir.environment import own_command
+from stagewright.study.definition import Study, read_study
+from stagewright.study.ledger import Ledger
+from stagewright.study.run import Manner, run_study
+from stagewright.study.status import study_status
+from stagewright.study.store import ENVIRONMENT
+from stagewright.system.device import computing_with
+
+SMALL: dict[str, Any] = {
+    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
+    "image_size": 16,
+    "batch_size": 8,
+    "lr": {"schedule": "constant", "peak": 0.02},
+    "augment": {"crop": "none"},
+    "epochs": "12st",
+    "eval": {"every": "3st"},
+    "checkpoints": {"every": "2st", "keep": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    yield
+
+
+def study(folder: Path, pictures: Path, **content: Any) -> Study:
+    (folder / "small.yaml").write_text(write_yaml(SMALL))
+    base = {"data": str(pictures), "recipe": str(folder / "small.yaml"), "equal": {"steps": 12}, "seeds": [0]}
+    common = {"set": {"data.val": 0.3, "data.test": 0.3}}
+    (folder / "s.yaml").write_text(write_yaml({**base, **common, **content}))
+    return read_study(str(folder / "s.yaml"))
+
+
+def manner(said: list[str] | None = None, **more: Any) -> Manner:
+    notes = said if said is not None else []
+    return Manner(execution=Execution(device="cpu", threads=1), say=notes.append, **more)
+
+
+def carried_out(folder: Path, one: Study, said: list[str] | None = None, **more: Any) -> Ledger:
+    return run_study(one, folder / "out", manner(said, **more))
+
+
+@pytest.fixture(scope="module")
+def confirmed(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> tuple[Study, Ledger, list[str]]:
+    """A grid with its confirmation."""
+    folder, said = tmp_path_factory.mktemp("confirmed"), list[str]()
+    one = study(folder, picture_folder, grid={"lr.peak": [0.001, 0.02]}, confirm={"top": 1, "seeds": 1})
+    return one, carried_out(folder, one, said, processes=2), said
+
+
+def test_each_run_is_the_one_of_the_printed_command(tmp_path: Path, confirmed: tuple[Study, Ledger, list[str]]) -> None:
+    one, ledger, _ = confirmed
+    for job in ledger.jobs():
+        execution = Execution(device="cpu", threads=1, pages=False, quiet=True, hold_test=job.phase == "study")
+        with computing_with(1):
+            request = one.request(job.variant, job.seed)
+            alone = train(one.data, request, out=tmp_path / job.name, execution=execution, say=lambda text: None)
+        for name in ("model/weights.safetensors", "steps.csv", "metrics.csv"):
+            assert (alone.path / name).read_bytes() == (ledger.run(job.name) / name).read_bytes(), (job.name, name)
+
+
+def test_only_the_confirmation_opens_the_test_part(confirmed: tuple[Study, Ledger, list[str]]) -> None:
+    one, ledger, said = confirmed
+    status = study_status(ledger)
+    phases = {job.job.phase: job.test_top1 for job in status.jobs}
+    assert phases["study"] is None and phases["confirmation"] is not None
+    assert {job.job.seed for job in status.jobs if job.job.phase == "confirmation"} == {*one.confirmation_seeds}
+    for job in ledger.jobs():
+        there = (ledger.run(job.name) / "evaluations" / "test.parquet").is_file()
+        assert there == (job.phase == "confirmation")
+    best = status.ranking[0]
+    assert ledger.confirmation() is not None and ledger.confirmation()["variants"] == [best[0].name]  # type: ignore[index]
+    assert any(line.startswith("Confirming") for line in said)
+
+
+def test_no_command_opens_the_test_part_of_a_search_run(
+    tmp_path: Path,
+    confirmed: tuple[Study, Ledger, list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, ledger, _ = confirmed
+    run = tmp_path / "runs" / "one"
+    shutil.copytree(ledger.run(next(job.name for job in ledger.jobs() if job.phase == "study")), run)
+    for words in (
+        ["evaluate", run],
+        ["evaluate", run, "--split", "test"],
+        ["evaluate", run, "--split", "test", "--record"],
+        ["evaluate", run, "--split", "test", "--record", "--again"],
+        ["evaluate", run, one.data],
+    ):
+        code, out, err = typed(capsys, monkeypatch, *words)
+        assert code == 2, words
+        assert "test" in err and "top-1" not in out
+    for words in (
+        ["finish", run],
+        ["resume", run],
+        ["report", run],
+        ["runs", run.parent],
+        ["evaluate", run, "--split", "val"],
+    ):
+        code, _, _ = typed(capsys, monkeypatch, *words)
+        assert code == 0, words
+    assert Run(run).summary["top1"]["test"] is None
+    assert not (run / "evaluations" / "test.parquet").exists()
+    with pytest.raises(StagewrightError):
+        evaluate(run)
+
+
+def test_after_a_run_only_its_best_and_last_checkpoint_stay_and_no_page(
+    confirmed: tuple[Study, Ledger, list[str]],
+) -> None:
+    _, ledger, _ = confirmed
+    for job in ledger.jobs():
+        place = ledger.run(job.name)
+        assert len([*(place / "checkpoints").glob("step_*")]) <= 2
+        assert not (place / "report.html").exists() and not (place / "plots").exists()
+
+
+def test_the_same_command_again_does_nothing(confirmed: tuple[Study, Ledger, list[str]]) -> None:
+    one, ledger, _ = confirmed
+    before = {job.name: (ledger.run(job.name) / "events.jsonl").read_bytes() for job in ledger.jobs()}
+    run_study(one, ledger.root, manner())
+    assert before == {job.name: (ledger.run(job.name) / "events.jsonl").read_bytes() for job in ledger.jobs()}
+
+
+def test_a_changed_study_and_other_threads_are_refused(
+    tmp_path: Path, picture_folder: Path, confirmed: tuple[Study, Ledger, list[str]]
+) -> None:
+    one, ledger, _ = confirmed
+    other = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.03]}, confirm={"top": 1, "seeds": 1})
+    with pytest.raises(RecipeError, match="the study has changed since its beginning"):
+        run_study(other, ledger.root, manner())
+    with pytest.raises(CheckpointError, match=r"--threads 2, but the runs of .* compute with 1"):
+        run_study(one, ledger.root, Manner(execution=Execution(device="cpu", threads=2)))
+
+
+def test_a_study_that_was_confirmed_cannot_grow(
+    tmp_path: Path, picture_folder: Path, confirmed: tuple[Study, Ledger, list[str]]
+) -> None:
+    one, ledger, _ = confirmed
+    content = {**one.content, "seeds": [0, 1]}
+    (tmp_path / "more.yaml").write_text(write_yaml({key: value for key, value in content.items() if value is not None}))
+    with pytest.raises(RecipeError, match="is confirmed: its test part was opened"):
+        run_study(read_study(str(tmp_path / "more.yaml")), ledger.root, manner())
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path, picture_folder: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"thesis\.tex"):
+        carried_out(tmp_path, study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]}))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_fails_by_itself_is_a_row_with_its_reason(tmp_path: Path, picture_folder: Path) -> None:
+    one = study(
+        tmp_path,
+        picture_folder,
+        variants={"good": {}, "wild": {"lr.peak": 1e30, "guard.rollbacks": 0}},
+    )
+    ledger = carried_out(tmp_path, one, processes=2)
+    status = study_status(ledger)
+    states = {job.job.variant.name: job for job in status.jobs}
+    assert states["good"].state == "done" and states["wild"].state == "failed"
+    assert states["wild"].reason
+    assert [variant.name for variant, _, _ in status.ranking] == ["good"]
+    carried_out(tmp_path, one)  # not tried again
+    assert study_status(ledger).count("failed") == 1
+
+
+def test_a_search_pauses_at_rungs_and_goes_on_with_the_best(tmp_path: Path, picture_folder: Path) -> None:
+    search = {
+        "space": {"lr.peak": {"log": [1e-6, 0.05]}, "model.options.width": {"choice": [4, 6]}},
+        "trials": 4,
+        "sampler": "random",
+        "rungs": {"first": "25%", "eta": 2},
+    }
+    one = study(tmp_path, picture_folder, search=search)
+    ledger = carried_out(tmp_path, one)
+    status = study_status(ledger)
+    assert len(status.jobs) == 4 and status.count("paused") >= 1 and status.count("done") >= 1
+    paused = [job for job in status.jobs if job.state == "paused"]
+    assert all(0.2 < job.done < 1 for job in paused)
+    said: list[str] = []
+    carried_out(tmp_path, one, said, more=1)
+    after = study_status(ledger)
+    assert after.count("paused") == len(paused) - 1
+    [name] = [line.split()[0] for line in said if line.endswith("goes on to its end.")]
+    [job] = [job for job in ledger.jobs() if job.name == name]
+    with computing_with(1):
+        execution = Execution(device="cpu", threads=1, pages=False, quiet=True, hold_test=True)
+        alone = train(one.data, one.request(job.variant, 0), out=tmp_path / "alone", execution=execution)
+    for file in ("model/weights.safetensors", "steps.csv", "metrics.csv"):
+        assert (alone.path / file).read_bytes() == (ledger.run(name) / file).read_bytes(), file
+
+
+def test_runs_of_equal_time_go_one_at_a_time(tmp_path: Path, picture_folder: Path) -> None:
+    one = study(tmp_path, picture_folder, equal={"time": "20s"}, grid={"lr.peak": [0.001, 0.02]})
+    with pytest.raises(RecipeError, match="one at a time"):
+        carried_out(tmp_path, one, processes=2)
+
+
+def test_no_run_begins_that_cannot_end_within_the_budget(tmp_path: Path, picture_folder: Path) -> None:
+    one = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]})
+    ledger = carried_out(tmp_path, one, budget=Budget("1s", 1.0, None, time.monotonic()))
+    assert study_status(ledger).count("waiting") == 2
+
+
+def test_a_signal_saves_the_runs_and_the_same_command_goes_on(
+    tmp_path: Path, picture_folder: Path, confirmed: tuple[Study, Ledger, list[str]]
+) -> None:
+    one = study(tmp_path, picture_folder, equal={"steps": 400}, grid={"lr.peak": [0.001, 0.02]})
+    command = [sys.executable, "-m", "stagewright", "study", "run", str(tmp_path / "s.yaml"), "--out", "out"]
+    process = subprocess.Popen([*command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    ledger, until = Ledger(tmp_path / "out"), time.monotonic() + 120
+    names = [f"{variant.name}-s0" for variant in one.variants]
+    while time.monotonic() < until and not (ledger.run(names[0]) / "steps.csv").is_file():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
+    assert ledger.state(names[0]) == "interrupted"
+    assert Run(ledger.run(names[0])).summary["status"] == "stopped"
+    assert own_command()
+
+
+def test_show_tells_how_far_it_is(
+    confirmed: tuple[Study, Ledger, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ledger, _ = confirmed
+    code, out, _ = typed(capsys, monkeypatch, "study", "show", ledger.root)
+    assert code == 0 and "3 runs: 3 done." in out and "Confirmed with fresh seeds" in out
+    code, out, _ = typed(capsys, monkeypatch, "study", "show", ledger.root, "--json")
+    content = json.loads(out)
+    assert content["counts"]["done"] == 3 and len(content["ranking"]) == 2
+    code, _, err = typed(capsys, monkeypatch, "study", "show", ledger.root.parent)
+    assert code == 2 and "holds no study" in err
