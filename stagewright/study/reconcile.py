@@ -60,7 +60,8 @@ def _settle(
         if state in ("waiting", "interrupted") and not states & {*_OPEN, TrialState.PRUNED}:
             queue.add_trial(_queued(study, job, trials[-1] if trials else None))
         return
-    if not states & {*_OPEN, TrialState.COMPLETE}:
+    known = _OPEN if ledger.one_host else (*_OPEN, TrialState.COMPLETE)  # elsewhere, its run may be in another folder
+    if not states & {*known}:
         queue.add_trial(_queued(study, job, trials[-1] if trials else None))
 
 
