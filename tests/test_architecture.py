@@ -34,7 +34,7 @@ TORCH_FREE = (
     *("training.clock", "training.read_watch", "training.paired", "api.compare"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
-NEEDS_TORCH = ("rundir.checkpoint", "rundir.logs", "cli.demo")
+NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")
 
 
 def imports(source: str) -> set[str]:

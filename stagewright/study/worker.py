@@ -33,6 +33,8 @@ from stagewright.text import seconds_text
 _LOOK_SECONDS = 5.0
 """Time between two looks at the store while all processes are busy."""
 _IDLE_SECONDS = 1.0
+_JOB_SECONDS = 0.005
+"""Pause for each job, whose files are read at each look."""
 _STOP_SECONDS = 600.0
 """Longest time for a run to save its state."""
 _MOST_FAULTS = 5
@@ -183,7 +185,7 @@ class Worker:
         """Waits until a process ends, or it is time to look at the store again."""
         sentinels = [process.sentinel for process, _ in self.running]
         if len(self.running) < self.processes:
-            time.sleep(_IDLE_SECONDS if not sentinels else 0.2)
+            time.sleep(_IDLE_SECONDS if not sentinels else max(0.2, _JOB_SECONDS * len(self._known())))
         elif sentinels:
             multiprocessing.connection.wait(sentinels, _LOOK_SECONDS)
 
