@@ -152,7 +152,8 @@ def _execution(study: Study, ledger: Ledger, manner: Manner) -> Execution:
             )
     else:
         threads = asked or max(1, cores() // manner.processes)
-    return replace(manner.execution, threads=threads, pages=False, quiet=True)
+    several = manner.processes > 1  # read the same pictures
+    return replace(manner.execution, threads=threads, pages=False, quiet=True, shared_pictures=several)
 
 
 def _refuse_other_plans(ledger: Ledger, old: Mapping[str, Any], new: Mapping[str, Any], checked: Checked) -> None:

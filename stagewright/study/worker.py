@@ -214,9 +214,9 @@ class Worker:
             if mark in told or state in ("waiting", "interrupted"):
                 continue
             told.add(mark)
-            self.say(self._sentence(job, state, len(jobs)))
+            self.say(self._sentence(job, state))
 
-    def _sentence(self, job: StudyJob, state: str, count: int) -> str:
+    def _sentence(self, job: StudyJob, state: str) -> str:
         if state == "done":
             score = score_of(self.study, self.ledger.summary(job.name))
             shown = "" if score is None else f", {self.study.metric} {score:.4g} on validation"
@@ -226,7 +226,9 @@ class Worker:
         if state == "paused":
             summary = self.ledger.summary(job.name)
             return f"{job.name}: paused at step {summary['step']:,} of {summary['total_steps']:,}"
-        done = sum(self.ledger.state(one.name) in ("done", "failed") for one in self._known())
+        known, search = self._known(), self.study.search if self.phase == "study" else None
+        count = len(known) if search is None else max(len(known), search.trials)
+        done = sum(self.ledger.state(one.name) in ("done", "failed", "paused") for one in known)
         return f"{job.name}: running ({done} of {count} have ended)"
 
 

@@ -18,11 +18,10 @@ from commands import typed
 from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
 from stagewright.api.train import train
-from stagewright.errors import CheckpointError, RecipeError, StagewrightError
+from stagewright.errors import CheckpointError, RecipeError, StagewrightError, StorageError
 from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
 from stagewright.recipe.yaml_text import write_yaml
-from stagewright.rundir.environment import own_command
 from stagewright.study.definition import Study, read_study
 from stagewright.study.ledger import Ledger
 from stagewright.study.run import Manner, run_study
@@ -248,7 +247,6 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(
     assert "the same command goes on" in said
     assert ledger.state(names[0]) == "interrupted"
     assert Run(ledger.run(names[0])).summary["status"] == "stopped"
-    assert own_command()
 
 
 def test_show_tells_how_far_it_is(
@@ -262,3 +260,14 @@ def test_show_tells_how_far_it_is(
     assert content["counts"]["done"] == 3 and len(content["ranking"]) == 2
     code, _, err = typed(capsys, monkeypatch, "study", "show", ledger.root.parent)
     assert code == 2 and "holds no study" in err
+
+
+def test_without_optuna_the_command_that_installs_it_is_said(
+    tmp_path: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]})
+    monkeypatch.delitem(sys.modules, "stagewright.study.store")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(StorageError, match=r"pip install 'stagewright\[study\]'"):
+        carried_out(tmp_path, one)
+    assert not (tmp_path / "out").exists()
