@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import typer.core
+import typer.main
 from commands import typed
 
 from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
 from stagewright.api.train import train
+from stagewright.cli.main import app
+from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError, StagewrightError, StorageError
 from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
 from stagewright.recipe.yaml_text import write_yaml
+from stagewright.rundir.directory import RunDir
 from stagewright.study.definition import Study, read_study
 from stagewright.study.ledger import Ledger
 from stagewright.study.run import Manner, run_study
@@ -97,6 +103,10 @@ def test_only_the_confirmation_opens_the_test_part(confirmed: tuple[Study, Ledge
     assert any(line.startswith("Confirming") for line in said)
 
 
+WITHOUT_A_RUN = {"train", "plan", "lr-find", "resume-check", "models", "doctor", "demo", "recipes", "data", "study"}
+"""Commands that take no run: what they read of DATA is no run's test part."""
+
+
 def test_no_command_opens_the_test_part_of_a_search_run(
     tmp_path: Path,
     confirmed: tuple[Study, Ledger, list[str]],
@@ -104,29 +114,48 @@ def test_no_command_opens_the_test_part_of_a_search_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, ledger, _ = confirmed
-    run = tmp_path / "runs" / "one"
-    shutil.copytree(ledger.run(next(job.name for job in ledger.jobs() if job.phase == "study")), run)
-    for words in (
+    names = [job.name for job in ledger.jobs() if job.phase == "study"]
+    run, other = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    for name, place in zip(names, (run, other), strict=True):
+        shutil.copytree(ledger.run(name), place)
+    held = Manifest.read(RunDir(run).manifest)
+    picture = Path(held.root) / held.paths[int(held.rows("test")[0])].as_py()
+    refused: list[list[object]] = [
         ["evaluate", run],
         ["evaluate", run, "--split", "test"],
         ["evaluate", run, "--split", "test", "--record"],
         ["evaluate", run, "--split", "test", "--record", "--again"],
         ["evaluate", run, one.data],
-    ):
-        code, out, err = typed(capsys, monkeypatch, *words)
-        assert code == 2, words
-        assert "test" in err and "top-1" not in out
-    for words in (
+        ["evaluate", run / "model", one.data],
+        ["evaluate", run, "--at", "precision=0.9", "--split", "test"],
+        ["predict", run, picture],
+    ]
+    allowed: list[list[object]] = [
         ["finish", run],
         ["resume", run],
+        ["resume", run, "--set", "lr.peak=0.003", "--no-pages"],
         ["report", run],
-        ["runs", run.parent],
+        ["report", run, "--saliency"],
+        ["report", run, other],
+        ["diff", run, other],
+        ["runs", run.parent, "--json"],
         ["evaluate", run, "--split", "val"],
-    ):
+    ]
+    for words in refused:
+        code, out, err = typed(capsys, monkeypatch, *words)
+        assert code == 2, words
+        assert "test" in err and "top-1" not in out, words
+    for words in allowed:
         code, _, _ = typed(capsys, monkeypatch, *words)
         assert code == 0, words
-    assert Run(run).summary["top1"]["test"] is None
-    assert not (run / "evaluations" / "test.parquet").exists()
+    tried = {str(words[0]) for words in (*refused, *allowed)}
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup) and tried | WITHOUT_A_RUN == set(command.commands)
+    made = [path for path in run.parent.iterdir() if (path / "summary.json").is_file()]
+    assert len(made) == 3  # with the fork
+    for place in made:
+        assert Run(place).summary["top1"]["test"] is None
+        assert not (place / "evaluations" / "test.parquet").exists()
     with pytest.raises(StagewrightError):
         evaluate(run)
 
