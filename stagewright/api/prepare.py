@@ -118,6 +118,8 @@ def gather(
     Arguments as for :func:`prepare`.
     """
     dataset = known or read_data(data, request, execution)
+    for note in (said := dataset.notes):  # now: choosing a recipe takes seconds
+        say(note)
     unused = _unused_settings(str(data), request, dataset)
     recipe, reasons = request.preliminary, ()
     if request.is_auto:
@@ -128,7 +130,7 @@ def gather(
     if tiny:
         say(rehearsal.describe(recipe))
         dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
-    for note in (*dataset.notes, *name_notes, *unused, *reasons):
+    for note in (*dataset.notes[len(said) :], *name_notes, *unused, *reasons):
         say(note)
     return dataset, recipe
 

@@ -80,6 +80,7 @@ def finish(session: Session) -> bool:
 
 def _event(session: Session, final: Final) -> Finished | InterimFinished:
     state, top1 = session.state, {split: result.top1 for split, result in final.results.items()}
+    times = session.batches.train_times
     chosen = ChosenWeights(step=final.score.step, weights=final.score.weights)
     ranges = {split: score_range(session.manifest, split, result) for split, result in final.results.items()}
     held = True if session.manifest.num_closed else None
@@ -102,7 +103,7 @@ def _event(session: Session, final: Final) -> Finished | InterimFinished:
         against_head=final.against_head,
         ranges=ranges,
         test_held=held,
-        loading=session.batches.train_times.verdict(state.seconds["train"] - session.trained_before),
+        loading=times.verdict(state.seconds["train"] - session.trained_before) if times.images else None,
     )
 
 
