@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from stagewright.api.run import Run
@@ -87,6 +88,7 @@ class _Attempt:
         self.asking = KernelLock(inputs.root / "asking.lock")
         self.trial: FrozenTrial | None = None
         self.outcome: tuple[TrialState, float | None] | None = None
+        self.failed: _Failed | None = None
 
     def carry_out(self) -> int:
         """Returns the exit code."""
@@ -98,12 +100,15 @@ class _Attempt:
                 queue.optimize(self._objective, n_trials=1)
             except _Failed as failed:
                 self._again(queue, failed)
-                return STOPPED if failed.again == "as it is" else 1
-            except (*STORE_ERRORS, ValueError) as error:
+            except (
+                *STORE_ERRORS,
+                ValueError,
+                UnboundLocalError,
+            ) as error:  # the last is Optuna's, of a store that is away
                 if self.trial is None:
                     raise
                 self._tell_later(error)
-            return 0
+            return 0 if self.failed is None else {"as it is": STOPPED, "after death": 1, "no": 0}[self.failed.again]
         finally:
             self.asking.release()
             self.process.close()
@@ -113,11 +118,11 @@ class _Attempt:
         study, phase = self.study, self.inputs.phase
         self.asking.acquire()
         storage = patient(lambda: open_store(self.ledger, self.inputs.url, AfterDeath(self.ledger)))
-        trials = patient(lambda: open_queue(study, phase, storage)).get_trials(deepcopy=False)
+        trials = patient(lambda: open_queue(study, phase, storage).get_trials(deepcopy=False))
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (study.search is None or phase != "study" or originals(trials) >= study.search.trials):
             return None
-        return open_queue(study, phase, storage, number=len(trials), create=False)
+        return patient(lambda: open_queue(study, phase, storage, number=len(trials), create=False))
 
     def _objective(self, trial: optuna.Trial) -> float:
         self.trial = _frozen(trial)
@@ -126,7 +131,11 @@ class _Attempt:
             trial.set_user_attr(PROCESS, self.process.name)
         finally:
             self.asking.release()
-        return self._result(job, trial)
+        try:
+            return self._result(job, trial)
+        except _Failed as failed:
+            self.failed = failed
+            raise
 
     def _job(self, trial: optuna.Trial) -> StudyJob:
         assert self.trial is not None
@@ -222,9 +231,9 @@ class _Attempt:
 
     def _tell_later(self, error: Exception) -> None:
         """Tells the outcome again until the store takes it. A trial that was failed behind this process's back is left so:
-        another one finds the run done."""
+        another one finds the run done. A failure that could not be told is found out by the end of this process."""
         if self.outcome is None or self.trial is None:
-            if isinstance(error, ValueError):
+            if self.failed is None and isinstance(error, ValueError):
                 raise error
             return
         state, score = self.outcome
@@ -279,6 +288,11 @@ class _Reports:
             self.pending.clear()
             return step >= self._total_steps() or not (self.looks and self.trial.should_prune())
         except STORE_ERRORS:
+            return True
+        except (
+            UpdateFinishedTrialError
+        ):  # failed behind this process's back: another trial tells what the run has come to
+            self.pending.clear()
             return True
 
     def _total_steps(self) -> int:

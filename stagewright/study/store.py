@@ -10,6 +10,7 @@ import copy
 import fcntl
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +22,26 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from stagewright.errors import StorageError
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.storage.lock import is_held
 from stagewright.study.definition import Study
 from stagewright.study.ledger import Ledger, identity
 
 ENVIRONMENT = "STAGEWRIGHT_STORAGE"
 _REACH_SECONDS = 5
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 30, 120
+_CONNECTING = {
+    "connect_timeout": _REACH_SECONDS,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""Of psycopg, in seconds (the last in milliseconds): a server whose host is gone is noticed within a minute, not after hours."""
 _MOST_DEATHS = 3
 """So many processes of a job may end without a new checkpoint."""
 _DRIVER = "postgresql+psycopg"
@@ -114,13 +124,22 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class _PatientStorage(RDBStorage):
-    """A server that may be away for a while: its heartbeats go on when it is back."""
+    """A server that may be away for a while: heartbeats go on when it is back, and until then no run is taken for dead that has
+    a process."""
+
+    def __init__(self, ledger: Ledger, url: str, **settings: Any) -> None:
+        self._ledger = ledger
+        super().__init__(url, **settings)
 
     def record_heartbeat(self, trial_id: int) -> None:
         try:
             super().record_heartbeat(trial_id)
         except (SQLAlchemyError, StorageInternalError):
             return  # the thread calls again
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        found = super()._get_stale_trial_ids(study_id)
+        return [one for one in found if not is_held(self._ledger.run(job_of(self.get_trial(one))))]
 
 
 def storage_url(given: str | None) -> str | None:
@@ -171,13 +190,7 @@ def open_store(ledger: Ledger, url: str | None, again: Again) -> BaseStorage:
     if url is None:
         return JournalStorage(_Journal(ledger.journal))
     try:
-        return _PatientStorage(
-            url,
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            grace_period=_GRACE_SECONDS,
-            heartbeat_stale_trial_callback=again,
-            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}},
-        )
+        return _server_storage(ledger, url, again)
     except ImportError as error:
         raise StorageError(
             f"--storage {masked(url)} needs psycopg: {error}", "the extra study", "pip install 'stagewright[study]'"
@@ -189,12 +202,34 @@ def open_store(ledger: Ledger, url: str | None, again: Again) -> BaseStorage:
             "take an empty database",
         ) from None
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0].replace(str(make_url(url).password), "***")
+        reason, password = str(error.__cause__ or error).splitlines()[0], make_url(url).password
+        reason = reason.replace(password, "***") if password else reason
         raise StorageError(
             f"{masked(url)} cannot be reached: {reason}",
             "a server that answers within 5 seconds",
             "start it, correct the URL, or leave --storage out on one host",
         ) from None
+
+
+def _server_storage(ledger: Ledger, url: str, again: Again) -> RDBStorage:
+    for left in (2, 1, 0):
+        try:
+            return _PatientStorage(
+                ledger,
+                url,
+                heartbeat_interval=_HEARTBEAT_SECONDS,
+                grace_period=_GRACE_SECONDS,
+                heartbeat_stale_trial_callback=again,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": _CONNECTING},
+            )
+        except (
+            IntegrityError,
+            ProgrammingError,
+        ):  # another worker makes the tables of an empty database at the same time
+            if left == 0:
+                raise
+            time.sleep(1.0)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def queue_name(study: Study, phase: Literal["study", "confirmation"]) -> str:
