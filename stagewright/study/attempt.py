@@ -6,6 +6,7 @@ It lives longer than its worker if that is killed. What it cannot tell is told l
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -184,6 +185,8 @@ class _Attempt:
         if score is None or not math.isfinite(score):
             raise self._failed(job, f"its {self.study.metric} on the validation pictures is not defined")
         self.outcome = (TrialState.COMPLETE, score)
+        with contextlib.suppress(*STORE_ERRORS, UpdateFinishedTrialError):
+            patient(reports.tell)  # what a store that was away at the last evaluations does not know yet
         return score
 
     def _pause(self) -> NoReturn:
@@ -275,6 +278,13 @@ class _Reports:
         self._note(event)
         return self._goes_on(event.step)
 
+    def tell(self) -> None:
+        """Tells the store the evaluations that it does not know; what it does not take stays for the next time."""
+        for at in sorted(self.pending):
+            self.trial.report(self.pending[at], at)
+            self.reported.add(at)
+            del self.pending[at]
+
     def _note(self, event: Evaluated) -> None:
         at = round(THOUSAND * event.step / self._total_steps())
         if at not in self.reported:
@@ -282,10 +292,7 @@ class _Reports:
 
     def _goes_on(self, step: int) -> bool:
         try:
-            for at in sorted(self.pending):
-                self.trial.report(self.pending[at], at)
-                self.reported.add(at)
-            self.pending.clear()
+            self.tell()
             return step >= self._total_steps() or not (self.looks and self.trial.should_prune())
         except STORE_ERRORS:
             return True

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -129,7 +130,13 @@ class _PatientStorage(RDBStorage):
 
     def __init__(self, ledger: Ledger, url: str, **settings: Any) -> None:
         self._ledger = ledger
-        super().__init__(url, **settings)
+        try:
+            super().__init__(url, **settings)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
+        weakref.finalize(self, self.engine.dispose)  # closes its connections
 
     def record_heartbeat(self, trial_id: int) -> None:
         try:
