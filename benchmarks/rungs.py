@@ -6,8 +6,8 @@ too, so that curves cross (what learns fast at a high rate ends lower). The queu
 a larger ``trials``; far more often than in practice, so that harm would show. Two ways, with equal seeds and numbers of
 objective steps:
 
-    both    the store has the paused trial and the finished one, and the sampler sees both (as it is)
-    last    the sampler does not see a paused trial that has gone on
+    both    the store has the paused trial and the finished one, and the sampler sees both
+    last    the sampler does not see a paused trial that has gone on (as it is)
 
 Regret: the best possible final score less the true one of the configuration with the best measured final score, in points of
 top-1. Pairs by seed; 95 % intervals by 10,000 bootstrap samples.
@@ -18,7 +18,6 @@ top-1. Pairs by seed; 95 % intervals by 10,000 bootstrap samples.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shlex
 import sys
@@ -31,12 +30,11 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from stagewright.study.definition import Study, read_study
-from stagewright.study.queue import THOUSAND, distributions, open_queue
+from stagewright.study.queue import THOUSAND, LastState, distributions, open_queue
 from stagewright.study.store import CONTINUES, JOB, job_of
 
 STUDY = """\
@@ -74,33 +72,6 @@ def curve(params: dict[str, Any], share: float) -> float:
     return float(max(10.0, 10.0 + (height - 10.0) * (1.0 - np.exp(-speed * share)) / at_end))
 
 
-class LastState(BaseSampler):
-    """A sampler that does not see paused trials whose configuration has gone on."""
-
-    def __init__(self, inner: BaseSampler) -> None:
-        self.inner = inner
-
-    def _view(self, study: optuna.Study) -> optuna.Study:
-        gone_on = {job_of(one) for one in study.get_trials(deepcopy=False) if CONTINUES in one.user_attrs}
-        view = copy.copy(study)
-
-        def seen(*args: Any, **words: Any) -> list[FrozenTrial]:
-            trials = optuna.Study._get_trials(study, *args, **words)
-            return [one for one in trials if not (one.state == TrialState.PRUNED and job_of(one) in gone_on)]
-
-        view._get_trials = seen  # pyright: ignore[reportAttributeAccessIssue]
-        return view
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> Any:
-        return self.inner.infer_relative_search_space(self._view(study), trial)
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        return self.inner.sample_relative(self._view(study), trial, search_space)
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
-        return self.inner.sample_independent(self._view(study), trial, name, distribution)
-
-
 class Search:
     """One study of learning curves."""
 
@@ -117,8 +88,9 @@ class Search:
         queue = open_queue(self.study, "study", self.storage)
         number = len(queue.get_trials(deepcopy=False))
         queue = open_queue(self.study, "study", self.storage, number=number)
-        if self.way == "last":
-            queue.sampler = LastState(queue.sampler)
+        if self.way == "both":
+            assert isinstance(queue.sampler, LastState)
+            queue.sampler = queue.sampler.inner
         return queue
 
     def run(self, budget: int) -> None:

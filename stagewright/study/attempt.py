@@ -105,7 +105,9 @@ class _Attempt:
                 *STORE_ERRORS,
                 ValueError,
                 UnboundLocalError,
-            ) as error:  # the last is Optuna's, of a store that is away
+                AssertionError,
+            ) as error:
+                # The last two are Optuna's: of a store that is away, and of a trial that was failed behind its back.
                 if self.trial is None:
                     raise
                 self._tell_later(error)
@@ -181,11 +183,14 @@ class _Attempt:
             if status != "finished":
                 raise _Failed("stopped with its state saved", "as it is")
         keep_best_and_last(run)
+        if any(one.state == TrialState.COMPLETE and job_of(one) == job.name for one in patient(trial.study.get_trials)):
+            raise _Failed("another trial has told what its run has come to")
         score = score_of(self.study, self.ledger.summary(job.name))
         if score is None or not math.isfinite(score):
             raise self._failed(job, f"its {self.study.metric} on the validation pictures is not defined")
         self.outcome = (TrialState.COMPLETE, score)
         with contextlib.suppress(*STORE_ERRORS, UpdateFinishedTrialError):
+            reports.catch_up()
             patient(reports.tell)  # what a store that was away at the last evaluations does not know yet
         return score
 
@@ -228,9 +233,11 @@ class _Attempt:
         assert self.trial is not None
         trial = self.trial
         if failed.again == "after death":
-            patient(lambda: AfterDeath(self.ledger)(queue, trial))
+            with self.ledger.alone():
+                patient(lambda: AfterDeath(self.ledger)(queue, trial))
         elif failed.again == "as it is":
-            patient(lambda: queue_again(queue, trial))
+            with self.ledger.alone():
+                patient(lambda: queue_again(queue, trial))
 
     def _tell_later(self, error: Exception) -> None:
         """Tells the outcome again until the store takes it. A trial that was failed behind this process's back is left so:

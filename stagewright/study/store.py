@@ -21,7 +21,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
@@ -255,7 +255,12 @@ def job_of(trial: FrozenTrial) -> str:
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, **attributes: Any) -> None:
-    """Queues another trial at the job of ``trial``, which has failed, with what it had reported and with ``attributes``."""
+    """Queues another trial at the job of ``trial``, which has failed, with what it had reported and with ``attributes``;
+    unless another process has done so."""
+    open_states = (TrialState.WAITING, TrialState.RUNNING)
+    for other in study.get_trials(deepcopy=False, states=open_states):
+        if other.number != trial.number and job_of(other) == job_of(trial):
+            return
     one = copy.deepcopy(trial)
     one.user_attrs = {name: value for name, value in one.user_attrs.items() if name != PROCESS}
     one.user_attrs.update({JOB: job_of(trial), **attributes})
