@@ -34,7 +34,12 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 
 from stagewright.study.definition import Study, read_study
-from stagewright.study.queue import THOUSAND, LastState, distributions, open_queue
+from stagewright.study.queue import (
+    THOUSAND,
+    _LastState,  # pyright: ignore[reportPrivateUsage]
+    distributions,
+    open_queue,
+)
 from stagewright.study.store import CONTINUES, JOB, job_of
 
 STUDY = """\
@@ -89,7 +94,7 @@ class Search:
         number = len(queue.get_trials(deepcopy=False))
         queue = open_queue(self.study, "study", self.storage, number=number)
         if self.way == "both":
-            assert isinstance(queue.sampler, LastState)
+            assert isinstance(queue.sampler, _LastState)
             queue.sampler = queue.sampler.inner
         return queue
 

@@ -46,7 +46,7 @@ def open_queue(
         sampler = _sampler(study.search.sampler, study.search.seed, number)
         if study.search.rungs is not None:
             rungs = study.search.rungs
-            sampler = LastState(sampler) if study.search.sampler in ("tpe", "gp") else sampler
+            sampler = _LastState(sampler) if study.search.sampler in ("tpe", "gp") else sampler
             pruner = SuccessiveHalvingPruner(
                 min_resource=max(1, round(THOUSAND * rungs.first)), reduction_factor=rungs.eta
             )
@@ -72,7 +72,7 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
     return GPSampler(seed=own) if name == "gp" else RandomSampler(seed=own)
 
 
-class LastState(BaseSampler):
+class _LastState(BaseSampler):
     """A sampler that does not see a paused trial whose run has gone on: it would take the same point for a bad and a good one
     (measured by benchmarks/rungs.py)."""
 
