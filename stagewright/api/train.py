@@ -90,9 +90,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        limit = _limit(budget, epochs)
-        if until is not None:
-            check_until(until)
+        limit = _limit(budget, epochs, until)
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
         execution = execution or Execution()
@@ -100,12 +98,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         require_known_processor()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
-        out = None if out is None else user_path(out)
-        old = None
-        if out is not None and resume and (out / "plan.json").exists():
-            old = holding.enter_context(held(out))
-        elif out is not None:
-            refuse_used(out)
+        out, old = _place(out, resume, holding)
         earlier = None if old is None else old.read_plan()
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
@@ -114,29 +107,39 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
         elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say, began)
-        goes_on = old is not None and earlier is not None and earlier.digest == plan.digest
-        decide = pausing(until, decide, plan, saved_step(old) if old is not None and goes_on else 0)
-        if old is not None and goes_on:
-            run = old
-            if is_carried_out(run, say):
-                return Run(run.root)
-        else:
+        same = old if earlier is not None and earlier.digest == plan.digest else None
+        decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
+        if same is not None and is_carried_out(same, say):
+            return Run(same.root)
+        if (run := same) is None:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
             _write_start(run, plan, dataset, artifacts, env)
-        notes = changed_code(plan.recipe, run.read_env())
-        inputs = RunInputs(
-            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, began, points, notes, decide
-        )
+        about = (began, points, changed_code(plan.recipe, run.read_env()), decide)
+        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about)
         done = carry_out(inputs, lambda session: train_and_finish(session, say))
         if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
             say(told)
         return done
 
 
-def _limit(budget: str | Budget | None, epochs: object) -> Budget | None:
-    """Returns the budget, which counts from now if it is a text; RecipeError if the length is given too."""
+def _place(out: str | Path | None, resume: bool, holding: contextlib.ExitStack) -> tuple[Path | None, RunDir | None]:
+    """Returns where the run is written, None for the next free folder, and the locked run that is there if it may be resumed."""
+    if out is None:
+        return None, None
+    place = user_path(out)
+    if resume and (place / "plan.json").exists():
+        return place, holding.enter_context(held(place))
+    refuse_used(place)
+    return place, None
+
+
+def _limit(budget: str | Budget | None, epochs: object, until: str | None) -> Budget | None:
+    """Returns the budget, which counts from now if it is a text; RecipeError if the length is given too, and for a wrong
+    ``until``."""
+    if until is not None:
+        check_until(until)
     if budget is None:
         return None
     refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
