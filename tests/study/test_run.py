@@ -268,7 +268,8 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(
     process = subprocess.Popen([*command, "--threads", "1"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     ledger, until = Ledger(tmp_path / "out"), time.monotonic() + 120
     names = [f"{variant.name}-s0" for variant in one.variants]
-    while time.monotonic() < until and not (ledger.run(names[0]) / "steps.csv").is_file():
+    steps = ledger.run(names[0]) / "steps.csv"
+    while time.monotonic() < until and not (steps.is_file() and len(steps.read_bytes().splitlines()) > 3):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
