@@ -26,10 +26,13 @@ test: env
 	$(BIN)/pytest -n 2
 
 test-fast: env
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow and not long"
 
 # The long forms: a thousand signals, three hundred failing operations, 50,000 mutated images, 50,000 damaged files. Three hours.
 test-long: env
+	$(BIN)/pytest -m long
+	$(BIN)/python benchmarks/study_storm.py --work findings/study-storm --kills 20
+	$(BIN)/python benchmarks/study_storm.py --work findings/study-storm-server --kills 20 --server
 	$(BIN)/python benchmarks/storm.py signals --count 1000
 	$(BIN)/python benchmarks/storm.py operations --count 300
 	$(BIN)/python benchmarks/finishes.py --count 50

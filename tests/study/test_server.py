@@ -145,6 +145,7 @@ class World:
         return [kind for kind in kinds if kind in ("Started", "Resumed")]
 
 
+@pytest.mark.long
 def test_two_workers_do_each_job_once_and_as_if_alone(tmp_path: Path, picture_folder: Path, url: str) -> None:
     world = World(tmp_path, picture_folder, url, 12, [0.001, 0.01, 0.02])
     words = [sys.executable, "-m", "stagewright"]
@@ -268,7 +269,7 @@ def test_a_trial_that_is_failed_behind_its_back_goes_on_and_ends_once(
     assert world.beginnings(world.jobs[0]) == ["Started"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_goes_away_and_comes_back_loses_nothing(
     tmp_path: Path, picture_folder: Path, server: Any, url: str
 ) -> None:
