@@ -232,12 +232,17 @@ class _Attempt:
         """Queues the job once more, if it is to be tried again. What the store does not take is queued at the next start."""
         assert self.trial is not None
         trial = self.trial
-        if failed.again == "after death":
+        if failed.again == "no":
+            return
+
+        def once() -> None:  # others do not wait while the store is away
             with self.ledger.alone():
-                patient(lambda: AfterDeath(self.ledger)(queue, trial))
-        elif failed.again == "as it is":
-            with self.ledger.alone():
-                patient(lambda: queue_again(queue, trial))
+                if failed.again == "after death":
+                    AfterDeath(self.ledger)(queue, trial)
+                else:
+                    queue_again(queue, trial)
+
+        patient(once)
 
     def _tell_later(self, error: Exception) -> None:
         """Tells the outcome again until the store takes it. A trial that was failed behind this process's back is left so:

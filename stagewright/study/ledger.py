@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stagewright.errors import CheckpointError
+from stagewright.errors import CheckpointError, StorageError
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.summary import Summary, read_summary
 from stagewright.storage.files import make_folders, write_json
@@ -216,7 +216,8 @@ class Ledger:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Context manager: waits until no other process is in it; for reading and writing what several workers decide."""
+        """Context manager: waits until no other process is in it; for reading and writing what several workers decide, and never
+        while a store is waited for. StorageError after two minutes."""
         make_folders(self.root)
         until = time.monotonic() + _LOCK_SECONDS
         with contextlib.ExitStack() as holding:
@@ -224,9 +225,13 @@ class Ledger:
                 try:
                     holding.enter_context(lock(self.root))
                     break
-                except CheckpointError:
+                except CheckpointError as error:
                     if time.monotonic() > until:
-                        raise
+                        raise StorageError(
+                            f"{error.given}, which has decided something for {_LOCK_SECONDS:g} s",
+                            "workers that take turns, each for a moment",
+                            "give the command again; if that stays so, stop that process",
+                        ) from error
                     time.sleep(0.02)
             yield
 
