@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from small_recipe import NETWORK
+
 import stagewright as sw
 from stagewright.api.run import Run
 from stagewright.plan.execution import Execution
@@ -20,12 +22,8 @@ STAGES = [
     {"name": "all", "epochs": "5st", "image_size": 20, "average": {"kind": "ema", "half_life": "2st"}},
 ]
 PLAIN: dict[str, Any] = {
-    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
-    "image_size": 16,
-    "batch_size": 8,
+    **NETWORK,
     "data": {"val": 0.3, "test": 0.3},
-    "lr": {"schedule": "constant", "peak": 0.02},
-    "augment": {"crop": "none"},
     "eval": {"every": "4st", "select": "last"},
     "checkpoints": {"every": "3st", "keep": 2},
     "stages": STAGES,

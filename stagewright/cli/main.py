@@ -47,6 +47,7 @@ from stagewright.cli.options import (
     Until,
     Weights,
     Workers,
+    budget_limit,
     recipe_request,
     refuse_alone,
     speaker,
@@ -126,7 +127,7 @@ def train(
 
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
-    limit = _budget(budget, price, epochs)
+    limit = budget_limit(budget, price, epochs)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
 
@@ -260,18 +261,6 @@ def demo(
     from stagewright.cli.demo import run_demo
 
     run_demo(data, out)
-
-
-def _budget(text: str | None, price: float | None, epochs: str | None) -> Any:
-    """Returns the budget, which counts from the start of this process, or None if none was given."""
-    from stagewright.plan.budget import Budget, check_price, refuse_second_length
-    from stagewright.system.machine import process_start_time
-
-    check_price(price)
-    if text is None:
-        return None
-    refuse_second_length(text, epochs)
-    return Budget.parse(text, price, began=process_start_time())
 
 
 def _metric_lines(enabled: bool) -> Any:

@@ -130,6 +130,18 @@ def recipe_request(
     return RecipeRequest(name, flags, epochs, tuple(overrides or ()))
 
 
+def budget_limit(text: str | None, price: float | None, epochs: str | None = None) -> Any:
+    """Returns the budget, which counts from the start of this process, or None if none was given."""
+    from stagewright.plan.budget import Budget, check_price, refuse_second_length
+    from stagewright.system.machine import process_start_time
+
+    check_price(price)
+    if text is None:
+        return None
+    refuse_second_length(text, epochs)
+    return Budget.parse(text, price, began=process_start_time())
+
+
 def refuse_alone(flag: str, given: bool, other: str) -> None:
     """RecipeError if a flag is ``given``, i.e. not at its default, but ``other``, without which it has no effect, is not."""
     from stagewright.errors import RecipeError

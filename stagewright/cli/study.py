@@ -12,7 +12,7 @@ import typer
 
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.completion import study_names
-from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Tiny, refuse_alone, speaker
+from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Tiny, budget_limit, refuse_alone, speaker
 from stagewright.storage.files import user_path
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ StudySource = Annotated[
 StudyData = Annotated[
     str | None, typer.Option("--data", help="DATA, in place of that in the file; a shipped study needs it.")
 ]
+HourPrice = Annotated[float | None, typer.Option("--price", help="Price of one hour of this machine in dollars.")]
 _PROBE_SECONDS = 5.0
 
 
@@ -64,7 +65,7 @@ def plan_study(
     device: Device = "auto",
     threads: ComputeThreads = None,
     tiny: Tiny = False,
-    price: Annotated[float | None, typer.Option(help="Price of one hour of this machine in dollars.")] = None,
+    price: HourPrice = None,
     probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Measure this machine to tell how long it takes.")
     ] = True,
@@ -128,7 +129,7 @@ def run_study(
         str | None,
         typer.Option("--budget", help="No run begins that is not forecast to end in it: 6h; or $20 with --price."),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Price of one hour of this machine in dollars.")] = None,
+    price: HourPrice = None,
     more: Annotated[
         int, typer.Option(min=0, help="So many of the best paused runs of a search go on to their end.")
     ] = 0,
@@ -138,13 +139,10 @@ def run_study(
     """Carry out a study, or join those who work at it; the same command goes on after whatever ended it."""
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--device", devices is not None and device != "auto", "no --devices")
-    from stagewright.plan.budget import Budget, check_price
+    limit = budget_limit(budget, price)
     from stagewright.study.definition import read_study
-    from stagewright.system.machine import process_start_time
 
-    check_price(price)
     study = read_study(source, data)
-    limit = None if budget is None else Budget.parse(budget, price, began=process_start_time())
     from stagewright.plan.execution import Execution
     from stagewright.study import run
     from stagewright.system.terminal import Terminal

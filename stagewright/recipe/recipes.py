@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
@@ -53,18 +54,29 @@ def text(name_or_file: str) -> str:
             "stagewright plan DATA shows what auto chooses and why; the run's recipe.yaml is then an ordinary recipe",
         )
     path = user_path(name_or_file)
-    if os.path.isfile(path):
-        try:
-            return decode_text(read_own(path))
-        except YamlError as error:
-            raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save the file as UTF-8") from None
-    looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    if (found := file_text(path)) is not None:
+        return found
     raise RecipeError(
-        f"--recipe {name_or_file!r}: "
-        + ("no such file" if looks_like_file else "no shipped recipe and no file has this name"),
+        f"--recipe {name_or_file!r}: {not_found(path, 'recipe')}",
         f"{', '.join([AUTO, *shipped()])} or a YAML file" + nearest(name_or_file, [AUTO, *shipped()]),
         "stagewright recipes lists the shipped ones; stagewright recipes show NAME prints one as a starting point",
     )
+
+
+def file_text(path: Path) -> str | None:
+    """Returns the text of a YAML file, None if there is no such file; RecipeError if it is not in UTF-8."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        return decode_text(read_own(path))
+    except YamlError as error:
+        raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save the file as UTF-8") from None
+
+
+def not_found(path: Path, kind: str) -> str:
+    """Returns what is wrong with the name of a file, or of something shipped of ``kind``, that does not exist."""
+    looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    return "no such file" if looks_like_file else f"no shipped {kind} and no file has this name"
 
 
 def load(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:

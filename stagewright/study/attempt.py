@@ -19,19 +19,20 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from stagewright.api.pause import saved_step
 from stagewright.api.run import Run
 from stagewright.api.train import resume, train
 from stagewright.errors import CheckpointError, StagewrightError, Stopped, StorageError
 from stagewright.plan.execution import Execution
-from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.ended import keep_best_and_last
 from stagewright.rundir.event_kinds import Evaluated
 from stagewright.rundir.events import read_events
 from stagewright.storage.lock import is_held
 from stagewright.study.definition import Study, study_from_content
-from stagewright.study.ledger import Ledger, StudyJob
-from stagewright.study.queue import STORE_ERRORS, THOUSAND, Phase, distributions, open_queue, originals, patient
+from stagewright.study.jobs import silent
+from stagewright.study.ledger import Ledger, Phase, StudyJob
+from stagewright.study.queue import STORE_ERRORS, THOUSAND, distributions, open_queue, originals, patient
 from stagewright.study.scores import event_score, score_of
 from stagewright.study.store import (
     CONTINUES,
@@ -146,12 +147,11 @@ class _Attempt:
         name = job_of(self.trial)
         if self.trial.user_attrs.get(JOB) != name:
             trial.set_user_attr(JOB, name)
-        found = [job for job in self.ledger.jobs() if job.name == name]
-        if found:
-            return found[0]
+        if (known_job := self.ledger.job(name)) is not None:
+            return known_job
         assert self.study.search is not None
         job = StudyJob(name, "study", self.study.at(known), self.study.seeds[0])
-        self.ledger.record(job, self.study.command(job.variant, job.seed, str(self.ledger.run(name)), self._threads))
+        self.ledger.record(job, self.ledger.command(self.study, job, self._threads))
         return job
 
     @property
@@ -201,8 +201,8 @@ class _Attempt:
     def _trained(self, job: StudyJob, reports: _Reports) -> Run | None:
         """Trains the run of ``job``, or goes on with it; None if another process has it."""
         place, study = self.ledger.run(job.name), self.study
-        common: dict[str, Any] = {"execution": self.inputs.execution, "decide": reports.decide, "say": _silent}
-        common["command"] = study.command(job.variant, job.seed, str(place), self._threads)
+        common: dict[str, Any] = {"execution": self.inputs.execution, "decide": reports.decide, "say": silent}
+        common["command"] = self.ledger.command(study, job, self._threads)
         try:
             if (place / "plan.json").is_file():
                 return resume(place, **common)
@@ -278,8 +278,8 @@ class _Reports:
         """Tells what an earlier process of the run could not tell any more; returns whether the run goes on from where it is."""
         if not self.run.events.is_file() or not self.run.plan.is_file():
             return True
-        saved = max(checkpoint.steps(self.run.checkpoints), default=0)
-        events = [one.event for one in read_events(self.run.events, _silent) if not one.superseded]
+        saved = saved_step(self.run)
+        events = [one.event for one in read_events(self.run.events, silent) if not one.superseded]
         evaluated = [event for event in events if isinstance(event, Evaluated) and event.step <= saved]
         for event in evaluated:
             self._note(event)
@@ -332,6 +332,3 @@ def _suggested(trial: optuna.Trial, name: str, one: BaseDistribution) -> Any:
         return trial.suggest_int(name, one.low, one.high)
     assert isinstance(one, FloatDistribution)
     return trial.suggest_float(name, one.low, one.high, log=one.log)
-
-
-def _silent(text: str) -> None: ...

@@ -25,6 +25,7 @@ from stagewright.preflight.auto_fields import asks_for_lr
 from stagewright.recipe.request import RecipeRequest
 from stagewright.storage.files import check_room
 from stagewright.study.definition import Study, job_name
+from stagewright.study.jobs import silent
 from stagewright.study.variants import Variant
 from stagewright.system.device import computing_with
 from stagewright.system.isolation import preserve_global_state
@@ -161,11 +162,8 @@ class _Data:
             began = time.perf_counter()
             self.read[key] = read_data(self.study.data, request, self.execution)
             self.seconds = time.perf_counter() - began
-        say = self.say if first else _silent
+        say = self.say if first else silent
         return prepare(self.study.data, request, self.execution, say, tiny=tiny, known=self.read[key])
-
-
-def _silent(text: str) -> None: ...
 
 
 def _named(error: StagewrightError, what: str) -> StagewrightError:

@@ -117,8 +117,11 @@ class Study:
         """Returns what ``train`` gets for a run; with an :attr:`Equal.budget` it gets that too."""
         return RecipeRequest(_recipe_source(self.recipe), {"seed": seed}, self.equal.epochs, variant.overrides)
 
-    def command(self, variant: Variant, seed: int, out: str, threads: int | None = None) -> list[str]:
-        """Returns the words of the command that trains the same to ``out``, with its test part closed."""
+    def command(
+        self, variant: Variant, seed: int, out: str, threads: int | None = None, *, hold_test: bool = True
+    ) -> list[str]:
+        """Returns the words of the command that trains the same to ``out``, with its test part closed unless ``hold_test`` is
+        False, as in the confirmation."""
         words = ["stagewright", "train", self.data, "--recipe", _recipe_source(self.recipe)]
         for flag, value in (("--epochs", self.equal.epochs), ("--budget", self.equal.budget)):
             words += [] if value is None else [flag, value]
@@ -126,7 +129,7 @@ class Study:
             words += ["--set", override]
         words += ["--seed", str(seed), "--out", out]
         words += [] if threads is None else ["--threads", str(threads)]
-        return [*words, "--hold-test"]
+        return [*words, "--hold-test"] if hold_test else words
 
     def at(self, params: Mapping[str, Any]) -> Variant:
         """Returns the variant of a search with the values ``params`` along its dimensions: numbers, and labels of choices. The

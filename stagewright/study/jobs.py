@@ -80,7 +80,7 @@ def _carried_out(job: Job, place: Path, manner: Manner) -> Run:
     if is_done(place):
         return Run(place)
     common: dict[str, Any] = {"execution": manner.execution, "observers": manner.observers}
-    common["say"] = _silent if job.quiet else manner.say
+    common["say"] = silent if job.quiet else manner.say
     if (place / "plan.json").is_file():
         return resume(place, command=manner.command, **common)
     return train(
@@ -95,7 +95,8 @@ def _carried_out(job: Job, place: Path, manner: Manner) -> Run:
     )
 
 
-def _silent(text: str) -> None: ...
+def silent(text: str) -> None:
+    """Says nothing: what is said was said of a job like it."""
 
 
 class RequestFields(Fields):

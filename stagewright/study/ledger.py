@@ -38,6 +38,7 @@ FILE = "study.json"
 _CONFIRMATION = "confirmation.json"
 _LOCK_SECONDS = 120.0
 _GROWS = ("description", "seeds")
+Phase = Literal["study", "confirmation"]
 State = Literal["waiting", "running", "interrupted", "paused", "done", "failed"]
 """``interrupted``: begun, and no process is at it; ``failed``: it ended by itself, and is not tried again."""
 
@@ -68,7 +69,7 @@ class _JobFields(Fields):
     """A file of jobs/."""
 
     name: str
-    phase: Literal["study", "confirmation"]
+    phase: Phase
     variant: str
     labels: dict[str, str]
     overrides: Annotated[list[str], Field(max_length=10_000)]
@@ -101,7 +102,7 @@ class StudyJob:
 
     name: str
     """Also of its run's directory."""
-    phase: Literal["study", "confirmation"]
+    phase: Phase
     variant: Variant
     seed: int
 
@@ -150,9 +151,14 @@ class Ledger:
             make_folders(folder)
         write_json(self.root / FILE, content)
 
+    def command(self, study: Study, job: StudyJob, threads: int | None) -> list[str]:
+        """Returns the words of the command that trains the run of a job to its place."""
+        hold = job.phase == "study"
+        return study.command(job.variant, job.seed, str(self.run(job.name)), threads, hold_test=hold)
+
     def record(self, job: StudyJob, command: list[str]) -> None:
         """Writes what a job is, if that is not there."""
-        place = self.root / "jobs" / f"{job.name}.json"
+        place = self._record(job.name)
         if place.is_file():
             return
         content = {
@@ -168,13 +174,20 @@ class Ledger:
 
     def jobs(self) -> list[StudyJob]:
         """Returns all jobs that have a record, sorted by name; CheckpointError for a damaged one."""
-        found: list[StudyJob] = []
-        for place in sorted((self.root / "jobs").glob("*.json")):
-            one = read_definition(place.parent, place.name, _JobFields)
-            if one["name"] == place.stem:
-                variant = Variant(one["variant"], one["labels"], tuple(one["overrides"]))
-                found.append(StudyJob(one["name"], one["phase"], variant, one["seed"]))
-        return found
+        found = (self.job(place.stem) for place in sorted((self.root / "jobs").glob("*.json")))
+        return [one for one in found if one is not None]
+
+    def job(self, name: str) -> StudyJob | None:
+        """Returns the job ``name``; None if it has no record, or one of another name. CheckpointError for a damaged one."""
+        place = self._record(name)
+        if not place.is_file():
+            return None
+        one = read_definition(place.parent, place.name, _JobFields)
+        variant = Variant(one["variant"], one["labels"], tuple(one["overrides"]))
+        return StudyJob(name, one["phase"], variant, one["seed"]) if one["name"] == name else None
+
+    def _record(self, job: str) -> Path:
+        return self.root / "jobs" / f"{job}.json"
 
     def fail(self, job: str, reason: str) -> None:
         """Writes why a job has failed by itself."""

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,13 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stagewright.errors import StorageError
 from stagewright.study.definition import Study
+from stagewright.study.ledger import Phase
 from stagewright.study.scores import direction
 from stagewright.study.space import Dimension
 from stagewright.study.store import CONTINUES, job_of, queue_name
 from stagewright.study.study_file import FIRST_CONFIRMATION_SEED
 
 T = TypeVar("T")
-Phase = Literal["study", "confirmation"]
 THOUSAND = 1000
 """Parts of a run in which rungs and reports count, since runs differ in their numbers of steps."""
 STORE_ERRORS = (SQLAlchemyError, StorageInternalError, StorageError, OSError)

@@ -16,8 +16,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from stagewright.study.definition import Study
-from stagewright.study.ledger import Ledger, StudyJob
-from stagewright.study.queue import Phase, distributions
+from stagewright.study.ledger import Ledger, Phase, StudyJob
+from stagewright.study.queue import distributions
 from stagewright.study.scores import score_of
 from stagewright.study.store import CONTINUES, JOB, PROCESS, AfterDeath, is_alive, job_of
 
@@ -106,7 +106,7 @@ def _is_gone(ledger: Ledger, trial: FrozenTrial) -> bool:
     if process is None:
         began = trial.datetime_start
         return began is not None and (datetime.datetime.now() - began).total_seconds() > _SETTING_OUT_SECONDS
-    return is_alive(ledger, process, one_host=ledger.one_host) is False
+    return is_alive(ledger, process) is False
 
 
 def _again(queue: optuna.Study, ledger: Ledger, trial: FrozenTrial) -> None:

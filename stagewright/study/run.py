@@ -14,13 +14,14 @@ from stagewright.plan.budget import Budget
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.recipe.differences import differing, value_text
+from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import user_path
 from stagewright.study.changes import refuse_changed
 from stagewright.study.checks import Checked, check_disk, check_study
 from stagewright.study.definition import Study, job_name
 from stagewright.study.expected import expected
 from stagewright.study.folder import opened
-from stagewright.study.ledger import FILE, Ledger, StudyJob, jobs_of
+from stagewright.study.ledger import FILE, Ledger, Phase, StudyJob, jobs_of
 from stagewright.study.status import ranked
 from stagewright.system.machine import cores
 from stagewright.system.signals import keeps
@@ -74,7 +75,7 @@ def run_study(study: Study, out: Path | None, manner: Manner) -> Ledger:
         longest = _longest(checked, manner, ledger)
         from stagewright.study.worker import Worker  # Optuna comes with it
 
-        def work(phase: Any, jobs: Sequence[StudyJob], execution: Execution) -> None:
+        def work(phase: Phase, jobs: Sequence[StudyJob], execution: Execution) -> None:
             Worker(
                 ledger,
                 study,
@@ -136,7 +137,7 @@ def begin(ledger: Ledger, checked: Checked, manner: Manner) -> None:
                 )
         ledger.write(study, fixed)
         for job in jobs_of(study):
-            ledger.record(job, study.command(job.variant, job.seed, str(ledger.run(job.name)), threads))
+            ledger.record(job, ledger.command(study, job, threads))
 
 
 def _execution(study: Study, ledger: Ledger, manner: Manner) -> Execution:
@@ -176,8 +177,6 @@ def _refuse_other_plans(ledger: Ledger, old: Mapping[str, Any], new: Mapping[str
 
 def _what_differs(ledger: Ledger, job: str, plan: Plan) -> str:
     """Returns in which fields ``plan`` differs from that of the job's run, if that has begun."""
-    from stagewright.rundir.directory import RunDir
-
     run = RunDir(ledger.run(job))
     if not run.plan.is_file():
         return ""
@@ -223,8 +222,7 @@ def _confirmation_jobs(ledger: Ledger, study: Study, manner: Manner) -> list[Stu
                 for variant, _, _ in best
             ]
             for job in jobs:
-                words = study.command(job.variant, job.seed, str(ledger.run(job.name)), manner.execution.threads)
-                ledger.record(job, [word for word in words if word != "--hold-test"])
+                ledger.record(job, ledger.command(study, job, manner.execution.threads))
             names, scores = [variant.name for variant, _, _ in best], [score for _, score, _ in best]
             ledger.confirm(names, scores, [job.name for job in jobs])
             manner.say(f"Confirming {some(names, 5)} with {counted(study.confirm.seeds, 'fresh seed')} each.")

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -25,12 +25,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
+from stagewright.api.pause import saved_step
 from stagewright.errors import StorageError
-from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.lock import is_held
 from stagewright.study.definition import Study
-from stagewright.study.ledger import Ledger, identity
+from stagewright.study.ledger import Ledger, Phase, identity
 
 ENVIRONMENT = "STAGEWRIGHT_STORAGE"
 _REACH_SECONDS = 5
@@ -239,7 +239,7 @@ def _server_storage(ledger: Ledger, url: str, again: Again) -> RDBStorage:
     raise AssertionError("the last attempt returns or raises")
 
 
-def queue_name(study: Study, phase: Literal["study", "confirmation"]) -> str:
+def queue_name(study: Study, phase: Phase) -> str:
     """Returns Optuna's name of the study, or of its confirmation, the same on every host."""
     name = f"{study.name}-{identity(study)}"
     return name if phase == "study" else f"{name}-confirmation"
@@ -277,7 +277,7 @@ class AfterDeath:
         job = job_of(trial)
         if self.ledger.state(job) == "failed":
             return
-        step = max(checkpoint.steps(RunDir(self.ledger.run(job)).checkpoints), default=0)
+        step = saved_step(RunDir(self.ledger.run(job)))
         before, deaths = trial.user_attrs.get(DIED_AT), int(trial.user_attrs.get(DEATHS, 0))
         deaths = deaths + 1 if before is not None and step <= int(before) else 1
         if deaths >= _MOST_DEATHS:
@@ -305,10 +305,10 @@ class OwnProcess:
         self._lock.release()
 
 
-def is_alive(ledger: Ledger, process: object, *, one_host: bool) -> bool | None:
-    """Returns whether the process of a trial lives; None if that cannot be known, as it is on another host. ``one_host``: there
-    is no other, whatever this one is called now (a container has another name after each start)."""
-    if not isinstance(process, dict) or not (one_host or process.get("host") == socket.gethostname()):
+def is_alive(ledger: Ledger, process: object) -> bool | None:
+    """Returns whether the process of a trial lives; None if that cannot be known, as it is on another host. A study on one host
+    has no other, whatever this one is called now (a container has another name after each start)."""
+    if not isinstance(process, dict) or not (ledger.one_host or process.get("host") == socket.gethostname()):
         return None
     place = ledger.root / "processes" / os.path.basename(str(process.get("lock")))
     try:

@@ -6,7 +6,6 @@ What its values mean for a recipe is checked by :mod:`stagewright.study.definiti
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal
@@ -15,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stagewright.errors import RecipeError
 from stagewright.measures.metrics import Metric
+from stagewright.recipe.recipes import file_text, not_found
 from stagewright.recipe.schema import problems
-from stagewright.recipe.yaml_text import YamlError, decode_text, load_yaml
-from stagewright.storage.files import read_own, user_path
+from stagewright.recipe.yaml_text import YamlError, load_yaml
+from stagewright.storage.files import user_path
 from stagewright.study.settings import is_field
 from stagewright.text import nearest, some
 
@@ -108,14 +108,10 @@ def text(source: str) -> str:
     if source in shipped():
         return (_SHIPPED / f"{source}.yaml").read_text("utf-8")
     path = user_path(source)
-    if os.path.isfile(path):
-        try:
-            return decode_text(read_own(path))
-        except YamlError as error:
-            raise RecipeError(f"{path}: {error}", "YAML in UTF-8", "save the file as UTF-8") from None
-    looks_like_file = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    if (found := file_text(path)) is not None:
+        return found
     raise RecipeError(
-        f"{source!r}: " + ("no such file" if looks_like_file else "no shipped study and no file has this name"),
+        f"{source!r}: {not_found(path, 'study')}",
         f"{', '.join(shipped())} or a YAML file" + nearest(source, shipped()),
         "stagewright study list lists the shipped ones; stagewright study print NAME prints one as a starting point",
     )

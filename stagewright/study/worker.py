@@ -23,8 +23,8 @@ from stagewright.errors import StorageError
 from stagewright.plan.execution import Execution
 from stagewright.study.attempt import STOPPED, AttemptInputs, attempt
 from stagewright.study.definition import Study
-from stagewright.study.ledger import Ledger, StudyJob
-from stagewright.study.queue import STORE_ERRORS, Phase, open_queue, originals
+from stagewright.study.ledger import Ledger, Phase, StudyJob
+from stagewright.study.queue import STORE_ERRORS, open_queue, originals
 from stagewright.study.reconcile import continue_paused, reconcile
 from stagewright.study.scores import score_of
 from stagewright.study.store import CONTINUES, AfterDeath, open_store

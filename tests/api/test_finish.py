@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from commands import typed
+from small_recipe import NETWORK
 from stopping import StopAtEvaluation, begin, crash_after, stop_after
 
 import stagewright as sw
@@ -34,12 +35,8 @@ from stagewright.training.session import Session
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
 PLAIN: dict[str, Any] = {
-    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
-    "image_size": 16,
-    "batch_size": 8,
+    **NETWORK,
     "data": {"val": 0.3, "test": 0.3},
-    "lr": {"schedule": "constant", "peak": 0.02},
-    "augment": {"crop": "none"},
     "eval": {"every": "4st"},
     "checkpoints": {"every": "3st", "keep": 2},
 }

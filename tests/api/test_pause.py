@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from commands import typed
+from small_recipe import NETWORK
 from stopping import begin
 
 from stagewright.api.pause import pausing
@@ -24,12 +25,8 @@ from stagewright.rundir.events import read_events
 
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
 FIELDS: dict[str, Any] = {
-    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
-    "image_size": 16,
-    "batch_size": 8,
+    **NETWORK,
     "data": {"val": 0.3, "test": 0.3},
-    "lr": {"schedule": "constant", "peak": 0.02},
-    "augment": {"crop": "none"},
     "eval": {"every": "4st"},
     "checkpoints": {"every": "30st", "keep": 2},
     "stages": [

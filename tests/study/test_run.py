@@ -17,6 +17,7 @@ import typer
 import typer.core
 import typer.main
 from commands import typed
+from small_recipe import NETWORK
 
 from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
@@ -36,11 +37,7 @@ from stagewright.study.store import ENVIRONMENT
 from stagewright.system.device import computing_with
 
 SMALL: dict[str, Any] = {
-    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
-    "image_size": 16,
-    "batch_size": 8,
-    "lr": {"schedule": "constant", "peak": 0.02},
-    "augment": {"crop": "none"},
+    **NETWORK,
     "epochs": "12st",
     "eval": {"every": "3st"},
     "checkpoints": {"every": "2st", "keep": 3},

@@ -20,6 +20,7 @@ from uuid import uuid4
 import optuna
 import pytest
 from optuna.trial import TrialState
+from small_recipe import NETWORK
 
 from stagewright.errors import StorageError
 from stagewright.plan.execution import Execution
@@ -36,11 +37,7 @@ from stagewright.study.worker import Worker
 
 STORM = Path(__file__).parents[2] / "benchmarks" / "study_storm.py"
 SMALL: dict[str, Any] = {
-    "model": {"name": "cifar_resnet18", "options": {"width": 4}},
-    "image_size": 16,
-    "batch_size": 8,
-    "lr": {"schedule": "constant", "peak": 0.02},
-    "augment": {"crop": "none"},
+    **NETWORK,
     "epochs": "12st",
     "checkpoints": {"every": "5st", "keep": 2},
 }

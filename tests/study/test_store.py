@@ -143,14 +143,14 @@ def test_a_point_of_a_search_keeps_the_name_of_its_first_trial(tmp_path: Path) -
 def test_a_process_is_alive_until_it_ends(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     process = OwnProcess(ledger)
-    assert is_alive(ledger, process.name, one_host=True) is True
+    assert is_alive(ledger, process.name) is True
     elsewhere = {**process.name, "host": "another"}
-    assert is_alive(ledger, elsewhere, one_host=False) is None
-    assert is_alive(ledger, elsewhere, one_host=True) is True  # a container that was started again has another name
+    assert is_alive(Ledger(tmp_path, one_host=False), elsewhere) is None
+    assert is_alive(ledger, elsewhere) is True  # a container that was started again has another name
     process.close()
-    assert is_alive(ledger, process.name, one_host=True) is False
-    assert is_alive(ledger, {"host": "x", "lock": "../../etc/passwd"}, one_host=True) is False
-    assert is_alive(ledger, "nonsense", one_host=True) is None
+    assert is_alive(ledger, process.name) is False
+    assert is_alive(ledger, {"host": "x", "lock": "../../etc/passwd"}) is False
+    assert is_alive(ledger, "nonsense") is None
 
 
 def hold(path: Path, ready: object, go_on: object) -> None:
