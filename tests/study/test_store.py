@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import fcntl
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -153,20 +155,23 @@ def test_a_process_is_alive_until_it_ends(tmp_path: Path) -> None:
     assert is_alive(ledger, "nonsense") is None
 
 
-def hold(path: Path, ready: object, go_on: object) -> None:
-    KernelLock(path).acquire()
-    ready.set()  # type: ignore[attr-defined]
-    go_on.wait()  # type: ignore[attr-defined]
+HOLD = """
+import sys
+from stagewright.study.store import KernelLock
+KernelLock(sys.argv[1]).acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")  # not the server that other tests use
-    ready, go_on = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(tmp_path / "l", ready, go_on))
-    process.start()
-    assert ready.wait(60)
-    process.kill()
-    process.join()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "l")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with (tmp_path / "l").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
     lock = KernelLock(tmp_path / "l")
     assert lock.acquire()
     lock.release()
