@@ -1,9 +1,9 @@
 """Counts the multiply-adds of a network's forward pass on one image, and refuses to count what it would count wrongly.
 
-The counter is torch's ``FlopCounterMode``, which knows the matrix products and convolutions of a fixed list of operators and takes
-all others for 0. That is right for norms, activations and sums, and wrong for a fused operator with products inside, such as an
-attention kernel of which it has no formula (all of them on CPUs up to torch 2.13). So attention is computed by its parts here, and
-what is left of such operators is an error that names them.
+The counter is torch's ``FlopCounterMode``, which knows the matrix products and convolutions of a fixed list of operators and
+takes all others for 0. That is right for norms, activations and sums, and wrong for a fused operator with products inside, such
+as an attention kernel of which it has no formula (on a CPU all of them, up to torch 2.13). So attention is computed by its parts
+here, and what is left of such operators is an error that names them.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ _KNOWN_NAMESPACES = frozenset({"aten", "prim", "profiler"})
 
 
 def count_macs(model: nn.Module, image_size: int) -> int:
-    """Returns the multiply-adds of the matrix products and convolutions in one forward pass of ``model``, in evaluation mode, on one
-    image of ``image_size`` x ``image_size`` pixels: half of what ``torch.utils.flop_counter.FlopCounterMode`` counts, in 1.
+    """Returns the multiply-adds of the matrix products and convolutions in one forward pass of ``model``, in evaluation mode,
+    on one image of ``image_size`` x ``image_size`` pixels: half of what ``torch.utils.flop_counter.FlopCounterMode`` counts.
 
-    Other operations (norms, activations, sums, Fourier transforms) count as 0, as everywhere. The pass runs on the model's device
-    with gradients on, attention by ``SDPBackend.MATH`` and without the fast path of ``torch.backends.mha``, so that no product hides
-    in a fused kernel. Afterwards the model's modes, buffers and gradients, torch's switches and its generators are as before.
+    Other operations (norms, activations, sums, Fourier transforms) count as 0. The pass runs on the model's device with gradients
+    on, attention by ``SDPBackend.MATH`` and without the fast path of ``torch.backends.mha``, so that no product hides in a fused
+    kernel. Afterwards the model's modes, buffers and gradients, torch's switches and its generators are as before.
 
-    ModelError names the operators that have matrix products but no formula (``torch.utils.flop_counter.register_flop_formula`` gives
-    them one), and says why where the network cannot run on one image. Code that leaves torch's dispatcher, as an extension's own
-    kernel called directly, is not seen.
+    ModelError names the operators that have matrix products but no formula (``register_flop_formula`` gives them one), and says
+    why where the network cannot run on one image. Code that leaves torch's dispatcher is not seen, such as an extension's own
+    kernel that is called directly.
     """
     first = next(model.parameters(), torch.empty(0))
     counter, watch = FlopCounterMode(display=False), _Watch()
@@ -125,8 +125,8 @@ def has_products(namespace: str, name: str) -> bool:
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Context manager: ``model`` is in evaluation mode inside; it restores modes, buffers, gradients, generators and the fast path
-    of attention, which is off inside."""
+    """Context manager: inside it ``model`` is in evaluation mode, and attention has no fast path; modes, buffers, gradients,
+    generators and that switch are restored."""
     buffers = [(part, dict(part._buffers)) for part in model.modules()]
     values = {buffer: buffer.clone() for _, own in buffers for buffer in own.values() if buffer is not None}
     gradients = [(one, one.grad, one.requires_grad) for one in model.parameters()]

@@ -82,7 +82,7 @@ class Fused(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         tokens, one = images.reshape(1, -1, 8), self.attention
         with torch.no_grad():
-            return torch._native_multi_head_attention(
+            return torch.ops.aten._native_multi_head_attention(
                 *(tokens, tokens, tokens, 8, 2, one.in_proj_weight, one.in_proj_bias, one.out_proj.weight),
                 one.out_proj.bias,
             )[0]
@@ -133,7 +133,7 @@ def test_products_without_a_formula_are_an_error_that_names_them(network: type[n
 
 
 def test_a_network_that_cannot_run() -> None:
-    with pytest.raises(ModelError, match="Linear cannot be counted.*4 x 4 pixels.*shapes cannot be multiplied"):
+    with pytest.raises(ModelError, match=r"Linear cannot be counted.*4 x 4 pixels.*shapes cannot be multiplied"):
         count_macs(nn.Linear(5, 2), 4)
 
 
@@ -191,6 +191,7 @@ def test_nothing_else_changes() -> None:
     switches = torch.backends.cuda.flash_sdp_enabled(), torch.is_grad_enabled(), torch.get_rng_state()
     assert count_macs(model, 6) == 4 * 16 * 27
     assert [part.training for part in model.modules()] == modes
+    assert dict(model.named_buffers()).keys() == buffers.keys()
     for name, one in model.named_buffers():
         assert one is buffers[name][0] and torch.equal(one, buffers[name][1])
     for name, one in model.named_parameters():
