@@ -65,9 +65,7 @@ def compare(
     refuse_alone("--out", out is not None and format is _Format.TEXT, "--format md, csv, json or html")
     places = _carried_out(places, data, quiet)
     if measure:
-        from stagewright.comparison.measure import measure_entries
-
-        measure_entries(places, speaker(quiet or format is not _Format.TEXT))
+        _measure(places, quiet or format is not _Format.TEXT)
     found = compared(places, margin=margin, level=level)
     if format is _Format.TEXT:
         from stagewright.cli.compare_view import compare_view
@@ -84,6 +82,15 @@ def compare(
     else:
         write_whole(out, content)
         print(out)
+
+
+def _measure(places: list[Path], quiet: bool) -> None:
+    """Measures one run of each entry; the others of it cost the same."""
+    from stagewright.comparison.entries import entries_of
+    from stagewright.preflight.model_costs import measure_costs
+
+    runs = [entry.records[0].path for entry in entries_of(places).entries if entry.records]
+    measure_costs(runs, say=speaker(quiet))
 
 
 def _written(found: Compared, format: _Format, out: Path | None) -> str:

@@ -169,4 +169,4 @@ def differing_facts(rows: Sequence[Row]) -> list[str]:
 def runs_text(row: Row) -> str:
     """Returns how many of its runs are compared: ``3 seeds``, ``2 of 3 seeds``."""
     whole = len(row.entry.runs)
-    return counted(whole, "seed") if row.tested == whole else f"{row.tested} of {counted(whole, 'seed')}"
+    return counted(whole, "seed") if row.tested in (0, whole) else f"{row.tested} of {counted(whole, 'seed')}"

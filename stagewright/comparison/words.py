@@ -33,9 +33,7 @@ def head_sentences(found: Compared) -> list[str]:
             f"better and worse hold at {100 - found.level:g} % for all pairs together (Holm)."
         )
     if found.excess is not None:
-        words.append(
-            f"Seeds differ {found.excess:.2g} times as much as coin flips on each picture would make them differ (variance)."
-        )
+        words.append(f"The variance between seeds is {found.excess:.2g} times that of coin flips on each picture.")
     runs, times = found.opened
     if runs:
         again = "once each" if runs == times else f"{times:,} times altogether"
@@ -86,11 +84,8 @@ def verdict_text(own: Against, margin: float) -> str:
     would see 0.5``."""
     if own.smallest is None:
         return own.verdict
-    more = (
-        f"about {own.seeds:,} seeds would see {margin:g}"
-        if own.seeds is not None
-        else f"no number of seeds would see {margin:g}"
-    )
+    who = "no number of" if own.seeds is None else f"about {own.seeds:,}"
+    more = f"{who} seeds would see {margin:g}"
     return f"{own.verdict}: 80 % of such studies would see {own.smallest:.1f} points; {more}"
 
 

@@ -1,16 +1,17 @@
 """What the runs of some recipes say about the recipes, from the answers of k seeds to the same n pictures.
 
-X[s, i] is 1 where the run with seed s is right on picture i; m_s is its mean over the pictures, b_i its mean over the seeds. Three
-numbers describe a recipe: A = var(b_i) / n, how much its accuracy varies with the choice of pictures; B = var(m_s) / k, how much
-with the seeds; and C = mean of var_s(X[s, i]) / (n k), what B is where seeds differ by coin flips alone, from picture to picture.
-R = B / C is too uncertain with two or three seeds, so each recipe has at least the mean R0 of all, known with sum(k - 1) degrees of
-freedom: its seed part is B' = C max(R, R0). The variance of its accuracy is A + B' with two seeds and A + max(0, B' - C) with more,
-since A contains the coin flips too. For a difference on the same pictures A is that of b_i - b'_i, and B' and C are sums of both.
-With groups (sites, patients), which are drawn as a whole, A is G/(G - 1) of the sum of the squared sums of each group, over n^2.
+X[s, i] is 1 where the run with seed s is right on picture i; m_s is its mean over the pictures, b_i its mean over the seeds.
+Three numbers describe a recipe: A = var(b_i) / n, how much its accuracy varies with the choice of pictures; B = var(m_s) / k, how
+much with the seeds; and C = mean of var_s(X[s, i]) / (n k), what B is where seeds differ by coin flips alone, from picture to
+picture. R = B / C is too uncertain with two or three seeds, so each recipe has at least the mean R0 of all, known with
+sum(k - 1) degrees of freedom: its seed part is B' = C max(R, R0). The variance of its accuracy is A + B' with two seeds and
+A + max(0, B' - C) with more, since A contains the coin flips too. For a difference on the same pictures A is that of b_i - b'_i,
+and B' and C are sums of both. With groups (sites, patients), which are drawn as a whole, A is G/(G - 1) of the sum of the squared
+sums of each group, over n^2.
 
-It is an analysis of several readers and many cases, with seeds for readers: N. A. Obuchowski and H. E. Rockette, Commun. Stat. Simul.
-Comput. 24 (1995), 285-308; S. L. Hillis, Stat. Med. 26 (2007), 596-619 (degrees of freedom). That seeds differ by little more than
-coin flips: K. Jordan, arXiv:2304.01910. How often the intervals contain the truth: tests/measures/test_seeds.py.
+It is an analysis of several readers and many cases, with seeds for readers: N. A. Obuchowski and H. E. Rockette, Commun. Stat.
+Simul. Comput. 24 (1995), 285-308; S. L. Hillis, Stat. Med. 26 (2007), 596-619 (degrees of freedom). That seeds differ by little
+more than coin flips: K. Jordan, arXiv:2304.01910. How often the intervals contain the truth: tests/measures/test_seeds.py.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Seeds:
 
     @cached_property
     def excess(self) -> float:
-        """R0, the mean over the recipes of R: 1 where seeds differ by coin flips alone. NaN where no seeds differ, or with one."""
+        """R0, the mean over the recipes of R: 1 where seeds differ by coin flips alone; NaN where none differ, or with one."""
         found = [one.between / one.flips for one in self._recipes if one.flips > 0]
         return float(np.mean(found)) if found else math.nan
 
