@@ -205,7 +205,8 @@ def stated(model: Model, repetitions: int, seed: int = 0) -> Truths:
         )
         counts[4] += found.contrast(0, 1).differs and found.contrast(0, 1).value > 0
         values.append(found.contrast(0, 1).value)
-    return Truths(*(counts[:4] / repetitions), float(np.std(values)), counts[4] / repetitions)
+    shares = (counts / repetitions).tolist()
+    return Truths(shares[0], shares[1], shares[2], shares[3], float(np.std(values)), shares[4])
 
 
 def check(model: Model, repetitions: int, slack: float) -> None:
@@ -213,7 +214,7 @@ def check(model: Model, repetitions: int, slack: float) -> None:
     own = stated(model, repetitions)
 
     def room(share: float) -> float:
-        return slack * np.sqrt(share * (1 - share) / repetitions)
+        return slack * float(np.sqrt(share * (1 - share) / repetitions))
 
     most_false = 0.075 if model.wild else 0.055
     for share in (own.accuracies, own.differences):
