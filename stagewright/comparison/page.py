@@ -69,7 +69,7 @@ def page(found: Compared, place: Path | None = None) -> str:
         title = f"{len(found.rows)} models"
     sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in head_sentences(found))
     drawings = "".join(figure(one) for one in draw(found))
-    search = "".join(figure(one) for one in _search(found))
+    search = _search(found)
     body = "".join(
         (
             f"<header><h1>{text(title)} compared</h1>{sentences}</header>",
@@ -78,25 +78,29 @@ def page(found: Compared, place: Path | None = None) -> str:
             section("Costs", _costs(found)),
             section("Where they come from", _origins(found)),
             section("What differs", _facts(found)),
-            section("Validation scores, which chose", f'<div class="figures">{search}</div>' if search else ""),
+            section("Validation scores, which chose", search),
             section("Runs", _runs(found, place or default_place(found))),
         )
     )
     return document(f"{title} compared: stagewright", f"{body}<script>{_SCRIPT}</script>", style=_STYLE)
 
 
-def _search(found: Compared) -> list[Drawing]:
+def _search(found: Compared) -> str:
+    """Returns the figures of how a study chose; for want of Optuna those that need it are a sentence."""
     from stagewright.comparison.search_figures import draw_search
 
     if found.entries.study is None or found.entries.folder is None:
-        return []
+        return ""
     drawings: list[Drawing] = []
+    note = ""
     try:
         drawings.extend(draw_search(found.entries.study, found.entries.folder))
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "optuna":
             raise
-    return drawings
+        note = "<p><i>Importance and parallel coordinates need Optuna: pip install 'stagewright[study]'</i></p>"
+    shown = "".join(figure(one) for one in drawings)
+    return f'<div class="figures">{shown}</div>{note}' if shown else note
 
 
 def _table(found: Compared, names: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ chose; Optuna draws importance and parallel coordinates."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def _by_optuna(study: Study, scores: Sequence[tuple[str, dict[str, str], float]]
     from stagewright.study.queue import distributions  # needs Optuna too
 
     kinds = distributions(study)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     memory = optuna.create_study(direction=direction(study))
     for _, labels, score in scores:
         params = {name: _value(labels[name], kind) for name, kind in kinds.items()}
@@ -112,8 +114,11 @@ def _by_optuna(study: Study, scores: Sequence[tuple[str, dict[str, str], float]]
         ("parallel", "Parallel coordinates of the search", drawn.plot_parallel_coordinate),
     ):
         pyplot.close("all")
-        axes = draw(memory)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            axes = draw(memory)
         figure = axes.figure if isinstance(axes, Axes) else axes.ravel()[0].figure
+        assert isinstance(figure, Figure)
         figure.set_size_inches(theme.WIDTH, 3.0)
         yield theme.render(name, alt, figure)
         pyplot.close("all")

@@ -46,7 +46,8 @@ def by_hand(
     flips = sum(parts[i][2] for i in pair)
     v = a + (seed_part if min(parts[i][0] for i in pair) == 2 else max(0.0, seed_part - flips))
     nu = max(df, v**2 / (a**2 / (units - 1) + seed_part**2 / df))
-    return v, nu, 2 * t.sf(abs(d.mean()) / np.sqrt(v), nu), d.mean()
+    p = 2 * float(t.sf(abs(d.mean()) / np.sqrt(v), nu))
+    return float(v), float(nu), p, float(d.mean())
 
 
 @pytest.mark.parametrize("shapes", [[(2, 60)] * 3, [(3, 60)] * 2, [(5, 90), (3, 90), (2, 90), (4, 90)]])
