@@ -9,11 +9,11 @@ from rich.text import Text
 
 from stagewright.comparison.compared import Compared
 from stagewright.comparison.rows import FACTS, Row
-from stagewright.comparison.words import COLUMNS, cells, head_sentences, verdict_text
+from stagewright.comparison.words import COLUMNS, cells, head_sentences, known, verdict_text
 from stagewright.system.tables import FittingTable
 from stagewright.text import ABSENT, printable
 
-_RESULTS = ("variant", "rank", "test top-1 %", "seeds", "spread", "against the first", "verdict")
+_RESULTS = ("variant", "settings", "rank", "test top-1 %", "seeds", "spread", "against the first", "verdict")
 _MORE = (
     *(
         "variant",
@@ -27,27 +27,24 @@ _MORE = (
     ),
     *("ms at 1", "images/s at 64", "time", "trials", "px"),
 )
-_WRAPPED = ("variant", "verdict", "status")
+_WRAPPED = ("variant", "settings", "verdict", "status")
 
 
 def compare_view(found: Compared) -> RenderableType:
     """Returns the head's sentences, the results, the costs, where each row comes from, and what is wrong."""
     parts: list[RenderableType] = [Text(printable(line)) for line in head_sentences(found)]
-    results = _RESULTS if any(row.scored for row in found.rows) else ("variant", "seeds", "validation top-1 %")
+    results = (
+        _RESULTS if any(row.scored for row in found.rows) else ("variant", "settings", "seeds", "validation top-1 %")
+    )
     states = {row.status for row in found.rows}
-    parts.append(_table(found, results if states == {"finished"} else (*results, "status")))
+    parts.append(_table(found, known(found, results if states == {"finished"} else (*results, "status"))))
     more = [name for name in _MORE if name not in results[1:]]
-    parts.append(_table(found, [name for name in more if name == "variant" or _any(found, name)]))
+    parts.append(_table(found, known(found, more)))
     parts += [Text(f"· {printable(line)}") for line in _open_questions(found)]
     parts += [Text(f"· {printable(line)}") for line in _origins(found.rows)]
     parts += [Text(f"· {printable(line)}", style="red") for line in _unequal(found)]
     parts += [Text(f"· {printable(line)}", style="dim") for row in found.rows for line in row.problems]
     return Group(*parts)
-
-
-def _any(found: Compared, name: str) -> bool:
-    at = COLUMNS.index(name)
-    return any(cells(found, row)[at] not in (ABSENT, "", f"{ABSENT} / {ABSENT}") for row in found.rows)
 
 
 def _table(found: Compared, names: Sequence[str]) -> FittingTable:

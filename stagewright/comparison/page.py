@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,10 +11,7 @@ from stagewright.comparison.compared import Compared
 from stagewright.comparison.figures import draw
 from stagewright.comparison.rows import FACTS, Row, runs_text
 from stagewright.comparison.words import COLUMNS as _ALL
-from stagewright.comparison.words import (
-    cells,
-    head_sentences,
-)
+from stagewright.comparison.words import cells, head_sentences, known
 from stagewright.report.drawing import Drawing
 from stagewright.report.elements import document, figure, section, text
 from stagewright.rundir.directory import RunDir
@@ -21,17 +19,17 @@ from stagewright.text import ABSENT
 
 _NAME = "compare.html"
 _RESULTS = (
-    *("variant", "rank", "test top-1 %", "seeds", "spread", "against the first", "verdict", "top-5 %"),
+    *("variant", "settings", "rank", "test top-1 %", "seeds", "spread", "against the first", "verdict", "top-5 %"),
     *("validation top-1 %", "time", "trials", "status"),
 )
 _COSTS = (
     *("variant", "parameters / trained last", "MACs", "images/s", "s/epoch", "peak GB", "ms at 1", "images/s at 64"),
 )
-_TEXTS = ("variant", "verdict", "status", "provenance", *FACTS)
+_TEXTS = ("variant", "settings", "verdict", "status", "provenance", *FACTS)
 _STYLE = """
 th button { all: unset; cursor: pointer; } th button:hover, th button:focus-visible { color: var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after { content: " \\2193"; }
-td.v { min-width: 11rem; max-width: 20rem; } td.name { max-width: 16rem; overflow-wrap: anywhere; }
+td.v { min-width: 11rem; max-width: 20rem; } td.name { min-width: 8rem; max-width: 16rem; overflow-wrap: anywhere; }
 .better { color: #00805e; font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
 @media (prefers-color-scheme: dark) { .better { color: #3ecf9f; } }
 """
@@ -73,7 +71,7 @@ def page(found: Compared, place: Path | None = None) -> str:
     body = "".join(
         (
             f"<header><h1>{text(title)} compared</h1>{sentences}</header>",
-            section("Results", _table(found, _RESULTS)),
+            section("Results", _table(found, known(found, _RESULTS))),
             section("Figures", f'<div class="figures">{drawings}</div>' if drawings else ""),
             section("Costs", _costs(found)),
             section("Where they come from", _origins(found)),
@@ -103,7 +101,7 @@ def _search(found: Compared) -> str:
     return f'<div class="figures">{shown}</div>{note}' if shown else note
 
 
-def _table(found: Compared, names: tuple[str, ...]) -> str:
+def _table(found: Compared, names: Sequence[str]) -> str:
     """Returns a table of some of the columns that sorts by what :func:`_key` says."""
     kinds = ["" if name in _TEXTS else ' class="n"' for name in names]
     head = "".join(
@@ -115,7 +113,12 @@ def _table(found: Compared, names: tuple[str, ...]) -> str:
         by_name = dict(zip(_ALL, cells(found, row), strict=True))
         line = []
         for kind, name in zip(kinds, names, strict=True):
-            style = {"variant": ' class="name"', "verdict": ' class="v"', "status": ' class="v"'}.get(name, kind)
+            style = {
+                "variant": ' class="name"',
+                "settings": ' class="v"',
+                "verdict": ' class="v"',
+                "status": ' class="v"',
+            }.get(name, kind)
             line.append(f'<td{style} data-v="{text(_key(row, name))}">{_cell(row, name, by_name[name])}</td>')
         lines.append(f"<tr>{''.join(line)}</tr>")
     return f'<div class="wide"><table class="sorts"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -136,6 +139,7 @@ def _key(row: Row, name: str) -> object:
     costs = row.costs
     value: object = {
         "variant": row.name,
+        "settings": ", ".join(row.entry.labels.values()),
         "rank": row.ranks and sum(row.ranks) / 2,
         "test top-1 %": row.scored and row.scored.percent,
         "seeds": row.tested,
@@ -166,7 +170,7 @@ def _costs(found: Compared) -> str:
     disturbed = [row.name for row in found.rows if row.costs is not None and row.costs.is_disturbed]
     note = f"Measured on {', '.join(sorted(measured))}, in turns, medians."
     note += f" Disturbed by other processes: {', '.join(disturbed)}." if disturbed else ""
-    return f"{_table(found, _COSTS)}<p><i>{text(note)}</i></p>"
+    return f"{_table(found, known(found, _COSTS))}<p><i>{text(note)}</i></p>"
 
 
 def _origins(found: Compared) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -109,19 +110,35 @@ def _by_optuna(study: Study, scores: Sequence[tuple[str, dict[str, str], float]]
     for _, labels, score in scores:
         params = {name: _value(labels[name], kind) for name, kind in kinds.items()}
         memory.add_trial(optuna.trial.create_trial(params=params, distributions=kinds, value=score))
-    for name, alt, draw in (
-        ("importance", "How much each field of the search matters", drawn.plot_param_importances),
-        ("parallel", "Parallel coordinates of the search", drawn.plot_parallel_coordinate),
+    for name, title, alt, draw in (
+        ("importance", "What matters", "How much each field of the search matters", drawn.plot_param_importances),
+        ("parallel", "All runs", "Parallel coordinates of the search", drawn.plot_parallel_coordinate),
     ):
         pyplot.close("all")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Math in texts for the ticks of powers of ten; warnings that a function is experimental, or all scores are alike.
+        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": True}):
+            warnings.simplefilter("ignore")
             axes = draw(memory)
-        figure = axes.figure if isinstance(axes, Axes) else axes.ravel()[0].figure
-        assert isinstance(figure, Figure)
-        figure.set_size_inches(theme.WIDTH, 3.0)
-        yield theme.render(name, alt, figure)
+            figure = axes.figure if isinstance(axes, Axes) else axes.ravel()[0].figure
+            assert isinstance(figure, Figure)
+            _fit(figure, title)
+            drawing = theme.render(name, alt, figure)
+        yield drawing
         pyplot.close("all")
+
+
+def _fit(figure: Figure, title: str) -> None:
+    """Gives a figure of Optuna's the size, the title and the margins of ours."""
+    figure.set_size_inches(1.25 * theme.WIDTH, 3.6)
+    figure.set_facecolor(theme.PAPER)
+    for axes in figure.axes:
+        axes.set_title("", loc="left")
+        axes.set_title("")
+        axes.set_facecolor("none")
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, 0.9))
+    theme.title(figure, title, "by Optuna")
 
 
 def _value(label: str, kind: Any) -> str | int | float:

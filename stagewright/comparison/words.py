@@ -63,6 +63,26 @@ def score_cell(row: Row) -> str:
     return ABSENT if own is None else f"{own.percent:.2f} ({own.low:.1f} to {own.high:.1f})"
 
 
+def settings_cell(found: Compared, row: Row) -> str:
+    """Returns the values that a search gave a variant, whose name says nothing of them; nothing for all others."""
+    is_search = found.entries.study is not None and found.entries.study.search is not None
+    return ", ".join(f"{name} {_rounded(value)}" for name, value in row.entry.labels.items()) if is_search else ""
+
+
+def _rounded(label: str) -> str:
+    """Returns a number's text with four digits, and any other label as it is."""
+    try:
+        return f"{float(label):.4g}"
+    except ValueError:
+        return label
+
+
+def known(found: Compared, names: Sequence[str]) -> list[str]:
+    """Returns those of ``names`` of columns in which any row has something."""
+    rows = [dict(zip(COLUMNS, cells(found, row), strict=True)) for row in found.rows]
+    return [name for name in names if any(row[name] not in _NOTHING for row in rows)]
+
+
 def ranks_cell(row: Row) -> str:
     """Returns ``1`` or ``1 to 3``."""
     if row.ranks is None:
@@ -101,30 +121,11 @@ def parameters_cell(row: Row) -> str:
     return f"{size_text(row.parameters)} / {size_text(row.trained_last)}"
 
 
+_NOTHING = ("", ABSENT, f"{ABSENT} / {ABSENT}")
 COLUMNS = (
-    *(
-        "variant",
-        "rank",
-        "test top-1 %",
-        "seeds",
-        "spread",
-        "against the first",
-        "verdict",
-        "top-5 %",
-        "validation top-1 %",
-    ),
-    *(
-        "parameters / trained last",
-        "MACs",
-        "images/s",
-        "s/epoch",
-        "peak GB",
-        "ms at 1",
-        "images/s at 64",
-        "time",
-        "trials",
-    ),
-    *("px", "status", "provenance"),
+    *("variant", "settings", "rank", "test top-1 %", "seeds", "spread", "against the first", "verdict", "top-5 %"),
+    *("validation top-1 %", "parameters / trained last", "MACs", "images/s", "s/epoch", "peak GB", "ms at 1"),
+    *("images/s at 64", "time", "trials", "px", "status", "provenance"),
 )
 """The columns of the whole table, in all formats for people."""
 
@@ -135,6 +136,7 @@ def cells(found: Compared, row: Row) -> Sequence[str]:
     costs = row.costs
     return (
         row.name,
+        settings_cell(found, row),
         ranks_cell(row),
         score_cell(row),
         runs_text(row),

@@ -33,13 +33,13 @@ def begun(folder: Path, **content: Any) -> tuple[Study, Ledger]:
     return study, ledger
 
 
-def done(ledger: Ledger, job: StudyJob, share: float | None, **more: Any) -> None:
+def done(ledger: Ledger, job: StudyJob, share: float | None, val: float | None = None, **more: Any) -> None:
     ledger.record(job, ["stagewright", "train"])
     right = None if share is None else some_right(share, job.seed % 1000)
     recipe = {"lr": {"peak": job.variant.name}}
     run = write_run(ledger.run(job.name), job.seed, right, recipe=recipe, **more)
     summary = (run / "summary.json").read_text()[:-1]
-    val = 50 + len(job.variant.name) if share is None else 100 * share
+    val = (70.0 if share is None else 100 * share) if val is None else val
     (run / "summary.json").write_text(f'{summary}, "top1": {{"val": {val}}}}}')
 
 
@@ -122,9 +122,8 @@ def searched(folder: Path) -> tuple[Study, Ledger]:
     for at in range(12):
         rate, mix = float(10 ** random.uniform(-3, -0.4)), float(random.uniform(0, 0.4))
         own = study.at({"lr.peak": rate, "batch_size": ["32", "64"][at % 2], "mix.mixup": mix})
-        done(
-            ledger, StudyJob(f"trial-{at:04d}", "study", Variant(f"trial-{at:04d}", own.labels, own.overrides), 0), None
-        )
+        variant = Variant(f"trial-{at:04d}", own.labels, own.overrides)
+        done(ledger, StudyJob(variant.name, "study", variant, 0), None, 50 - 10 * float(np.log10(rate)))
     return study, ledger
 
 
