@@ -144,7 +144,8 @@ def test_a_process_does_not_outlive_an_interruption() -> None:
     assert process.poll() == -15
 
 
-def test_what_is_given(runs: list[Path]) -> None:
+def test_what_is_given(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_costs, "_in_process", Figures())  # nothing is begun that must fail
     with pytest.raises(CheckpointError, match="not a run directory"):
         measure_costs([runs[0].parent])
     content = json.loads((runs[1] / "plan.json").read_text())
