@@ -54,7 +54,7 @@ def measure_costs(
     network cannot be built, StorageError if a file cannot be written.
     """
     _check(rounds, seconds)
-    places = list(dict.fromkeys(RunDir.existing(Path(run)).root.resolve() for run in runs))
+    places = list(dict.fromkeys(_place(run) for run in runs))
     execution = execution or Execution()
     found: dict[Path, list[CostsFields]] = {place: [] for place in places}
     with contextlib.ExitStack() as holding:
@@ -71,7 +71,14 @@ def measure_costs(
         for place, target in targets.items():
             target.check_held()
             write_costs(target, costs[place])
-    return [costs[RunDir.existing(Path(run)).root.resolve()] for run in runs]
+    return [costs[_place(run)] for run in runs]
+
+
+def _place(run: Path) -> Path:
+    """Returns the directory ``run`` by its real path, with a plan that can be read."""
+    found = RunDir.existing(run)
+    found.read_plan()
+    return found.root.resolve()
 
 
 def _check(rounds: int, seconds: float) -> None:

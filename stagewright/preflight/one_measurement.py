@@ -193,10 +193,11 @@ class _Inference:
                 images, num_own = self._images()
                 network = prediction_network(plan, state, pairs, self.stage)
                 lacking = None
+                if isinstance(network, TwoPrecisions) and 0 < num_own < FEWEST_IMAGES:
+                    network = network.exact  # as the model of such a run predicts
                 if isinstance(network, TwoPrecisions):
                     network.margin = margin_of(network.fast(images.bfloat16()).float(), network.exact(images).float())
                     lacking = None if trained and num_own else _UNKNOWN_SHARE
-                    network = network.exact if 0 < num_own < FEWEST_IMAGES else network
                 alone = cycle(images[at : at + 1].clone(memory_format=torch.preserve_format) for at in range(_CYCLE))
                 return {
                     "eval_precision": "bf16" if isinstance(network, TwoPrecisions) else plan.precision,
