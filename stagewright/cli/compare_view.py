@@ -38,7 +38,7 @@ def compare_view(found: Compared) -> RenderableType:
     )
     states = {row.status for row in found.rows}
     parts.append(_table(found, known(found, results if states == {"finished"} else (*results, "status"))))
-    more = [name for name in _MORE if name not in results[1:]]
+    more = [name for name in _MORE if name not in results[1:] and (name != "px" or "px" in found.differing)]
     parts.append(_table(found, known(found, more)))
     parts += [Text(f"· {printable(line)}") for line in _open_questions(found)]
     parts += [Text(f"· {printable(line)}") for line in _origins(found.rows)]
