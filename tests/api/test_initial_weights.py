@@ -13,7 +13,7 @@ from stopping import crash_after, stop_after
 from torchvision.models import mobilenet_v3_small
 
 import stagewright as sw
-from stagewright.api.compare import diff
+from stagewright.api.diff import diff
 from stagewright.bundle.bundle import load_bundle
 from stagewright.engine.build import build_state
 from stagewright.engine.initial_weights import InitialWeights

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import stagewright as sw
-from stagewright.api.compare import diff
+from stagewright.api.diff import diff
 from stagewright.api.comparison_page import write_comparison
 from stagewright.errors import CheckpointError, RecipeError
 from stagewright.report.overlay import MOST_RUNS
@@ -73,7 +73,7 @@ def test_other_data_are_told_by_content(runs: tuple[Path, Path, Path]) -> None:
     found = diff(one, three)
     said = "; ".join(found.data)
     assert "classes only in one: slanted" in said and "classes only in three: tilted" in said
-    assert "one has 60, three 30, and 30 are in both" in said and "training: 36 and 18" in said
+    assert "one has 60 pictures, three 30; 30 are in both" in said and "training: 36 and 18" in said
     manifests = [pq.read_table(run / "manifest.parquet").to_pydict() for run in (one, three)]
 
     def hashes(at: int, split: str) -> set[str]:
