@@ -32,9 +32,10 @@ from stagewright.report.results import Score, score, stopped_text
 from stagewright.report.tables import Predictions
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import AgainstHead
+from stagewright.rundir.held_test import is_closed_by
 from stagewright.storage.files import missing_or_unreadable, retry_io
 from stagewright.storage.parquet import pc
-from stagewright.text import count_text, done_text, some
+from stagewright.text import done_text, some
 from stagewright.training.paired import paired_difference
 
 AREAS = {
@@ -165,7 +166,7 @@ def difference(one: RunRecord, other: RunRecord) -> Difference:
     both = (manifests[0], manifests[1]) if len(manifests) == 2 else None
     changes = None
     if both is not None and both[0].digest != both[1].digest:
-        changes = picture_changes(*both, closed=(one.num_closed > 0, other.num_closed > 0))
+        changes = picture_changes(*both, closed=(_is_closed(one), _is_closed(other)))
     same_data = _digests_equal(one, other) if both is None else decide_the_same(*both, changes)
     missing: dict[str, list[str]] = {name: [] for name in AREAS}
     missing["data"] += ["data"] * (same_data is None)
@@ -224,14 +225,18 @@ def _manifest(run: RunRecord, problems: list[str]) -> list[Manifest]:
     return []
 
 
+def _is_closed(run: RunRecord) -> bool:
+    return is_closed_by(run.env, run.summary)
+
+
 def _undone(run: RunRecord) -> Iterator[str]:
     """Yields what a run has not done."""
     if run.status != "finished":
         yield f"{run.status} at {done_text(run.step, run.total_steps)}"
     elif stopped := stopped_text(run):
         yield stopped
-    if run.num_closed:
-        yield f"its test part of {count_text(run.num_closed, 'picture')} is closed: none of them is named here"
+    if _is_closed(run):
+        yield "its test part is closed: none of its pictures is named here"
 
 
 def _data(
@@ -241,7 +246,9 @@ def _data(
         return tuple(data_sentences(*both, changes, *names))
     if same is None:
         return ()
-    return (f"{'the same' if same else 'other'} pictures, classes or parts, by the digests in the plans",)
+    return (
+        f"{'the same pictures, classes and' if same else 'other pictures, classes or'} parts, by the digests in the plans",
+    )
 
 
 def _digests_equal(one: RunRecord, other: RunRecord) -> bool | None:

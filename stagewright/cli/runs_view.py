@@ -131,7 +131,7 @@ def _different(title: str, rows: Sequence[Different]) -> Table:
 
 
 def _indented(text: str) -> RenderableType:
-    return Padding(Text(text), (0, 0, 0, 2))
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
 def _result(pair: ResultPair) -> RenderableType:

@@ -18,6 +18,8 @@ from stagewright.data.manifest import SPLITS, Manifest
 _EXAMPLES = 3
 """Most pictures of a kind of change that are named."""
 _Codes = NDArray[np.int64]
+_LARGEST = 2**62
+"""Codes are combined without numbering them again as long as none can be larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,14 @@ def picture_changes(one: Manifest, other: Manifest, closed: tuple[bool, bool] = 
     mine, theirs = _paired(size, [*exact, (content, labels), (content, parts), (content,)])
     first, second = mine, theirs + size  # rows of the columns above, in which the other manifest follows the first
     relabelled, moved, renamed = (column[first] != column[second] for column in (labels, parts, paths))
-    left = np.setdiff1d(np.arange(size), first)
-    come = np.setdiff1d(np.arange(size, len(content)), second)
+    alone = np.ones(len(content), np.bool_)
+    alone[first] = alone[second] = False
+    left, come = np.flatnonzero(alone[:size]), np.flatnonzero(alone[size:]) + size
     # Of those without a counterpart, a path that both have is a file with other content.
     _, old, new = np.intersect1d(paths[left], paths[come], assume_unique=False, return_indices=True)
     named = _Naming(one, other, hidden)
-    groups = _text_codes([_groups(manifest) for manifest in both])
+    grouped = one.groups is not None or other.groups is not None
+    groups = _text_codes([_groups(manifest) for manifest in both]) if grouped else np.zeros(len(content), np.int64)
     public = ~(hidden[first] | hidden[second])
     unchanged = ~relabelled & ~moved
     return PictureChanges(
@@ -159,11 +163,12 @@ def _paired(size: int, keys: Sequence[tuple[_Codes, ...]]) -> tuple[_Codes, _Cod
         if not len(mine) or not len(theirs):
             break
         rows = np.concatenate([mine, theirs + size])
-        code = np.zeros(len(rows), np.int64)
+        code, most = np.zeros(len(rows), np.int64), 1
         for column in columns:
-            code = _codes(
-                code * (int(column.max(initial=0)) + 1) + column[rows]
-            )  # both factors are numbers of rows at most
+            width = int(column.max(initial=0)) + 1
+            if most * width > _LARGEST:
+                code, most = _codes(code), len(code)
+            code, most = code * width + column[rows], most * width
         here, there = _numbered(code, len(mine))
         _, first, second = np.intersect1d(here, there, assume_unique=True, return_indices=True)
         pairs.append((mine[first], theirs[second]))
@@ -185,6 +190,8 @@ def _numbered(codes: _Codes, size: int) -> tuple[_Codes, _Codes]:
         count[order] = np.arange(len(side)) - np.repeat(starts, np.diff(np.append(starts, len(side))))
         counts.append(count)
     most = max(int(count.max(initial=0)) for count in counts) + 1
+    if (int(codes.max(initial=0)) + 1) * most > _LARGEST:
+        codes = _codes(codes)
     return codes[:size] * most + counts[0], codes[size:] * most + counts[1]
 
 
