@@ -96,7 +96,7 @@ def picture_changes(one: Manifest, other: Manifest, closed: tuple[bool, bool] = 
     hidden = np.concatenate(
         [(manifest.splits == SPLITS.index("test")) & shut for manifest, shut in zip(both, closed, strict=True)]
     )
-    exact = [(content, labels, parts, paths), (content, paths), (content, labels, parts)]
+    exact = [(content, labels, parts, paths), (content, labels, parts)]
     mine, theirs = _paired(size, [*exact, (content, labels), (content, parts), (content,)])
     first, second = mine, theirs + size  # rows of the columns above, in which the other manifest follows the first
     relabelled, moved, renamed = (column[first] != column[second] for column in (labels, parts, paths))

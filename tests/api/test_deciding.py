@@ -134,6 +134,13 @@ def test_the_seed_alone(against: Callable[..., Difference]) -> None:
     assert not against("plan.json", both).by_seed_alone
 
 
+def test_names_of_tensors_say_nothing_where_their_numbers_differ(against: Callable[..., Difference]) -> None:
+    def change(weights: dict[str, Any]) -> None:
+        weights["fresh"], weights["tensors"]["fresh"] = ["fc.weight"], 5
+
+    assert rows(against("weights.json", change), "weights").keys() == {"tensors fresh"}
+
+
 @pytest.mark.parametrize(
     ("keys", "to", "named"),
     [
