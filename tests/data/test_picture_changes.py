@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ BASE: list[Row] = [
 
 
 def manifest(
-    rows: list[Row], classes: tuple[str, ...] = ("cat", "dog"), groups: list[str | None] | None = None
+    rows: list[Row], classes: tuple[str, ...] = ("cat", "dog"), groups: Sequence[str | None] | None = None
 ) -> Manifest:
     rows = sorted(rows, key=lambda row: row[3])
     size = np.full(len(rows), 8, np.int32)
@@ -169,11 +170,18 @@ def test_whatever_two_manifests_are(first: list[Row], second: list[Row]) -> None
         assert picture_changes(manifest(first), manifest(second)) == found, "codes that are numbered again and again"
 
 
-def test_many_copies_are_paired_in_their_order() -> None:
-    one, two = (manifest([(1, "cat", "train", f"{name}{at:04d}.png") for at in range(5000)]) for name in "pq")
+def test_copies_are_paired_in_their_order_and_within_their_part() -> None:
+    one, two = (
+        manifest([(1, "cat", "train", f"{name}{at:04d}.png") for at in range(size)])
+        for name, size in (("p", 5000), ("q", 4000))
+    )
     found = picture_changes(one, two)
-    assert found.renamed.count == 5000 and found.by_path_alone
+    assert counts(found) == {"removed": 1000, "renamed": 4000}
     assert found.renamed.examples == tuple(Example(f"p000{at}.png", f"q000{at}.png") for at in range(3))
+    assert found.removed.examples == tuple(Example(f"p400{at}.png", None) for at in range(3))
+    one = manifest([(1, "cat", "train", "a"), (1, "cat", "val", "b")])
+    two = manifest([(1, "dog", "val", "a"), (1, "dog", "train", "b")])
+    assert counts(picture_changes(one, two)) == {"relabelled": 2}
 
 
 def test_many_pictures() -> None:
