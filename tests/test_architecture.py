@@ -31,7 +31,8 @@ TORCH_FREE = (
     *("augment.geometry", "augment.draw", "augment.policies", "augment.matrices", "augment.custom"),
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
     "system.named_functions",
-    *("training.clock", "training.read_watch", "training.paired", "api.compare"),
+    *("training.clock", "training.read_watch", "training.paired", "data.picture_changes"),
+    *("api.diff", "api.deciding", "api.data_difference"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
 NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")

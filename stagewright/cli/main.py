@@ -1,9 +1,9 @@
 """The command line: parses arguments, calls the library, sets the exit code.
 
 Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
-stagewright, or a check that found problems; 2 an error that the user can fix (the message states how); 75 stopped on request
-with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues); 130 after
-Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
+stagewright, or a check that found problems or a difference; 2 an error that the user can fix (the message states how); 75 stopped
+on request with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues);
+130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
 """
 
 from __future__ import annotations
