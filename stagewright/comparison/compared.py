@@ -20,13 +20,14 @@ from stagewright.errors import CheckpointError, RecipeError
 from stagewright.measures.seeds import Contrast, Seeds, best_of
 from stagewright.report.read import RunRecord
 from stagewright.rundir.held_test import times_opened
+from stagewright.storage.files import user_path
 
 MARGIN = 0.5
 LEVEL = 95.0
 
 
 @dataclass(frozen=True)
-class Selection:
+class _Selection:
     """How the runs of a study chose each other by validation scores."""
 
     trials: int
@@ -57,7 +58,7 @@ class Compared:
     """How much more seeds differ than coin flips would make them differ; 1 for not more."""
     opened: tuple[int, int]
     """How many runs have opened their test part, and how often altogether."""
-    selection: Selection | None
+    selection: _Selection | None
     differing: tuple[str, ...]
     """The facts in which rows differ."""
     unequal: tuple[str, ...]
@@ -65,7 +66,7 @@ class Compared:
     notes: tuple[str, ...]
 
 
-def compare(places: Sequence[Path], *, margin: float = MARGIN, level: float = LEVEL) -> Compared:
+def compare(places: Sequence[str | Path], *, margin: float = MARGIN, level: float = LEVEL) -> Compared:
     """Returns the comparison of the study in a folder, or of runs, also unfinished ones.
 
     ``margin`` is the difference in percentage points below which two recipes count as equal; ``level`` is that of the intervals
@@ -73,7 +74,7 @@ def compare(places: Sequence[Path], *, margin: float = MARGIN, level: float = LE
     CheckpointError and DataError for what cannot be compared, by name.
     """
     check(margin, level)
-    return compared(entries_of(places), margin, level)
+    return compared(entries_of([user_path(place) for place in places]), margin, level)
 
 
 def check(margin: float, level: float) -> None:
@@ -217,7 +218,7 @@ def verdict_of(found: Contrast, margin: float) -> str:
     return "equal within" if -margin < found.low and found.high < margin else "not told apart"
 
 
-def _selection(entries: Entries) -> Selection | None:
+def _selection(entries: Entries) -> _Selection | None:
     """Returns how validation scores chose: the best of T, and how much too high it would be among equals, from the answers to the
     validation pictures of the variants that are compared with one another."""
     chosen = [one for one in entries.entries if one.phase != "runs"]
@@ -236,7 +237,7 @@ def _selection(entries: Entries) -> Selection | None:
             scores.append(100 * float(right.mean()))
     if not scores:
         return None
-    return Selection(trials, max(scores), _too_high(answers))
+    return _Selection(trials, max(scores), _too_high(answers))
 
 
 def _too_high(answers: Sequence[np.ndarray]) -> float | None:

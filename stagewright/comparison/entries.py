@@ -24,7 +24,7 @@ _LONGEST = 60
 
 
 @dataclass(frozen=True)
-class EntryRun:
+class _EntryRun:
     """A run, or a place for one of a study that has not begun or is damaged."""
 
     name: str
@@ -41,7 +41,7 @@ class Entry:
     """A recipe with its runs, which differ by the seed."""
 
     name: str
-    runs: tuple[EntryRun, ...]
+    runs: tuple[_EntryRun, ...]
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     """What a study calls it on each of its axes."""
     phase: Literal["study", "confirmation", "runs"] = "runs"
@@ -109,15 +109,15 @@ def _of_study(folder: Path) -> Entries:
     return Entries(tuple(entries), study, folder)
 
 
-def _study_run(ledger: Ledger, job: StudyJob) -> EntryRun:
+def _study_run(ledger: Ledger, job: StudyJob) -> _EntryRun:
     place, state = ledger.run(job.name), ledger.state(job.name)
     problem = ledger.failure(job.name) or "" if state == "failed" else ""
     try:
         record = read_run(place)
     except CheckpointError:
-        return EntryRun(job.name, job.seed, state, None, problem)
+        return _EntryRun(job.name, job.seed, state, None, problem)
     status = {"done": "finished"}.get(state, state)
-    return EntryRun(job.name, job.seed, status, record, problem)
+    return _EntryRun(job.name, job.seed, status, record, problem)
 
 
 def _grouped(records: Sequence[RunRecord]) -> list[Entry]:
@@ -142,8 +142,8 @@ def _grouped(records: Sequence[RunRecord]) -> list[Entry]:
     return found
 
 
-def _run(record: RunRecord) -> EntryRun:
-    return EntryRun(record.name, _seed(record), record.status, record, str(record.summary.get("error") or ""))
+def _run(record: RunRecord) -> _EntryRun:
+    return _EntryRun(record.name, _seed(record), record.status, record, str(record.summary.get("error") or ""))
 
 
 def _seed(record: RunRecord) -> int | None:

@@ -29,13 +29,13 @@ def head_sentences(found: Compared) -> list[str]:
         )
     else:
         words.append(
-            f"Intervals of {level} speak of training again (other seeds) and of other {_units(found)} of the same kind "
-            f"({what})."
+            f"Intervals of {level} speak of training again (other seeds) and of other {_units(found)} "
+            f"of the same kind ({what})."
         )
     if len(tested) > 1:
         words.append(
-            f"The verdicts better and worse hold at {100 - found.level:g} % for all pairs together (Holm); an interval is that of "
-            "its own pair."
+            f"The verdicts better and worse hold at {100 - found.level:g} % for all pairs together (Holm); an interval is that "
+            "of its own pair."
         )
     if found.excess is not None:
         words.append(f"The variance between seeds is {found.excess:.2g} times that of coin flips on each picture.")
@@ -109,9 +109,11 @@ def verdict_text(own: Against, margin: float) -> str:
     would see 0.5``, or ``to see 0.5 takes more pictures``."""
     if own.smallest is None:
         return own.verdict
-    more = f"about {own.seeds:,} seeds would see {margin:g}"
-    if own.seeds is None:
-        more = f"to see {margin:g} takes more pictures"
+    more = (
+        f"to see {margin:g} takes more pictures"
+        if own.seeds is None
+        else f"about {own.seeds:,} seeds would see {margin:g}"
+    )
     return f"{own.verdict}: 80 % of such studies would see {own.smallest:.1f} points; {more}"
 
 

@@ -203,10 +203,8 @@ def test_what_is_not_told_apart_says_what_would_be_seen(tmp_path: Path) -> None:
     own = found.rows[1].against
     assert own is not None and own.verdict == "not told apart" and own.smallest is not None and own.smallest > 2
     text = cells(found, found.rows[1])[COLUMNS.index("verdict")]
-    assert re.fullmatch(
-        r"not told apart: 80 % of such studies would see \d+\.\d points; (about [\d,]+ seeds would see 2|to see 2 takes more pictures)",
-        text,
-    )
+    said = re.fullmatch(r"not told apart: 80 % of such studies would see \d+\.\d points; (.*)", text)
+    assert said and re.fullmatch(r"about [\d,]+ seeds would see 2|to see 2 takes more pictures", said[1])
 
 
 def test_level_and_margin_are_checked(tmp_path: Path) -> None:
