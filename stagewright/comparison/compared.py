@@ -163,10 +163,7 @@ def _seeds(tested: Sequence[tuple[Entry, list[RunRecord]]], found: SamePictures,
     for _, records in tested:
         right.append(np.stack(found.right[at : at + len(records)]))
         at += len(records)
-    groups = found.groups
-    if groups is not None and len(np.unique(groups)) < 2:
-        groups = None  # one site: nothing can be said of others
-    return Seeds(right, groups, level / 100)
+    return Seeds(right, found.groups, level / 100)
 
 
 def _results(

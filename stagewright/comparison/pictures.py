@@ -98,9 +98,12 @@ def same_pictures(runs: Sequence[tuple[str, RunRecord]], others: Sequence[tuple[
         few = len(first.manifest.classes) <= _TOP
         among.append(None if own.ranks is None or few else (own.ranks <= _TOP)[rows])
     groups = group_numbers(first.manifest.group_names(first.rows[kept]))
+    one_group = groups is not None and len(np.unique(groups)) == 1
     lost, same = len(first.rows) - len(kept), len(kept) - len(np.unique(first.manifest.content[first.rows[kept]]))
     notes = [f"{count_text(lost, 'picture')} that a run could not read left out of all"] * (lost > 0)
     notes += [f"{count_text(same, 'picture')} identical to another of them"] * (same > 0)
+    notes += ["all test pictures are of one group: the intervals say nothing of other groups"] * one_group
+    groups = None if one_group else groups
     return SamePictures(len(kept), len(first.manifest.classes), tuple(right), tuple(among), groups, tuple(notes))
 
 

@@ -189,6 +189,11 @@ def test_groups_are_the_units(tmp_path: Path) -> None:
     assert found.rows[0].scored.low != plain_units.rows[0].scored.low
 
 
+def test_one_group_alone_says_nothing_of_others(tmp_path: Path) -> None:
+    found = compare(both(tmp_path, manifest=manifest_of(60, groups=1)))
+    assert found.groups is None and any("nothing of other groups" in note for note in found.notes)
+
+
 def test_verdicts() -> None:
     def of(low: float, high: float, differs: bool) -> str:
         return verdict_of(Contrast((low + high) / 2, low, high, 0.5, 0.5, differs, 0.1), 0.01)
