@@ -187,9 +187,9 @@ def errors_page() -> str:
         lines.append(f"| `{node.name}` | {EXITS.get(node.name, '2')} | {said} |")
     lines += [
         "",
-        "Further exit codes: 0 done; 1 a check that failed (`resume-check`), or a bug, with a traceback; 130 a second Ctrl-C",
+        "Further exit codes: 0 done; 1 a check that failed (`resume-check`, `why`), or a bug, with a traceback; 130 a second",
     ]
-    lines += ["in a training. `predict` ends with 2 if no image could be read, and with 0 if some could."]
+    lines += ["Ctrl-C in a training. `predict` ends with 2 if no image could be read, and with 0 if some could."]
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stagewright.api.train import resume as resume
     from stagewright.api.train import train as train
     from stagewright.bundle.bundle import Bundle as Bundle
+    from stagewright.comparison.compared import compare as compare
     from stagewright.errors import StagewrightError as StagewrightError
     from stagewright.plan.budget import Budget as Budget
     from stagewright.plan.execution import Execution as Execution
@@ -41,6 +42,7 @@ _HOMES = {
     "StagewrightError": "errors",
     "Bundle": "bundle.bundle",
     "load_bundle": "api.load_bundle",
+    "compare": "comparison.compared",
     "Plan": "plan.plan",
     "Recipe": "recipe.recipe",
     "Stage": "recipe.recipe",

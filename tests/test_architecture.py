@@ -24,14 +24,15 @@ FACADE = "stagewright"
 """The package itself hands out names of api, bundle, plan and recipe, and is imported by nobody in it."""
 
 TORCH_FREE = (
-    *("measures", "errors", "rng", "text", "storage", "recipe", "plan", "observers", "report", "cli", "rundir"),
+    *("measures", "errors", "rng", "text", "storage", "recipe", "plan", "observers", "report", "cli", "rundir", "comparison"),
     *("data.sources", "data.pack", "data.splits", "data.inspect", "data.manifest", "data.dataset", "data.partition"),
     *("data.sample", "data.load_times", "data.batches.order", "data.images.decode", "data.images.stored"),
     *("data.images.native", "data.images.memory_cache"),
     *("augment.geometry", "augment.draw", "augment.policies", "augment.matrices", "augment.custom"),
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
     "system.named_functions",
-    *("training.clock", "training.read_watch", "training.paired", "api.compare"),
+    *("training.clock", "training.read_watch", "training.paired", "data.picture_changes"),
+    *("api.diff", "api.deciding", "api.data_difference"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
 NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")

@@ -37,6 +37,7 @@ NAMES = {
         "StagewrightError",
     ),
     *(
+        "compare",
         "evaluate",
         "finish",
         "folds",

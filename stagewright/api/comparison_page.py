@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from stagewright.api.compare import Difference, difference
+from stagewright.api.diff import Difference, difference
 from stagewright.errors import RecipeError
 from stagewright.report.comparison import Against, page
 from stagewright.report.overlay import MOST_RUNS, draw_overlay

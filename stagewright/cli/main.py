@@ -1,9 +1,9 @@
 """The command line: parses arguments, calls the library, sets the exit code.
 
 Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
-stagewright, or a check that found problems; 2 an error that the user can fix (the message states how); 75 stopped on request
-with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues); 130 after
-Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
+stagewright, or a check that found problems or a difference; 2 an error that the user can fix (the message states how); 75 stopped
+on request with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues);
+130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import evaluate, finish, plan, predict, report, runs, study
+from stagewright.cli import compare, evaluate, finish, plan, predict, report, runs, study
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
@@ -228,6 +228,7 @@ evaluate.register(app)
 plan.register(app)
 predict.register(app)
 runs.register(app)
+compare.register(app)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands ``runs`` and ``diff``."""
+"""The commands ``runs`` and ``why``, which is also called ``diff``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from stagewright.storage.files import user_path
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
     app.command()(runs)
-    app.command()(diff)
+    app.command()(why)
+    app.command("diff", hidden=True)(why)
 
 
 def runs(
@@ -53,21 +54,24 @@ def runs(
     Terminal(highlight=False).print(runs_view(chosen, len(every), folder))
 
 
-def diff(
+def why(
     one: RunPath,
     other: Annotated[
         Path, typer.Argument(parser=user_path, autocompletion=run_directories, help="The run that is compared with it.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show in what two runs differ: recipe, data, versions, and results on the same pictures."""
-    from stagewright.api.compare import diff as compare
+    """Show in what two runs differ: recipe, data, initial weights, threads, hardware, versions, and results on the same pictures.
+    Exit code 0: equal in all that decides the result; 1: different, or not known; names, paths and times do not count."""
+    from stagewright.api.diff import diff
 
-    found = compare(one, other)
+    found = diff(one, other)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1, default=str))
-        return
-    from stagewright.cli.runs_view import difference_view
-    from stagewright.system.terminal import Terminal
+    else:
+        from stagewright.cli.runs_view import difference_view
+        from stagewright.system.terminal import Terminal
 
-    Terminal(highlight=False).print(difference_view(found))
+        Terminal(highlight=False).print(difference_view(found))
+    if not found.equal:
+        raise typer.Exit(1)

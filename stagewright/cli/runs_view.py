@@ -1,4 +1,4 @@
-"""Terminal output of ``stagewright runs`` and ``stagewright diff``."""
+"""Terminal output of ``stagewright runs`` and ``stagewright why``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +19,7 @@ from stagewright.system.tables import FittingTable
 from stagewright.text import ABSENT, compact, count_text, printable
 
 if TYPE_CHECKING:
-    from stagewright.api.compare import Difference, Different, ResultPair
+    from stagewright.api.diff import Difference, Different, ResultPair, SameBits
 
 
 def runs_view(listed: Runs, every: int, folder: Path) -> RenderableType:
@@ -87,14 +88,37 @@ def _when(created: str) -> str:
 
 
 def difference_view(found: Difference) -> RenderableType:
-    """Returns tables of what differs, and the results with their difference."""
+    """Returns the answer in a sentence, tables of what differs, and the results with their difference."""
     parts: list[RenderableType] = [Text(f"A  {printable(found.one)}\nB  {printable(found.other)}")]
-    for title, rows in (("recipe", found.recipe), ("versions", found.versions)):
-        parts.append(_different(title, rows) if rows else Text(f"{title}: the same"))
-    parts += [Text(f"data: {printable(line)}") for line in found.data]
+    verdict = printable(found.verdict)
+    parts.append(Text(f"{verdict[0].upper()}{verdict[1:]}.", style="bold"))
+    for title, rows in (
+        ("recipe", found.recipe),
+        ("initial weights", found.weights),
+        ("computing", found.computing),
+        ("hardware", found.hardware),
+        ("versions", found.versions),
+    ):
+        parts += [_different(title, rows)] if rows else []
+    parts += [Text(f"the same: {', '.join(found.same)}")] if found.areas and found.same else []
+    idle = (f"{row.name} {value_text(row.one)} and {value_text(row.other)}" for row in found.without_effect)
+    parts += [Text(f"without effect on the result: {printable('; '.join(idle))}")] if found.without_effect else []
+    if len(found.data) > 1:
+        parts += [Text("data:"), *(_indented(printable(line)) for line in found.data)]
+    else:
+        parts += [Text(f"data: {printable(line)}") for line in found.data]
     parts += [_result(pair) for pair in found.results] or [Text("results: none yet")]
+    parts += [] if found.bits is None else [Text(_bits_text(found.bits))]
     parts += [Text(f"· {printable(line)}", style="dim") for line in found.notes]
     return Group(*parts)
+
+
+def _bits_text(bits: SameBits) -> str:
+    models = {True: "equal to the bit", False: "not equal to the bit", None: "not compared: a file is missing"}[
+        bits.models
+    ]
+    answers = [f"{SPLIT_NAMES[split]} {'equal' if same else 'not equal'}" for split, same in bits.answers.items()]
+    return f"models: {models}" + (f"; answers to the bit: {', '.join(answers)}" if answers else "")
 
 
 def _different(title: str, rows: Sequence[Different]) -> Table:
@@ -106,14 +130,21 @@ def _different(title: str, rows: Sequence[Different]) -> Table:
     return table
 
 
-def _result(pair: ResultPair) -> Text:
+def _indented(text: str) -> RenderableType:
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)
+
+
+def _result(pair: ResultPair) -> RenderableType:
     def one(score: Score | None) -> str:
         return ABSENT if score is None else "{:.2f} % ({:.1f} to {:.1f})".format(score.percent, *score.interval)
 
     line = f"{SPLIT_NAMES[pair.split]}: A {one(pair.one)}, B {one(pair.other)}"
     if (paired := pair.paired) is None:
         return Text(f"{line}; no answers to the same pictures")
-    return Text(
-        f"{line}\n  B - A on the same {count_text(paired.images, 'picture')}: {paired.points:+.2f} points "
-        f"({paired.low:+.2f} to {paired.high:+.2f}); {paired.gained:,} right in B alone, {paired.lost:,} in A alone"
+    return Group(
+        Text(line),
+        _indented(
+            f"B - A on the same {count_text(paired.images, 'picture')}: {paired.points:+.2f} points "
+            f"({paired.low:+.2f} to {paired.high:+.2f}); {paired.gained:,} right in B alone, {paired.lost:,} in A alone"
+        ),
     )

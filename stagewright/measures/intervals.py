@@ -47,6 +47,22 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     return low, high
 
 
+def paired_interval(gained: int, lost: int, total: int, z: float = Z) -> tuple[float, float]:
+    """Returns the interval of a difference of two shares on the same ``total`` images, in [-1, 1]: ``gained`` are right by the
+    first alone, ``lost`` by the second alone.
+
+    It is the adjusted Wald interval of D. G. Bonett and R. M. Price, "Adjusted Wald confidence interval for a difference of
+    binomial proportions based on paired data", J. Educ. Behav. Stat. 37 (2012), 479-488, which M. W. Fagerland, S. Lydersen and
+    P. Laake, Stat. Med. 33 (2014), 2850-2875, recommend also for few images: one image is added to the gained and one to the
+    lost, so it has a length where no answer differs. ``z`` is the normal quantile. ValueError without images.
+    """
+    if total < 1 or min(gained, lost) < 0 or gained + lost > total:
+        raise ValueError(f"{gained} gained and {lost} lost of {total} images")
+    more, less = (gained + 1) / (total + 2), (lost + 1) / (total + 2)
+    spread = z * math.sqrt((more + less - (more - less) ** 2) / (total + 2))
+    return max(-1.0, more - less - spread), min(1.0, more - less + spread)
+
+
 def share_estimate(value: float, variance: float, size: float, freedom: float) -> Estimate:
     """Returns a measure in [0, 1] with its 95 % interval, from the ``variance`` of its linear form and the degrees of freedom
     that this variance rests on.

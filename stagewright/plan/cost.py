@@ -19,7 +19,7 @@ PAGE_GAP_SECONDS = 60.0
 training it delays the training by 1 to 1.3 s (by 2.4 s from a process in its own session); every 20 s that was 6 %."""
 _BEHIND = 1.1
 """Loading counts as hidden behind computing if it makes a step take less than this many times as long."""
-_DISTURBED_CORES = 0.2
+DISTURBED_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Costs:
     @property
     def is_noisy(self) -> bool:
         """Whether other processes used so much of the machine that the times are not reliable."""
-        return self.others_cores is not None and self.others_cores > _DISTURBED_CORES
+        return self.others_cores is not None and self.others_cores > DISTURBED_CORES
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all values as lists, dicts and numbers, for JSON."""

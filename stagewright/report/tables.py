@@ -28,7 +28,18 @@ Columns = dict[str, NDArray[np.float64]]
 
 SPLITS = ("train", "val", "test")
 _PREDICTION_COLUMNS = (
-    *("path", "label", "predicted", "group", "readable", "probability", "true_probability", "loss", "probabilities"),
+    *(
+        "path",
+        "label",
+        "predicted",
+        "group",
+        "readable",
+        "probability",
+        "true_probability",
+        "loss",
+        "rank",
+        "probabilities",
+    ),
 )
 """Columns of the predictions that the report uses."""
 _Numbers = NDArray[np.float64] | None
@@ -59,6 +70,8 @@ class Predictions:
     """(N,) cross-entropy in nats; None as for ``confidence``."""
     probabilities: NDArray[np.float32] | None = None
     """(N, C) probabilities of all classes, in [0, 1]; None where the table has none."""
+    ranks: NDArray[np.int64] | None = None
+    """(N,) place of the true class among all, from 1; None in a table without it."""
 
     @property
     def correct(self) -> int:
@@ -178,7 +191,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
             answered = table.filter(pa.array(readable))  # the others have the class -1
             labels, predicted = _classes(answered, "label"), _classes(answered, "predicted")
             groups = _group_names(table)
-            shares = _shares(table, readable)
+            shares, ranks = _shares(table, readable), _ranks(table, readable)
         except (ValueError, pa.ArrowException) as error:
             problems.append(_left_out(path, error))
             continue
@@ -187,7 +200,7 @@ def read_predictions(folder: Path, problems: list[str]) -> Iterator[tuple[str, P
         unreadable = int(np.count_nonzero(~readable))
         yield (
             split,
-            Predictions(*(split, labels, predicted, groups, unreadable, _paths(table, readable)), *shares),
+            Predictions(*(split, labels, predicted, groups, unreadable, _paths(table, readable)), *shares, ranks),
         )
 
 
@@ -222,6 +235,18 @@ def _shares(
     if not bool(((shares >= 0) & (shares <= 1)).all()):
         raise ValueError("probabilities has values outside of 0 to 1")
     return confidence, true, losses, shares
+
+
+def _ranks(table: pa.Table, readable: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    if "rank" not in table.column_names:
+        return None
+    column = table.column("rank").filter(pa.array(readable))
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise ValueError("rank has cells that are no numbers")
+    ranks = column.cast(pa.int64()).to_numpy()
+    if len(ranks) and not 1 <= ranks.min() <= ranks.max() <= _MOST_CLASSES:
+        raise ValueError(f"rank has values below 1 or above {_MOST_CLASSES:,}")
+    return ranks
 
 
 def _numbers(table: pa.Table, name: str, readable: NDArray[np.bool_], most: float) -> NDArray[np.float64]:

@@ -33,7 +33,18 @@ _SET_UP = (
 )
 """Files that may exist when a set-up fails before the event log is created."""
 _FOLDERS = ("", "evaluations", "fed", "plots", "lr-find", "model")
-_OWN_FILES = (*_SET_UP, "events.jsonl", "report.html", "evaluations", "fed", "plots", "model", "interim", locking.NAME)
+_OWN_FILES = (
+    *_SET_UP,
+    "events.jsonl",
+    "report.html",
+    "costs.json",
+    "evaluations",
+    "fed",
+    "plots",
+    "model",
+    "interim",
+    locking.NAME,
+)
 """Files and folders of a run that are written by their names. ``checkpoints`` may be a link to another disk."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp|\..+\.\d+\.part|\..+\.tmp")
 _TEMPORARY_CHECKPOINT = re.compile(r"\.tmp-(step_\d+|best|last)")

@@ -46,6 +46,10 @@ class RunDir:
         return self.root / "weights.json"
 
     @property
+    def costs(self) -> Path:
+        return self.root / "costs.json"
+
+    @property
     def events(self) -> Path:
         return self.root / "events.jsonl"
 

@@ -117,6 +117,7 @@ class _Stage(Fields):
     first_step: Count
     num_steps: Count
     index: Count = ABSENT
+    micro_batch_size: Count = ABSENT
     name: str = ABSENT
     image_size: Count = ABSENT
     batch_size: Count = ABSENT
@@ -134,6 +135,12 @@ class _Dataset(Fields):
     num_val: Count = ABSENT
     num_test: Count = ABSENT
     classes: Annotated[list[str], Field(max_length=10**6)] = ABSENT
+    digest: str = ABSENT
+
+
+class _Measured(Fields):
+    lr: _Finite | None = ABSENT
+    upper: str | None = ABSENT
 
 
 class _Model(Fields):
@@ -157,6 +164,7 @@ class _Recipe(Fields):
     data: _Data = ABSENT
     name: str = ABSENT
     seed: int = ABSENT
+    deterministic: bool = ABSENT
     model: _Model = ABSENT
     eval: _Eval = ABSENT
     interpolation: Literal["bilinear", "bicubic"] = ABSENT
@@ -165,8 +173,12 @@ class _Recipe(Fields):
 class PlanFields(Fields):
     """plan.json (:class:`stagewright.plan.plan.Plan`)."""
 
+    digest: str = ABSENT
     recipe: _Recipe = ABSENT
     dataset: _Dataset = ABSENT
+    precision: str = ABSENT
+    eval_precision: str = ABSENT
+    measured: _Measured = ABSENT
     total_steps: Count = ABSENT
     stages: Annotated[list[_Stage], Field(max_length=10_000)] = ABSENT
 

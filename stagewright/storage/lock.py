@@ -99,8 +99,13 @@ def lock(folder: Path) -> Iterator[Lock]:
 
 def is_held(folder: Path) -> bool | None:
     """Whether a process holds the lock of ``folder`` now, or None if the file system has no locks."""
+    return is_locked(folder / NAME)
+
+
+def is_locked(file: Path) -> bool | None:
+    """Whether a process has locked ``file`` now (False if it does not exist), or None if the file system has no locks."""
     try:
-        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

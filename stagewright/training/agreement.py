@@ -14,7 +14,7 @@ from stagewright.rundir.event_kinds import Notice
 from stagewright.training.evaluator import Evaluator, both_precisions
 
 _MOST_BATCHES = 16
-_FEWEST_IMAGES = 16
+FEWEST_IMAGES = 16
 """With fewer images the margin means nothing, and the model predicts in float32."""
 
 
@@ -55,7 +55,7 @@ def measure_agreement(evaluator: Evaluator, stage: StagePlan) -> Agreement | Non
     )
     chosen = specs[:: -(-len(specs) // _MOST_BATCHES)] if specs else []
     fast, exact = both_precisions(session, network, chosen)
-    if len(fast) < _FEWEST_IMAGES:
+    if len(fast) < FEWEST_IMAGES:
         return None
     found = _compared(fast, exact)
     session.recorder.log.emit(Notice(step=session.state.step, text=found.sentence()))

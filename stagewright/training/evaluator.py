@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from stagewright.engine.evaluate import Evaluation, Extras, evaluate
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
 from stagewright.engine.numerics import Numerics
-from stagewright.engine.state import Score
+from stagewright.engine.state import Score, TrainState
 from stagewright.errors import Interrupted, NotFinite
 from stagewright.measures.metrics import Metric, goodness, keeps_probabilities, needs_probabilities
 from stagewright.measures.overview import metric_value
@@ -24,7 +24,7 @@ from stagewright.model.average import has_batch_norm, recalibrate
 from stagewright.model.fold import folded_copy
 from stagewright.model.groups import modes_kept
 from stagewright.model.two_precisions import TwoPrecisions, bfloat16_copy, margin_of
-from stagewright.plan.plan import StagePlan, eval_image_size
+from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rundir.event_kinds import EndedEarly, Evaluated, Evaluating, MemoryUse, Notice
 from stagewright.system.memory import memory_in_use, out_of_memory
 from stagewright.training.early_stopping import reason_to_end, update_early_stopping
@@ -170,13 +170,7 @@ class Evaluator:
     def network(self, stage: StagePlan) -> Callable[[Tensor], Tensor]:
         """Returns the network for the present weights: the model, or on CPUs a copy of it with its batch norms folded, perhaps in
         bfloat16."""
-        state, pairs = self.session.state, self.session.pairs
-        exact = folded_copy(state.model, pairs) if pairs else state.forward
-        if self.exact or not (isinstance(exact, nn.Module) and predicts_in_bfloat16(self.session.plan, state)):
-            return exact
-        size = eval_image_size(self.session.plan, stage)
-        fast = bfloat16_copy(exact, torch.zeros(2, 3, size, size))
-        return exact if fast is None else TwoPrecisions(exact, fast)
+        return prediction_network(self.session.plan, self.session.state, self.session.pairs, stage, exact=self.exact)
 
     def _with_margin(self, network: TwoPrecisions, split: str, stage: StagePlan) -> nn.Module:
         """Returns ``network`` with a margin by images from all over ``split``: the first ones are often of one class, whose
@@ -202,6 +196,19 @@ class Evaluator:
         ) as batches:
             masked = map(self.session.masked, batches)
             recalibrate(self.session.state.model, network_inputs(masked, self.session.numerics))
+
+
+def prediction_network(
+    plan: Plan, state: TrainState, pairs: Mapping[str, str], stage: StagePlan, *, exact: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """Returns the network for the present weights of ``state``, as an evaluation after ``stage`` uses it: the model, or on CPUs a
+    copy of it with ``pairs`` of its batch norms folded, in bfloat16 where the plan says so and not ``exact``."""
+    folded = folded_copy(state.model, pairs) if pairs else state.forward
+    if exact or not (isinstance(folded, nn.Module) and predicts_in_bfloat16(plan, state)):
+        return folded
+    size = eval_image_size(plan, stage)
+    fast = bfloat16_copy(folded, torch.zeros(2, 3, size, size))
+    return folded if fast is None else TwoPrecisions(folded, fast)
 
 
 @torch.no_grad()

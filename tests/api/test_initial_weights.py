@@ -13,7 +13,7 @@ from stopping import crash_after, stop_after
 from torchvision.models import mobilenet_v3_small
 
 import stagewright as sw
-from stagewright.api.compare import diff
+from stagewright.api.diff import diff
 from stagewright.bundle.bundle import load_bundle
 from stagewright.engine.build import build_state
 from stagewright.engine.initial_weights import InitialWeights
@@ -72,7 +72,7 @@ def test_random_weights_and_where_it_is_said(small_run: Path, tmp_path: Path) ->
     assert f"<p>R{sentence[1:]}.</p>" in write(copy).read_text()
     (copy / "weights.json").unlink()
     assert "andom weights" not in write(copy).read_text()
-    assert [one for one in diff(small_run, copy).recipe if "weights" in one.name] == []
+    assert diff(small_run, copy).weights == () and diff(small_run, copy).unknown == ("initial weights",)
 
 
 def test_a_kill_writes_it_again_and_a_resume_does_not(picture_folder: Path, tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_weights_of_a_run_and_of_a_fork(picture_folder: Path, small_run: Path, t
     assert content["head"] == "loaded" and content["head_rows"] == 3 and content["tensors"]["fresh"] == 0
     assert content["parameters"]["loaded"] == content["parameters"]["all"] == summary["parameters"]
     assert said(tuned).startswith(f"{chosen['weights']} weights of the run run at step {chosen['step']} (plan ")
-    fields = {one.name: (one.one, one.other) for one in diff(small_run, tuned).recipe}
-    assert fields["(initial weights)"] == ("random weights", said(tuned).partition(";")[0])
+    fields = {one.name: (one.one, one.other) for one in diff(small_run, tuned).weights}
+    assert fields["origin"] == ("random weights", said(tuned).partition(";")[0])
     fork = sw.resume(tuned, overrides=["epochs=1ep"], execution=QUIET, say=silent).path
     content = json.loads((fork / "weights.json").read_text())
     last = json.loads((tuned / "summary.json").read_text())

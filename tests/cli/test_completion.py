@@ -64,7 +64,7 @@ def test_runs_are_completed_with_and_without_their_folder(tmp_path: Path) -> Non
     assert completions("stagewright resume ", tmp_path) == ["one", "runs/quick-1", "runs/quick-2"]
     assert completions("stagewright report one runs/quick-2", tmp_path) == ["runs/quick-2"]
     assert completions("stagewright evaluate runs/", tmp_path) == ["runs/quick-1", "runs/quick-2"]
-    assert completions("stagewright diff on", tmp_path) == ["one"]
+    assert completions("stagewright why on", tmp_path) == ["one"]
     assert completions("stagewright predict no/such/", tmp_path) == []
 
 

@@ -163,7 +163,7 @@ def test_models(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (["evaluate", "no/run", "DATA", "--weights", "resnet18"], r"--weights resnet18 with RUN no/run"),
         (["runs", "nowhere"], r"nowhere: no such directory"),
         (["runs", ".", "--sort", "colour"], r"--sort 'colour' is not a field"),
-        (["diff", "no/run", "no/other"], r"no/run: no such directory"),
+        (["why", "no/run", "no/other"], r"no/run: no such directory"),
         (["report", "no/run", "--out", "x.html"], r"--out without several runs"),
     ],
 )

@@ -1,16 +1,20 @@
-"""runs, diff and report of several runs, as a person types them; evaluate's file of answers."""
+"""runs, why and report of several runs, as a person types them; evaluate's file of answers."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from commands import typed
 
 import stagewright as sw
+from stagewright.data.manifest import Manifest
 
 SMALL = ["model.options={width: 4}", "image_size=16", "batch_size=16", "data.val=0.2", "data.test=0.2"]
 
@@ -68,17 +72,58 @@ def test_a_damaged_run_is_shown_with_its_problem(
     assert code == 0 and "damaged" in out and "plan.json cannot be read" in out and "\x1b" not in out
 
 
-def test_diff_for_people_and_programs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+@pytest.mark.parametrize("command", ["why", "diff"])
+def test_why_for_people_and_programs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, command: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     two = [folder / "short", next(folder.glob("a-very*"))]
-    code, out, _ = typed(capsys, monkeypatch, "diff", *two)
-    assert code == 0 and max(map(len, out.splitlines())) <= 80
-    assert "A  short" in out and "epochs" in out and "2ep" in out and "3ep" in out and "versions: the same" in out
+    code, out, _ = typed(capsys, monkeypatch, command, *two)
+    assert code == 1 and max(map(len, out.splitlines())) <= 80
+    assert "A  short" in out and "They differ in recipe." in out and "epochs" in out and "2ep" in out and "3ep" in out
+    assert "the same: data, initial weights, computing, hardware, versions" in out
     assert "data: the same 60 pictures" in out and "B - A on the same 12 pictures" in out
-    _, out, _ = typed(capsys, monkeypatch, "diff", *two, "--json")
-    assert {field["name"] for field in json.loads(out)["recipe"]} >= {"epochs", "(updates)"}
+    assert "models: not equal to the bit; answers to the bit:" in out
+    code, out, _ = typed(capsys, monkeypatch, command, *two, "--json")
+    content = json.loads(out)
+    assert code == 1 and {field["name"] for field in content["recipe"]} >= {"epochs", "(updates)"}
+    assert content["areas"] == ["recipe"] and not content["equal"]
+
+
+def test_why_of_equal_runs_ends_with_0(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder / "short", tmp_path / "copy")
+    plan = json.loads((copy / "plan.json").read_text())
+    plan["recipe"]["checkpoints"] = {"every": "1ep", "keep": 9}
+    (copy / "plan.json").write_text(json.dumps(plan))
+    code, out, _ = typed(capsys, monkeypatch, "why", folder / "short", copy)
+    assert code == 0 and "Equal in all that decides the result." in out and "the same:" not in out
+    assert "models: equal to the bit; answers to the bit: validation equal, test equal" in out
+    assert "without effect on the result: checkpoints" in out
+    code, out, _ = typed(capsys, monkeypatch, "why", folder / "short", copy, "--json")
+    assert code == 0 and json.loads(out)["verdict"] == "equal in all that decides the result"
+    (copy / "weights.json").unlink()
+    code, out, _ = typed(capsys, monkeypatch, "why", folder / "short", copy)
+    assert code == 1 and "Equal in all that both have recorded; not known: initial weights." in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_changed_pictures_are_told_within_the_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    copy = shutil.copytree(folder / "short", tmp_path / "copy")
+    manifest = Manifest.read(copy / "manifest.parquet")
+    other = manifest.taken(np.arange(3, 60))
+    paths = [f"a-folder-with-a-name/{path}" for path in other.paths.to_pylist()]
+    replace(other, labels=other.labels[::-1].copy(), paths=pa.array(paths)).write(copy / "manifest.parquet")
+    code, out, _ = typed(capsys, monkeypatch, "why", folder / "short", copy)
+    lines = out.splitlines()
+    assert code == 1 and max(map(len, lines)) <= width and "They differ in data." in out
+    start = lines.index("data:") + 1
+    told = " ".join(line.strip() for line in lines[start:] if line.startswith("  "))
+    assert "3 removed: across/00.png, across/01.png, across/02.png" in told and "relabelled (across to slanted" in told
 
 
 def test_report_of_several_is_one_page(

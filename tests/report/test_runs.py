@@ -172,7 +172,7 @@ def test_wrong_fields_and_numbers_are_named() -> None:
 def test_it_needs_no_torch(folder: Path) -> None:
     code = (
         f"import sys, stagewright as sw\nassert len(sw.runs({str(folder)!r})) == 3\n"
-        "from stagewright.api.compare import diff\n"
+        "from stagewright.api.diff import diff\n"
         f"diff({str(folder / 'done')!r}, {str(folder / 'done')!r})\n"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )

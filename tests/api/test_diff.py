@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import stagewright as sw
-from stagewright.api.compare import diff
 from stagewright.api.comparison_page import write_comparison
+from stagewright.api.diff import SameBits, diff
+from stagewright.data.manifest import Manifest
 from stagewright.errors import CheckpointError, RecipeError
 from stagewright.report.overlay import MOST_RUNS
 from stagewright.training.paired import paired_difference
@@ -73,7 +77,7 @@ def test_other_data_are_told_by_content(runs: tuple[Path, Path, Path]) -> None:
     found = diff(one, three)
     said = "; ".join(found.data)
     assert "classes only in one: slanted" in said and "classes only in three: tilted" in said
-    assert "one has 60, three 30, and 30 are in both" in said and "training: 36 and 18" in said
+    assert "one has 60 pictures, three 30; 30 are in both" in said and "training: 36 and 18" in said
     manifests = [pq.read_table(run / "manifest.parquet").to_pydict() for run in (one, three)]
 
     def hashes(at: int, split: str) -> set[str]:
@@ -97,6 +101,121 @@ def test_what_is_missing_is_said_and_no_crash(runs: tuple[Path, Path, Path], tmp
     assert found.data == () and any("manifest" in note for note in found.notes) and found.results[0].paired is None
     with pytest.raises(CheckpointError, match="no such directory"):
         diff(one, tmp_path / "none")
+
+
+def test_equal_runs_are_equal_to_the_bit(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, two, three = runs
+    copy = shutil.copytree(one, tmp_path / "elsewhere")
+    found = diff(one, copy)
+    assert found.equal and found.areas == found.unknown == found.notes == () and len(found.same) == 6
+    assert found.bits == SameBits(True, {"val": True, "test": True}) and found.pictures is None
+    assert json.loads(json.dumps(found.to_dict()))["equal"] is True
+    weights = copy / "model" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    shutil.copystat(one / "model" / "weights.safetensors", weights)
+    table = pq.read_table(copy / "evaluations" / "val.parquet")
+    losses = table["loss"].to_numpy().copy()
+    losses[0] += 1e-6
+    at = table.column_names.index("loss")
+    pq.write_table(table.set_column(at, "loss", [losses]), copy / "evaluations" / "val.parquet")
+    found = diff(one, copy)
+    assert found.equal and found.bits == SameBits(False, {"val": False, "test": True})
+    weights.unlink()
+    found = diff(one, copy)
+    assert found.bits is not None and found.bits.models is None
+    bits = diff(one, two).bits
+    assert bits is not None and bits.models is False and bits.answers.keys() == {"val", "test"}
+    found = diff(one, three)
+    assert found.bits == SameBits(False, {}), "answers to other pictures are not compared"
+
+
+def test_on_a_gpu_without_fixed_sums_bits_may_differ(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    pair = [shutil.copytree(runs[0], tmp_path / name) for name in ("a", "b")]
+    for run in pair:
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {"device": "cuda:0"}))
+    (pair[1] / "model" / "weights.safetensors").write_bytes(b"other")
+    (note,) = diff(*pair).notes
+    assert "deterministic: true" in note
+    plan = json.loads((pair[0] / "plan.json").read_text())
+    plan["recipe"]["deterministic"] = True
+    for run in pair:
+        (run / "plan.json").write_text(json.dumps(plan))
+    assert diff(*pair).notes == ()
+
+
+def test_an_unfinished_run_is_said_to_be_one(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(summary | {"status": "stopped"}))
+    found = diff(runs[0], copy)
+    assert found.equal and found.bits is None
+    assert "stopped at 100 % of its plan" in found.notes[0]
+
+
+def rewritten(run: Path, change: Callable[[Manifest], Manifest]) -> None:
+    path = run / "manifest.parquet"
+    changed = change(Manifest.read(path))
+    path.unlink()
+    changed.write(path)
+
+
+def test_pictures_of_a_closed_test_part_are_not_named(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    def relabelled(manifest: Manifest) -> Manifest:
+        return replace(manifest, labels=(manifest.labels + 1) % 3)
+
+    pair = [shutil.copytree(runs[0], tmp_path / name) for name in ("a", "b")]
+    rewritten(pair[1], relabelled)
+    tests = answers(runs[0]).keys()
+    for run in pair:
+        (run / "evaluations" / "val.parquet").unlink()
+    opened = diff(*pair)
+    assert opened.pictures is not None and opened.pictures.relabelled.count == 60
+    assert sum(turn.count for turn in opened.pictures.relabelled.turns) == 60
+    rewritten(pair[0], lambda manifest: manifest.taken(manifest.rows("test")))
+    rewritten(pair[1], lambda manifest: manifest.taken(manifest.rows("test")))
+    assert any(path in str(diff(*pair).to_dict()) for path in tests), "this test can fail"
+    env = json.loads((pair[0] / "env.json").read_text()) | {"hold_test": True}
+    (pair[0] / "env.json").write_text(json.dumps(env))
+    summary = json.loads((pair[0] / "summary.json").read_text())
+    summary["top1"]["test"] = None
+    (pair[0] / "summary.json").write_text(json.dumps(summary))
+    found = diff(*pair)
+    assert found.pictures is not None and found.pictures.relabelled.count == 12 and found.areas == ("data",)
+    assert not any(path in str(found.to_dict()) for path in tests)
+    assert any("its test part is closed" in note for note in found.notes)
+
+
+def test_without_a_manifest_the_digests_in_the_plans_decide(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    one, two, three = (shutil.copytree(run, tmp_path / run.name) for run in runs)
+    for run in (two, three):
+        (run / "manifest.parquet").unlink()
+    found = diff(one, two)
+    assert "data" in found.same and found.data == ("the same pictures, classes and parts, by the digests in the plans",)
+    found = diff(one, three)
+    assert "data" in found.areas and found.data[0].startswith("other pictures, classes or parts")
+    (two / "plan.json").unlink()
+    found = diff(one, two)
+    assert {"data", "recipe"} <= {*found.unknown} and not found.equal and found.data == ()
+
+
+@pytest.mark.parametrize("damage", ["hashes", "classes", "paths"])
+def test_a_manifest_of_a_stranger_is_not_compared(runs: tuple[Path, Path, Path], tmp_path: Path, damage: str) -> None:
+    """One whose digest is right, so that only the comparison meets what is wrong with it."""
+    copy = shutil.copytree(runs[0], tmp_path / "copy")
+
+    def change(manifest: Manifest) -> Manifest:
+        size = len(manifest)
+        if damage == "classes":
+            return replace(manifest, classes=(1, 2, 3))  # pyright: ignore[reportArgumentType]
+        wrong = pa.array(["no hash"] * size) if damage == "hashes" else pa.array([None] * size, pa.string())
+        return replace(manifest, **{damage: wrong})
+
+    rewritten(copy, change)
+    found = diff(runs[0], copy)
+    assert any("manifest cannot be compared" in note for note in found.notes) and found.pictures is None
 
 
 def test_one_page_has_all_runs(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
