@@ -84,7 +84,8 @@ def _stage_sentence(stage: StagePlan, first: bool) -> str:
     if stage.micro_batch_size < stage.batch_size:
         parts.append(f"micro-batches of {stage.micro_batch_size}")
     if abs(stage.epochs_asked - stage.epochs_given) > 5e-4 * max(stage.epochs_asked, 1.0):
-        parts.append(f"{stage.epochs_asked:.4g} epochs asked, {stage.epochs_given:.4g} given")
+        epochs = "1 epoch" if stage.epochs_asked == 1 else f"{stage.epochs_asked:.4g} epochs"
+        parts.append(f"{epochs} asked, {stage.epochs_given:.4g} given")
     return f"{stage.name}: {'; '.join(parts)}."
 
 
