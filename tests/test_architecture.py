@@ -24,7 +24,20 @@ FACADE = "stagewright"
 """The package itself hands out names of api, bundle, plan and recipe, and is imported by nobody in it."""
 
 TORCH_FREE = (
-    *("measures", "errors", "rng", "text", "storage", "recipe", "plan", "observers", "report", "cli", "rundir", "comparison"),
+    *(
+        "measures",
+        "errors",
+        "rng",
+        "text",
+        "storage",
+        "recipe",
+        "plan",
+        "observers",
+        "report",
+        "cli",
+        "rundir",
+        "comparison",
+    ),
     *("data.sources", "data.pack", "data.splits", "data.inspect", "data.manifest", "data.dataset", "data.partition"),
     *("data.sample", "data.load_times", "data.batches.order", "data.images.decode", "data.images.stored"),
     *("data.images.native", "data.images.memory_cache"),
