@@ -56,8 +56,8 @@ def runs_view(listed: Runs, every: int, folder: Path) -> RenderableType:
 
 
 def _status(row: RunRow) -> str:
-    unfinished = row.status not in ("finished", "damaged") and row.done is not None
-    return f"{row.status} {100 * (row.done or 0):.0f} %" if unfinished else row.status
+    partly = row.status != "damaged" and row.done is not None and (row.done < 1 or row.status != "finished")
+    return f"{row.status} {100 * (row.done or 0):.0f} %" if partly else row.status
 
 
 def _short_data(data: str) -> str:

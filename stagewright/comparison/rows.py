@@ -139,7 +139,8 @@ def _facts(record: RunRecord) -> tuple[str, ...]:
     size = ours.get("image_size") or (stages[-1].get("image_size") if stages else None)
     crop = "" if ours.get("crop") is None else f"{ours.get('fit', 'crop')} {ours['crop']:g}"
     versions = [f"{name} {env[name]}" for name in ("stagewright", "torch", "torchvision", "timm") if env.get(name)]
-    epochs = sum(_epochs(stage) for stage in stages)
+    steps = record.step if record.status == "finished" else record.total_steps  # it may have been finished early
+    epochs = sum(_epochs(stage, steps) for stage in stages)
     return (
         "" if size is None else str(size),
         crop,
@@ -147,13 +148,15 @@ def _facts(record: RunRecord) -> tuple[str, ...]:
         str(record.env.get("device_name") or env.get("cpu") or ""),
         ", ".join(versions),
         number_text(epochs, ".4g") if epochs else "",
-        f"{record.total_steps:,}" if record.total_steps else "",
+        f"{steps:,}" if steps else "",
     )
 
 
-def _epochs(stage: dict[str, Any]) -> float:
+def _epochs(stage: dict[str, Any], steps: int) -> float:
+    """Returns the passes over its pictures that a stage makes in the first ``steps`` updates of its run."""
     images = stage.get("num_images")
-    return stage["num_steps"] * stage.get("batch_size", 0) / images if images else 0.0
+    own = min(max(0, steps - stage["first_step"]), stage["num_steps"])
+    return own * stage.get("batch_size", 0) / images if images else 0.0
 
 
 def differing_facts(rows: Sequence[Row]) -> list[str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -173,7 +173,8 @@ class Seeds:
         if one < other:
             return self.contrasts[one, other]
         found = self.contrasts[other, one]
-        return Contrast(-found.value, -found.high, -found.low, found.p, found.adjusted, found.differs, found.smallest)
+        value, low, high = (0.0 - end for end in (found.value, found.high, found.low))  # no minus in front of 0
+        return replace(found, value=value, low=low, high=high)
 
     def ranks(self, at: int) -> tuple[int, int]:
         """Returns the best and the worst place that recipe ``at`` can have: 1 and the number that are better than it, and V
