@@ -30,7 +30,7 @@ _STYLE = """
 th button { all: unset; cursor: pointer; } th button:hover, th button:focus-visible { color: var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; } th[aria-sort=descending] button::after { content: " \\2193"; }
 .figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
-td.v { min-width: 11rem; max-width: 20rem; } td.name { min-width: 8rem; max-width: 16rem; overflow-wrap: anywhere; }
+td.v { min-width: 7.5rem; max-width: 20rem; } td.name { min-width: 8rem; max-width: 16rem; overflow-wrap: anywhere; }
 .better { color: #00805e; font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
 @media (prefers-color-scheme: dark) { .better { color: #3ecf9f; } }
 """
