@@ -19,6 +19,8 @@ from stagewright.system.tables import FittingTable
 from stagewright.text import counted, printable, seconds_text, shortened
 
 _SHOWN_CLASSES, _SHOWN_FILES = 14, 3
+_AROUND = 13
+"""Characters of the line of a file beside its mark, its path and its facts: the margin, two blanks and parentheses."""
 _STYLES: dict[Severity, str] = {"serious": "bold red", "warning": "yellow", "notice": "cyan"}
 
 _MOST_FOLDS = 6
@@ -80,7 +82,7 @@ def _file_lines(inspection: Inspection, finding: Finding, width: int) -> list[st
         extra = ", ".join(printable(text) for text in (part, label, item.detail) if text)
         mark = "" if item.set < 0 else "  = " if item.set in seen else "    "
         seen.add(item.set)
-        path = shortened(printable(item.path), max(24, width - 14 - len(extra)))
+        path = shortened(printable(item.path), max(24, width - _AROUND - len(mark) - len(extra)))
         lines.append(f"{mark}{path}" + (f"  ({extra})" if extra else ""))
     more = len(finding.items) - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines
