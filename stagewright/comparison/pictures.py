@@ -18,6 +18,7 @@ from stagewright.measures.answers import group_numbers
 from stagewright.report.read import RunRecord
 from stagewright.report.tables import Predictions
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.held_test import readable_manifest
 from stagewright.text import count_text, counted, some
 
 Bools = NDArray[np.bool_]
@@ -109,7 +110,7 @@ def same_pictures(runs: Sequence[tuple[str, RunRecord]], others: Sequence[tuple[
 
 def _tested(name: str, record: RunRecord) -> _Tested:
     """Returns the test part of a run; DataError if its predictions do not belong to its manifest."""
-    manifest = Manifest.read(RunDir(record.path).manifest)
+    manifest = readable_manifest(RunDir(record.path))
     predictions, rows = record.predictions["test"], manifest.rows("test")
     paths = manifest.paths.take(rows).to_pylist()
     at = {path: place for place, path in enumerate(paths)}

@@ -25,6 +25,7 @@ from stagewright.plan.execution import Execution
 from stagewright.rundir.claim import held
 from stagewright.rundir.costs import CostsFields, write_costs
 from stagewright.rundir.directory import RunDir
+from stagewright.storage.json_text import parse_object
 from stagewright.storage.lock import is_held, is_locked
 from stagewright.system.children import module_command
 from stagewright.text import number_text, shortened, some
@@ -127,7 +128,7 @@ def _in_process(run: RunDir, execution: Execution, seconds: float, *, counts: bo
         finally:
             _end(process)
         try:
-            result = json.loads(request.with_name("result.json").read_bytes())
+            result = parse_object(request.with_name("result.json").read_bytes())
         except (FileNotFoundError, ValueError):
             raise _ended(run, process.returncode, said) from None
     if "error" in result:

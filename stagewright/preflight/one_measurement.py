@@ -6,7 +6,6 @@ In a fresh process nothing of another network is left: no memory that was kept, 
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +45,7 @@ from stagewright.rundir.directory import RunDir
 from stagewright.rundir.held_test import readable_manifest
 from stagewright.rundir.summary import read_summary
 from stagewright.storage.files import write_json
+from stagewright.storage.json_text import parse_object
 from stagewright.system.device import choose_device, computing_with, device_name
 from stagewright.system.isolation import preserve_global_state
 from stagewright.system.machine import OtherProcessLoad, cores
@@ -255,7 +255,7 @@ def _median_seconds(network: Callable[[Tensor], Tensor], inputs: Iterator[Tensor
 def main() -> None:
     """Carries out the request, a JSON file, and writes the result, or what went wrong, into another one beside it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary folders are removed
-    request = json.loads(Path(sys.argv[1]).read_text())
+    request = parse_object(Path(sys.argv[1]).read_bytes())
     try:
         execution = Execution(**request["execution"])
         given = {name: request[name] for name in ("seconds", "counts", "trains")}

@@ -291,4 +291,4 @@ def test_the_images_of_a_run_come_through_one_door() -> None:
         for path in PACKAGE.rglob("*.py")
         if "Manifest.read(" in path.read_text() and "manifest.py" not in path.name
     }
-    assert found == {"rundir/held_test.py", "api/carry_out.py", "api/diff.py", "api/seen.py"}
+    assert found == {"rundir/held_test.py", "api/carry_out.py", "api/diff.py", "api/seen.py", "comparison/pictures.py"}

@@ -134,7 +134,8 @@ def test_no_command_opens_the_test_part_of_a_search_run(
         ["report", run],
         ["report", run, "--saliency"],
         ["report", run, other],
-        ["diff", run, other],
+        ["compare", run, other],
+        ["compare", run, other, "--format", "json"],
         ["runs", run.parent, "--json"],
         ["evaluate", run, "--split", "val"],
     ]
@@ -145,7 +146,9 @@ def test_no_command_opens_the_test_part_of_a_search_run(
     for words in allowed:
         code, _, _ = typed(capsys, monkeypatch, *words)
         assert code == 0, words
-    tried = {str(words[0]) for words in (*refused, *allowed)}
+    for name in ("why", "diff"):
+        assert typed(capsys, monkeypatch, name, run, other)[0] == 1  # they differ
+    tried = {str(words[0]) for words in (*refused, *allowed)} | {"why", "diff"}
     command = typer.main.get_command(app)
     assert isinstance(command, typer.core.TyperGroup) and tried | WITHOUT_A_RUN == set(command.commands)
     made = [path for path in run.parent.iterdir() if (path / "summary.json").is_file()]
