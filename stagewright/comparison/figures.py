@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from stagewright.comparison.compared import Compared
 from stagewright.comparison.rows import Row
@@ -50,7 +50,7 @@ def draw(found: Compared) -> Iterator[Drawing]:
         yield theme.render("intervals", f"Test top-1 with {level} intervals of {names}", figure)
         for cost in _COSTS:
             known = [row for row in rows if _value(row, cost) is not None]
-            if len(known) > 1:
+            if len({_value(row, cost) for row in known}) > 1:
                 alt = f"Test top-1 with {level} intervals by {cost.label}"
                 yield theme.render(cost.name, alt, _against(known, cost, level))
 
@@ -81,7 +81,7 @@ def _against(rows: Sequence[Row], cost: _Cost, level: str) -> Figure:
     """Returns the accuracies by a cost; those that no cheaper row surpasses are filled and joined."""
     figure = theme.new_figure(3.3)
     axes = theme.place(figure, left=0.55, right=0.2, top=0.42, bottom=0.45)
-    theme.title(figure, cost.title, f"{level} intervals; line: none is better for less")
+    theme.title(figure, cost.title, f"{level} intervals; yellow: best for its cost")
     x = np.array([_value(row, cost) for row in rows], np.float64)
     y = np.array([row.scored.percent for row in rows if row.scored is not None])
     best = pareto(x, y)
@@ -93,6 +93,7 @@ def _against(rows: Sequence[Row], cost: _Cost, level: str) -> Figure:
     front = np.flatnonzero(best)[np.argsort(x[best])]
     axes.plot(x[front], y[front], color=theme.CHOSEN, linewidth=1.0, alpha=0.7, zorder=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size_text(value) if value >= 1 else f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = float(x.min()), float(x.max())
