@@ -218,15 +218,11 @@ def verdict_of(found: Contrast, margin: float) -> str:
 def _selection(entries: Entries) -> _Selection | None:
     """Returns how validation scores chose: the best of T, and how much too high it would be among equals, from the answers to the
     validation pictures of the variants that are compared with one another."""
-    chosen = [one for one in entries.entries if one.phase != "runs"]
-    trials = max((one.trials for one in chosen), default=0)
-    if entries.study is None or entries.folder is None or trials < 2:
+    trials = max((one.trials for one in entries.entries), default=0)
+    if trials < 2:
         return None
     scores, answers = [], []
-    by_variant: dict[str, list[RunRecord]] = {}
-    for record in _study_records(entries.folder):
-        by_variant.setdefault(record.path.name.rpartition("-s")[0], []).append(record)
-    for records in by_variant.values():
+    for records in entries.chose.values():
         known = [one.predictions["val"] for one in records if "val" in one.predictions]
         if known and len({len(one) for one in known}) == 1:
             right = np.stack([one.labels == one.predicted for one in known])
@@ -245,15 +241,3 @@ def _too_high(answers: Sequence[np.ndarray]) -> float | None:
     variance = float(np.square(centred - centred.mean(1, keepdims=True)).sum(1).mean()) / len(answers[0]) ** 2
     variance *= len(answers) / (len(answers) - 1)
     return 100 * best_of(len(answers)) * math.sqrt(variance)
-
-
-def _study_records(folder: Path) -> list[RunRecord]:
-    from stagewright.report.read import read_run
-    from stagewright.study.ledger import Ledger
-
-    ledger = Ledger(folder)
-    return [
-        read_run(ledger.run(job.name))
-        for job in ledger.jobs()
-        if job.phase == "study" and ledger.state(job.name) == "done"
-    ]

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stagewright.errors import CheckpointError, StagewrightError
+from stagewright.errors import CheckpointError
 from stagewright.recipe.differences import differing, value_text
 from stagewright.report.read import RunRecord, read_run
 from stagewright.study.definition import Study
-from stagewright.study.ledger import FILE, Ledger, StudyJob
+from stagewright.study.ledger import FILE, Ledger, Phase, StudyJob
 from stagewright.text import shortened
 
 _COSMETIC = ("name", "description", "seed")
 _LONGEST = 60
+_SPENT = ("finished", "paused", "failed")
+"""Of a run that has been compared with others by its validation scores, or would have been."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Entry:
     runs: tuple[_EntryRun, ...]
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     """What a study calls it on each of its axes."""
-    phase: Literal["study", "confirmation", "runs"] = "runs"
+    phase: Phase | Literal["runs"] = "runs"
     """``study``: its runs have chosen by validation scores, and leave the test part closed; ``confirmation``: fresh seeds of
     what was chosen; ``runs``: given one by one."""
     trials: int = 0
@@ -65,6 +67,8 @@ class Entries:
     """The study that they are of."""
     folder: Path | None = None
     """Of the study."""
+    chose: Mapping[str, Sequence[RunRecord]] = field(default_factory=dict[str, Sequence[RunRecord]])
+    """By variant the finished runs of the study whose validation scores have chosen, also of those that were confirmed."""
 
 
 def entries_of(places: Sequence[Path]) -> Entries:
@@ -92,21 +96,28 @@ def entries_of(places: Sequence[Path]) -> Entries:
 
 def _of_study(folder: Path) -> Entries:
     ledger = Ledger(folder)
-    study, jobs = ledger.study(), ledger.jobs()
-    spent = sum(job.phase == "study" and ledger.state(job.name) in ("done", "paused", "failed") for job in jobs)
-    found: dict[tuple[str, str], list[StudyJob]] = {}
-    for job in jobs:
-        found.setdefault((job.phase, job.variant.name), []).append(job)
-    confirmed = {name for phase, name in found if phase == "confirmation"}
-    entries = []
-    for (phase, name), own in found.items():
-        if phase == "study" and name in confirmed:
-            continue  # its fresh runs stand for it
-        runs = tuple(_study_run(ledger, job) for job in sorted(own, key=lambda job: job.seed))
-        entries.append(Entry(name, runs, own[0].variant.labels, own[0].phase, spent))
+    study = ledger.study()
+    jobs: dict[tuple[Phase, str], list[StudyJob]] = {}
+    for job in ledger.jobs():
+        jobs.setdefault((job.phase, job.variant.name), []).append(job)
+    runs = {
+        key: tuple(_study_run(ledger, job) for job in sorted(own, key=lambda job: job.seed))
+        for key, own in jobs.items()
+    }
+    spent = sum(one.status in _SPENT for (phase, _), own in runs.items() if phase == "study" for one in own)
+    entries = [
+        Entry(name, runs[phase, name], own[0].variant.labels, phase, spent)
+        for (phase, name), own in jobs.items()
+        if phase == "confirmation" or ("confirmation", name) not in jobs  # its fresh runs stand for it
+    ]
+    chose = {
+        name: [one.record for one in own if one.record is not None and one.status == "finished"]
+        for (phase, name), own in runs.items()
+        if phase == "study"
+    }
     order = {variant.name: at for at, variant in enumerate(study.variants)}
     entries.sort(key=lambda one: (one.phase == "study", order.get(one.name, len(order)), one.name))
-    return Entries(tuple(entries), study, folder)
+    return Entries(tuple(entries), study, folder, chose)
 
 
 def _study_run(ledger: Ledger, job: StudyJob) -> _EntryRun:
@@ -115,9 +126,8 @@ def _study_run(ledger: Ledger, job: StudyJob) -> _EntryRun:
     try:
         record = read_run(place)
     except CheckpointError:
-        return _EntryRun(job.name, job.seed, state, None, problem)
-    status = {"done": "finished"}.get(state, state)
-    return _EntryRun(job.name, job.seed, status, record, problem)
+        record = None
+    return _EntryRun(job.name, job.seed, "finished" if state == "done" else state, record, problem)
 
 
 def _grouped(records: Sequence[RunRecord]) -> list[Entry]:
@@ -179,8 +189,3 @@ def _names(first: Sequence[RunRecord], sizes: Sequence[int]) -> list[str]:
             own = ", ".join(f"{path} {value_text(value)}" for path, _, value in fields)
             names[at] = shortened(own, _LONGEST) if own else str(record.path)
     return names if len(set(names)) == len(names) else [str(record.path) for record in first]
-
-
-def problem_of(error: StagewrightError) -> str:
-    """Returns an error in one line, for a row."""
-    return f"{error.given}"

@@ -5,7 +5,6 @@ Pictures are known by their content and class; where two runs have the same mani
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.data.manifest import Manifest
+from stagewright.data.picture_changes import picture_changes
 from stagewright.errors import DataError, StagewrightError
 from stagewright.measures.answers import group_numbers
 from stagewright.report.read import RunRecord
@@ -31,7 +31,6 @@ class SamePictures:
     """The answers of R runs to the n test pictures that all of them could read."""
 
     pictures: int
-    classes: int
     right: tuple[Bools, ...]
     """(n,) of each run: whether its answer is the true class."""
     among_top: tuple[Bools | None, ...]
@@ -105,7 +104,7 @@ def same_pictures(runs: Sequence[tuple[str, RunRecord]], others: Sequence[tuple[
     notes += [f"{count_text(same, 'picture')} identical to another of them"] * (same > 0)
     notes += ["all test pictures are of one group: the intervals say nothing of other groups"] * one_group
     groups = None if one_group else groups
-    return SamePictures(len(kept), len(first.manifest.classes), tuple(right), tuple(among), groups, tuple(notes))
+    return SamePictures(len(kept), tuple(right), tuple(among), groups, tuple(notes))
 
 
 def _tested(name: str, record: RunRecord) -> _Tested:
@@ -147,25 +146,15 @@ def _differences(first: _Tested, other: _Tested) -> str:
     for name, only in ((first.name, mine - theirs), (other.name, theirs - mine)):
         if only:
             words.append(f"{count_text(len(only), 'class', 'classes')} only in {name} ({some(sorted(only), 3)})")
-    keys = [Counter(_keys(one)) for one in (first, other)]
-    lost, added = keys[0] - keys[1], keys[1] - keys[0]
-    hashes = [_by_content(one) for one in (lost, added)]
-    relabelled = (hashes[0] & hashes[1]).total()
-    for name, count in ((first.name, lost.total()), (other.name, added.total())):
-        if count > relabelled:
-            words.append(f"{counted(count - relabelled, 'picture')} only in {name}")
-    if relabelled:
-        words.append(f"{counted(relabelled, 'picture')} with another class")
+    changes = picture_changes(first.manifest.taken(first.rows), other.manifest.taken(other.rows))
+    for name, change in ((first.name, changes.removed), (other.name, changes.added)):
+        if change.count:
+            words.append(f"{counted(change.count, 'picture')} only in {name}")
+    if changes.relabelled.count:
+        words.append(f"{counted(changes.relabelled.count, 'picture')} with another class")
     if words:
         words.append(f"data sets {first.manifest.digest[:12]} and {other.manifest.digest[:12]}")
     return ", ".join(words)
-
-
-def _by_content(keys: Counter[tuple[str, str]]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for (content, _), count in keys.items():
-        found[content] += count
-    return found
 
 
 def _aligned(first: _Tested, other: _Tested) -> Ints:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from stagewright.comparison.entries import Entry
@@ -107,12 +107,6 @@ def described(entry: Entry, tested: int) -> Row:
         facts=tuple(_joined(_facts(record)[at] for record in records) for at in range(len(FACTS))),
         problems=tuple(problems),
     )
-
-
-def val_spread(entry: Entry) -> float | None:
-    """Returns the standard deviation of the validation top-1 between an entry's seeds, in percentage points."""
-    vals = [found.percent for record in entry.records if (found := score(record, "val")) is not None]
-    return stdev(vals) if len(vals) > 1 else None
 
 
 def _status(entry: Entry) -> str:

@@ -132,7 +132,9 @@ def _words(axes: Axes, found: Suggestions, name: Method, y: float, *, long: bool
 
 def _fits(axes: Axes, text: Text) -> bool:
     box = text.get_window_extent()
-    margin = 0.04 * box.width  # at the resolution of the picture, letters are a little wider than at that of the measurement
+    margin = (
+        0.04 * box.width
+    )  # at the resolution of the picture, letters are a little wider than at that of the measurement
     return box.x0 >= margin and box.x1 <= axes.figure.bbox.width - margin
 
 

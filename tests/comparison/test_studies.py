@@ -130,6 +130,10 @@ def searched(folder: Path) -> tuple[Study, Ledger]:
 def test_a_search_has_its_figures(tmp_path: Path) -> None:
     study, ledger = searched(tmp_path)
     assert len(trial_scores(ledger.root)) == 12
+    chosen = compare([ledger.root]).selection
+    assert (
+        chosen is not None and chosen.trials == 12 and chosen.too_high == 0.0
+    )  # each run for itself; all answer the same
     drawings = list(draw_search(study, ledger.root))
     assert [one.name for one in drawings] == ["history", "best_of", "importance", "parallel"]
     assert all(one.svg.startswith("<svg") and "lr.peak" in one.svg for one in drawings[2:])
