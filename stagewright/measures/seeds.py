@@ -3,8 +3,8 @@
 X[s, i] is 1 where the run with seed s is right on picture i; m_s is its mean over the pictures, b_i its mean over the seeds.
 Three numbers describe a recipe: A = var(b_i) / n, how much its accuracy varies with the choice of pictures; B = var(m_s) / k, how
 much with the seeds; and C = mean of var_s(X[s, i]) / (n k), what B is where seeds differ by coin flips alone, from picture to
-picture. R = B / C is too uncertain with two or three seeds, so each recipe has at least the mean R0 of all, known with
-sum(k - 1) degrees of freedom: its seed part is B' = C max(R, R0). The variance of its accuracy is A + B' with two seeds and
+picture. R = B / C is too uncertain with two or three seeds, so each recipe has at least the mean R0 of all: its seed part is B' =
+C max(R, R0), with the degrees of freedom of R0 (:attr:`Seeds.freedom`). The variance of its accuracy is A + B' with two seeds and
 A + max(0, B' - C) with more, since A contains the coin flips too. For a difference on the same pictures A is that of b_i - b'_i,
 and B' and C are sums of both. With groups (sites, patients), which are drawn as a whole, A is G/(G - 1) of the sum of the squared
 sums of each group, over n^2.
@@ -134,10 +134,20 @@ class Seeds:
         found = [one.between / one.flips for one in self._recipes if one.flips > 0]
         return float(np.mean(found)) if found else math.nan
 
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom of what is known about the seeds."""
-        return sum(self.seeds) - len(self.seeds)
+    @cached_property
+    def freedom(self) -> float:
+        """Degrees of freedom of R0.
+
+        They are sum(k - 1) from three seeds on. With two, where one recipe whose seeds differ 20 times as much as those of the
+        others would have too narrow intervals, they are F. E. Satterthwaite's (Biometrics Bull. 2 (1946), 110-114): sum(k - 1)
+        where all R are equal, and 1 where one recipe makes up all of R0.
+        """
+        most = float(sum(self.seeds) - len(self.seeds))
+        found = [(one.between / one.flips, one.seeds) for one in self._recipes if one.flips > 0]
+        squares = sum(excess**2 / (seeds - 1) for excess, seeds in found)
+        if min(self.seeds) > 2 or squares == 0:
+            return most
+        return min(most, sum(excess for excess, _ in found) ** 2 / squares)
 
     def spread(self, at: int) -> float:
         """Returns the standard deviation of the accuracy of recipe ``at`` between its seeds; NaN with one."""
@@ -194,7 +204,7 @@ class Seeds:
         for seeds in range(2, _MOST_SEEDS + 1):
             part, flips = found.seeds * now / seeds, found.flips * now / seeds
             pictures = apart + flips
-            freedom = len(self._recipes) * (seeds - 1)
+            freedom = self.freedom * len(self._recipes) * (seeds - 1) / (sum(self.seeds) - len(self.seeds))
             if difference >= self._seen(_added(pictures, part, flips, seeds, self.units, freedom)):
                 return seeds
         return None
@@ -252,11 +262,11 @@ class Seeds:
         return _student(1.0 - (1.0 - self.level if chance is None else chance) / 2.0, freedom)
 
 
-def _added(pictures: float, part: float, flips: float, seeds: int, units: int, freedom: int) -> _Variance:
+def _added(pictures: float, part: float, flips: float, seeds: int, units: int, freedom: float) -> _Variance:
     """Returns the variance of its parts, with Satterthwaite's degrees of freedom, which are ``freedom`` at least."""
     total = pictures + (part if seeds == 2 else max(0.0, part - flips))
     uncertain = pictures**2 / max(1, units - 1) + part**2 / freedom
-    return _Variance(total, max(float(freedom), total**2 / uncertain), pictures, part, flips)
+    return _Variance(total, max(freedom, total**2 / uncertain), pictures, part, flips)
 
 
 def _summed(right: Bools) -> _Recipe:
