@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stagewright.report import theme
 from stagewright.report.drawing import Drawing
@@ -92,6 +93,7 @@ def _best_of(values: np.ndarray, name: str, highest: bool) -> Figure:
         np.arange(1, len(values) + 1), best_of_each(values.tolist(), highest=highest), color=theme.TRAIN, linewidth=1.6
     )
     axes.set_xlabel("runs")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(f"best {name}")
     return figure
 
