@@ -7,7 +7,7 @@ Each image is mixed with that of its partner; ``lam`` is the share of the image 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from stagewright import rng
+from stagewright.plan.lanes import lane_sizes
 from stagewright.recipe.recipe import Mix
 
 Box = tuple[int, int, int, int]
@@ -32,7 +33,11 @@ class MixDraw:
     box: Box | None
     """Cutmix: top, bottom, left, right in pixels of the region that comes from the partner; may be empty."""
     partner: NDArray[np.int64]
-    """int64 (B,): a permutation of the batch."""
+    """int64 (B,): a permutation of the batch, in which the images of each lane are each other's partners."""
+
+    def of(self, start: int, end: int) -> MixDraw:
+        """Returns the mixing of the images ``start`` to ``end - 1``, which are whole lanes."""
+        return replace(self, partner=self.partner[start:end] - start)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +55,10 @@ class MixedBatch:
     """float32 (B,): 1.0, or 0.0 where the image or its partner could not be read."""
 
 
-def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int) -> MixDraw:
+def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int, lanes: int = 1) -> MixDraw:
     """Draws the mixing of the batch of ``step`` (counted over the run): mixup (arXiv:1710.09412) or cutmix
-    (arXiv:1905.04899) with the recipe's probabilities, ``lam`` from Beta(alpha, alpha), and a random partner for each image.
+    (arXiv:1905.04899) with the recipe's probabilities, ``lam`` from Beta(alpha, alpha), and a random partner for each image from
+    its own lane.
 
     The centre of cutmix's box is uniform over the pixels; the box is clipped at the border, and ``lam`` is the exact share of
     the remaining area.
@@ -61,7 +67,10 @@ def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int) -
     mixed, cut, share, x, y = rng.uniform(key, 5).tolist()
     if (mix.mixup == 0 and mix.cutmix == 0) or mixed >= mix.probability:
         return MixDraw("none", 1.0, None, np.arange(batch_size, dtype=np.int64))
-    partner = rng.permutation(rng.key(key, 1), batch_size)
+    partner, start = np.empty(batch_size, np.int64), 0
+    for lane, size in enumerate(lane_sizes(batch_size, lanes)):
+        partner[start : start + size] = start + rng.permutation(rng.key(key, 1 + lane), size)
+        start += size
     if mix.cutmix == 0 or (mix.mixup > 0 and cut >= mix.cutmix_share):
         return MixDraw("mixup", _beta(share, mix.mixup), None, partner)
     box = _cutmix_box(_beta(share, mix.cutmix), int(x * image_size), int(y * image_size), image_size)

@@ -81,8 +81,8 @@ def _stage_sentence(stage: StagePlan, first: bool) -> str:
         momentum
         + ("" if first else (", kept from before" if stage.on_enter == "keep_optimizer" else ", buffers reset")),
     ]
-    if stage.micro_batch_size < stage.batch_size:
-        parts.append(f"micro-batches of {stage.micro_batch_size}")
+    if stage.lanes > 1:
+        parts.append(f"{stage.lanes} lanes of {stage.lane_size} pictures")
     if abs(stage.epochs_asked - stage.epochs_given) > 5e-4 * max(stage.epochs_asked, 1.0):
         epochs = "1 epoch" if stage.epochs_asked == 1 else f"{stage.epochs_asked:.4g} epochs"
         parts.append(f"{epochs} asked, {stage.epochs_given:.4g} given")

@@ -14,7 +14,8 @@ from torch.amp.grad_scaler import GradScaler
 from stagewright.engine.compile import Compiled
 from stagewright.engine.cut import linear_cut
 from stagewright.engine.initial_weights import InitialWeights, initial_weights
-from stagewright.engine.micro_batches import micro_batch_sizes, single_image_error
+from stagewright.engine.lane_check import check_buffers
+from stagewright.engine.lanes import single_image_error
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.engine.optim import make_optimizer
 from stagewright.engine.own_loss import check_loss
@@ -52,7 +53,7 @@ def build_model(plan: Plan, *, pretrained: bool) -> tuple[nn.Module, WeightsRepo
     sizes = {size for stage in plan.stages for size in (stage.image_size, eval_image_size(plan, stage))}
     check_image_sizes(model, sizes, len(plan.dataset.classes))
     for stage in plan.stages:
-        if stage.fit == "updates" and 1 in micro_batch_sizes(stage.batch_size, stage.micro_batch_size):
+        if stage.fit == "updates" and stage.batch_size // stage.lanes == 1:
             _check_single_image(model, stage)
     return model, report
 
@@ -66,7 +67,7 @@ def _check_single_image(model: nn.Module, stage: StagePlan) -> None:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             trial(torch.zeros(1, 3, stage.image_size, stage.image_size))
     except ValueError as error:
-        if (explained := single_image_error(error, stage, stage.micro_batch_size)) is None:
+        if (explained := single_image_error(error, stage, stage.lanes)) is None:
             raise
         raise explained from error
 
@@ -118,6 +119,7 @@ def build_state(
     for stage in plan.stages:
         if stage.fit == "optimum":
             _check_linear_head(model, stage)
+    check_buffers(model, plan)
     model = model.to(device)
     model = model.to(memory_format=memory_format(plan, model))  # pyright: ignore[reportCallIssue]
     chosen, hyper = plan.recipe.optimizer, plan.hyper(0)

@@ -4,8 +4,8 @@ A graph is specific to a batch size, an image size, to training or evaluation, a
 parameters. All graphs are known before the run (:func:`known_graphs`), and torch's recompile limit is raised by their number:
 by default, torch compiles a function at most eight times and then runs it uncompiled, and a run of three stages needs more. If
 the last batch of an evaluation is short, it is padded with blank images, which do not affect the others in evaluation mode. The
-last micro-batch of an update is not padded, because batch norm would include the blank images in its statistics; it has a graph
-of its own.
+lanes of an update are not padded, because batch norm would include the blank images in its statistics; if they differ in size,
+there are two graphs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stagewright.engine.micro_batches import micro_batch_sizes
 from stagewright.engine.numerics import takes_channels_last
 from stagewright.errors import ModelError, RecipeError
+from stagewright.plan.lanes import lane_sizes
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.system.memory import out_of_memory
 
@@ -75,10 +75,10 @@ class Compiled:
             raise _explained(error) from error
 
     def keep_gradients(self) -> None:
-        """Copies all gradients out of the memory of the CUDA graph; call it after the first backward pass of several.
+        """Copies all gradients out of the memory of the CUDA graph; call it after each backward pass of several.
 
-        The next replay of the graph would overwrite them (github.com/pytorch/pytorch, issue 169545). Later backward passes add
-        their gradients to the copies. Does nothing without CUDA graphs.
+        The next replay of the graph would overwrite them (github.com/pytorch/pytorch, issue 169545). Does nothing without CUDA
+        graphs.
         """
         if self.cuda_graphs:
             for parameter in self.model.parameters():
@@ -128,8 +128,8 @@ def known_graphs(plan: Plan) -> set[Graph]:
 
 
 def _parts(stage: StagePlan) -> set[int]:
-    """Returns the micro-batch sizes of the stage: the regular one, and a smaller last one if there is a remainder."""
-    return set(micro_batch_sizes(stage.batch_size, stage.micro_batch_size))
+    """Returns the sizes of the lanes of the stage: they differ by one if the batch cannot be divided evenly."""
+    return set(lane_sizes(stage.batch_size, stage.lanes))
 
 
 def raise_recompile_limit(graphs: int) -> None:

@@ -46,9 +46,10 @@ class Fed:
     numerics: Numerics
 
 
-def mixing_at(plan: Plan, stage: StagePlan, step: int) -> MixDraw:
-    """Returns how the batch of update ``step``, which is in ``stage``, is mixed."""
-    return draw_mix(stage.mix, plan.recipe.seed, step, stage.batch_size, stage.image_size)
+def mixing_at(plan: Plan, stage: StagePlan, step: int, lanes: int | None = None) -> MixDraw:
+    """Returns how the batch of update ``step``, which is in ``stage``, is mixed; ``lanes`` replaces the planned number."""
+    lanes = lanes or stage.lanes
+    return draw_mix(stage.mix, plan.recipe.seed, step, stage.batch_size, stage.image_size, lanes)
 
 
 def network_batch(batch: Batch, draw: MixDraw, numerics: Numerics) -> MixedBatch:

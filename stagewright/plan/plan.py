@@ -22,7 +22,7 @@ from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe, num_head_stages
 from stagewright.recipe.schema import Frozen, problems
 
-FORMAT = 5
+FORMAT = 6
 Precision = Literal["fp32", "bf16", "fp16"]
 HEAD_GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the selected weights in the mixtures with the head alone that a finish compares (``eval.consider_head``)."""
@@ -45,6 +45,8 @@ class Measured(Frozen):
     """Value of ``lr: auto``: the learning rate that the range test found at the first stage's batch size."""
     micro_batch_size: int | None = None
     """Value of ``micro_batch_size: auto``: number of images that fit on the device in the largest stage. None: whole batches."""
+    spread: int | None = None
+    """Number of processes that the run began with (``--nproc``), for a recipe without ``spread``. None: one, or the recipe's."""
     upper: str | None = None
     """Value of ``train: upper``: ``last:N``, or ``all`` for a network that cannot be cut. None: no stage asks for it."""
     eval_precision: Literal["fp32", "bf16"] | None = None
@@ -77,6 +79,10 @@ class StagePlan(Frozen):
     batch_size: int
     """Number of images of an update: all images of the stage where ``fit`` is ``optimum``."""
     micro_batch_size: int
+    """Largest number of images that go through the network at once."""
+    lanes: int
+    """Number of parts of an update with their own batch-norm statistics, dropout and mixing partners
+    (:func:`stagewright.plan.lanes.lane_sizes`); their number is part of the result, unlike that of devices."""
     num_images: int
     data_fraction: float
     first_pass: int
@@ -116,6 +122,11 @@ class StagePlan(Frozen):
     @property
     def end_step(self) -> int:
         return self.first_step + self.num_steps
+
+    @property
+    def lane_size(self) -> int:
+        """Number of images of the largest lane."""
+        return -(-self.batch_size // self.lanes)
 
     @property
     def num_views(self) -> int:
@@ -201,6 +212,11 @@ class Plan(Frozen):
     def compares_head(self) -> bool:
         """Whether the finish compares the selected weights with those of the head alone."""
         return self.recipe.eval.consider_head and self.head_stage is not None and self.dataset.num_val > 0
+
+    @property
+    def most_devices(self) -> int:
+        """The largest number of devices on which the run can be carried out: each needs a lane of every stage with updates."""
+        return min((stage.lanes for stage in self.stages if stage.fit == "updates"), default=1)
 
     def num_evaluations(self, stage: StagePlan, since: int = 0) -> int:
         """Returns the number of evaluations in ``stage``, including the one at its end, after update ``since`` of the run."""

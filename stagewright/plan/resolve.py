@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
 from stagewright.measures.metrics import METRICS, MOST_PROBABILITIES, keeps_probabilities, needs_probabilities
+from stagewright.plan.lanes import num_lanes
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration
@@ -24,7 +25,7 @@ MOST_MOMENTS = 1_000_000
 """Planned evaluations of a run, and planned checkpoints: each is written into the plan."""
 
 _FEW_FOR_STATISTICS = 256
-"""Micro-batches with fewer images leave pretrained batch-norm statistics as they are with ``norm: auto``."""
+"""Lanes with fewer images leave pretrained batch-norm statistics as they are with ``norm: auto``."""
 
 Length = tuple[Stage, int, int]  # resolved stage, steps, images
 
@@ -199,6 +200,7 @@ def _stage_plan(
     start_lr = last.hyper(first_step - 1).lr if last and last.fit == "updates" else peak
     total_images = sum(steps * one.batch_size for one, steps, _ in timed if one.batch_size)
     micro_batch_size = min(micro or stage.batch_size, stage.batch_size, images_each)
+    lanes = 1 if optimum else _num_lanes(recipe, measured, stage.name, stage.batch_size, micro_batch_size)
     log_decay, log_before = _ema_logs(stage.average, num_images, images_each, total_images or num_images, last)
     return StagePlan(
         index=len(before),
@@ -209,6 +211,7 @@ def _stage_plan(
         image_size=stage.image_size or recipe.image_size,
         batch_size=images_each,
         micro_batch_size=micro_batch_size,
+        lanes=lanes,
         num_images=num_images,
         data_fraction=stage.data_fraction or 1.0,
         first_pass=last.first_pass + last.num_passes if last else 0,
@@ -217,7 +220,7 @@ def _stage_plan(
         epochs_given=num_steps * images_each / num_images,
         epochs_before=last.epochs_before + last.epochs_given if last else 0.0,
         train=(train := _trained(stage.train or recipe.train, measured)),
-        norm=_norm(recipe, stage, micro_batch_size),
+        norm=_norm(recipe, stage, -(-images_each // lanes)),
         cache_views=0 if stage.cache is None or train == "all" else stage.cache.views,
         augment=stage.augment,
         mix=stage.mix,
@@ -247,11 +250,22 @@ def _trained(train: str | tuple[str, ...], measured: Measured) -> str | tuple[st
     return measured.upper if train == "upper" and measured.upper else train
 
 
-def _norm(recipe: Recipe, stage: Stage, micro_batch_size: int) -> Literal["train", "frozen"]:
-    """Returns how batch norms work in a stage; ``auto`` freezes pretrained statistics that a small batch would only disturb."""
+def _num_lanes(recipe: Recipe, measured: Measured, name: str, batch_size: int, micro_batch_size: int) -> int:
+    spread = recipe.spread if "spread" in recipe.model_fields_set else measured.spread or recipe.spread
+    if spread > batch_size:
+        raise RecipeError(
+            f"stage {name!r}: spread {spread} over batches of {batch_size}",
+            f"spread up to {batch_size}, since each device needs at least one picture of a batch",
+            f"give spread: {batch_size} or less, or a larger batch_size",
+        )
+    return num_lanes(batch_size, spread, micro_batch_size)
+
+
+def _norm(recipe: Recipe, stage: Stage, lane_size: int) -> Literal["train", "frozen"]:
+    """Returns how batch norms work in a stage; ``auto`` freezes pretrained statistics that a small lane would only disturb."""
     norm = stage.norm or recipe.norm
     if norm == "auto":
-        return "frozen" if recipe.model.weights is not None and micro_batch_size < _FEW_FOR_STATISTICS else "train"
+        return "frozen" if recipe.model.weights is not None and lane_size < _FEW_FOR_STATISTICS else "train"
     return norm
 
 

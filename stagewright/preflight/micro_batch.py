@@ -112,7 +112,7 @@ def fitted(state: TrainState, plan: Plan, stage: StagePlan, numerics: Numerics) 
             draws = draw(stage.augment, plan.recipe.seed, rows, np.zeros_like(rows), stage.image_size)
             hyper = replace(stage.hyper(step), average_weight=float(stage.average.kind != "none"))
             batch = replace(batch, step=step, draws=draws)
-            update(state, plan, stage, batch, numerics, hyper=hyper, micro_batch_size=size)
+            update(state, plan, stage, batch, numerics, hyper=hyper, lanes=-(-stage.batch_size // size))
         # The temporary weights may give infinity or NaN, which does not affect memory.
         with _averaged(state), contextlib.suppress(NotFinite):
             seen = _grey_batch(size, eval_image_size(plan, stage), device)

@@ -97,7 +97,7 @@ class _Forecast:
         self.forward = in_float32 * self._evaluation_share(stage)
         sets = 1 if stage.average.kind == "none" else 2
         evaluated = self.plan.dataset.num_val * sets * self.plan.num_evaluations(stage)
-        shown, updated = stage.num_steps * stage.batch_size, min(stage.batch_size, _UPDATED)
+        shown, updated = stage.num_steps * stage.batch_size, min(stage.lane_size, _UPDATED)
         if cut is None:
             whole = folded if stage.norm == "frozen" and self.pairs and not self.plan.recipe.compile else model
             update_seconds = self._update_seconds(stage, whole, self._images(stage, updated))
@@ -141,10 +141,9 @@ class _Forecast:
         """Seconds of an update of the stage with loaded images; changes the weights."""
         labels = torch.arange(len(given)) % len(self.plan.dataset.classes)
         batch = Batch(stage.first_step, given, labels, torch.ones(len(given), dtype=torch.bool), ())
-        size = min(stage.micro_batch_size, len(given))
 
         def one() -> None:
-            update(self.state, self.plan, stage, batch, self.numerics, micro_batch_size=size, forward=network)
+            update(self.state, self.plan, stage, batch, self.numerics, lanes=1, forward=network)
 
         return _best_of(2, one) * stage.batch_size / len(given)
 

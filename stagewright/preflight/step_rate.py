@@ -42,7 +42,7 @@ def step_rate(
             _settle(device)
             began = time.perf_counter()
         batch = Batch(done, images, labels, valid, ())
-        update(state, plan, stage, batch, numerics, micro_batch_size=batch_size)
+        update(state, plan, stage, batch, numerics)
         done += 1
         if done > _WARM_UP and time.perf_counter() - began >= seconds:
             _settle(device)

@@ -191,9 +191,11 @@ class Recipe(Part):
     batch_size: Batch = 64
     """Number of images of one update, for stages that do not set it."""
     micro_batch_size: Batch | Literal["auto"] = "auto"
-    """Number of images that go through the network at once (gradient accumulation); batch-norm statistics are computed over
-    them. ``auto``: the whole batch, or on CUDA as many as fit into memory. Every update still uses the gradient of the whole
-    batch."""
+    """Largest number of images that go through the network at once; a larger batch is divided into lanes (docs/scale.md).
+    ``auto``: the whole batch, or on CUDA as many as fit into memory. Every update still uses the gradient of the whole batch."""
+    spread: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Largest number of devices that the run may ever use. Each batch is divided into at least as many lanes, over each of which
+    batch-norm statistics are computed and images are mixed; any number of devices up to it gives the same bits."""
     data_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the training images that is used, for stages that do not set it; at least one image of each class."""
     train: str | tuple[str, ...] = "all"

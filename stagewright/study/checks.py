@@ -210,7 +210,7 @@ def _network_key(plan: Plan) -> str:
             one.image_size,
             eval_image_size(plan, one),
             one.average.kind,
-            one.micro_batch_size == 1,
+            one.batch_size // one.lanes == 1,
         )
         for one in plan.stages
     ]

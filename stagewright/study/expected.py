@@ -81,7 +81,15 @@ def _kind(plan: Plan) -> str:
     recipe = plan.recipe
     stages = [
         (
-            *(one.fit, one.image_size, one.batch_size, one.micro_batch_size, eval_image_size(plan, one), one.train),
+            *(
+                one.fit,
+                one.image_size,
+                one.batch_size,
+                one.micro_batch_size,
+                one.lanes,
+                eval_image_size(plan, one),
+                one.train,
+            ),
             *(one.norm, one.cache_views, one.average.kind, one.average.recalibrate, one.augment.custom),
             # features of a frozen body are cached where the views are the same in each pass
             one.num_images if one.train != "all" and (one.cache_views or has_fixed_views(one)) else None,

@@ -93,7 +93,8 @@ class Rollback:
         Raises ModelError if the micro-batch size is already 1.
         """
         session = self.session
-        used = session.micro_batch_size(session.plan.stage_at(update))
+        stage = session.plan.stage_at(update)
+        used = -(-stage.batch_size // session.num_lanes(stage))
         if used <= 1:
             device, size = session.state.device, session.plan.stage_at(update).image_size
             allowed, remedy = memory_advice(str(device), size)

@@ -17,6 +17,7 @@ from stagewright.data.batches.transfer import on_device
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.engine.folding import folds_evaluations
+from stagewright.engine.lanes import Lanes
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
@@ -25,6 +26,7 @@ from stagewright.errors import StorageError
 from stagewright.model.average import WeightAverage
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.execution import Execution
+from stagewright.plan.lanes import num_lanes
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
@@ -68,6 +70,7 @@ class Session:
     trained_before: float = field(init=False)
     """Training seconds of earlier processes of this run."""
     _entered: int = field(init=False, default=-1)
+    _lanes: Lanes | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.batches = Batches(self.images, self.manifest, self.execution, self.state, self.recorder, self.stop)
@@ -95,6 +98,7 @@ class Session:
         set_train_mode(self.state.model, stage.norm)
         if self._entered != stage.index:
             self._entered = stage.index
+            self._lanes = None  # they hold what trains
             reset_peak(self.state.device)
             self.features.enter(stage)
             self.recorder.estimator.on_features = cached
@@ -157,7 +161,7 @@ class Session:
             batch,
             self.numerics,
             hyper=hyper,
-            micro_batch_size=self.micro_batch_size(stage),
+            lanes=self.lanes(stage),
             forward=self.forward,
         )
 
@@ -176,8 +180,21 @@ class Session:
         return self.features.forward
 
     def micro_batch_size(self, stage: StagePlan) -> int:
-        """Returns the planned micro-batch size, or the smaller one that was set after running out of memory."""
+        """Returns how many images are evaluated at once: as planned, or fewer after running out of memory."""
         return min(stage.micro_batch_size, self.state.guard.micro_batch_size or stage.micro_batch_size)
+
+    def num_lanes(self, stage: StagePlan) -> int:
+        """Returns the number of lanes of an update: as planned, or more after running out of memory."""
+        return num_lanes(stage.batch_size, stage.lanes, self.micro_batch_size(stage))
+
+    def lanes(self, stage: StagePlan) -> Lanes | int:
+        """Returns the lanes of the present ``stage``, or their number where there is only one."""
+        count = self.num_lanes(stage)
+        if count == 1:
+            return 1
+        if self._lanes is None or self._lanes.count != count:
+            self._lanes = Lanes(self.state.model, count)
+        return self._lanes
 
     def masked(self, batch: Batch) -> Batch:
         """Returns ``batch`` on the device, with the images that the guard excludes masked out."""

@@ -40,9 +40,9 @@ def silent(text: str) -> None: ...
 
 
 def three_stages(**changes: Any) -> Recipe:
-    """Two sizes; trains the head, then everything, then the last blocks; micro-batches of 5, 5 and 2; EMA, then SWA.
+    """Two sizes; trains the head, then everything, then the last blocks; lanes of 5, 4 and 4; EMA, then SWA.
 
-    The 12 validation pictures come in batches of 5, 5 and 2 as well.
+    The 12 validation pictures come in batches of 5, 5 and 2.
     """
     mix = {"mixup": 0.4, "cutmix": 1.0, "probability": 0.7}
     return recipes.from_dict(
@@ -50,7 +50,7 @@ def three_stages(**changes: Any) -> Recipe:
             "seed": 5,
             "model": {"name": "cifar_resnet18", "options": {"width": 4}},
             "compile": True,
-            "batch_size": 12,
+            "batch_size": 13,
             "micro_batch_size": 5,
             "lr": {"peak": 0.05},
             "eval": {"every": "2st", "precision": "fp32"},
@@ -100,13 +100,13 @@ def go(data: Path, recipe: Recipe, out: Path, **more: Any) -> sw.Run:
 def test_the_graphs_of_a_plan() -> None:
     plan = resolve(three_stages(), INFO)
     training = {
-        *{Graph(size, 16, "head") for size in (5, 2)},
-        *{Graph(size, 24, train) for size in (5, 2) for train in ("all", "last:2")},
+        *{Graph(size, 16, "head") for size in (5, 4)},
+        *{Graph(size, 24, train) for size in (5, 4) for train in ("all", "last:2")},
     }
     assert known_graphs(plan) == training | {Graph(5, 16, None), Graph(5, 24, None)}
     whole = resolve(three_stages(micro_batch_size="auto", eval={"image_size": 32}), INFO)
     assert known_graphs(whole) == {
-        *(Graph(12, 16, "head"), Graph(12, 24, "all"), Graph(12, 24, "last:2")),
+        *(Graph(13, 16, "head"), Graph(13, 24, "all"), Graph(13, 24, "last:2")),
         Graph(12, 32, None),
     }
     few = resolve(three_stages(micro_batch_size="auto"), INFO.model_copy(update={"num_val": 7, "num_test": 0}))
@@ -126,7 +126,7 @@ def test_each_graph_is_compiled_once(
     channels_last: bool,
     width: int,
 ) -> None:
-    """Training and evaluation, two sizes, three trainable sets, a short last micro-batch, a short last evaluation batch."""
+    """Training and evaluation, two sizes, three trainable sets, lanes of two sizes, a short last evaluation batch."""
     from torch._dynamo import config
 
     model = {"name": "cifar_resnet18", "options": {"width": width}}

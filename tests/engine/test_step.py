@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from stagewright.augment.mixing import MixDraw, apply_mix
 from stagewright.data.batches.batch import Batch
+from stagewright.engine.lanes import Lanes
 from stagewright.engine.loss import LossName, mixed_losses
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import make_optimizer, set_hyper
@@ -60,23 +61,24 @@ def batch(size: int = 10, invalid: tuple[int, ...] = ()) -> Batch:
 
 
 def update(
-    state: TrainState, one: Batch, h: Hyper, draw: MixDraw = NO_MIX, micro: int = 99, numerics: Numerics = NUMERICS
+    state: TrainState, one: Batch, h: Hyper, draw: MixDraw = NO_MIX, lanes: int = 1, numerics: Numerics = NUMERICS
 ) -> Any:
-    return train_step(state, one, h, draw, seed=1, micro_batch_size=micro, numerics=numerics)
+    made = None if lanes == 1 else Lanes(state.model, lanes)
+    return train_step(state, one, h, draw, seeds=list(range(1, lanes + 1)), lanes=made, numerics=numerics)
 
 
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("micro", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("lanes", [2, 3, 4, 8, 10])
 @pytest.mark.parametrize("invalid", [(), (0, 9)])
-def test_accumulation_gives_the_update_of_the_whole_batch(micro: int, invalid: tuple[int, ...]) -> None:
-    """Also if the last micro-batch is smaller or images are masked out of one, where timm and Lightning differ."""
+def test_lanes_give_the_update_of_the_whole_batch(lanes: int, invalid: tuple[int, ...]) -> None:
+    """Also if lanes differ in size or images are masked out of one, where timm and Lightning differ."""
     whole, parts = new_state(network()), new_state(network())
     for _ in range(3):
         a = update(whole, batch(10, invalid), hyper(clip_norm=0.5))
-        b = update(parts, batch(10, invalid), hyper(clip_norm=0.5), micro=micro)
+        b = update(parts, batch(10, invalid), hyper(clip_norm=0.5), lanes=lanes)
         assert torch.allclose(a, b, atol=1e-6)
     assert torch.allclose(weights(whole.model), weights(parts.model), atol=1e-6)
 
@@ -113,12 +115,12 @@ def test_update_equals_plain_torch() -> None:
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 @pytest.mark.parametrize("kind", ["none", "mixup"])
 def test_class_weights_act_on_samples_and_the_count_divides(loss: LossName, kind: Any) -> None:
-    """Also over micro-batches, with a masked image, and mixed: sum(loss * weight) / number of valid samples."""
+    """Also over lanes, with a masked image, and mixed: sum(loss * weight) / number of valid samples."""
     class_weights = torch.tensor([0.1, 0.4, 2.5, 1.0])
     numerics = Numerics(*HALVES, "fp32", True, loss, class_weights)
-    draw = NO_MIX if kind == "none" else MixDraw("mixup", 0.75, None, np.roll(np.arange(10), 1))
+    draw = NO_MIX if kind == "none" else MixDraw("mixup", 0.75, None, np.array([1, 2, 3, 0, 5, 6, 4, 8, 9, 7]))
     state, one, model = new_state(network()), batch(10, invalid=(4,)), network()
-    reported = update(state, one, hyper(), draw, micro=3, numerics=numerics)[0]
+    reported = update(state, one, hyper(), draw, lanes=3, numerics=numerics)[0]
     images = (one.images.float() / 255 - 0.5) / 0.25
     mixed = apply_mix(images, one.labels, one.valid, draw)
     losses = mixed_losses(model(mixed.images), mixed, loss, 0.1, class_weights)
@@ -365,7 +367,7 @@ def test_dropout_is_a_function_of_the_steps_seed() -> None:
             nn.init.constant_(p, 0.1)
         state = new_state(model)
         torch.rand(seed)  # earlier random draws must not matter
-        train_step(state, batch(), hyper(), NO_MIX, seed=seed % 2, micro_batch_size=99, numerics=NUMERICS)
+        train_step(state, batch(), hyper(), NO_MIX, seeds=[seed % 2], numerics=NUMERICS)
         return weights(model)
 
     assert torch.equal(outcome(2), outcome(4)) and not torch.equal(outcome(2), outcome(3))

@@ -84,6 +84,32 @@ class Batch:
     """int64 (B,): which of its stage's fixed views each image is, from the specification."""
 
 
+def lane_of(batch: Batch, start: int, end: int) -> Batch:
+    """Returns the images ``start`` to ``end - 1`` of ``batch`` as a batch of their own, with the same layout in memory.
+
+    Its images are copied, as the bits of some kernels depend on where in memory a tensor begins.
+    """
+    if start == 0 and end == len(batch.labels):
+        return batch
+    at = slice(start, end)
+    draws, drawn_for = batch.draws, batch.drawn_for
+    if draws is not None and drawn_for is None:
+        draws = draws.take(at)
+    elif draws is not None and drawn_for is not None:
+        inside = np.flatnonzero((drawn_for >= start) & (drawn_for < end))
+        draws, drawn_for = draws.take(inside), drawn_for[inside] - start
+    return replace(
+        batch,
+        images=batch.images[at].clone(memory_format=torch.preserve_format),
+        labels=batch.labels[at].clone(),
+        valid=batch.valid[at].clone(),
+        draws=draws,
+        drawn_for=drawn_for,
+        rows=batch.rows[at],
+        views=None if batch.views is None else batch.views[at],
+    )
+
+
 def masked(batch: Batch, rows: list[int]) -> Batch:
     """Returns ``batch`` with the images of the manifest ``rows`` masked: their pixels are zeros, and ``valid`` is False."""
     out = np.isin(batch.rows, rows)

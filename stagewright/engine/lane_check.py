@@ -1,0 +1,51 @@
+"""Finds out by trying whether a network can be trained in lanes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stagewright.errors import ModelError
+from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.plan.plan import Plan, StagePlan
+
+
+def check_buffers(model: nn.Module, plan: Plan) -> None:
+    """Raises ModelError if a training step of ``model``, which is on the CPU, changes a buffer other than the statistics of batch
+    norms in a stage with several lanes: such a buffer would depend on which process carries out which lane."""
+    tried = set[tuple[object, object]]()
+    for stage in plan.stages:
+        if stage.lanes > 1 and (stage.train, stage.norm) not in tried:
+            tried.add((stage.train, stage.norm))
+            if changed := _changed_buffers(model, stage):
+                raise ModelError(
+                    f"stage {stage.name!r} has {stage.lanes} lanes, but a training step of {type(model).__name__} changes its "
+                    f"buffer{'s' if len(changed) > 1 else ''} {', '.join(changed[:5])}",
+                    "buffers that training leaves as they are, apart from the statistics of batch norms",
+                    "train in one lane (spread: 1, and a micro_batch_size of the whole batch), or make it a parameter",
+                )
+
+
+def _changed_buffers(model: nn.Module, stage: StagePlan) -> list[str]:
+    trial = copy.deepcopy(model)
+    apply_trainable(trial, stage.train)
+    set_train_mode(trial, stage.norm)
+    statistics = {
+        id(buffer) for part in trial.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)
+    }
+    before = {name: (buffer, buffer.clone()) for name, buffer in trial.named_buffers() if id(buffer) not in statistics}
+    if not before:
+        return []
+    size = stage.image_size
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trial(torch.randn(2, 3, size, size, generator=generator))
+    own = dict(trial.named_buffers())
+    return [
+        name
+        for name, (buffer, old) in before.items()
+        if own.get(name) is not buffer or not torch.equal(buffer.nan_to_num(), old.nan_to_num())
+    ]

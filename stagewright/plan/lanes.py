@@ -1,0 +1,23 @@
+"""Divides the images of an update into lanes.
+
+A lane has its own images, batch-norm statistics, dropout key and mixing partners, and gives one gradient; the gradients of all
+lanes are added in a fixed tree (:mod:`stagewright.distributed.tree`). Devices only share out the lanes, so their number does not
+change the result.
+"""
+
+from __future__ import annotations
+
+
+def num_lanes(batch_size: int, spread: int, micro_batch_size: int) -> int:
+    """Returns the number of lanes of an update of ``batch_size`` images: at least ``spread``, and enough that none has more than
+    ``micro_batch_size`` images."""
+    return max(spread, -(-batch_size // micro_batch_size))
+
+
+def lane_sizes(batch_size: int, lanes: int) -> list[int]:
+    """Returns the number of images of each lane, in order: they differ by one at most, and the first lanes have the larger ones.
+
+    ``lanes`` is 1 to ``batch_size``.
+    """
+    each, more = divmod(batch_size, lanes)
+    return [each + 1] * more + [each] * (lanes - more)
