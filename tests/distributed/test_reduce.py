@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor, nn
+from rank_jobs import lane_gradients, lane_loss, network
+from ranks import run_sizes
+from torch import nn
 
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.tree import PartialSums, fold
 from stagewright.distributed.world import World
+from stagewright.errors import WorldError
 
 ALONE = World.alone("cpu")
-
-
-def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """A small convolutional network with weights in the channels-last layout."""
-    torch.manual_seed(0)
-    parts = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
-    return parts.to(dtype).to(memory_format=torch.channels_last)
-
-
-def lane_loss(model: nn.Module, lane: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(lane)).to(dtype)
-    return (model(images).float() ** 2).mean()
-
-
-def lane_gradients(model: nn.Module, lane: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    return list(torch.autograd.grad(lane_loss(model, lane, dtype), list(model.parameters())))
 
 
 @pytest.mark.parametrize("lanes", [2, 7, 8])
@@ -118,3 +107,36 @@ def test_wrong_use_is_an_error() -> None:
 def test_gathering_alone_returns_the_values() -> None:
     values = torch.rand(4, 3)
     assert LaneGradients([], 4, ALONE).gather(values) is values
+
+
+def test_the_bits_are_the_same_for_every_number_of_processes(tmp_path: Path) -> None:
+    """Two updates of a network in 7 and in 8 lanes: gradients that come in order, in another order, and without hooks; half
+    precision; a parameter with few gradients; what is gathered."""
+    found = run_sizes(tmp_path / "ranks", "reduce_bits", [1, 2, 3, 4, 5, 8])
+    alone = found[1][0]
+    assert len(alone) == 14
+    for size, ranks in found.items():
+        for rank, own in enumerate(ranks):
+            assert own == {name: alone[name] for name in own}, f"rank {rank} of {size}"
+            assert len(own) == (14 if size <= 7 else 7)
+    for lanes in (7, 8):
+        bits = alone[f"{lanes} lanes"]
+        assert len(set(bits)) == 3
+        assert alone[f"{lanes} lanes, no hooks"] == bits
+        assert alone[f"{lanes} lanes, hooks shuffled"] == bits
+        assert alone[f"{lanes} lanes, gathered"] == torch.tensor([[lane, lane / 3] for lane in range(lanes)]).tolist()
+        assert alone[f"{lanes} lanes, unused"] == [[lanes * (lanes + 1) / 2] * 3, [1.0] * 3, None]
+
+
+def test_sums_in_any_order_are_close(tmp_path: Path) -> None:
+    for size, ranks in run_sizes(tmp_path / "ranks", "unordered", [2, 3]).items():
+        assert all(own == ranks[0] for own in ranks), size
+        exact, compressed = ranks[0]
+        assert max(exact) < 1e-6
+        assert 1e-6 < max(compressed) < 0.02
+
+
+def test_more_processes_than_lanes_are_refused() -> None:
+    world = World(rank=0, size=4, local_rank=0, local_size=4, device=torch.device("cpu"))
+    with pytest.raises(WorldError, match="at most 3 processes"):
+        LaneGradients([], 3, world)
