@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+import stagewright.distributed.world
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
+from stagewright.errors import WorldError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -132,9 +138,10 @@ def sum_of(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 def messages(folder: Path) -> dict[str, Any]:
     """What each rank receives from every method of the world."""
+    stagewright.distributed.world.CHUNK_BYTES = 2**20
     with join_world("cpu") as world:
         array = np.arange(world.rank * 3, dtype=np.float64).reshape(world.rank, 3) / 7
-        large = bytes([world.rank]) * (70 * 2**20 + world.rank)
+        large = bytes([world.rank]) * (3 * 2**20 + world.rank)
         found: dict[str, Any] = {
             "place": [world.rank, world.size, world.local_rank, world.local_size, world.is_first, str(world.device)],
             "told": world.tell({"from": world.rank, "pair": (1, None)}),
@@ -156,3 +163,38 @@ def messages(folder: Path) -> dict[str, Any]:
         except Exception as error:
             found["error"] = [type(error).__name__, str(error)]
         return found
+
+
+def joined_twice(folder: Path) -> list[str]:
+    """The tokens of two worlds, one after the other, in the store of one launcher, which rank 0 plays."""
+    port = int(os.environ["MASTER_PORT"])
+    server = None
+    if os.environ["RANK"] == "0":
+        server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    found = []
+    for _ in range(2):
+        with join_world("cpu") as world:
+            assert world.rendezvous is not None
+            assert [member.pid for member in world.members] == world.gather(os.getpid())
+            found.append(world.rendezvous.token)
+    if server is not None:
+        end = time.monotonic() + 20
+        while server.add("ended", 0) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+    else:
+        TCPStore("127.0.0.1", port, is_master=False).add("ended", 1)
+    return found
+
+
+def one_rank_twice(folder: Path) -> None:
+    """Both later processes believe that they are rank 1 of 2."""
+    os.environ["WORLD_SIZE"] = "2"
+    if os.environ["RANK"] == "2":
+        os.environ["RANK"] = "1"
+    try:
+        with join_world("cpu", timeout=2) as world:
+            world.barrier()
+    except WorldError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -133,12 +133,16 @@ def _introduce(
         if (current := store.get(_SESSION).decode()) != token:  # the token may be of an earlier start
             token = current
             store.set(_hello(token, place.rank), hello)
+        if store.get(_hello(token, place.rank)).decode() != hello:
+            raise _duplicate(place)
         if not store.check([_welcome(token)]):
             return False
         answers[:] = json.loads(store.get(_welcome(token)))
         return place.rank < len(answers) and answers[place.rank]["nonce"] == nonce
 
     if not _until(answered, deadline):
+        if token and store.check([_welcome(token)]):
+            raise _duplicate(place)
         others = [rank for rank in range(1, place.size) if not token or not store.check([_hello(token, rank)])]
         raise _absent(place, others if token and others else [0], timeout)
     return token, [Member(**one["member"]) for one in answers]  # pyright: ignore[reportCallIssue]
@@ -154,12 +158,19 @@ def _until(condition: Callable[[], bool], deadline: float) -> bool:
 
 
 def _absent(place: Place, ranks: Sequence[int], timeout: float) -> WorldError:
-    named = ", ".join(map(str, ranks[:8])) + (" ..." if len(ranks) > 8 else "")
     return WorldError(
-        f"{count_text(len(ranks), 'process')} of {place.size} did not come to {place.host}:{place.port} within "
-        f"{timeout:.0f} s: rank {named}",
+        f"{count_text(len(ranks), 'process', 'processes')} of {place.size} did not come to {place.host}:{place.port} within "
+        f"{timeout:.0f} s: {ranks_text(ranks)}",
         "all processes start within this time, each with a rank of its own",
         "look at what these processes say, and start all again",
+    )
+
+
+def _duplicate(place: Place) -> WorldError:
+    return WorldError(
+        f"two processes at {place.host}:{place.port} are rank {place.rank} of {place.size}",
+        f"one process for each of the ranks 0 to {place.size - 1}",
+        "let one launcher start all processes, and give each run a port of its own (MASTER_PORT)",
     )
 
 
@@ -224,6 +235,18 @@ def _connect(place: Place, timeout: float) -> TCPStore:
 
 def _client(host: str, port: int, timeout: float) -> TCPStore:
     return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Returns ``rank 2``, or ``ranks 0, 2, 5-7``, of sorted ranks."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
 
 
 def _first_line(error: Exception) -> str:

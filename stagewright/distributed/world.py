@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stagewright.distributed.environment import Place, read_place
-from stagewright.distributed.rendezvous import Member, Rendezvous, meet
+from stagewright.distributed.rendezvous import Member, Rendezvous, meet, ranks_text
 from stagewright.distributed.waits import Waits
 from stagewright.errors import WorldError
 from stagewright.system.device import choose_device
@@ -29,7 +29,7 @@ from stagewright.system.device import choose_device
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
 """How long one exchange may last. Others may wait for rank 0 for hours while it scans or probes; a process that is lost is
 noticed by the heartbeat (:mod:`stagewright.distributed.heartbeat`)."""
-_CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 64 * 2**20
 _PATIENCE_SECONDS = 10.0
 _PATIENCE_AFTER_ERROR_SECONDS = 5.0
 """How long the process that serves the store stays for the others, at the end and after an error."""
@@ -83,8 +83,8 @@ class World:
             total = torch.tensor([len(data or b"") if self.is_first else 0])
             dist.broadcast(total, src=0, group=self.control)
             received = bytearray(int(total))
-            for begin in range(0, len(received), _CHUNK_BYTES):
-                end = min(begin + _CHUNK_BYTES, len(received))
+            for begin in range(0, len(received), CHUNK_BYTES):
+                end = min(begin + CHUNK_BYTES, len(received))
                 if data is not None and self.is_first:
                     received[begin:end] = data[begin:end]
                 part = torch.frombuffer(received, dtype=torch.uint8, offset=begin, count=end - begin)
@@ -103,7 +103,7 @@ class World:
             lengths = torch.empty(self.size, dtype=torch.int64)
             dist.all_gather_into_tensor(lengths, torch.tensor([len(data)]), group=self.control)
             parts: list[list[bytes]] = [[] for _ in range(self.size)]
-            step = max(1, _CHUNK_BYTES // self.size)
+            step = max(1, CHUNK_BYTES // self.size)
             for begin in range(0, int(lengths.max()), step):
                 width = min(step, int(lengths.max()) - begin)
                 piece = torch.frombuffer(bytearray(data[begin : begin + width].ljust(width, b"\0")), dtype=torch.uint8)
@@ -155,7 +155,7 @@ class World:
             for rank, own in enumerate(by_rank):
                 values.setdefault(own.get(name, "nothing"), []).append(rank)
             if len(values) > 1:
-                sides = "; ".join(f"{value} on {_ranks_text(ranks)}" for value, ranks in values.items())
+                sides = "; ".join(f"{value} on {ranks_text(ranks)}" for value, ranks in values.items())
                 differing.append(f"{name}: {sides}")
         if differing:
             raise WorldError(
@@ -200,7 +200,7 @@ def _world_of(place: Place, device: str, rendezvous: Rendezvous) -> World:
             kind: [r for r, one in enumerate(rendezvous.members) if one.device == kind] for kind in ("cpu", "cuda")
         }
         raise WorldError(
-            f"--device {device} gives the CPU on {_ranks_text(kinds['cpu'])} and CUDA on {_ranks_text(kinds['cuda'])}",
+            f"--device {device} gives the CPU on {ranks_text(kinds['cpu'])} and CUDA on {ranks_text(kinds['cuda'])}",
             "one kind of device on all processes",
             "start with --device cpu, or only on hosts that have CUDA devices",
         )
@@ -214,22 +214,22 @@ def _world_of(place: Place, device: str, rendezvous: Rendezvous) -> World:
         size=place.size,
         local_rank=local_rank,
         local_size=local_size,
-        device=own_device(device, local_rank, rendezvous.members),
+        device=own_device(choose_device(device), local_rank, rendezvous.members, torch.cuda.device_count()),
         host=hosts[place.rank],
         rendezvous=rendezvous,
     )
 
 
-def own_device(asked: str, local_rank: int, members: Sequence[Member]) -> torch.device:
-    """Returns the device of the process with ``local_rank``, of ``asked`` as for :func:`join_world`. WorldError if this host
-    has too few CUDA devices."""
-    device = choose_device(asked)
+def own_device(device: torch.device, local_rank: int, members: Sequence[Member], count: int) -> torch.device:
+    """Returns the device of the process with ``local_rank``: a CUDA device of its own, unless ``device`` has a number.
+
+    ``count``: the CUDA devices that this process sees. WorldError if they are too few.
+    """
     if device.type != "cuda" or device.index is not None:
         return device
     gpus = [member.gpu for member in members]
     if all(gpus) and len(set(gpus)) == len(gpus):  # the launcher shows each process its own device only
         return torch.device("cuda:0")
-    count = torch.cuda.device_count()
     if local_rank >= count:
         raise WorldError(
             f"process {local_rank + 1} of this host needs a CUDA device of its own, and the host has {count}",
@@ -304,15 +304,3 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(before, 1)
         os.close(before)
-
-
-def _ranks_text(ranks: Sequence[int]) -> str:
-    """Returns ``rank 2``, or ``ranks 0, 2, 5-7``."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
