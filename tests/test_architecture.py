@@ -45,7 +45,7 @@ TORCH_FREE = (
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
     "system.named_functions",
     *("training.clock", "training.read_watch", "training.paired", "data.picture_changes"),
-    *("api.diff", "api.deciding", "api.data_difference"),
+    *("api.diff", "api.deciding", "api.data_difference", "distributed.tree"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
 NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")

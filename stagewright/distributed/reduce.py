@@ -1,0 +1,214 @@
+"""Sums the gradients of an update's lanes in the tree of :mod:`stagewright.distributed.tree`, over any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from stagewright.distributed.exchange import AllReduceSum, Exchange, OrderedSum
+from stagewright.distributed.flat import bucket_positions
+from stagewright.distributed.tree import PartialSums, share
+from stagewright.distributed.world import World
+from stagewright.errors import WorldError
+
+BUCKET_BYTES = 25 * 2**20
+_UNDER_WAY = 2
+"""How many younger buckets begin before the second half of an exchange does: by then its first half has mostly arrived. The
+number is fixed, because all ranks must exchange in the same order."""
+
+
+class LaneGradients:
+    """Collects one gradient per lane, and sets each parameter's ``grad`` to the sum over all lanes.
+
+    A parameter whose lane gives no gradient counts as zeros in that lane. Parameters that do not require a gradient, and those
+    in ``unused``, keep ``grad`` None. With one lane in all, the gradients stay as the backward pass leaves them.
+
+    With several ranks, the exchange of a bucket begins during the backward pass of a rank's last lane, as soon as the bucket's
+    gradients are there. A lane has one backward pass.
+
+    A gradient is kept until its addition, so it must not lie in memory that the next lane overwrites (CUDA graphs: copy it
+    inside :meth:`lane`). What :meth:`finish` sets is overwritten in the next update.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        lanes: int,
+        world: World,
+        *,
+        ordered: bool = True,
+        compress: bool = False,
+        bucket_bytes: int = BUCKET_BYTES,
+        unused: Collection[int] = (),
+    ) -> None:
+        """``unused``: positions in ``parameters``. ``ordered``: the bits are the same for every number of ranks; else they are
+        summed by all-reduce, with ``compress`` in bfloat16. WorldError if there are more ranks than lanes."""
+        if world.size > lanes:
+            raise WorldError(
+                f"{world.size} processes for an update of {lanes} lanes",
+                f"at most {lanes} processes, one per lane",
+                f"start at most {lanes} processes, or plan more lanes (a fork of the run with a larger spread)",
+            )
+        self.lanes = lanes
+        self.own = share(lanes, world.rank, world.size)
+        """The lanes of this rank, which it computes in this order."""
+        self._world = world
+        self._parameters = [p for at, p in enumerate(parameters) if p.requires_grad and at not in unused]
+        self._buckets: list[_Bucket] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        for positions in self._positions(bucket_bytes):
+            members = [self._parameters[at] for at in positions]
+            exchange = None
+            if world.size > 1:
+                ordered_sum = OrderedSum(members, lanes, world) if ordered else None
+                exchange = ordered_sum or AllReduceSum(members, world, compress=compress)
+            bucket = _Bucket(members, exchange)
+            self._buckets.append(bucket)
+            if exchange is not None:
+                self._hooks += [
+                    p.register_post_accumulate_grad_hook(self._hook(bucket, at)) for at, p in enumerate(members)
+                ]
+        self._discard()
+
+    def _positions(self, bucket_bytes: int) -> list[list[int]]:
+        if self._world.size == 1:  # nothing is exchanged: one bucket, so that additions are few large calls
+            return [list(range(len(self._parameters)))]
+        return bucket_positions(self._parameters, bucket_bytes)
+
+    @contextmanager
+    def lane(self) -> Iterator[None]:
+        """Context manager around the forward and the backward pass of this rank's next lane.
+
+        ``grad`` of all parameters must be None before; afterwards it is None again, except with one lane in all. After an
+        error inside it, the update is abandoned: the next lane is the first again.
+        """
+        if self._done == len(self.own):
+            raise RuntimeError(f"all {self._done} lanes of this rank have been computed: call finish")
+        if any(p.grad is not None for p in self._parameters):
+            raise RuntimeError("a parameter has a gradient before its lane: set all to None")
+        self._exchanging = self._world.size > 1 and self._done == len(self.own) - 1
+        try:
+            yield
+            if self._exchanging:
+                self._start_buckets(all_of_them=True)
+            elif self.lanes > 1:
+                for bucket in self._buckets:
+                    bucket.sums.push(bucket.take())
+        except BaseException:
+            for parameter in self._parameters:
+                parameter.grad = None
+            self._discard()
+            raise
+        finally:
+            self._exchanging = False
+        self._done += 1
+
+    def finish(self) -> None:
+        """Sets ``grad`` of each parameter to the sum over all lanes, laid out in memory as the parameter: the same bits on every
+        rank, and if ``ordered`` for every number of ranks. RuntimeError before all lanes of this rank are computed."""
+        if self._done < len(self.own):
+            raise RuntimeError(f"{self._done} of {len(self.own)} lanes of this rank have been computed")
+        if self.lanes > 1:
+            exchanges = [bucket.exchange for bucket in self._buckets if bucket.exchange is not None]
+            for exchange in exchanges[-_UNDER_WAY:]:
+                exchange.advance()
+            for bucket in self._buckets:
+                sums = bucket.sums.sums[0] if bucket.exchange is None else bucket.exchange.finish()
+                for parameter, gradient in zip(bucket.parameters, sums, strict=True):
+                    parameter.grad = _laid_out_as(parameter, gradient)
+        self._discard()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Returns the rows of all ranks in lane order, (lanes, m), from one row per own lane, float32 (own lanes, m); on the
+        same device."""
+        size = self._world.size
+        return self._world.gather_rows(values, [len(share(self.lanes, rank, size)) for rank in range(size)])
+
+    def close(self) -> None:
+        """Removes what observes the parameters; afterwards the object is not used again."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _discard(self) -> None:
+        """Begins an update: no lane is computed."""
+        self._done = 0
+        self._started = 0
+        self._exchanging = False
+        for bucket in self._buckets:
+            bucket.begin(PartialSums(self.lanes, self.own, add_lists))
+
+    def _hook(self, bucket: _Bucket, at: int) -> Callable[[Tensor], None]:
+        """Returns what is called when the gradient of the bucket's parameter ``at`` is there."""
+
+        def arrived(_: Tensor) -> None:
+            if not self._exchanging:
+                return
+            if at not in bucket.pending:
+                raise RuntimeError("a second backward pass in one lane")
+            bucket.pending.discard(at)
+            if not bucket.pending:
+                self._start_buckets()
+
+        return arrived
+
+    def _start_buckets(self, all_of_them: bool = False) -> None:
+        """Starts the exchange of every bucket that is complete, in order; a bucket may wait for an earlier one."""
+        while self._started < len(self._buckets) and (all_of_them or not self._buckets[self._started].pending):
+            self._buckets[self._started].start()
+            if self._started >= _UNDER_WAY:
+                self._buckets[self._started - _UNDER_WAY].advance()
+            self._started += 1
+
+
+class _Bucket:
+    """Parameters whose gradients are added and exchanged together."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], exchange: Exchange | None) -> None:
+        """``exchange`` is None in a world of one."""
+        self.parameters, self.exchange = list(parameters), exchange
+        self.pending: set[int] = set()
+        """Positions of the parameters whose gradient of the last own lane is missing."""
+
+    def begin(self, sums: PartialSums[list[Tensor]]) -> None:
+        """Begins an update, in which ``sums`` receives the lanes' gradients."""
+        self.sums = sums
+        self.pending = set(range(len(self.parameters)))
+
+    def take(self) -> list[Tensor]:
+        """Takes the gradients away from the parameters; zeros where there is none."""
+        return [_taken(parameter) for parameter in self.parameters]
+
+    def start(self) -> None:
+        """Adds the last own lane's gradients, and starts the exchange."""
+        assert self.exchange is not None
+        self.pending.clear()
+        self.sums.push(self.take())
+        self.exchange.start(self.sums.sums)
+
+    def advance(self) -> None:
+        """Begins the second half of the exchange."""
+        assert self.exchange is not None
+        self.exchange.advance()
+
+
+def add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+    """Adds the tensors of ``right`` to those of ``left`` in place, and returns ``left``."""
+    if left:
+        torch._foreach_add_(left, right)  # pyright: ignore[reportPrivateImportUsage]
+    return left
+
+
+def _taken(parameter: nn.Parameter) -> Tensor:
+    """Takes the gradient away from ``parameter``; zeros if there is none."""
+    gradient, parameter.grad = parameter.grad, None
+    return torch.zeros_like(parameter) if gradient is None else gradient
+
+
+def _laid_out_as(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """Returns ``gradient`` with the strides of ``parameter``, which fused optimizers rely on."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

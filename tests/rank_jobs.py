@@ -1,0 +1,200 @@
+"""What the processes of :mod:`ranks` do. Each function gets the folder of its world, and returns JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+import stagewright.distributed.world
+from stagewright.distributed.reduce import LaneGradients
+from stagewright.distributed.world import World, join_world
+from stagewright.errors import WorldError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """A small convolutional network with weights in the channels-last layout."""
+    torch.manual_seed(0)
+    parts = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 16, 5))
+    return parts.to(dtype).to(memory_format=torch.channels_last)
+
+
+def lane_loss(model: nn.Module, lane: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The loss of a lane's two random images."""
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(lane)).to(dtype)
+    return (model(images).float() ** 2).mean()
+
+
+def lane_gradients(model: nn.Module, lane: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The gradient of a lane, in the order of the parameters."""
+    return list(torch.autograd.grad(lane_loss(model, lane, dtype), list(model.parameters())))
+
+
+def sha(tensors: Iterable[Tensor | None]) -> str:
+    """A digest of the bits of some tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(b"none" if tensor is None else tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def summed(
+    world: World, lanes: int, dtype: str = "float32", hooks: str = "in order", steps: int = 2, **options: Any
+) -> list[str]:
+    """Digests of the summed gradients of some updates. ``hooks``: ``in order``; ``shuffled``, when gradients come in another
+    order than the buckets have; ``none``, when no hook fires."""
+    model = network(DTYPES[dtype])
+    parameters = list(model.parameters())
+    order = [3, 0, 5, 2, 1, 4] if hooks == "shuffled" else range(len(parameters))
+    gradients = LaneGradients([parameters[at] for at in order], lanes, world, bucket_bytes=500, **options)
+    found = []
+    for step in range(steps):
+        for lane in gradients.own:
+            with gradients.lane():
+                if hooks == "none":
+                    for p, gradient in zip(
+                        parameters, lane_gradients(model, 100 * step + lane, DTYPES[dtype]), strict=True
+                    ):
+                        p.grad = gradient
+                else:
+                    lane_loss(model, 100 * step + lane, DTYPES[dtype]).backward()
+        gradients.finish()
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in parameters)
+        found.append(sha(p.grad for p in parameters))
+        with torch.no_grad():
+            for p in parameters:
+                assert p.grad is not None
+                p -= 0.1 * p.grad
+                p.grad = None
+    found.append(sha(parameters))
+    gradients.close()
+    return found
+
+
+def reduce_bits(folder: Path) -> dict[str, Any]:
+    """Digests for each way to sum, and what is gathered."""
+    with join_world("cpu") as world:
+        found: dict[str, Any] = {}
+        for lanes in (lanes for lanes in (7, 8) if lanes >= world.size):
+            found[f"{lanes} lanes"] = summed(world, lanes)
+            found[f"{lanes} lanes, hooks shuffled"] = summed(world, lanes, hooks="shuffled")
+            found[f"{lanes} lanes, no hooks"] = summed(world, lanes, hooks="none")
+            for dtype in ("float16", "bfloat16"):
+                found[f"{lanes} lanes, {dtype}"] = summed(world, lanes, dtype=dtype, steps=1)
+            gradients = LaneGradients([], lanes, world)
+            rows = torch.tensor([[lane, lane / 3] for lane in gradients.own])
+            found[f"{lanes} lanes, gathered"] = gradients.gather(rows).tolist()
+            found[f"{lanes} lanes, unused"] = partly_unused(world, lanes)
+        return found
+
+
+def partly_unused(world: World, lanes: int) -> list[list[float] | None]:
+    """The gradients of three parameters: one in every lane, one in lane 5 alone, one that is said to be unused."""
+    a, b, c = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    gradients = LaneGradients([a, b, c], lanes, world, unused=[2])
+    for lane in gradients.own:
+        with gradients.lane():
+            loss = (a * (lane + 1)).sum()
+            (loss + b.sum() if lane == 5 else loss).backward()
+    gradients.finish()
+    return [None if p.grad is None else p.grad.tolist() for p in (a, b, c)]
+
+
+def unordered(folder: Path) -> list[list[float]]:
+    """The largest relative difference from the ordered sum, for all-reduce, and for all-reduce in bfloat16."""
+    with join_world("cpu") as world:
+        model, found = network(), []
+        expected = sum_of([lane_gradients(model, lane) for lane in range(8)])
+        for compress in (False, True):
+            gradients = LaneGradients(
+                list(model.parameters()), 8, world, ordered=False, compress=compress, bucket_bytes=500
+            )
+            for lane in gradients.own:
+                with gradients.lane():
+                    lane_loss(model, lane).backward()
+            gradients.finish()
+            pairs = zip(model.parameters(), expected, strict=True)
+            found.append([float((p.grad - e).abs().max() / e.abs().max()) for p, e in pairs if p.grad is not None])
+            model.zero_grad(set_to_none=True)
+            gradients.close()
+        return found
+
+
+def sum_of(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The sums in double precision, one per parameter."""
+    return [torch.stack(list(one)).double().sum(0).float() for one in zip(*gradients, strict=True)]
+
+
+def messages(folder: Path) -> dict[str, Any]:
+    """What each rank receives from every method of the world."""
+    stagewright.distributed.world.CHUNK_BYTES = 2**20
+    with join_world("cpu") as world:
+        array = np.arange(world.rank * 3, dtype=np.float64).reshape(world.rank, 3) / 7
+        large = bytes([world.rank]) * (3 * 2**20 + world.rank)
+        found: dict[str, Any] = {
+            "place": [world.rank, world.size, world.local_rank, world.local_size, world.is_first, str(world.device)],
+            "told": world.tell({"from": world.rank, "pair": (1, None)}),
+            "told nothing": world.tell(),
+            "gathered": world.gather(f"rank {world.rank}"),
+            "bytes": [len(one) for one in world.gather_bytes(b"x" * (5 * world.rank))],
+            "arrays": [one.tolist() for one in world.gather_arrays(array)],
+            "names": [one.tolist() for one in world.gather_arrays(np.array(["a" * world.rank, "ü"]))],
+            "large": [len(one) for one in world.gather_bytes(large)],
+            "file": hashlib.sha256(world.tell_bytes(large if world.is_first else None)).hexdigest(),
+            "empty": len(world.tell_bytes(b"")),
+        }
+        world.barrier()
+        world.require_equal({"threads": "1"})
+        try:
+            world.require_equal(
+                {"torch": "2", "threads": str(world.rank // 2), "only": "x"} | ({} if world.rank else {"first": "y"})
+            )
+        except Exception as error:
+            found["error"] = [type(error).__name__, str(error)]
+        return found
+
+
+def joined_twice(folder: Path) -> list[str]:
+    """The tokens of two worlds, one after the other, in the store of one launcher, which rank 0 plays."""
+    port = int(os.environ["MASTER_PORT"])
+    server = None
+    if os.environ["RANK"] == "0":
+        server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    found = []
+    for _ in range(2):
+        with join_world("cpu") as world:
+            assert world.rendezvous is not None
+            assert [member.pid for member in world.members] == world.gather(os.getpid())
+            found.append(world.rendezvous.token)
+    if server is not None:
+        end = time.monotonic() + 20
+        while server.add("ended", 0) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+    else:
+        TCPStore("127.0.0.1", port, is_master=False).add("ended", 1)
+    return found
+
+
+def one_rank_twice(folder: Path) -> None:
+    """Both later processes believe that they are rank 1 of 2."""
+    os.environ["WORLD_SIZE"] = "2"
+    if os.environ["RANK"] == "2":
+        os.environ["RANK"] = "1"
+    try:
+        with join_world("cpu", timeout=2) as world:
+            world.barrier()
+    except WorldError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
