@@ -100,14 +100,18 @@ def train_and_finish(session: Session, say: Say, arm: Callable[[Session], AfterU
     """Carries out the rest of the plan and finishes; returns False if a stop was requested. ``arm`` as for ``resume``."""
     if not session.is_finished and (kept := set_results_aside(session.run, session.state.step)) is not None:
         say(f"The run goes on; the model of step {session.state.step:,} is now in {kept / session.run.bundle.name}")
-    return run_plan(session, arm(session) if arm is not None else None) and finish(session)
+    if not run_plan(session, arm(session) if arm is not None else None):
+        return False
+    session.ranks.disband()  # the finish is the work of one process
+    return finish(session)
 
 
 def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
     """Opens a session and calls ``work`` with it, which returns whether the run has finished; summary.json says how it ended."""
-    own = default_observers(inputs.run, inputs.plan, inputs.execution)
-    curves = [] if inputs.execution.quiet else [LiveCurves(inputs.run.root)]
-    inputs = replace(inputs, observers=[*own, *curves, *inputs.observers])
+    if inputs.ranks is None or inputs.ranks.world.is_first:
+        own = default_observers(inputs.run, inputs.plan, inputs.execution)
+        curves = [] if inputs.execution.quiet else [LiveCurves(inputs.run.root)]
+        inputs = replace(inputs, observers=[*own, *curves, *inputs.observers])
     with contextlib.ExitStack() as closing:
         session = open_session(inputs)
         closing.callback(session.recorder.close)

@@ -14,6 +14,7 @@ from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
+from stagewright.api.ranks import Party, check_processes
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import Dataset
 from stagewright.plan.budget import Budget, refuse_second_length
@@ -68,6 +69,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     until: str | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
+    party: Party | None = None,
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
@@ -84,7 +86,8 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 
     ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
     directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
-    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party`` are the
+    processes that carry out the run together, of which this is the first (:mod:`stagewright.api.ranks`).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -105,12 +108,14 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         points["with the data read"], account = memory_in_use(device), dict[str, Any]()
         if limit is not None:
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
-        elif request.is_auto and old is None and not tiny:
+        elif request.is_auto and old is None and not tiny and party is None:
             tell_time(plan, dataset, execution, say, began)
         same = old if earlier is not None and earlier.digest == plan.digest else None
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
             return Run(same.root)
+        if party is not None:
+            check_processes(plan, party.world.size, None if same is None else str(same.root))
         if (run := same) is None:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
@@ -118,6 +123,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             _write_start(run, plan, dataset, artifacts, env)
         about = (began, points, changed_code(plan.recipe, run.read_env()), decide)
         inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about)
+        inputs = inputs if party is None else party.lead(inputs)
         done = carry_out(inputs, lambda session: train_and_finish(session, say))
         if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
             say(told)
@@ -173,6 +179,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     until: str | None = None,
     say: Say = print,
     command: Sequence[str] | None = None,
+    party: Party | None = None,
     arm: Callable[[Session], AfterUpdate | None] | None = None,
 ) -> Run:
     """Resumes a run from its newest valid checkpoint; a finished run is not changed.
@@ -182,7 +189,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have changed
     are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm`` is called
     with the session before the loop, and may return a function that the loop calls after each update (the resume check uses it
-    to kill the process). ``decide`` and ``until`` as for ``train``. ``say`` is called with messages for the user, ``command`` is
+    to kill the process). ``decide``, ``until`` and ``party`` as for ``train``. ``say`` is called with messages for the user, ``command`` is
     recorded in the env.json of a fork.
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
@@ -219,4 +226,5 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         inputs = RunInputs(
             target, plan, manifest, images, execution, stop, say, observers, began, notes=notes, decide=decide
         )
+        inputs = inputs if party is None else party.lead(inputs)
         return carry_out(inputs, lambda session: train_and_finish(session, say, arm))

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from stagewright.augment.normalise import normalise
 from stagewright.data.batches.batch import Batch
+from stagewright.distributed.deal import Deal
 from stagewright.engine.compile import Compiled, pad_batch
 from stagewright.engine.numerics import Numerics
 from stagewright.errors import Interrupted, NotFinite
@@ -114,14 +115,15 @@ def evaluate(
     *,
     inputs: Callable[[Batch], Tensor] | None = None,
     extras: Extras = _NOTHING,
+    deal: Deal | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Evaluation:
     """Evaluates ``model`` in eval mode on ``batches``; afterwards its training modes are as before.
 
     ``forward`` maps the input of a batch to logits (B, K). ``inputs`` makes that input from a batch; by default it is the
-    normalised images. ``extras`` says what is collected besides. ``stop`` is called before every batch;
-    if it returns True, :class:`Interrupted` is raised. ``progress`` is called after every batch with the number of images
+    normalised images. ``extras`` says what is collected besides. With ``deal``, ``batches`` are those of this process, and the
+    result is that of all processes, which call this together. ``stop`` is called before every batch; if it returns True, :class:`Interrupted` is raised. ``progress`` is called after every batch with the number of images
     evaluated so far. Raises :class:`NotFinite` if logits of a readable image
     are not finite; it names the manifest rows, or the positions in the given order if the batches have no rows.
     """
@@ -129,7 +131,8 @@ def evaluate(
     columns: list[Tensor] = []
     shares: list[Tensor] = []
     rows: list[NDArray[np.int64]] = []
-    classes = done = largest = 0
+    classes = done = 0
+    largest = 0 if deal is None else deal.most  # a rank may have none of the full batches
     with modes_kept(model):
         model.eval()
         for batch in batches:
@@ -152,10 +155,24 @@ def evaluate(
             rows.append(batch.rows if len(batch.rows) else np.arange(done, done + len(labels)))
             done += len(labels)
             progress(done)
-    found = _summarise(torch.cat(columns, dim=1).cpu().numpy(), classes, np.concatenate(rows))
-    if not shares:
+    if deal is not None and any(stop() for _ in range(deal.idle)):
+        raise Interrupted
+    results, named = _joined(columns, 8 + len(extras.temperatures)), np.concatenate([np.empty(0, np.int64), *rows])
+    if deal is not None:
+        results, named, classes = deal.together(results), deal.together(named), deal.largest(classes)
+    found = _summarise(np.ascontiguousarray(results.T), classes, named)
+    if not extras.probabilities:
         return found
-    return replace(found, predictions=replace(found.predictions, probabilities=torch.cat(shares).cpu().numpy()))
+    probabilities = torch.cat(shares).cpu().numpy() if shares else np.empty((0, classes), np.float32)
+    if deal is not None:
+        probabilities = deal.together(probabilities)
+    return replace(found, predictions=replace(found.predictions, probabilities=probabilities))
+
+
+def _joined(columns: list[Tensor], height: int) -> NDArray[np.float64]:
+    """Returns the results of all batches, float64 (N, height); there may be none."""
+    joined = torch.cat(columns, dim=1).cpu().numpy() if columns else np.empty((height, 0))
+    return np.ascontiguousarray(joined.T)
 
 
 def _normalised_images(batch: Batch, numerics: Numerics, device: torch.device) -> Tensor:

@@ -33,6 +33,8 @@ class Execution:
     threads: int | None = None
     """Number of threads with which torch computes on a CPU, 1 to 1,024; None: torch's own choice (cores, or OMP_NUM_THREADS).
     Sums depend on it: after a change, a resumed run may differ in its last bits from one that was not stopped."""
+    processes: int = 1
+    """Number of processes that carry out the run together, of which this is one; started by ``--nproc``, torchrun or srun."""
     save_minutes: float = 10.0
     """Largest time between two checkpoints in minutes, in addition to those of the plan."""
     probe_seconds: float = 10.0

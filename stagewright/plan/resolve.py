@@ -251,7 +251,7 @@ def _trained(train: str | tuple[str, ...], measured: Measured) -> str | tuple[st
 
 
 def _num_lanes(recipe: Recipe, measured: Measured, name: str, batch_size: int, micro_batch_size: int) -> int:
-    spread = recipe.spread if "spread" in recipe.model_fields_set else measured.spread or recipe.spread
+    spread = recipe.spread if recipe.spread > 1 else measured.spread or 1
     if spread > batch_size:
         raise RecipeError(
             f"stage {name!r}: spread {spread} over batches of {batch_size}",

@@ -46,6 +46,11 @@ def measure(
     if asks_for_upper(recipe):
         upper = (known and known.upper) or upper_of(recipe, len(dataset.manifest.classes))
         recipe = recipe.with_upper(upper)
+    spread = known.spread if known is not None else None
+    if known is None and execution.processes > 1 and recipe.spread == 1:
+        spread = execution.processes
+    if spread is not None:
+        recipe = recipe.changed(spread=spread)  # for what is measured
     if known is None:
         known = Measured(micro_batch_size=_fitting(recipe, dataset, execution, say, artifacts))
     lr = None
@@ -58,6 +63,7 @@ def measure(
     return Measured(
         lr=lr,
         micro_batch_size=known.micro_batch_size,
+        spread=spread,
         upper=upper,
         eval_precision=precision if asked else None,
     )

@@ -21,7 +21,7 @@ from stagewright.data.manifest import Manifest
 from stagewright.engine.state import TrainState
 from stagewright.plan.execution import Execution
 from stagewright.rundir.event_kinds import Notice
-from stagewright.system.signals import StopSignal
+from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 
 
@@ -34,7 +34,7 @@ class Batches:
     execution: Execution
     state: TrainState
     recorder: Recorder
-    stop: StopSignal
+    ranks: Ranks
     train_times: LoadTimes = field(default_factory=LoadTimes)
     """Loading times of the training batches in this process."""
     resident: Resident | None = field(init=False)
@@ -64,7 +64,7 @@ class Batches:
             times=times,
             on_slow=self._report_slow_images,
             resident=self.resident,
-            stop=lambda: self.stop.requested,
+            stop=self.ranks.stops_loading,
         )
         with closing(batches):
             yield copied_ahead(batches, self.device) if pinned else batches

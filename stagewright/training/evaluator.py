@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stagewright.data.batches.batch import Batch
 from stagewright.data.batches.specs import BatchSpec, eval_specs, eval_view, recalibration_specs
 from stagewright.data.sources.verify import images_gone
+from stagewright.distributed.deal import Deal
 from stagewright.engine.evaluate import Evaluation, Extras, evaluate
 from stagewright.engine.folding import predicts_in_bfloat16
 from stagewright.engine.frozen_features import Features
@@ -130,11 +131,12 @@ class Evaluator:
             network = self._with_margin(network, split, stage)
         while True:
             most = self.session.micro_batch_size(stage)
-            specs = eval_specs(
-                self.session.plan, self.session.manifest, stage, split, most=most, unread=kept is not None
+            specs = list(
+                eval_specs(self.session.plan, self.session.manifest, stage, split, most=most, unread=kept is not None)
             )
+            deal = Deal(self.session.ranks.world, [len(one.rows) for one in specs])
             try:
-                with (self.kept or self.session.batches).load(specs) as batches:
+                with (self.kept or self.session.batches).load(deal.own(specs)) as batches:
                     result = evaluate(
                         self.session.state.model,
                         network,
@@ -142,10 +144,9 @@ class Evaluator:
                         self.session.numerics,
                         inputs=None if features is None else self._features_input(kept is not None),
                         extras=extras,
-                        stop=lambda: self.session.stop.requested,
-                        progress=lambda done: self.session.recorder.log.emit(
-                            Evaluating(step=self.session.state.step, done=done, total=total)
-                        ),
+                        deal=deal if self.session.ranks.several else None,
+                        stop=self.session.ranks.stops,
+                        progress=lambda done: self._tell_progress(done, total),
                     )
                 if self.session.reading.is_gone(result.unreadable, total):
                     rows = self.session.manifest.rows(split)[~result.predictions.readable]
@@ -156,11 +157,16 @@ class Evaluator:
                 names = [self.session.manifest.paths[row].as_py() for row in error.rows]
                 raise NotFinite(error.rows, error.total, names) from None
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or most == 1:
+                if not out_of_memory(error) or most == 1 or self.session.ranks.several:
                     raise
             self.session.state.guard.micro_batch_size = most // 2
             text = f"out of memory in the evaluation with {most} pictures at a time: {most // 2} from here on"
             self.session.recorder.log.emit(Notice(step=self.session.state.step, text=text))
+
+    def _tell_progress(self, done: int, total: int) -> None:
+        ranks, step = self.session.ranks, self.session.state.step
+        ranks.at("evaluation", step, f"{done} pictures")
+        self.session.recorder.log.emit(Evaluating(step=step, done=min(total, done * ranks.world.size), total=total))
 
     def _features_input(self, stored: bool) -> Callable[[Batch], Tensor]:
         """Returns what makes features of a batch: nothing is to be done if they are stored."""
@@ -219,7 +225,7 @@ def both_precisions(session: Session, network: TwoPrecisions, specs: Sequence[Ba
     with modes_kept(session.state.model), session.batches.load(specs) as batches:
         session.state.model.eval()
         for images in network_inputs(batches, session.numerics):
-            if session.stop.requested:
+            if session.ranks.stops():
                 raise Interrupted
             found[0].append(network.fast(images.bfloat16()).float())
             found[1].append(network.exact(images).float())

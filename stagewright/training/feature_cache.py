@@ -77,7 +77,7 @@ class FeatureCache:
         The others compute them for each batch, with the same bits.
         """
         free = shutil.disk_usage(self.recorder.run.root).free
-        return frozenset(
+        found = [
             index
             for index, cut in self.cuts.items()
             if self.plan.stages[index].fit == "optimum"
@@ -85,7 +85,8 @@ class FeatureCache:
                 self.batches.execution.cache_features
                 and self._num_bytes(self.plan.stages[index], cut) <= max(MOST_IN_MEMORY, free // 2)
             )
-        )
+        ]
+        return frozenset(self.batches.ranks.tell(found))
 
     def _num_bytes(self, stage: StagePlan, cut: Cut) -> int:
         return cut.bytes_each * max(stage.num_images * stage.num_views, self.plan.dataset.num_val)
@@ -145,16 +146,18 @@ class FeatureCache:
                     total,
                     self._empty,
                     lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
-                    stop=lambda: self.batches.stop.requested,
-                    progress=lambda done: self.recorder.log.emit(
-                        Computing(step=self.state.step, done=done, total=total, what=f"features of {split} pictures")
-                    ),
+                    stop=self.batches.ranks.stops,
+                    progress=lambda done: self._tell_progress(done, total, f"features of {split} pictures"),
                 )
             bad = list(features.kept[kept_as].bad.items())
             if self.reading.is_gone(len(bad), total // views):
                 del features.kept[kept_as]
                 raise images_gone(manifest, bad, len(bad), total // views, f"the {split} part")
         return features.kept[kept_as]
+
+    def _tell_progress(self, done: int, total: int, what: str) -> None:
+        self.batches.ranks.at("features", self.state.step, f"{done} pictures")
+        self.recorder.log.emit(Computing(step=self.state.step, done=done, total=total, what=what))
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
         """Returns a float32 tensor of ``shape`` for features: on the device, or in a file if it is large."""

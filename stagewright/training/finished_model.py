@@ -19,6 +19,7 @@ from stagewright.rundir.events import EventLog
 from stagewright.system.device import choose_device
 from stagewright.training.clock import Clock
 from stagewright.training.evaluator import Evaluator
+from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 from stagewright.training.session import Session
 from stagewright.training.setup import RunInputs
@@ -54,6 +55,7 @@ def evaluate_finished(
                 recorder,
                 clock,
                 inputs.stop,
+                Ranks.alone(inputs.stop),
             )
             return Evaluator(session, exact=True).evaluate_split(split, stage, extras=Extras(probabilities=True))
         finally:

@@ -48,7 +48,7 @@ def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
 
 def train_until_event(session: Session, rollback: Rollback, after_update: AfterUpdate | None) -> bool:
     """Trains from ``state.step`` on until no update is left or the guard has rolled back; returns False to stop the run."""
-    plan, state, stop = session.plan, session.state, session.stop
+    plan, state, ranks = session.plan, session.state, session.ranks
     due = frozenset(plan.eval_steps) | frozenset(plan.save_steps)
     stage = None
     saved_at = time.monotonic()
@@ -59,7 +59,8 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
                 counts = session.enter(stage)
                 if batch.step == stage.first_step:
                     session.begin(stage, counts)
-            batch = session.with_cached_features(batch)
+            ranks.at("training", batch.step, f"pictures of step {batch.step + 1}")
+            batch = session.with_cached_features(ranks.with_all_bad_rows(batch))
             rollback.before_update(batch)
             if not session.update(stage, batch):
                 rollback.halve_micro_batch(batch.step)
@@ -69,8 +70,9 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
             if not rollback.check():
                 return True
             overdue = time.monotonic() - saved_at > 60.0 * session.execution.save_minutes
-            if state.step in due or overdue or stop.requested:
-                if not evaluate_and_save(session, rollback, overdue=overdue):
+            overdue, stopping = ranks.agreed(overdue, session.stop.requested)
+            if state.step in due or overdue or stopping:
+                if not evaluate_and_save(session, rollback, overdue=overdue, stopping=stopping):
                     return False
                 if state.step <= batch.step:
                     return True  # rolled back, because the evaluation gave numbers that are not finite
@@ -81,13 +83,16 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
     return True
 
 
-def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = False) -> bool:
+def evaluate_and_save(
+    session: Session, rollback: Rollback, *, overdue: bool = False, stopping: bool | None = None
+) -> bool:
     """Evaluates and saves if either is due at this step; returns False to stop or pause the run.
 
     Saving comes second, so that the checkpoint contains the score; then ``session.decide`` is asked whether the run goes on.
+    ``stopping`` is whether a stop was requested; None if nobody has asked.
     """
-    plan, state, stop = session.plan, session.state, session.stop
-    stopping = stop.requested
+    plan, state, ranks = session.plan, session.state, session.ranks
+    stopping = ranks.stops() if stopping is None else stopping
     improved, evaluated = False, None
     if state.step in plan.eval_steps and state.evaluated_step < state.step and not stopping:
         try:
@@ -97,11 +102,11 @@ def evaluate_and_save(session: Session, rollback: Rollback, *, overdue: bool = F
             pass
         except NotFinite as error:
             rollback.handle_not_finite(error)
-            return not stop.requested
-        stopping = stop.requested
+            return not ranks.stops()
+        stopping = ranks.stops()
     asks = evaluated is not None and session.decide is not None
     if state.step in plan.save_steps or improved or overdue or stopping or asks or session.is_finished:
         rollback.save()
-    if evaluated is not None and session.decide is not None and session.decide(evaluated) is False:
-        session.is_paused = True
+    if evaluated is not None:
+        session.is_paused = ranks.tell(session.decide is not None and session.decide(evaluated) is False)
     return not (stopping or session.is_paused)

@@ -25,9 +25,9 @@ from stagewright.engine.strength import Optimum, fit_head
 from stagewright.errors import ModelError
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir.event_kinds import Computing, Notice
-from stagewright.system.signals import StopSignal
 from stagewright.text import counted
 from stagewright.training.feature_cache import FeatureCache
+from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 
 _FOLDS = 5
@@ -42,7 +42,7 @@ class OptimumUpdate:
     numerics: Numerics
     features: FeatureCache
     recorder: Recorder
-    stop: StopSignal
+    ranks: Ranks
 
     def update(self, stage: StagePlan, batch: Batch, hyper: Hyper, manifest: Manifest) -> Tensor:
         """Sets the head to its optimum and updates the average; returns (mean cross-entropy, top-1 share, norm of the
@@ -64,16 +64,18 @@ class OptimumUpdate:
         found = fit_head(
             problem,
             None if folds is None else _scattered(folds, used),
-            stop=lambda: self.stop.requested,
-            progress=lambda done, total: self.recorder.log.emit(
-                Computing(step=self.state.step, done=done, total=total, what="fits of the head")
-            ),
+            stop=self.ranks.stops,
+            progress=self._tell_progress,
         )
         self._write(problem, found)
         self.state.average.update(self.state.model, hyper.average_weight)
         self._tell(stage, problem, found)
         numbers = [found.loss, found.top1, found.solution.grad_norm]
         return torch.tensor(numbers, dtype=torch.float32, device=self.state.device)
+
+    def _tell_progress(self, done: int, total: int) -> None:
+        self.ranks.at("fit", self.state.step, f"{done} fits")
+        self.recorder.log.emit(Computing(step=self.state.step, done=done, total=total, what="fits of the head"))
 
     def _problem(self, stage: StagePlan, batch: Batch, manifest: Manifest) -> Problem:
         valid, views = batch.valid, (batch.images,)

@@ -68,10 +68,11 @@ class Rollback:
         Raises DataError if too many images cannot be read; the state is then that before the first update with missing images.
         """
         self._arrive(batch.step)
-        if self.session.plan.stage_at(batch.step).fit == "optimum":
+        stage = self.session.plan.stage_at(batch.step)
+        if stage.fit == "optimum":
             return  # all its images were counted when their features were computed
         reading = self.session.reading
-        if (gone := reading.check(batch.step, len(batch.bad_rows), len(batch.rows))) is not None:
+        if (gone := reading.check(batch.step, len(batch.bad_rows), stage.batch_size)) is not None:
             self._before_data_was_gone(gone)
             raise images_gone(self.session.manifest, batch.bad_rows, *reading.missing_images())
 

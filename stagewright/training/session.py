@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -22,7 +22,7 @@ from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
 from stagewright.engine.step import update
-from stagewright.errors import StorageError
+from stagewright.errors import ModelError, StorageError
 from stagewright.model.average import WeightAverage
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.plan.execution import Execution
@@ -40,6 +40,7 @@ from stagewright.training.early_stopping import reason_to_end
 from stagewright.training.feature_cache import FeatureCache
 from stagewright.training.fed_record import record_fed
 from stagewright.training.optimum import OptimumUpdate
+from stagewright.training.ranks import Ranks
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
 
@@ -61,6 +62,8 @@ class Session:
     recorder: Recorder
     clock: Clock
     stop: StopSignal
+    ranks: Ranks
+    """The processes that carry out the run together."""
     decide: Decide | None = None
     is_paused: bool = field(init=False, default=False)
     """Whether ``decide`` has said no."""
@@ -70,10 +73,11 @@ class Session:
     trained_before: float = field(init=False)
     """Training seconds of earlier processes of this run."""
     _entered: int = field(init=False, default=-1)
+    _begins: bool = field(init=False, default=True)
     _lanes: Lanes | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.batches = Batches(self.images, self.manifest, self.execution, self.state, self.recorder, self.stop)
+        self.batches = Batches(self.images, self.manifest, self.execution, self.state, self.recorder, self.ranks)
         self.trained_before = self.state.seconds["train"]
         self.reading = ReadWatch.for_plan(self.plan)
         self.features = FeatureCache(self.plan, self.state, self.numerics, self.batches, self.recorder, self.reading)
@@ -86,7 +90,7 @@ class Session:
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
         specs = train_specs(self.plan, self.manifest, first_step, self.features.stored)
-        return self.batches.load(specs, self.batches.train_times)
+        return self.batches.load(self.ranks.own_part(self.plan, specs), self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
         """Sets trainable parameters and training modes of ``stage``, at its start as well as on a resume within it.
@@ -98,7 +102,7 @@ class Session:
         set_train_mode(self.state.model, stage.norm)
         if self._entered != stage.index:
             self._entered = stage.index
-            self._lanes = None  # they hold what trains
+            self._begins, self._lanes = True, None  # lanes hold what trains
             reset_peak(self.state.device)
             self.features.enter(stage)
             self.recorder.estimator.on_features = cached
@@ -141,17 +145,30 @@ class Session:
             stats = torch.full((3,), torch.nan, device=self.state.device)
         else:
             carry_out = {"updates": self._gradient_update, "optimum": self._optimum_update}[stage.fit]
+            begins, self._begins = self._begins, False
             try:
-                stats = carry_out(stage, batch, hyper)
+                with self.ranks.busy() if begins else nullcontext():  # the first update of a stage may compile for minutes
+                    stats = carry_out(stage, batch, hyper)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
+                if self.ranks.several:  # the others cannot go back with this process
+                    raise self._memory_error(stage) from error
                 stats = None
             if stats is None:  # returns outside of the handler, where the error no longer keeps tensors alive
                 return False
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
         return True
+
+    def _memory_error(self, stage: StagePlan) -> ModelError:
+        world, lanes = self.ranks.world, self.num_lanes(stage)
+        return ModelError(
+            f"rank {world.rank} ({world.host}): {world.device} has too little memory for lanes of {stage.lane_size} pictures of "
+            f"{stage.image_size} x {stage.image_size} pixels",
+            "lanes that fit into the memory of every process",
+            f"fork with more lanes: stagewright resume {self.run.root} --set spread={min(2 * lanes, stage.batch_size)}",
+        )
 
     def _gradient_update(self, stage: StagePlan, batch: Batch, hyper: Hyper) -> Tensor:
         return update(
@@ -166,7 +183,7 @@ class Session:
         )
 
     def _optimum_update(self, stage: StagePlan, batch: Batch, hyper: Hyper) -> Tensor:
-        one = OptimumUpdate(self.plan, self.state, self.numerics, self.features, self.recorder, self.stop)
+        one = OptimumUpdate(self.plan, self.state, self.numerics, self.features, self.recorder, self.ranks)
         return one.update(stage, batch, hyper, self.manifest)
 
     @cached_property
@@ -193,7 +210,8 @@ class Session:
         if count == 1:
             return 1
         if self._lanes is None or self._lanes.count != count:
-            self._lanes = Lanes(self.state.model, count)
+            ordered = self.state.device.type == "cpu" or self.plan.recipe.deterministic
+            self._lanes = Lanes(self.state.model, count, self.ranks.world, ordered=ordered)
         return self._lanes
 
     def masked(self, batch: Batch) -> Batch:
@@ -213,9 +231,12 @@ class Session:
     def save(self, protect: Collection[int] = ()) -> None:
         """Saves a checkpoint, after all logs were flushed to disk.
 
-        The checkpoints of the steps ``protect`` are kept as long as the new one.
+        The checkpoints of the steps ``protect`` are kept as long as the new one. Of several processes, the first saves.
         """
-        with self.clock.phase("checkpoint"):
+        if not self.ranks.world.is_first:
+            return
+        self.ranks.at("saving", self.state.step)
+        with self.clock.phase("checkpoint"), self.ranks.busy():
             self.run.check_held()
             self.recorder.sync()
             state = self.state

@@ -28,6 +28,7 @@ from stagewright.system.device import choose_device, device_name, require_known_
 from stagewright.system.memory import Points, memory_in_use
 from stagewright.system.signals import StopSignal
 from stagewright.training.clock import Clock
+from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 from stagewright.training.session import Decide, Session
 
@@ -54,6 +55,8 @@ class RunInputs:
     """Sentences for the log."""
     decide: Decide | None = None
     """Asked after each evaluation, once it is saved; False pauses the run."""
+    ranks: Ranks | None = None
+    """The processes that carry out the run together; None: this one is alone."""
 
 
 def open_session(inputs: RunInputs) -> Session:
@@ -112,7 +115,10 @@ def open_session(inputs: RunInputs) -> Session:
         recorder.estimator.num_closed = manifest.num_closed
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
-    return Session(plan, manifest, images, run, execution, numerics, state, recorder, clock, inputs.stop, inputs.decide)
+    own = (images, run, execution, numerics, state, recorder, clock)
+    return Session(
+        plan, manifest, *own, stop=inputs.stop, decide=inputs.decide, ranks=inputs.ranks or Ranks.alone(inputs.stop)
+    )
 
 
 def _changed_machine(run: RunDir, device: torch.device) -> list[str]:

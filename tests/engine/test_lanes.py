@@ -151,7 +151,7 @@ def test_an_update_in_lanes_is_that_of_plain_torch(momentum: float | None) -> No
             parameter.grad = (gradients[0][at] + gradients[1][at] + gradients[2][at]) * (10 / readable)
         norm = torch.nn.utils.clip_grad_norm_(parameters, 0.5)
         plain.step()
-        assert torch.allclose(stats[step][0], sum(losses) * 10 / readable, atol=1e-6)
+        assert torch.allclose(stats[step][0], torch.stack(losses).sum() * 10 / readable, atol=1e-6)
         assert torch.allclose(stats[step][2], norm, rtol=1e-4)
     for (name, one), (_, other) in zip(own.state_dict().items(), model.state_dict().items(), strict=True):
         assert torch.allclose(one, other, atol=1e-6), name

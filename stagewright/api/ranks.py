@@ -1,0 +1,179 @@
+"""Several processes that carry out one run: the first one leads, the others are told all they need and follow.
+
+The first process reads the data, makes the plan, and owns the run's directory, its files and the terminal. The others get plan,
+manifest and checkpoint from it, keep a directory of their own in a temporary folder, where they write what nobody reads, and run
+the same loop. When the last update is done they end; the first one finishes the run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from stagewright.api.carry_out import carry_out, own_manifest
+from stagewright.bundle.versions import library_versions
+from stagewright.data.batches.workers import auto_workers
+from stagewright.data.dataset import open_images
+from stagewright.data.manifest import Manifest
+from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.world import World, join_world
+from stagewright.errors import RecipeError, WorldError
+from stagewright.plan.execution import Execution
+from stagewright.plan.plan import Plan
+from stagewright.rundir import checkpoint
+from stagewright.rundir.directory import RunDir
+from stagewright.storage.files import write_whole
+from stagewright.system.device import computing_with, device_name
+from stagewright.system.signals import StopSignal
+from stagewright.training.loop import run_plan
+from stagewright.training.ranks import Ranks
+from stagewright.training.setup import RunInputs
+
+_LONGEST_PREPARATION = 24 * 3600.0
+Ending = Literal["finished", "paused", "stopped", "nothing"]
+
+
+@dataclass(eq=False)
+class Party:
+    """This process's part in a run of several processes."""
+
+    world: World
+    heartbeat: Heartbeat
+    has_led: bool = False
+    """Whether the first process has told the others what to do."""
+    preparing: ExitStack = field(default_factory=ExitStack)
+    """Closed when the loop begins; until then a process need not say how far it is: it scans, probes, builds the network."""
+
+    def execution(self, execution: Execution, manifest: Manifest | None = None) -> Execution:
+        """Returns ``execution`` for this process: its device, and its share of the host's threads that load images."""
+        world, workers = self.world, execution.workers
+        if workers is None and manifest is not None:
+            workers = max(1, auto_workers(manifest) // world.local_size)
+        return replace(
+            execution,
+            device=str(world.device),
+            processes=world.size,
+            workers=workers,
+            shared_pictures=execution.shared_pictures or world.local_size > 1,
+        )
+
+    def lead(self, inputs: RunInputs) -> RunInputs:
+        """Tells the other processes what to carry out, and returns ``inputs`` for this one, the first. WorldError if there are
+        more processes than lanes."""
+        plan, run = inputs.plan, inputs.run
+        check_processes(plan, self.world.size, str(run.root))
+        restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
+        name = None if restored is None else checkpoint.name_of(restored.step)
+        del restored
+        self.has_led = True
+        self.world.tell(
+            {"plan": plan.to_json(), "env": run.read_env(), "checkpoint": name, "hold": inputs.execution.hold_test}
+        )
+        self.world.tell_bytes(run.manifest.read_bytes())
+        for file in (checkpoint.STATE, checkpoint.META) if name else ():
+            self.world.tell_bytes((run.checkpoints / name / file).read_bytes() if name else None)
+        self.world.require_equal(_facts(plan, inputs.execution))
+        self.preparing.close()
+        ranks = Ranks(inputs.stop, self.world, self.heartbeat)
+        return replace(inputs, ranks=ranks, execution=self.execution(inputs.execution, inputs.manifest))
+
+    def follow(self, execution: Execution) -> Ending:
+        """Carries out, as one of the others, what the first process tells; returns how it ended."""
+        told = self.world.tell()
+        if told is None:
+            return "nothing"
+        with StopSignal() as stop, ExitStack() as holding:
+            holding.enter_context(computing_with(execution.threads))
+            folder = holding.enter_context(tempfile.TemporaryDirectory(prefix=f"stagewright-rank-{self.world.rank}-"))
+            run = RunDir.create(Path(folder) / "run")
+            plan = Plan.from_json(told["plan"])
+            write_whole(run.manifest, bytes(self.world.tell_bytes()))
+            manifest = own_manifest(run, plan)
+            run.write_start(plan, manifest, told["env"])
+            if name := told["checkpoint"]:
+                place = run.checkpoints / name
+                place.mkdir(parents=True)
+                for file in (checkpoint.STATE, checkpoint.META):
+                    write_whole(place / file, bytes(self.world.tell_bytes()))
+            self.world.require_equal(_facts(plan, execution))
+            execution = replace(self.execution(execution, manifest), pages=False, quiet=True, hold_test=told["hold"])
+            self.preparing.close()
+            ranks = Ranks(stop, self.world, self.heartbeat)
+            inputs = RunInputs(run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=ranks)
+            done = carry_out(inputs, run_plan)
+        status = done.summary.get("status")
+        return "paused" if status == "paused" else "stopped" if status == "stopped" else "finished"
+
+
+def check_processes(plan: Plan, processes: int, run: str | None = None) -> None:
+    """Raises WorldError if ``processes`` are more than the lanes of a stage of ``plan``, the plan of the directory ``run``."""
+    if processes <= plan.most_devices:
+        return
+    fork = f"fork the run with more lanes (stagewright resume {run} --set spread={processes})" if run else ""
+    raise WorldError(
+        f"{processes} processes, but the plan divides each update into {plan.most_devices} "
+        f"lane{'s' if plan.most_devices > 1 else ''}",
+        f"1 to {plan.most_devices} processes",
+        f"start {plan.most_devices}, or {fork or f'plan with --spread {processes}'}",
+    )
+
+
+@contextmanager
+def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | None]:
+    """Context of this process's part in a run of several, as torchrun, srun or ``--nproc`` started it; None if it is alone.
+
+    WorldError if the processes do not find each other. An error in the context of one process ends the others.
+    """
+    if not started_as_rank():
+        yield None
+        return
+    with join_world(execution.device) as world, Heartbeat(world, rank_timeout=rank_timeout) as heartbeat:
+        if world.size == 1:
+            yield None
+            return
+        own = Party(world, heartbeat)
+        own.preparing.enter_context(heartbeat.busy(_LONGEST_PREPARATION))
+        yield own
+        if world.is_first and not own.has_led:
+            world.tell(None)
+
+
+def started_as_rank() -> bool:
+    """Whether the environment says that this process is one of several of a run."""
+    from stagewright.distributed.environment import read_place
+
+    return read_place(os.environ) is not None
+
+
+def _facts(plan: Plan, execution: Execution) -> dict[str, str]:
+    """Returns what must be equal in all processes, since the bits depend on it."""
+    device = torch.device(execution.device) if execution.device not in ("auto",) else None
+    versions = library_versions()
+    return {
+        "plan": plan.digest[:12],
+        "threads": str(torch.get_num_threads()),
+        "device": device_name(device) if device is not None else "",
+        "torch": str(versions["torch"]),
+        "stagewright": str(versions["stagewright"]),
+    }
+
+
+def refuse_alone_only(given: dict[str, Any]) -> None:
+    """Raises RecipeError for the first of ``given`` (flag and value) that several processes do not support and that is set."""
+    for flag, value in given.items():
+        if value:
+            raise RecipeError(
+                f"{flag} with several processes",
+                f"{flag} with one process",
+                "leave it out, or start one process (without --nproc)",
+            )
+
+
+def _silent(text: str) -> None: ...

@@ -1,0 +1,97 @@
+"""This process among those that carry out a run together: its share of each batch, and what they agree on.
+
+All processes run the same loop. What depends on a clock, a signal or a file that only one of them sees is agreed before anyone
+acts on it: all ask at the same places, in the same order, and get the same answer. A process that is alone asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from stagewright.data.batches.batch import Batch, BatchSpec
+from stagewright.distributed.control import Agreement
+from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.tree import share
+from stagewright.distributed.world import World
+from stagewright.plan.lanes import lane_sizes
+from stagewright.plan.plan import Plan
+from stagewright.system.signals import StopSignal
+
+
+@dataclass(eq=False)
+class Ranks:
+    """The processes of a run, as this one sees them; with one process, every method answers for it alone."""
+
+    stop: StopSignal
+    """That of this process."""
+    world: World
+    heartbeat: Heartbeat | None = None
+
+    @classmethod
+    def alone(cls, stop: StopSignal) -> Ranks:
+        """Returns the ranks of a run that this process carries out alone."""
+        return cls(stop, World.alone("cpu"))
+
+    def __post_init__(self) -> None:
+        self._agreement = Agreement(self.world)
+
+    @property
+    def several(self) -> bool:
+        return self.world.size > 1
+
+    def disband(self) -> None:
+        """From now on this process is alone: the others have nothing left to do."""
+        if self.heartbeat is not None:
+            self.heartbeat.done()
+        self.world, self.heartbeat = World.alone("cpu"), None
+        self.__post_init__()
+
+    def at(self, phase: str, step: int, note: str = "") -> None:
+        """Tells the others, who miss a process that is silent for long, where this one is."""
+        if self.heartbeat is not None:
+            self.heartbeat.at(phase, step, note)
+
+    def busy(self) -> AbstractContextManager[None]:
+        """Context of work that cannot say how far it is, such as compiling or saving."""
+        return nullcontext() if self.heartbeat is None else self.heartbeat.busy()
+
+    def agreed(self, *wishes: bool) -> tuple[bool, ...]:
+        """Returns for each of ``wishes`` whether any process has it."""
+        return tuple(bool(wish) for wish in self._agreement.settle([int(wish) for wish in wishes]))
+
+    def stops(self) -> bool:
+        """Returns whether any process was asked to stop; all ask at the same places."""
+        return self.agreed(self.stop.requested)[0]
+
+    def stops_loading(self) -> bool:
+        """Returns whether a wait for images is given up: not if others would then wait for this process."""
+        return self.stop.requested and not self.several
+
+    def tell(self, value: Any) -> Any:
+        """Returns the first process's ``value``, which is one of JSON, on all of them."""
+        return self.world.tell(value) if self.several else value
+
+    def own_part(self, plan: Plan, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
+        """Yields of each of the ``specs`` of updates the images of this process's lanes; those of a fit are whole."""
+        for spec in specs:
+            stage = plan.stage_at(spec.step)
+            if not self.several or stage.fit == "optimum":
+                yield spec
+                continue
+            starts = [0, *accumulate(lane_sizes(stage.batch_size, stage.lanes))]
+            own = share(stage.lanes, self.world.rank, self.world.size)
+            # Draws are those of the whole batch, of which a part is taken, as in a process that has all lanes.
+            yield spec.taken(np.arange(starts[own.start], starts[own.stop]))
+
+    def with_all_bad_rows(self, batch: Batch) -> Batch:
+        """Returns ``batch``, the part of this process, with the unreadable images of all parts."""
+        if not self.several or not self.agreed(bool(batch.bad_rows))[0]:
+            return batch
+        parts: list[list[tuple[int, str]]] = self.world.gather([list(one) for one in batch.bad_rows])
+        return replace(batch, bad_rows=tuple((int(row), str(why)) for part in parts for row, why in part))
