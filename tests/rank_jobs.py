@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 import stagewright.distributed.world
+from stagewright.distributed.control import Agreement
+from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
 from stagewright.errors import WorldError
+from stagewright.system.signals import EXIT_LOST
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -198,3 +203,70 @@ def one_rank_twice(folder: Path) -> None:
     except WorldError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def beating(folder: Path, what: str, at: int, timeout: float = 4.0) -> None:
+    """Steps until rank ``at`` meets its fate ``what`` at step 60; ends as a training does."""
+    lost = folder / f"{os.environ['RANK']}.lost"
+    with join_world("cpu") as world:
+        heartbeat = Heartbeat(world, beat=0.4, rank_timeout=timeout, on_lost=lambda text: lost.write_text(text))
+        try:
+            with heartbeat:
+                for step in range(100 if what in FATES_THAT_END_WELL else 10**6):
+                    heartbeat.at("train", step, note=f"image-{step}.jpg")
+                    if step == 60 and world.rank == at:
+                        meet_fate(what, folder, world, heartbeat)
+                    if what == "apart" and step == 60:
+                        world.barrier()
+                    with world.waits:
+                        torch.distributed.all_reduce(torch.ones(1))
+                    time.sleep(0.02)
+        except Exception as error:
+            if line := explain_lost(error, heartbeat):
+                print(line, file=sys.stderr, flush=True)
+                sys.exit(EXIT_LOST)
+            traceback.print_exc()
+            sys.exit(1)
+
+
+FATES_THAT_END_WELL = ("slow", "busy")
+
+
+def meet_fate(what: str, folder: Path, world: World, heartbeat: Heartbeat) -> None:
+    """What happens to one rank in the middle of its work."""
+    if what == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "error":
+        raise ValueError("a number is wrong")
+    elif what == "read":
+        os.mkfifo(folder / "pipe")
+        heartbeat.alive(str(folder / "pipe"))
+        (folder / "pipe").read_bytes()  # nobody writes
+    elif what == "apart":
+        with world.waits:
+            torch.distributed.all_reduce(torch.ones(1))  # the others are at a barrier of another group
+    elif what == "slow":
+        for _ in range(60):
+            heartbeat.alive()
+            time.sleep(0.1)
+    elif what == "busy":
+        with heartbeat.busy():
+            time.sleep(6)
+
+
+def agreed(folder: Path) -> list[Any]:
+    """The words that each step agreed on; rank 2 asks to stop at step 3, rank 0 is the slowest."""
+    found: list[Any] = []
+    with join_world("cpu") as world:
+        agreement = Agreement(world)
+        for step in range(6):
+            time.sleep(0.05 * (world.rank == 0))
+            found.append(agreement.exchange([int(step == 3 and world.rank == 2), step * 10 + world.rank]))
+        found.append(agreement.settle([0, world.rank]))
+        found.append(agreement.settle([world.rank, 0]))
+        found.append(agreement.exchange([7, 7]))
+        found.append(agreement.drain())
+        found.append(agreement.drain())
+    return found

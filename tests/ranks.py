@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,7 @@ class Ranks:
 
     def wait(self, seconds: float = 60) -> list[int]:
         """Waits for the end of all processes; returns their exit codes, -9 after a SIGKILL."""
-        self._parent.wait(seconds)
-        return json.loads(self._read("codes"))
+        return json.loads(self._read("codes", seconds))
 
     def result(self, rank: int) -> Any:
         """What the job returned at ``rank``."""
@@ -69,14 +68,16 @@ class Ranks:
 
 
 @contextmanager
-def start_ranks(folder: Path, job: str, size: int, **settings: Any) -> Iterator[Ranks]:
-    """Starts ``size`` processes that call the function ``job`` with ``settings``; ends them at the end of the context."""
-    parent = _start(folder, job, [size], settings)
-    ranks = Ranks(folder / str(size), size, parent)
+def start_worlds(
+    folder: Path, job: str, size: int, worlds: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Ranks]]:
+    """Starts a world of ``size`` processes for each of ``worlds``, all at the same time; each process calls ``job`` with the
+    settings of its world. Ends what is left at the end of the context."""
+    parent = _start(folder, [[name, job, size, dict(settings)] for name, settings in worlds.items()], together=True)
     try:
-        yield ranks
+        yield {name: Ranks(folder / name, size, parent) for name in worlds}
     finally:
-        for path in (folder / str(size)).glob("*.pid"):
+        for path in folder.glob("*/*.pid"):
             if not path.with_suffix(".ended").exists():
                 try:
                     os.kill(int(path.read_text()), signal.SIGKILL)
@@ -89,9 +90,9 @@ def start_ranks(folder: Path, job: str, size: int, **settings: Any) -> Iterator[
             parent.wait()
 
 
-def run_sizes(folder: Path, job: str, sizes: Sequence[int], **settings: Any) -> dict[int, list[Any]]:
+def run_sizes(folder: Path, job: str, sizes: Sequence[int]) -> dict[int, list[Any]]:
     """Calls ``job`` in worlds of each of ``sizes``, one world after the other; returns what every rank returned."""
-    parent = _start(folder, job, sizes, settings)
+    parent = _start(folder, [[str(size), job, size, {}] for size in sizes], together=False)
     try:
         parent.wait(100)
     finally:
@@ -105,11 +106,11 @@ def run_sizes(folder: Path, job: str, sizes: Sequence[int], **settings: Any) -> 
     return found
 
 
-def _start(folder: Path, job: str, sizes: Sequence[int], settings: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, worlds: list[list[Any]], together: bool) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
-    arguments = [str(folder), job, json.dumps(list(sizes)), json.dumps(settings)]
     root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    arguments = [str(folder), json.dumps(worlds), json.dumps(together)]
     return subprocess.Popen([sys.executable, __file__, *arguments], env=environment)
 
 
@@ -137,25 +138,43 @@ def _rank(folder: Path, job: str, rank: int, settings: dict[str, Any]) -> None:
 def _main() -> None:
     import rank_jobs  # noqa: F401  before the fork, with all of torch
 
-    folder, job, sizes, settings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-    for size in sizes:
-        own = folder / str(size)
+    folder, worlds, together = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    started: list[tuple[Path, list[int]]] = []
+    for name, job, size, settings in worlds:
+        own = folder / name
         own.mkdir()
-        os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        pids = []
-        for rank in range(size):
-            os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-            os.environ["LOCAL_WORLD_SIZE"] = str(size)
-            if (pid := os.fork()) == 0:
-                _rank(own, job, rank, settings)
-            pids.append(pid)
-        codes = []
-        for rank, pid in enumerate(pids):
-            _, status = os.waitpid(pid, 0)
-            (own / f"{rank}.ended").touch()
-            codes.append(os.waitstatus_to_exitcode(status))
-        (own / "codes.writing").write_text(json.dumps(codes))
-        (own / "codes.writing").rename(own / "codes")
+        started.append((own, _fork_world(own, job, size, settings)))
+        if not together:
+            _reap(started)
+    _reap(started)
+
+
+def _fork_world(own: Path, job: str, size: int, settings: dict[str, Any]) -> list[int]:
+    """Starts the processes of one world; returns their numbers."""
+    os.environ |= {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pids = []
+    for rank in range(size):
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        os.environ["LOCAL_WORLD_SIZE"] = str(size)
+        if (pid := os.fork()) == 0:
+            _rank(own, job, rank, settings)
+        pids.append(pid)
+    return pids
+
+
+def _reap(started: list[tuple[Path, list[int]]]) -> None:
+    """Waits for all processes as they end, and writes down their exit codes."""
+    codes: dict[int, int] = {}
+    while started:
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        for own, pids in list(started):
+            if pid in pids:
+                (own / f"{pids.index(pid)}.ended").touch()
+            if all(one in codes for one in pids):
+                (own / "codes.writing").write_text(json.dumps([codes[one] for one in pids]))
+                (own / "codes.writing").rename(own / "codes")
+                started.remove((own, pids))
 
 
 if __name__ == "__main__":

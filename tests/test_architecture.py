@@ -46,6 +46,7 @@ TORCH_FREE = (
     "system.named_functions",
     *("training.clock", "training.read_watch", "training.paired", "data.picture_changes"),
     *("api.diff", "api.deciding", "api.data_difference", "distributed.tree"),
+    *("distributed.members", "distributed.beats", "distributed.environment", "distributed.waits"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
 NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")

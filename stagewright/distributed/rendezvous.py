@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import secrets
 import socket
 import time
@@ -19,35 +18,15 @@ from datetime import timedelta
 from torch.distributed import DistError, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from stagewright.distributed.environment import Place
+from stagewright.distributed.members import Member, ranks_text
 from stagewright.errors import WorldError
 from stagewright.text import count_text
 
 _SESSION = "stagewright/session"
 _POLL_SECONDS = 0.05
+NOT_SAID = b"-"
+"""The value of a key that nobody has written yet: a beat, or which rank is lost."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True)
-class Member:
-    """What every rank knows of one rank."""
-
-    host: str
-    pid: int
-    namespace: str
-    """Identifies the process numbers that ``pid`` is one of: the host's, or a container's."""
-    device: str = "cpu"
-    """The kind of device that it computes on: ``cpu`` or ``cuda``."""
-    gpu: str = ""
-    """Identifies the only CUDA device that the process sees; empty if it sees none or several."""
-
-    @classmethod
-    def this(cls, device: str = "cpu", gpu: str = "") -> Member:
-        """Returns the member that this process is."""
-        try:
-            namespace = os.readlink("/proc/self/ns/pid")
-        except OSError:
-            namespace = ""
-        return cls(socket.gethostname(), os.getpid(), namespace, device, gpu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +43,8 @@ class Rendezvous:
     """The connection of the main thread."""
     serves: bool
     """Whether this process serves the store, which ends with it."""
+    by_launcher: bool = False
+    """Whether the launcher serves the store; else rank 0 does."""
 
     def key(self, name: str) -> str:
         """Returns the key of ``name`` in this start of the run."""
@@ -103,7 +84,7 @@ def meet(place: Place, this: Member, timeout: float) -> Rendezvous:
             "a rendezvous that lasts as long as the run",
             "look at the messages of the first process and of the launcher, then start all processes again",
         ) from error
-    return Rendezvous(place.host, place.port, token, tuple(members), store, serves)
+    return Rendezvous(place.host, place.port, token, tuple(members), store, serves, place.has_server)
 
 
 def _receive(store: TCPStore, place: Place, this: Member, deadline: float, timeout: float) -> tuple[str, list[Member]]:
@@ -114,6 +95,8 @@ def _receive(store: TCPStore, place: Place, this: Member, deadline: float, timeo
     if not _until(lambda: store.check(keys), deadline):
         raise _absent(place, [rank for rank in range(1, place.size) if not store.check([_hello(token, rank)])], timeout)
     arrivals = [{"nonce": "", "member": asdict(this)}, *(json.loads(store.get(key)) for key in keys)]
+    for name in ("lost", *(f"beat/{rank}" for rank in range(place.size))):
+        store.set(f"stagewright/{token}/{name}", NOT_SAID.decode())
     store.set(_welcome(token), json.dumps(arrivals))
     return token, [Member(**one["member"]) for one in arrivals]
 
@@ -235,18 +218,6 @@ def _connect(place: Place, timeout: float) -> TCPStore:
 
 def _client(host: str, port: int, timeout: float) -> TCPStore:
     return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False)
-
-
-def ranks_text(ranks: Sequence[int]) -> str:
-    """Returns ``rank 2``, or ``ranks 0, 2, 5-7``, of sorted ranks."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
-        else:
-            runs.append([rank])
-    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {text}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,11 +6,13 @@ from __future__ import annotations
 class Waits:
     """Context manager around every wait for other processes; may be entered within itself.
 
-    ``waiting`` is read by another thread. A single main thread enters it.
+    Entered by one thread, the main one; read by another.
     """
 
     def __init__(self) -> None:
         self._depth = 0
+        self.count = 0
+        """How many waits have begun or ended: it changes while the process makes progress."""
 
     @property
     def waiting(self) -> bool:
@@ -19,6 +21,8 @@ class Waits:
 
     def __enter__(self) -> None:
         self._depth += 1
+        self.count += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
+        self.count += 1

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stagewright.distributed.environment import Place, read_place
-from stagewright.distributed.rendezvous import Member, Rendezvous, meet, ranks_text
+from stagewright.distributed.members import Member, ranks_text
+from stagewright.distributed.rendezvous import Rendezvous, meet
 from stagewright.distributed.waits import Waits
 from stagewright.errors import WorldError
 from stagewright.system.device import choose_device

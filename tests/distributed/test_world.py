@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import free_port, run_sizes, start_ranks
+from ranks import free_port, run_sizes, start_worlds
 
-from stagewright.distributed.rendezvous import Member
+from stagewright.distributed.members import Member
 from stagewright.distributed.world import World, join_world, own_device
 from stagewright.errors import WorldError
 
@@ -101,7 +101,8 @@ def test_a_store_that_outlives_a_start_does_not_confuse_the_next(tmp_path: Path)
 
 
 def test_two_processes_with_one_rank_are_refused(tmp_path: Path) -> None:
-    with start_ranks(tmp_path / "ranks", "one_rank_twice", 3) as ranks:
+    with start_worlds(tmp_path / "ranks", "one_rank_twice", 3, {"world": {}}) as worlds:
+        ranks = worlds["world"]
         codes = ranks.wait()
         assert codes.count(2) >= 1
         texts = [ranks.said(rank) for rank in range(3)]
