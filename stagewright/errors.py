@@ -52,6 +52,10 @@ class Unreadable(StorageError):
     """A file exists but cannot be read now. This does not mean that its content is damaged."""
 
 
+class WorldError(StagewrightError):
+    """Several processes cannot work together as asked."""
+
+
 class Diverged(StagewrightError):
     """Training produced infinity or NaN. The last checkpoint is unchanged."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 LAYERS: list[list[str | tuple[str, ...]]] = [
     ["errors", "rng", "text"],
     ["system", "measures"],
-    ["storage"],
+    ["storage", "distributed"],
     [("recipe", "plan")],
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],

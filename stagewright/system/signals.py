@@ -21,6 +21,9 @@ from stagewright.errors import Cancelled, Stopped
 EXIT_STOPPED = 75
 """Exit code of a run that was stopped on request and has saved its state; ``stagewright resume`` continues it."""
 
+EXIT_LOST = 69
+"""Exit code of every process of a run in which another process or host was lost. Nothing is damaged; start again."""
+
 _NAMES = {
     signal.SIGTERM: "SIGTERM",
     signal.SIGINT: "Ctrl-C",
