@@ -42,6 +42,7 @@ TORCH_FREE = (
     *("data.sample", "data.load_times", "data.batches.order", "data.images.decode", "data.images.stored"),
     *("data.images.native", "data.images.memory_cache"),
     *("augment.geometry", "augment.draw", "augment.policies", "augment.matrices", "augment.custom"),
+    *("distributed.launcher", "distributed.verdict", "distributed.workers"),
     *("system.machine", "system.output", "system.signals", "system.surroundings", "system.threads", "system.children"),
     "system.named_functions",
     *("training.clock", "training.read_watch", "training.paired", "data.picture_changes"),
