@@ -103,6 +103,11 @@ class Cancelled(Stopped):
         return f"{self.args[0]}; {self.kept or 'no half-written file is left'}"
 
 
+class RankLost(Exception):
+    """A process of the run, or its host, was lost; nothing is damaged. The command line prints the line that says which, and ends
+    with ``EXIT_LOST``: start again."""
+
+
 class Interrupted(Exception):
     """The current operation (an evaluation, a read that hangs) was abandoned because a stop was requested; nothing was
     changed."""

@@ -118,6 +118,7 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         if isinstance(session.images, SharedImages):
             closing.callback(session.images.close)
         status, error = "failed", None
+        session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence)
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))
@@ -127,6 +128,9 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             status = "stopped"
             raise
         except BaseException as problem:
+            if (lost := session.ranks.lost(problem)) is not None:
+                error = str(lost)
+                raise lost from problem
             error = f"{type(problem).__name__}: {problem}"
             raise
         finally:
@@ -134,7 +138,11 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
                     paused = "paused after this evaluation" if status == "paused" else None
-                    reason = error or paused or inputs.stop.reason or status
-                    session.recorder.log.emit(RunStopped(step=session.state.step, reason=reason))
-                    write_summary(inputs.run, summarise(session, status, error=error))
+                    _end(session, status, error or paused or inputs.stop.reason or status, error)
     return Run(inputs.run.root)
+
+
+def _end(session: Session, status: str, reason: str, error: str | None = None) -> None:
+    """Writes how a run that has not finished has ended."""
+    session.recorder.log.emit(RunStopped(step=session.state.step, reason=reason))
+    write_summary(session.run, summarise(session, status, error=error))

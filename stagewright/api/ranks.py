@@ -8,6 +8,7 @@ the same loop. When the last update is done they end; the first one finishes the
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
 from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.verdict import VERDICTS, leave_verdict
 from stagewright.distributed.world import World, join_world
 from stagewright.errors import RecipeError, WorldError
 from stagewright.plan.execution import Execution
@@ -50,6 +52,8 @@ class Party:
     """Whether the first process has told the others what to do."""
     preparing: ExitStack = field(default_factory=ExitStack)
     """Closed when the loop begins; until then a process need not say how far it is: it scans, probes, builds the network."""
+    ranks: Ranks | None = None
+    lost: str = ""
 
     def execution(self, execution: Execution, manifest: Manifest | None = None) -> Execution:
         """Returns ``execution`` for this process: its device, and its share of the host's threads that load images."""
@@ -80,9 +84,9 @@ class Party:
         for file in (checkpoint.STATE, checkpoint.META) if name else ():
             self.world.tell_bytes((run.checkpoints / name / file).read_bytes() if name else None)
         self.world.require_equal(_facts(plan, inputs.execution))
-        self.preparing.close()
-        ranks = Ranks(inputs.stop, self.world, self.heartbeat)
-        return replace(inputs, ranks=ranks, execution=self.execution(inputs.execution, inputs.manifest))
+        return replace(
+            inputs, ranks=self._ranks(inputs.stop), execution=self.execution(inputs.execution, inputs.manifest)
+        )
 
     def follow(self, execution: Execution) -> Ending:
         """Carries out, as one of the others, what the first process tells; returns how it ended."""
@@ -104,12 +108,22 @@ class Party:
                     write_whole(place / file, bytes(self.world.tell_bytes()))
             self.world.require_equal(_facts(plan, execution))
             execution = replace(self.execution(execution, manifest), pages=False, quiet=True, hold_test=told["hold"])
-            self.preparing.close()
-            ranks = Ranks(stop, self.world, self.heartbeat)
-            inputs = RunInputs(run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=ranks)
+            inputs = RunInputs(
+                run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=self._ranks(stop)
+            )
             done = carry_out(inputs, run_plan)
         status = done.summary.get("status")
         return "paused" if status == "paused" else "stopped" if status == "stopped" else "finished"
+
+    def _ranks(self, stop: StopSignal) -> Ranks:
+        self.ranks = Ranks(stop, self.world, self.heartbeat, preparing=self.preparing)
+        return self.ranks
+
+    def end(self, sentence: str) -> None:
+        """Writes into the run's files that a process was lost, as ``sentence`` says; this one ends now."""
+        self.lost = sentence
+        if self.ranks is not None and self.ranks.on_lost is not None and self.world.is_first:
+            self.ranks.on_lost(sentence)
 
 
 def check_processes(plan: Plan, processes: int, run: str | None = None) -> None:
@@ -134,11 +148,23 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
     if not started_as_rank():
         yield None
         return
-    with join_world(execution.device) as world, Heartbeat(world, rank_timeout=rank_timeout) as heartbeat:
+    told: list[Party] = []
+    launched = VERDICTS in os.environ  # the launcher prints what all processes say once
+    with (
+        join_world(execution.device) as world,
+        Heartbeat(
+            world,
+            rank_timeout=rank_timeout,
+            on_lost=lambda sentence: [one.end(sentence) for one in told],
+            say=(lambda sentence: None) if launched else _to_stderr,
+            exit_process=lambda code: os._exit(leave_verdict(code, told[0].lost if told else "")),
+        ) as heartbeat,
+    ):
         if world.size == 1:
             yield None
             return
         own = Party(world, heartbeat)
+        told.append(own)
         own.preparing.enter_context(heartbeat.busy(_LONGEST_PREPARATION))
         yield own
         if world.is_first and not own.has_led:
@@ -177,3 +203,7 @@ def refuse_alone_only(given: dict[str, Any]) -> None:
 
 
 def _silent(text: str) -> None: ...
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

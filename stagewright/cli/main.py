@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ from stagewright.cli.options import (
     RunPath,
     SaveMinutes,
     Seed,
+    Spread,
     Tiny,
     Until,
     Weights,
@@ -53,11 +55,24 @@ from stagewright.cli.options import (
     speaker,
 )
 from stagewright.cli.outcome import close
+from stagewright.cli.processes import (
+    GRACE,
+    RANK_TIMEOUT,
+    Grace,
+    MaxRestarts,
+    Nnodes,
+    Nproc,
+    RankTimeout,
+    Rdzv,
+    ending_code,
+    launch_if_asked,
+)
 from stagewright.cli.recipes import recipes_app
-from stagewright.errors import Cancelled, StagewrightError, Stopped
+from stagewright.distributed.verdict import is_launched, leave_verdict
+from stagewright.errors import Cancelled, RankLost, StagewrightError, Stopped
 from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional, tell
-from stagewright.system.signals import EXIT_STOPPED, CommandSignals
+from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED, CommandSignals
 from stagewright.system.surroundings import as_storage_error
 
 app = StrictTyper(
@@ -121,21 +136,30 @@ def train(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    spread: Spread = None,
+    nproc: Nproc = None,
+    nnodes: Nnodes = "1",
+    rdzv: Rdzv = None,
+    grace: Grace = GRACE,
+    max_restarts: MaxRestarts = 0,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
 ) -> None:
     """Plan, train, evaluate and report."""
     from stagewright.errors import RecipeError
 
+    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = budget_limit(budget, price, epochs)
     from stagewright.api import train as training
+    from stagewright.api.ranks import party, refuse_alone_only
     from stagewright.plan.execution import Execution
 
     if resume not in ("auto", "never"):
         raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
     if resume == "auto" and out is None:
         raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
-    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
+    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
     execution = Execution(
         device=device,
         workers=workers,
@@ -154,11 +178,22 @@ def train(
         "observers": _metric_lines(metric_lines),
         "say": speaker(quiet),
     }
-    if folds is not None:
-        refuse_alone("--until", until is not None, "a single run")
-        train_folds(data, folds, chosen, common, quiet)
-    else:
-        close(training.train(data, chosen, resume=resume == "auto", until=until, **common), quiet)
+    code, done = 0, None
+    with party(execution, rank_timeout) as own:
+        if own is not None:
+            refuse_alone_only({"--budget": budget, "--folds": folds})
+            common["execution"] = own.execution(execution)
+        if own is not None and not own.world.is_first:
+            code = ending_code(own.follow(common["execution"]))
+        elif folds is not None:
+            refuse_alone("--until", until is not None, "a single run")
+            train_folds(data, folds, chosen, common, quiet)
+            return
+        else:
+            done = training.train(data, chosen, resume=resume == "auto", until=until, party=own, **common)
+    if done is None:
+        raise typer.Exit(code)
+    close(done, quiet)
 
 
 @app.command()
@@ -182,9 +217,17 @@ def resume(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    nproc: Nproc = None,
+    nnodes: Nnodes = "1",
+    rdzv: Rdzv = None,
+    grace: Grace = GRACE,
+    max_restarts: MaxRestarts = 0,
+    rank_timeout: RankTimeout = RANK_TIMEOUT,
 ) -> None:
     """Resume a stopped or killed run, or folds; with --set, fork a run."""
+    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
     from stagewright.api import train as training
+    from stagewright.api.ranks import party, refuse_alone_only
     from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
 
@@ -199,23 +242,34 @@ def resume(
         quiet=quiet,
     )
     if is_folds(run):
+        refuse_alone_only({"a directory of folds": nproc})
         single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
         single["--verify"] = verify != "changed"
         for flag, given in single.items():
             refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
         resume_folds(run, execution, _metric_lines(metric_lines), quiet)
         return
-    done = training.resume(
-        run,
-        overrides=overrides or (),
-        execution=execution,
-        observers=_metric_lines(metric_lines),
-        from_start=from_start,
-        data=data,
-        verify=verify == "data",
-        until=until,
-        say=speaker(quiet),
-    )
+    code, done = 0, None
+    with party(execution, rank_timeout) as own:
+        if own is not None:
+            execution = own.execution(execution)
+        if own is not None and not own.world.is_first:
+            code = ending_code(own.follow(execution))
+        else:
+            done = training.resume(
+                run,
+                overrides=overrides or (),
+                execution=execution,
+                observers=_metric_lines(metric_lines),
+                from_start=from_start,
+                data=data,
+                verify=verify == "data",
+                until=until,
+                say=speaker(quiet),
+                party=own,
+            )
+    if done is None:
+        raise typer.Exit(code)
     close(done, quiet)
 
 
@@ -293,7 +347,7 @@ def main() -> None:
         if f"{' '.join(sys.argv[1:3])} ".startswith(tuple(f"{command} " for command in _OUTLIVING)):
             make_output_optional()
         code = _run()
-    sys.exit(code)
+    sys.exit(leave_verdict(code, "\n".join(_unsaid)) if is_launched() else code)
 
 
 def _run() -> int:
@@ -305,6 +359,8 @@ def _run() -> int:
         return code
     except StagewrightError as error:
         return _say(f"error: {error}", 2)
+    except RankLost as lost:
+        return _say(str(lost), EXIT_LOST)
     except Cancelled as cancelled:
         return _say(str(cancelled), EXIT_STOPPED if cancelled.resumable else 128 + cancelled.number)
     except Stopped as stopped:
@@ -313,6 +369,9 @@ def _run() -> int:
         return 1
     except Exception as error:
         if (message := as_storage_error(error)) is None:
+            if is_launched():  # the launcher must hear of it
+                traceback.print_exc()
+                return 1
             raise
         return _say(f"error: {message}", 2)
 
@@ -327,9 +386,16 @@ def _exit_code() -> int:
     return 0
 
 
+_unsaid: list[str] = []
+"""What the launcher of several processes says for all that have the same to say."""
+
+
 def _say(text: str, code: int) -> int:
     """Tells ``text`` on standard error; returns ``code``."""
-    tell(text, sys.stderr)
+    if is_launched():
+        _unsaid.append(text)
+    else:
+        tell(text, sys.stderr)
     return code
 
 

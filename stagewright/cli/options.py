@@ -51,6 +51,12 @@ LearningRate = Annotated[
 ]
 ImgSize = Annotated[int | None, typer.Option("--img-size", help="Image size in pixels (squares).")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers but the split (data.split_seed).")]
+Spread = Annotated[
+    int | None,
+    typer.Option(
+        "--spread", min=1, help="The most devices that this run may ever use: any number of them gives the same bits."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Workers = Annotated[
     int | None,
@@ -122,11 +128,14 @@ def recipe_request(
     lr: str | None = None,
     img_size: int | None = None,
     seed: int | None = None,
+    spread: int | None = None,
 ) -> Any:
     """Returns the request made by the common flags and ``--set``, which overrides them."""
     from stagewright.recipe.request import RecipeRequest, recipe_flags
 
-    flags = recipe_flags(model=model, weights=weights, batch_size=batch_size, lr=lr, image_size=img_size, seed=seed)
+    flags = recipe_flags(
+        model=model, weights=weights, batch_size=batch_size, lr=lr, image_size=img_size, seed=seed, spread=spread
+    )
     return RecipeRequest(name, flags, epochs, tuple(overrides or ()))
 
 

@@ -52,13 +52,14 @@ class Heartbeat:
         beat: float = 2.0,
         rank_timeout: float = 60.0,
         on_lost: Callable[[str], object] | None = None,
+        say: Callable[[str], object] = lambda sentence: print(sentence, file=sys.stderr, flush=True),
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         """``beat``: seconds between beats. ``rank_timeout``: seconds after which a silent rank, or one without progress, is
-        lost. ``on_lost`` is called once with the sentence that says so, in another thread, at most 5 s;
+        lost. ``on_lost`` is called once with the sentence that says so, in another thread, at most 5 s, after ``say``;
         then ``exit_process`` with ``EXIT_LOST``, which must end the process at once."""
         self._world, self._beat = world, beat
-        self._on_lost, self._exit_process = on_lost, exit_process
+        self._on_lost, self._say, self._exit_process = on_lost, say, exit_process
         self._timeout = rank_timeout
         self._now: tuple[str, int, str] = ("start", 0, "")
         self._progress, self._number, self._busy = 0, 0, 0.0
@@ -256,7 +257,7 @@ class Heartbeat:
         if not self._ending.acquire(blocking=False):
             return
         sentence = self._said or _limited(lambda: self._publish(sentence), _PUBLISH_SECONDS) or sentence
-        _limited(lambda: print(sentence, file=sys.stderr, flush=True), _CALLBACK_SECONDS)
+        _limited(lambda: self._say(sentence), _CALLBACK_SECONDS)
         if (on_lost := self._on_lost) is not None:
             _limited(lambda: on_lost(sentence), _CALLBACK_SECONDS)
         _limited(sys.stdout.flush, 1.0)

@@ -29,6 +29,11 @@ class Verdict:
     text: str = ""
 
 
+def is_launched() -> bool:
+    """Returns whether our launcher has started this process."""
+    return bool(os.environ.get(VERDICTS)) and "RANK" in os.environ
+
+
 def leave_verdict(code: int, text: str = "") -> int:
     """Leaves ``code`` (0 to 255) and ``text`` for the launcher; returns the code with which this process is to end.
 
@@ -65,12 +70,12 @@ def read_verdict(folder: Path, rank: int) -> Verdict | None:
 def combined_code(codes: Sequence[int | None], passed: int | None = None) -> int:
     """Returns the launcher's exit code for the codes of its ranks; None stands for a rank that was lost.
 
-    69 if a rank was lost or says so; 2 if a rank met bad input; 75 if a rank was stopped and all others were too or had
+    2 if a rank met bad input, because of which the others end; 69 if a rank was lost or says so; 75 if a rank was stopped and all others were too or had
     finished; 0 if all have finished; else 1. ``passed`` is the number of the signal that the launcher passed on: ranks that it
     ended before they could save count as stopped, and if no rank has saved, the code is 128 + ``passed``.
     """
     found = {EXIT_LOST if code is None else code for code in codes}
-    for code in (EXIT_LOST, EXIT_BAD_INPUT):
+    for code in (EXIT_BAD_INPUT, EXIT_LOST):
         if code in found:
             return code
     if found <= {0}:

@@ -6,6 +6,7 @@ then only the launcher is, so that a worker gets every signal once, from the lau
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL = 0.05
+_AFTER_LOSS = 10.0
 """Seconds between two looks at the workers."""
 _UNKILLABLE = 10.0
 """Seconds after SIGKILL in which a process ends, unless the kernel holds it (a lost disk or GPU)."""
@@ -122,8 +124,8 @@ class _Worker:
 class Crew:
     """The workers of one attempt on this host.
 
-    ``folder`` is a folder for their verdicts, which does not exist yet. ``grace``: seconds that they get to end by themselves after a signal, or
-    after one of them has failed. ``threads`` is their OMP_NUM_THREADS unless the environment has one.
+    ``folder`` is a folder for their verdicts, which does not exist yet. ``grace``: seconds that they get to end by themselves
+    after a signal, or after one of them has failed. ``threads`` is their OMP_NUM_THREADS unless the environment has one.
     """
 
     def __init__(
@@ -215,7 +217,11 @@ class Crew:
             worker.code, worker.text = verdict.code, verdict.text
         elif not worker.was_killed:
             worker.code = self._code_without_verdict(worker, status)
-        if worker.code not in (0, EXIT_STOPPED):
+        if (
+            worker.code == EXIT_LOST and verdict is not None
+        ):  # it has waited for the others, and has noticed that one is lost
+            self._deadline = min(self._deadline or (math.inf, ""), (time.monotonic() + _AFTER_LOSS, "a rank was lost"))
+        elif worker.code not in (0, EXIT_STOPPED):
             self._set_deadline("a rank failed")
         return True
 
@@ -249,11 +255,13 @@ class Crew:
     def _say_texts(self) -> None:
         """Tells each text of the verdicts once, with the ranks that left it."""
         ranks: dict[str, list[int]] = {}
+        bad = any(worker.code == EXIT_BAD_INPUT for worker in self._workers)  # because of which the others have ended
         for worker in self._workers:
-            if worker.text:
+            if worker.text and (worker.code == EXIT_BAD_INPUT or not bad):
                 ranks.setdefault(worker.text, []).append(worker.rank)
         for text, those in ranks.items():
-            say(f"rank{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}: {text}")
+            who = f"rank{'s' if len(those) > 1 else ''} {', '.join(map(str, those))}: "
+            say(text if len(those) == len(self._workers) or bad or text.startswith("rank ") else who + text)
 
 
 def _death(number: int) -> str:

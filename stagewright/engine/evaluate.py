@@ -123,9 +123,10 @@ def evaluate(
 
     ``forward`` maps the input of a batch to logits (B, K). ``inputs`` makes that input from a batch; by default it is the
     normalised images. ``extras`` says what is collected besides. With ``deal``, ``batches`` are those of this process, and the
-    result is that of all processes, which call this together. ``stop`` is called before every batch; if it returns True, :class:`Interrupted` is raised. ``progress`` is called after every batch with the number of images
-    evaluated so far. Raises :class:`NotFinite` if logits of a readable image
-    are not finite; it names the manifest rows, or the positions in the given order if the batches have no rows.
+    result is that of all processes, which call this together. ``stop`` is called before every batch; if it returns True,
+    :class:`Interrupted` is raised. ``progress`` is called after every batch with the number of images evaluated so far. Raises
+    :class:`NotFinite` if logits of a readable image are not finite; it names the manifest rows, or the positions in the given
+    order if the batches have no rows.
     """
     device = next(model.parameters()).device
     columns: list[Tensor] = []

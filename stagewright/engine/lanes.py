@@ -31,7 +31,14 @@ class Lanes:
         :class:`stagewright.distributed.reduce.LaneGradients`."""
         self.count = lanes
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._gradients = LaneGradients(self._parameters, lanes, world or World.alone())
+        self._given: set[int] = set()
+        """The parameters that have had a gradient in the present lane, by position."""
+        # Before those of the exchange, which takes gradients away as they come.
+        self._hooks = [
+            one.register_post_accumulate_grad_hook(lambda _, at=at: self._given.add(at))
+            for at, one in enumerate(self._parameters)
+        ]
+        self._gradients = LaneGradients(self._parameters, lanes, world or World.alone("cpu"), ordered=ordered)
         self._norms = _Statistics(model)
         self._rows: list[Tensor] = []
         self._without: set[int] | None = None
@@ -41,6 +48,12 @@ class Lanes:
     def own(self) -> range:
         """The lanes that this process carries out, in this order."""
         return self._gradients.own
+
+    def close(self) -> None:
+        """Removes what observes the parameters; afterwards the object is not used again."""
+        self._gradients.close()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -57,11 +70,14 @@ class Lanes:
         """
         numbers: list[Tensor] = []
         self._norms.clear()
+        self._given.clear()
         with self._gradients.lane():
             yield numbers
-            given = [torch.tensor([float(one.grad is not None) for one in self._parameters])] * (self._without is None)
         device = numbers[0].device
-        self._rows.append(torch.cat([*numbers, *(one.to(device) for one in given), self._norms.taken(device)]))
+        if self._without is None:
+            given = [float(at in self._given) for at in range(len(self._parameters))]
+            numbers.append(torch.tensor(given, device=device))
+        self._rows.append(torch.cat([*numbers, self._norms.taken(device)]))
 
     def finish(self, count: int) -> Tensor:
         """Ends the update: parameters have the sum of the gradients of all lanes, batch norms their new running statistics.
@@ -76,6 +92,8 @@ class Lanes:
             used += len(self._parameters)
             given = rows[:, count:used].amax(dim=0).tolist()
             self._without = {at for at, one in enumerate(given) if not one}
+            while self._hooks:
+                self._hooks.pop().remove()
         for at in self._without:  # as with a single lane, so that weight decay leaves them alone
             self._parameters[at].grad = None
         self._norms.fold(rows[:, used:])

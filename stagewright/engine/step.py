@@ -46,8 +46,7 @@ def update(
     """
     step, lanes = batch.step, lanes or stage.lanes
     count = lanes if isinstance(lanes, int) else lanes.count
-    if count > 1 and isinstance(lanes, int):
-        lanes = Lanes(state.model, count)
+    made = Lanes(state.model, count) if count > 1 and isinstance(lanes, int) else None
     try:
         return train_step(
             state,
@@ -55,7 +54,7 @@ def update(
             hyper or stage.hyper(step),
             mixing_at(plan, stage, step, count),
             seeds=[torch_seed(plan.recipe.seed, Stream.MODEL, step, lane) for lane in range(count)],
-            lanes=None if isinstance(lanes, int) else lanes,
+            lanes=made if isinstance(lanes, int) else lanes,
             numerics=numerics,
             forward=forward,
         )
@@ -63,6 +62,9 @@ def update(
         if (explained := single_image_error(error, stage, count)) is None:
             raise
         raise explained from error
+    finally:
+        if made is not None:
+            made.close()
 
 
 def train_step(

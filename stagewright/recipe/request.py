@@ -127,6 +127,7 @@ def recipe_flags(  # the flags of the command line that set a field of the recip
     seed: int | None = None,
     loss: str | Callable[..., object] | None = None,
     optimizer: str | Callable[..., object] | None = None,
+    spread: int | None = None,
 ) -> dict[str, Any]:
     """Returns the values that were given, by field of the recipe, for :attr:`RecipeRequest.flags`; None is not given.
 
@@ -141,6 +142,7 @@ def recipe_flags(  # the flags of the command line that set a field of the recip
         "lr.peak": None if lr is None else _peak(lr),
         "image_size": image_size,
         "seed": seed,
+        "spread": spread,
     }
     return {field: value for field, value in flags.items() if value is not None}
 

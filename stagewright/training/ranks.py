@@ -6,9 +6,9 @@ acts on it: all ask at the same places, in the same order, and get the same answ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from stagewright.data.batches.batch import Batch, BatchSpec
 from stagewright.distributed.control import Agreement
-from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.tree import share
 from stagewright.distributed.world import World
+from stagewright.errors import RankLost
 from stagewright.plan.lanes import lane_sizes
 from stagewright.plan.plan import Plan
 from stagewright.system.signals import StopSignal
@@ -32,6 +33,10 @@ class Ranks:
     """That of this process."""
     world: World
     heartbeat: Heartbeat | None = None
+    on_lost: Callable[[str], object] | None = None
+    """Called, in another thread, with the sentence that says which process was lost, right before this one ends."""
+    preparing: ExitStack = field(default_factory=ExitStack)
+    """Closed at the first call of :meth:`at`."""
 
     @classmethod
     def alone(cls, stop: StopSignal) -> Ranks:
@@ -54,8 +59,15 @@ class Ranks:
 
     def at(self, phase: str, step: int, note: str = "") -> None:
         """Tells the others, who miss a process that is silent for long, where this one is."""
+        self.preparing.close()
         if self.heartbeat is not None:
             self.heartbeat.at(phase, step, note)
+
+    def lost(self, error: BaseException) -> RankLost | None:
+        """Returns the error that says which process was lost if ``error``, of an exchange with the others, means that one was."""
+        if self.heartbeat is None or (sentence := explain_lost(error, self.heartbeat)) is None:
+            return None
+        return RankLost(sentence)
 
     def busy(self) -> AbstractContextManager[None]:
         """Context of work that cannot say how far it is, such as compiling or saving."""

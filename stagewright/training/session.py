@@ -102,7 +102,8 @@ class Session:
         set_train_mode(self.state.model, stage.norm)
         if self._entered != stage.index:
             self._entered = stage.index
-            self._begins, self._lanes = True, None  # lanes hold what trains
+            self._begins = True
+            self._close_lanes()  # they hold what trains
             reset_peak(self.state.device)
             self.features.enter(stage)
             self.recorder.estimator.on_features = cached
@@ -147,7 +148,9 @@ class Session:
             carry_out = {"updates": self._gradient_update, "optimum": self._optimum_update}[stage.fit]
             begins, self._begins = self._begins, False
             try:
-                with self.ranks.busy() if begins else nullcontext():  # the first update of a stage may compile for minutes
+                with (
+                    self.ranks.busy() if begins else nullcontext()
+                ):  # the first update of a stage may compile for minutes
                     stats = carry_out(stage, batch, hyper)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -160,6 +163,11 @@ class Session:
         self.state.step = batch.step + 1
         self.recorder.step(batch.step, hyper, stats, batch.bad_rows)
         return True
+
+    def _close_lanes(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
+            self._lanes = None
 
     def _memory_error(self, stage: StagePlan) -> ModelError:
         world, lanes = self.ranks.world, self.num_lanes(stage)
@@ -210,6 +218,7 @@ class Session:
         if count == 1:
             return 1
         if self._lanes is None or self._lanes.count != count:
+            self._close_lanes()
             ordered = self.state.device.type == "cpu" or self.plan.recipe.deterministic
             self._lanes = Lanes(self.state.model, count, self.ranks.world, ordered=ordered)
         return self._lanes
