@@ -189,8 +189,8 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have changed
     are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm`` is called
     with the session before the loop, and may return a function that the loop calls after each update (the resume check uses it
-    to kill the process). ``decide``, ``until`` and ``party`` as for ``train``. ``say`` is called with messages for the user, ``command`` is
-    recorded in the env.json of a fork.
+    to kill the process). ``decide``, ``until`` and ``party`` as for ``train``. ``say`` is called with messages for the user,
+    ``command`` is recorded in the env.json of a fork.
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
