@@ -19,6 +19,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 import stagewright.distributed.world
 from stagewright.distributed.control import Agreement
+from stagewright.distributed.exchange import OrderedSum
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
@@ -55,14 +56,18 @@ def sha(tensors: Iterable[Tensor | None]) -> str:
 
 
 def summed(
-    world: World, lanes: int, dtype: str = "float32", hooks: str = "in order", steps: int = 2, **options: Any
+    world: World, lanes: int, dtype: str = "float32", hooks: str = "in order", steps: int = 2, collectives: bool = False
 ) -> list[str]:
     """Digests of the summed gradients of some updates. ``hooks``: ``in order``; ``shuffled``, when gradients come in another
-    order than the buckets have; ``none``, when no hook fires."""
+    order than the buckets have; ``none``, when no hook fires. ``collectives``: exchanged as on CUDA."""
     model = network(DTYPES[dtype])
     parameters = list(model.parameters())
     order = [3, 0, 5, 2, 1, 4] if hooks == "shuffled" else range(len(parameters))
-    gradients = LaneGradients([parameters[at] for at in order], lanes, world, bucket_bytes=500, **options)
+    gradients = LaneGradients([parameters[at] for at in order], lanes, world, bucket_bytes=500)
+    if collectives:
+        for bucket in gradients._buckets:
+            if bucket.exchange is not None:
+                bucket.exchange = OrderedSum(bucket.parameters, lanes, world, pairwise=False)
     found = []
     for step in range(steps):
         for lane in gradients.own:
@@ -95,6 +100,7 @@ def reduce_bits(folder: Path) -> dict[str, Any]:
             found[f"{lanes} lanes"] = summed(world, lanes)
             found[f"{lanes} lanes, hooks shuffled"] = summed(world, lanes, hooks="shuffled")
             found[f"{lanes} lanes, no hooks"] = summed(world, lanes, hooks="none")
+            found[f"{lanes} lanes, collectives"] = summed(world, lanes, collectives=True)
             for dtype in ("float16", "bfloat16"):
                 found[f"{lanes} lanes, {dtype}"] = summed(world, lanes, dtype=dtype, steps=1)
             gradients = LaneGradients([], lanes, world)

@@ -38,55 +38,90 @@ class Exchange(Protocol):
 class OrderedSum:
     """Adds in the order of the tree: the same bits for every number of ranks.
 
-    Each rank owns a chunk of the bucket. It receives this chunk of every rank's subtrees (all-to-all), adds them as the tree
-    does, and sends the sum to all (all-gather). So a rank sends and receives about as much as in a ring all-reduce.
+    Each rank owns a chunk of the bucket. It receives this chunk of every rank's subtrees, adds them as the tree does, and sends
+    the sum to all. So a rank sends and receives about as much as in a ring all-reduce. On the CPU the chunks go from rank to
+    rank, because gloo's all-gather copies the whole bucket once more; elsewhere by all-to-all and all-gather.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lanes: int, world: World) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        lanes: int,
+        world: World,
+        number: int = 0,
+        pairwise: bool | None = None,
+    ) -> None:
+        """``number``: tells this bucket's messages from those of others that are under way. ``pairwise``: from rank to rank;
+        None: on the CPU."""
         parts = [subtrees(lanes, share(lanes, rank, world.size)) for rank in range(world.size)]
-        own, total = len(parts[world.rank]), sum(map(len, parts))
+        counts = [len(rank_parts) for rank_parts in parts]
+        own = counts[world.rank]
         chunk = -(-flat_length(parameters) // world.size)  # chunks are equal: the last one is padded
-        self._world, self._lanes, self._own = world, lanes, own
-        self._names = [(part.start, part.stop) for rank_parts in parts for part in rank_parts]
+        self._world, self._lanes, self._own, self._number = world, lanes, own, number
         kind = {"dtype": parameters[0].dtype, "device": parameters[0].device}
         self._sent = torch.zeros((world.size, own, chunk), **kind)
-        self._received = torch.zeros((total, chunk), **kind)
-        self._sent_counts = [own * chunk] * world.size
-        self._received_counts = [len(rank_parts) * chunk for rank_parts in parts]
+        self._received = torch.zeros((sum(counts), chunk), **kind)
+        self._by_rank = list(self._received.split(counts))
+        self._counts = [count * chunk for count in counts]
+        self._pairwise = parameters[0].device.type == "cpu" if pairwise is None else pairwise
+        if self._pairwise:  # what a rank would send to itself stays where it is
+            self._by_rank[world.rank] = self._sent[world.rank]
+        names = [(part.start, part.stop) for rank_parts in parts for part in rank_parts]
+        self._rows = dict(zip(names, (row for rows in self._by_rank for row in rows), strict=True))
         # What is sent is free when the sums are sent back, and what is received is free while the subtrees are laid out.
-        self._result = self._sent.view(-1)[: world.size * chunk]
-        self._layout = self._result if own == 1 else self._received.view(-1)[: world.size * chunk]
-        self._results = flat_views(self._result, parameters)
-        self._laid_out = self._results if own == 1 else flat_views(self._layout, parameters)
-        self._work: dist.Work | None = None
+        self._result = self._sent.view(-1)[: world.size * chunk].view(world.size, chunk)
+        self._layout = (
+            self._result if own == 1 else self._received.view(-1)[: world.size * chunk].view(world.size, chunk)
+        )
+        self._results = flat_views(self._result.view(-1), parameters)
+        self._laid_out = self._results if own == 1 else flat_views(self._layout.view(-1), parameters)
+        self._works: list[dist.Work | None] = []
 
     def start(self, sums: Sequence[list[Tensor]]) -> None:
         """Sends to each rank its chunk of this rank's subtrees."""
         for at, gradients in enumerate(sums):
             torch._foreach_copy_(self._laid_out, gradients)  # pyright: ignore[reportPrivateImportUsage]
             if self._own > 1:
-                self._sent[:, at].copy_(self._layout.view(self._world.size, -1))
-        self._work = dist.all_to_all_single(
-            self._received.view(-1), self._sent.view(-1), self._received_counts, self._sent_counts, async_op=True
-        )
+                self._sent[:, at].copy_(self._layout)
+        if self._pairwise:
+            self._works = self._exchange_pairs(self._sent, self._by_rank, 2 * self._number)
+        else:
+            sent_counts = [self._sent[0].numel()] * self._world.size
+            received, sent = self._received.view(-1), self._sent.view(-1)
+            self._works = [dist.all_to_all_single(received, sent, self._counts, sent_counts, async_op=True)]
 
     def advance(self) -> None:
         """Adds this rank's chunk of all subtrees, and sends the sum to all."""
         self._wait()
-        rows = dict(zip(self._names, self._received, strict=True))
-        own = fold(self._lanes, rows, lambda left, right: left.add_(right))
-        self._work = dist.all_gather_into_tensor(self._result, own, async_op=True)
+        own = fold(self._lanes, self._rows, lambda left, right: left.add_(right))
+        if self._pairwise:
+            mine = self._result[self._world.rank]
+            if own.data_ptr() != mine.data_ptr():
+                mine.copy_(own)
+            self._works = self._exchange_pairs([mine] * self._world.size, self._result, 2 * self._number + 1)
+        else:
+            self._works = [dist.all_gather_into_tensor(self._result.view(-1), own, async_op=True)]
 
     def finish(self) -> list[Tensor]:
         """Waits for the sums of the other ranks' chunks."""
         self._wait()
         return self._results
 
+    def _exchange_pairs(
+        self, sent: Sequence[Tensor] | Tensor, received: Sequence[Tensor] | Tensor, tag: int
+    ) -> list[dist.Work | None]:
+        """Begins to send ``sent[r]`` to each other rank r, and to receive ``received[r]`` from it."""
+        size, rank = self._world.size, self._world.rank
+        others = [(rank + distance) % size for distance in range(1, size)]
+        works = [dist.irecv(received[other], other, tag=tag) for other in others]
+        return works + [dist.isend(sent[other], other, tag=tag) for other in others]
+
     def _wait(self) -> None:
-        assert self._work is not None
         with self._world.waits:
-            self._work.wait()
-        self._work = None
+            for work in self._works:
+                assert work is not None
+                work.wait()
+        self._works = []
 
 
 class AllReduceSum:

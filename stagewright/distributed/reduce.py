@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -59,17 +60,18 @@ class LaneGradients:
         self._parameters = [p for at, p in enumerate(parameters) if p.requires_grad and at not in unused]
         self._buckets: list[_Bucket] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        for positions in self._positions(bucket_bytes):
+        for number, positions in enumerate(self._positions(bucket_bytes)):
             members = [self._parameters[at] for at in positions]
             exchange = None
             if world.size > 1:
-                ordered_sum = OrderedSum(members, lanes, world) if ordered else None
+                ordered_sum = OrderedSum(members, lanes, world, number) if ordered else None
                 exchange = ordered_sum or AllReduceSum(members, world, compress=compress)
             bucket = _Bucket(members, exchange)
             self._buckets.append(bucket)
             if exchange is not None:
                 self._hooks += [
-                    p.register_post_accumulate_grad_hook(self._hook(bucket, at)) for at, p in enumerate(members)
+                    p.register_post_accumulate_grad_hook(_hook(weakref.ref(self), number, at))
+                    for at, p in enumerate(members)
                 ]
         self._discard()
 
@@ -140,19 +142,16 @@ class LaneGradients:
         for bucket in self._buckets:
             bucket.begin(PartialSums(self.lanes, self.own, add_lists))
 
-    def _hook(self, bucket: _Bucket, at: int) -> Callable[[Tensor], None]:
-        """Returns what is called when the gradient of the bucket's parameter ``at`` is there."""
-
-        def arrived(_: Tensor) -> None:
-            if not self._exchanging:
-                return
-            if at not in bucket.pending:
-                raise RuntimeError("a second backward pass in one lane")
-            bucket.pending.discard(at)
-            if not bucket.pending:
-                self._start_buckets()
-
-        return arrived
+    def _arrived(self, number: int, at: int) -> None:
+        """Notes that the gradient of parameter ``at`` of bucket ``number`` is there."""
+        if not self._exchanging:
+            return
+        pending = self._buckets[number].pending
+        if at not in pending:
+            raise RuntimeError("a second backward pass in one lane")
+        pending.discard(at)
+        if not pending:
+            self._start_buckets()
 
     def _start_buckets(self, all_of_them: bool = False) -> None:
         """Starts the exchange of every bucket that is complete, in order; a bucket may wait for an earlier one."""
@@ -161,6 +160,16 @@ class LaneGradients:
             if self._started >= _UNDER_WAY:
                 self._buckets[self._started - _UNDER_WAY].advance()
             self._started += 1
+
+
+def _hook(gradients: weakref.ref[LaneGradients], number: int, at: int) -> Callable[[Tensor], None]:
+    """Returns the hook of parameter ``at`` of bucket ``number``. It does not keep ``gradients`` and its memory alive."""
+
+    def arrived(_: Tensor) -> None:
+        if (own := gradients()) is not None:
+            own._arrived(number, at)
+
+    return arrived
 
 
 class _Bucket:

@@ -111,18 +111,19 @@ def test_gathering_alone_returns_the_values() -> None:
 
 def test_the_bits_are_the_same_for_every_number_of_processes(tmp_path: Path) -> None:
     """Two updates of a network in 7 and in 8 lanes: gradients that come in order, in another order, and without hooks; half
-    precision; a parameter with few gradients; what is gathered."""
+    precision; exchanged in pairs and by collectives; a parameter with few gradients; what is gathered."""
     found = run_sizes(tmp_path / "ranks", "reduce_bits", [1, 2, 3, 4, 5, 8])
     alone = found[1][0]
-    assert len(alone) == 14
+    assert len(alone) == 16
     for size, ranks in found.items():
         for rank, own in enumerate(ranks):
             assert own == {name: alone[name] for name in own}, f"rank {rank} of {size}"
-            assert len(own) == (14 if size <= 7 else 7)
+            assert len(own) == (16 if size <= 7 else 8)
     for lanes in (7, 8):
         bits = alone[f"{lanes} lanes"]
         assert len(set(bits)) == 3
         assert alone[f"{lanes} lanes, no hooks"] == bits
+        assert alone[f"{lanes} lanes, collectives"] == bits
         assert alone[f"{lanes} lanes, hooks shuffled"] == bits
         assert alone[f"{lanes} lanes, gathered"] == torch.tensor([[lane, lane / 3] for lane in range(lanes)]).tolist()
         assert alone[f"{lanes} lanes, unused"] == [[lanes * (lanes + 1) / 2] * 3, [1.0] * 3, None]
