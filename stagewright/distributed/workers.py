@@ -122,8 +122,8 @@ class _Worker:
 class Crew:
     """The workers of one attempt on this host.
 
-    ``folder`` is a folder for their verdicts, which does not exist yet. ``grace``: seconds that they get to end by themselves after a signal, or
-    after one of them has failed. ``threads`` is their OMP_NUM_THREADS unless the environment has one.
+    ``folder`` is a folder for their verdicts, which does not exist yet. ``grace``: seconds that they get to end by themselves
+    after a signal, or after one of them has failed. ``threads`` is their OMP_NUM_THREADS unless the environment has one.
     """
 
     def __init__(
