@@ -7,12 +7,10 @@ rest.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     SimpleElasticAgent,
@@ -23,7 +21,7 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.events.api import Event, EventSource
 
 from stagewright.distributed.gathering import Gathering
-from stagewright.distributed.workers import Crew, StopRequests
+from stagewright.distributed.workers import Crew, StopRequests, say
 from stagewright.system.signals import EXIT_LOST
 
 _OTHERS_END = 60.0
@@ -37,7 +35,8 @@ def run_agent(
 ) -> int:
     """Gathers the hosts, runs ``nproc`` workers on this one, and returns this host's exit code.
 
-    ``restarts``: how many there have been, and how many there may be. WorldError if the hosts do not come together.
+    ``restarts``: how many there have been, and how many there may be. WorldError if the hosts do not come together; 69
+    if one is lost then.
     """
     spec = WorkerSpec(
         role="worker",
@@ -48,8 +47,11 @@ def run_agent(
         max_restarts=0,
         monitor_interval=0.01,
     )
-    with _silenced():
+    try:
         _Agent(spec, gathering, crew, requests, restarts).run()
+    except DistError:
+        say("the connection to another host's launcher was lost while the ranks were numbered")
+        return EXIT_LOST
     return crew.code
 
 
@@ -102,11 +104,8 @@ class _Agent(SimpleElasticAgent):
         self._leave(_OTHERS_END)
 
     def _leave(self, seconds: float) -> None:
-        group, interrupts = self.get_worker_group(), self._requests.interrupts
-        assert group.store is not None and group.group_world_size is not None
-        self._gathering.leave(
-            seconds, group.store, group.group_world_size, lambda: self._requests.interrupts == interrupts
-        )
+        interrupts = self._requests.interrupts
+        self._gathering.leave(seconds, lambda: self._requests.interrupts == interrupts)
 
     def _stop_workers(self, *given: Any, **named: Any) -> None:
         self._crew.kill()
@@ -116,19 +115,5 @@ class _Agent(SimpleElasticAgent):
 
     def _construct_event(self, *given: Any, **named: Any) -> Event:
         """An event for torch's log of events, which is off. torch's own asks the name service for this host's name each time,
-        which takes 10 s where that does not answer."""
+        which takes many seconds where that does not answer."""
         return Event(name="", source=EventSource.AGENT)
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Context manager in which torch's agent logs nothing: the launcher says itself what happens."""
-    logger, handler = logging.getLogger("torch.distributed.elastic"), logging.NullHandler()
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before

@@ -15,19 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from stagewright.distributed.workers import say
 from stagewright.errors import WorldError
-from stagewright.text import seconds_text
+from stagewright.text import count_text, seconds_text
 
 _LOOPBACK = "127.0.0.1"
 _NAME = "stagewright launcher"
 _ANSWER = 5.0
 """Seconds in which a launcher answers."""
+_NUMBERING = timedelta(seconds=60)
+"""How long the launchers' agents wait for each other while they number the ranks."""
 _LONGEST = 1000
 """Bytes of the longest message between launchers."""
 _LAST_CALL = 30.0
@@ -49,6 +52,8 @@ class Gathering(RendezvousHandler):
         self._hosts, self._endpoint, self._reach, self._gather = hosts, endpoint, reach, gather
         self._where = "" if endpoint is None else f"{endpoint[0]}:{endpoint[1]}"
         self._door: _Door | None = None
+        self._leader: socket.socket | None = None
+        """The connection to the leading launcher, which stays open as long as this one has workers."""
         self._store: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -76,35 +81,36 @@ class Gathering(RendezvousHandler):
         door.running = False
         least, most = (hosts - 1 for hosts in self._hosts)
         began, call_ends, told = time.monotonic(), math.inf, False
-        while len(guests := door.waiting()) < most:
+        while (there := len(door.waiting())) < most:
             now = time.monotonic()
-            call_ends = min(call_ends, now + min(_LAST_CALL, self._gather)) if len(guests) >= least else math.inf
+            call_ends = min(call_ends, now + min(_LAST_CALL, self._gather)) if there >= least else math.inf
             if now >= call_ends:
                 break
-            if now >= began + self._gather and len(guests) < least:
-                raise self._too_few(f": {len(guests) + 1} of {_range_text(self._hosts)}")
+            if now >= began + self._gather and there < least:
+                raise self._too_few(f": {there + 1} of {_range_text(self._hosts)}")
             if now >= began + 2 and not told:
                 told = True
-                say(
-                    f"waiting at {self._where} for other hosts: {len(guests) + 1} of {_range_text(self._hosts)} are there"
-                )
+                say(f"waiting at {self._where} for other hosts: {there + 1} of {_range_text(self._hosts)} are there")
             time.sleep(_POLL)
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        size = min(len(guests), most) + 1
-        door.admit(guests[:most], [{"rank": rank, "size": size, "port": self._store.port} for rank in range(1, size)])
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_NUMBERING)
+        size = min(there, most) + 1
+        places = [{"rank": rank, "size": size, "port": self._store.port} for rank in range(1, size)]
+        full = {"refused": f"it has {count_text(size, 'host')} already"}
+        door.admit(places, full)
         return self._info(host, 0, size)
 
     def _follow(self, host: str, port: int) -> RendezvousInfo:
         """Waits at the leader's door to be told this host's rank."""
-        with self._greeted(host, port) as door:
-            door.settimeout(self._gather)
-            _send(door, {"name": _NAME, "hosts": list(self._hosts)})
-            try:
-                answer = _receive(door)
-            except TimeoutError:
-                raise self._too_few("") from None
-            except OSError:
-                answer = None
+        self._leader = self._greeted(host, port)
+        self._leader.settimeout(self._gather)
+        answer = None
+        try:
+            _send(self._leader, {"name": _NAME, "hosts": list(self._hosts)})
+            answer = _receive(self._leader)
+        except TimeoutError:
+            raise self._too_few("") from None
+        except OSError:
+            pass  # it has gone
         match answer:
             case {"rank": int(rank), "size": int(size), "port": int(store_port)}:
                 pass
@@ -119,7 +125,7 @@ class Gathering(RendezvousHandler):
                     "look at that host, and start again",
                 )
         _await_listener(host, store_port, self._reach).close()
-        self._store = TCPStore(host, store_port, is_master=False, wait_for_workers=False)
+        self._store = TCPStore(host, store_port, is_master=False, wait_for_workers=False, timeout=_NUMBERING)
         return self._info(host, rank, size)
 
     def _greeted(self, host: str, port: int) -> socket.socket:
@@ -147,15 +153,14 @@ class Gathering(RendezvousHandler):
             "start the missing hosts, or lower --nnodes",
         )
 
-    def leave(self, seconds: float, store: Store, size: int, may_wait: Callable[[], bool]) -> None:
-        """Tells that this host has ended; the leader then keeps the store until all ``size`` hosts have, at most ``seconds``,
-        and as long as ``may_wait()``."""
-        leads = self._endpoint is None or self._door is not None
+    def leave(self, seconds: float, may_wait: Callable[[], bool]) -> None:
+        """Tells the leader that this host has ended. The leader keeps its store until the others have, at most ``seconds``, and
+        as long as ``may_wait()``."""
+        if self._leader is not None:
+            self._leader.close()
         end = time.monotonic() + seconds
-        with suppress(RuntimeError):  # torch's DistError: the leader has gone
-            store.add("ended", 1)
-            while leads and store.add("ended", 0) < size and time.monotonic() < end and may_wait():
-                time.sleep(_POLL)
+        while self._door is not None and self._door.inside() and time.monotonic() < end and may_wait():
+            time.sleep(_POLL)
 
     @property
     def use_agent_store(self) -> bool:
@@ -182,7 +187,9 @@ class Gathering(RendezvousHandler):
         """Does nothing."""
 
     def shutdown(self) -> bool:
-        """Stops to listen; returns True."""
+        """Closes the connections between launchers; returns True."""
+        if self._leader is not None:
+            self._leader.close()
         if self._door is not None:
             self._door.close()
         return True
@@ -197,6 +204,7 @@ class _Door:
         """Whether the workers run, so that who comes now waits for the next start."""
         self._server, self._hosts = server, hosts
         self._guests: list[socket.socket] = []
+        self._inside: list[socket.socket] = []
         self._lock = threading.Lock()
         threading.Thread(target=self._greet, name="launchers", daemon=True).start()
 
@@ -207,23 +215,27 @@ class _Door:
             self._guests = [guest for guest in self._guests if guest not in gone]
             return list(self._guests)
 
-    def admit(self, guests: Sequence[socket.socket], answers: Sequence[dict[str, Any]]) -> None:
-        """Sends each of ``guests`` its answer and closes the connection."""
+    def admit(self, places: Sequence[dict[str, Any]], others: dict[str, Any]) -> None:
+        """Sends the first that wait their ``places``, and closes the connections of further ones after sending ``others``."""
         self.running = True
-        for guest, answer in zip(guests, answers, strict=True):
-            with self._lock:
-                self._guests.remove(guest)
-            with suppress(OSError), guest:
-                guest.settimeout(_ANSWER)
+        with self._lock:
+            self._inside, rest, self._guests = self._guests[: len(places)], self._guests[len(places) :], []
+        for guest, answer in [*zip(self._inside, places, strict=False), *((guest, others) for guest in rest)]:
+            with suppress(OSError):
                 _send(guest, answer)
+        for guest in rest:
+            guest.close()
+
+    def inside(self) -> bool:
+        """Returns whether an admitted launcher has not left yet."""
+        return not all(_has_gone(guest) for guest in self._inside)
 
     def close(self) -> None:
         """Ends the thread and all connections."""
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for guest in self.waiting():
-            guest.close()
+        for one in (self._server, *self._inside, *self.waiting()):
+            one.close()
 
     def _greet(self) -> None:
         while True:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagewright.distributed.workers import Crew, StopRequests, say
+from stagewright.distributed.workers import Crew, StopRequests, say, signal_name
 from stagewright.errors import Cancelled, WorldError
 from stagewright.system.machine import cores
 from stagewright.system.signals import EXIT_LOST
@@ -55,7 +55,7 @@ def launch(command: Sequence[str], launch: Launch) -> int:
         with StopRequests() as requests, tempfile.TemporaryDirectory(prefix="stagewright-launch-") as folder:
             return _run(list(command), launch, (hosts, endpoint), Path(folder), requests)
     except Cancelled as cancelled:
-        say(f"{cancelled} while no workers ran; nothing was lost")
+        say(f"stopped by {signal_name(cancelled.number)} while no workers ran; nothing was lost")
         return 128 + cancelled.number
 
 
@@ -82,8 +82,10 @@ def _run(
                     raise
                 say(f"error: {error}")
                 return EXIT_LOST
+            if code != EXIT_LOST:
+                return code
             requests.expect_none()
-            if code != EXIT_LOST or requests.number is not None:
+            if requests.number is not None:
                 return code
             if restarts < launch.max_restarts:
                 say(f"a rank was lost: all are started again (restart {restarts + 1} of {launch.max_restarts})")
