@@ -96,8 +96,8 @@ def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Cost
 
 def tell_time(plan: Plan, dataset: Dataset, execution: Execution, say: Say, began: float) -> None:
     """Says how long a run of ``plan`` will take, measured in about 3 seconds, with what has passed since ``began``
-    (``time.perf_counter``), as reading the data; says nothing for other devices than CPUs."""
-    if choose_device(execution.device).type == "cpu":
+    (``time.perf_counter``), as reading the data; says nothing for other devices than CPUs and for several processes."""
+    if choose_device(execution.device).type == "cpu" and execution.processes == 1:
         passed = time.perf_counter() - began
         seconds = passed + quick_forecast(plan, dataset)
         say(f"It should take about {span_text(seconds)} on this machine, from its start to the report.")

@@ -126,6 +126,11 @@ class Party:
             self.ranks.on_lost(sentence)
 
 
+def led(party: Party | None, inputs: RunInputs) -> RunInputs:
+    """Returns ``inputs`` for this process, the first of ``party``, after telling the others; unchanged where it is alone."""
+    return inputs if party is None else party.lead(inputs)
+
+
 def check_processes(plan: Plan, processes: int, run: str | None = None) -> None:
     """Raises WorldError if ``processes`` are more than the lanes of a stage of ``plan``, the plan of the directory ``run``."""
     if processes <= plan.most_devices:

@@ -14,7 +14,7 @@ from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
-from stagewright.api.ranks import Party, check_processes
+from stagewright.api.ranks import Party, led
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import Dataset
 from stagewright.plan.budget import Budget, refuse_second_length
@@ -86,8 +86,8 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 
     ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
     directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
-    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party`` are the
-    processes that carry out the run together, of which this is the first (:mod:`stagewright.api.ranks`).
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party``: the
+    processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -101,21 +101,18 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         require_known_processor()
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
-        out, old = _place(out, resume, holding)
-        earlier = None if old is None else old.read_plan()
+        out, old, earlier = _place(out, resume, holding)
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
         points["with the data read"], account = memory_in_use(device), dict[str, Any]()
         if limit is not None:
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
-        elif request.is_auto and old is None and not tiny and party is None:
+        elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say, began)
         same = old if earlier is not None and earlier.digest == plan.digest else None
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
             return Run(same.root)
-        if party is not None:
-            check_processes(plan, party.world.size, None if same is None else str(same.root))
         if (run := same) is None:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
@@ -123,22 +120,29 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             _write_start(run, plan, dataset, artifacts, env)
         about = (began, points, changed_code(plan.recipe, run.read_env()), decide)
         inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about)
-        inputs = inputs if party is None else party.lead(inputs)
-        done = carry_out(inputs, lambda session: train_and_finish(session, say))
-        if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
-            say(told)
+        done = carry_out(led(party, inputs), lambda session: train_and_finish(session, say))
+        _tell_account(run, limit, say)
         return done
 
 
-def _place(out: str | Path | None, resume: bool, holding: contextlib.ExitStack) -> tuple[Path | None, RunDir | None]:
-    """Returns where the run is written, None for the next free folder, and the locked run that is there if it may be resumed."""
+def _place(
+    out: str | Path | None, resume: bool, holding: contextlib.ExitStack
+) -> tuple[Path | None, RunDir | None, Plan | None]:
+    """Returns where the run is written, None for the next free folder, and the locked run that is there if it may be resumed,
+    with its plan."""
     if out is None:
-        return None, None
+        return None, None, None
     place = user_path(out)
     if resume and (place / "plan.json").exists():
-        return place, holding.enter_context(held(place))
+        old = holding.enter_context(held(place))
+        return place, old, old.read_plan()
     refuse_used(place)
-    return place, None
+    return place, None, None
+
+
+def _tell_account(run: RunDir, limit: Budget | None, say: Say) -> None:
+    if limit is not None and (told := record_actual_seconds(run, limit)) is not None:
+        say(told)
 
 
 def _limit(budget: str | Budget | None, epochs: object, until: str | None) -> Budget | None:
@@ -226,5 +230,4 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         inputs = RunInputs(
             target, plan, manifest, images, execution, stop, say, observers, began, notes=notes, decide=decide
         )
-        inputs = inputs if party is None else party.lead(inputs)
-        return carry_out(inputs, lambda session: train_and_finish(session, say, arm))
+        return carry_out(led(party, inputs), lambda session: train_and_finish(session, say, arm))

@@ -116,7 +116,9 @@ class Gathering(RendezvousHandler):
                 pass
             case {"refused": str(why)}:
                 raise WorldError(
-                    f"the launcher at {self._where} refuses this host: {why}", "the same on all", "correct it"
+                    f"the launcher at {self._where} refuses this host: {why}",
+                    "the same --nnodes and --rdzv on all hosts",
+                    "start this host with what the first one was started with",
                 )
             case _:
                 raise WorldError(

@@ -72,7 +72,8 @@ def combined_code(codes: Sequence[int | None], passed: int | None = None) -> int
 
     2 if a rank met bad input, because of which the others end; 69 if a rank was lost or says so; 75 if a rank was stopped and
     all others were too or had finished; 0 if all have finished; else 1. ``passed`` is the number of the signal that the launcher
-    passed on: ranks that it ended before they could save count as stopped, and if no rank has saved, the code is 128 + ``passed``.
+    passed on: ranks that it ended before they could save count as stopped, and if no rank has saved, the code is 128 and
+    ``passed``.
     """
     found = {EXIT_LOST if code is None else code for code in codes}
     for code in (EXIT_BAD_INPUT, EXIT_LOST):
