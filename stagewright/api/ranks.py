@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -23,10 +23,11 @@ from stagewright.bundle.versions import library_versions
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
-from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.environment import read_place
+from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.verdict import VERDICTS, leave_verdict
 from stagewright.distributed.world import World, join_world
-from stagewright.errors import RecipeError, WorldError
+from stagewright.errors import RankLost, WorldError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
@@ -72,8 +73,8 @@ class Party:
         """Tells the other processes what to carry out, and returns ``inputs`` for this one, the first. WorldError if there are
         more processes than lanes."""
         plan, run = inputs.plan, inputs.run
-        check_processes(plan, self.world.size, str(run.root))
         restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
+        check_processes(plan, self.world.size, None if restored is None else str(run.root))
         name = None if restored is None else checkpoint.name_of(restored.step)
         del restored
         self.has_led = True
@@ -150,7 +151,7 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
 
     WorldError if the processes do not find each other. An error in the context of one process ends the others.
     """
-    if not started_as_rank():
+    if read_place(os.environ) is None:
         yield None
         return
     told: list[Party] = []
@@ -171,16 +172,16 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
         own = Party(world, heartbeat)
         told.append(own)
         own.preparing.enter_context(heartbeat.busy(_LONGEST_PREPARATION))
-        yield own
+        try:
+            yield own
+        except RankLost:
+            raise
+        except Exception as error:
+            if (sentence := explain_lost(error, heartbeat)) is None:
+                raise
+            raise RankLost(sentence) from error
         if world.is_first and not own.has_led:
             world.tell(None)
-
-
-def started_as_rank() -> bool:
-    """Whether the environment says that this process is one of several of a run."""
-    from stagewright.distributed.environment import read_place
-
-    return read_place(os.environ) is not None
 
 
 def _facts(plan: Plan, execution: Execution) -> dict[str, str]:
@@ -194,17 +195,6 @@ def _facts(plan: Plan, execution: Execution) -> dict[str, str]:
         "torch": str(versions["torch"]),
         "stagewright": str(versions["stagewright"]),
     }
-
-
-def refuse_alone_only(given: dict[str, Any]) -> None:
-    """Raises RecipeError for the first of ``given`` (flag and value) that several processes do not support and that is set."""
-    for flag, value in given.items():
-        if value:
-            raise RecipeError(
-                f"{flag} with several processes",
-                f"{flag} with one process",
-                "leave it out, or start one process (without --nproc)",
-            )
 
 
 def _silent(text: str) -> None: ...

@@ -64,8 +64,8 @@ from stagewright.cli.processes import (
     Nproc,
     RankTimeout,
     Rdzv,
-    ending_code,
     launch_if_asked,
+    together,
 )
 from stagewright.cli.recipes import recipes_app
 from stagewright.distributed.verdict import is_launched, leave_verdict
@@ -147,12 +147,12 @@ def train(
     """Plan, train, evaluate and report."""
     from stagewright.errors import RecipeError
 
-    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
+    only_alone = {"--folds": folds, "--budget": budget}
+    launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = budget_limit(budget, price, epochs)
     from stagewright.api import train as training
-    from stagewright.api.ranks import party, refuse_alone_only
     from stagewright.plan.execution import Execution
 
     if resume not in ("auto", "never"):
@@ -170,30 +170,19 @@ def train(
         hold_test=hold_test,
         quiet=quiet,
     )
-    common: dict[str, Any] = {
-        "out": out,
-        "tiny": tiny,
-        "budget": limit,
-        "execution": execution,
-        "observers": _metric_lines(metric_lines),
-        "say": speaker(quiet),
-    }
-    code, done = 0, None
-    with party(execution, rank_timeout) as own:
-        if own is not None:
-            refuse_alone_only({"--budget": budget, "--folds": folds})
-            common["execution"] = own.execution(execution)
-        if own is not None and not own.world.is_first:
-            code = ending_code(own.follow(common["execution"]))
-        elif folds is not None:
-            refuse_alone("--until", until is not None, "a single run")
-            train_folds(data, folds, chosen, common, quiet)
-            return
-        else:
-            done = training.train(data, chosen, resume=resume == "auto", until=until, party=own, **common)
-    if done is None:
-        raise typer.Exit(code)
-    close(done, quiet)
+    told = {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
+    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}
+    if folds is not None:
+        refuse_alone("--until", until is not None, "a single run")
+        train_folds(data, folds, chosen, {**common, "execution": execution}, quiet)
+        return
+
+    def lead(execution: Execution, own: Any) -> Any:
+        return training.train(
+            data, chosen, resume=resume == "auto", until=until, party=own, execution=execution, **common
+        )
+
+    close(together(execution, rank_timeout, lead), quiet)
 
 
 @app.command()
@@ -225,9 +214,9 @@ def resume(
     rank_timeout: RankTimeout = RANK_TIMEOUT,
 ) -> None:
     """Resume a stopped or killed run, or folds; with --set, fork a run."""
-    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
+    only_alone = {"a directory of folds": run if is_folds(run) else None}
+    launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     from stagewright.api import train as training
-    from stagewright.api.ranks import party, refuse_alone_only
     from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
 
@@ -242,35 +231,28 @@ def resume(
         quiet=quiet,
     )
     if is_folds(run):
-        refuse_alone_only({"a directory of folds": nproc})
         single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
         single["--verify"] = verify != "changed"
         for flag, given in single.items():
             refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
         resume_folds(run, execution, _metric_lines(metric_lines), quiet)
         return
-    code, done = 0, None
-    with party(execution, rank_timeout) as own:
-        if own is not None:
-            execution = own.execution(execution)
-        if own is not None and not own.world.is_first:
-            code = ending_code(own.follow(execution))
-        else:
-            done = training.resume(
-                run,
-                overrides=overrides or (),
-                execution=execution,
-                observers=_metric_lines(metric_lines),
-                from_start=from_start,
-                data=data,
-                verify=verify == "data",
-                until=until,
-                say=speaker(quiet),
-                party=own,
-            )
-    if done is None:
-        raise typer.Exit(code)
-    close(done, quiet)
+
+    def lead(execution: Execution, own: Any) -> Any:
+        return training.resume(
+            run,
+            overrides=overrides or (),
+            execution=execution,
+            observers=_metric_lines(metric_lines),
+            from_start=from_start,
+            data=data,
+            verify=verify == "data",
+            until=until,
+            say=speaker(quiet),
+            party=own,
+        )
+
+    close(together(execution, rank_timeout, lead), quiet)
 
 
 app.add_typer(recipes_app, name="recipes")

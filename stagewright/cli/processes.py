@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stagewright.distributed.environment import read_place
+from stagewright.plan.execution import Execution
 from stagewright.system.signals import EXIT_STOPPED
+
+if TYPE_CHECKING:  # torch comes with them
+    from stagewright.api.ranks import Party
+    from stagewright.api.run import Run
 
 Nproc = Annotated[
     str | None,
@@ -35,30 +42,62 @@ RankTimeout = Annotated[
     float,
     typer.Option("--rank-timeout", help="Seconds without progress after which a process counts as lost."),
 ]
+Options = Mapping[str, object]
 GRACE, RANK_TIMEOUT = 110.0, 60.0
 
 
 def launch_if_asked(
-    nproc: str | None, nnodes: str, rdzv: str | None, grace: float, max_restarts: int, threads: int | None, device: str
+    where: tuple[str | None, str, str | None], ends: tuple[float, int], threads: int | None, device: str, alone: Options
 ) -> None:
     """Starts this command again as several processes if that was asked for, and ends with their exit code. Does nothing for one
-    process, and in a process that is one of several already."""
-    from stagewright.distributed.environment import read_place
+    process, and in a process that is one of several already.
 
-    if (nproc is None and nnodes == "1" and rdzv is None) or read_place(os.environ) is not None:
-        return
-    count = _count(nproc, device)
-    if count == 1 and nnodes == "1" and rdzv is None:
-        return
+    ``where``: the options ``--nproc``, ``--nnodes`` and ``--rdzv``. ``ends``: ``--grace`` and ``--max-restarts``. ``alone`` are
+    options, by flag, that several processes do not have: RecipeError if one is given.
+    """
+    nproc, nnodes, rdzv = where
+    if started_as_rank():
+        return _refuse(alone)
+    one_host = nnodes == "1" and rdzv is None
+    if (nproc is None and one_host) or ((count := _count(nproc, device)) == 1 and one_host):
+        return None
+    _refuse(alone)
     from stagewright.distributed.launcher import Launch, launch
 
-    asked = Launch(count, nnodes, rdzv, grace=grace, max_restarts=max_restarts, threads=threads)
+    asked = Launch(count, nnodes, rdzv, *ends, threads=threads)
     raise typer.Exit(launch([sys.executable, "-m", "stagewright", *sys.argv[1:]], asked))
 
 
-def ending_code(ending: str) -> int:
-    """Returns the exit code of a process that has followed the first one, whose part ended as ``ending``."""
-    return EXIT_STOPPED if ending == "stopped" else 0
+def started_as_rank() -> bool:
+    """Returns whether this process is one of several of a run, by its environment."""
+    return read_place(os.environ) is not None
+
+
+def together(execution: Execution, rank_timeout: float, lead: Callable[[Execution, Party | None], Run]) -> Run:
+    """Returns what ``lead`` returns, in a process that is alone or the first of several; the others follow it, and end here."""
+    from stagewright.api.ranks import party
+
+    done, ending = None, "nothing"
+    with party(execution, rank_timeout) as own:
+        if own is not None:
+            execution = own.execution(execution)
+        if own is None or own.world.is_first:
+            done = lead(execution, own)
+        else:
+            ending = own.follow(execution)
+    if done is None:
+        raise typer.Exit(EXIT_STOPPED if ending == "stopped" else 0)
+    return done
+
+
+def _refuse(alone: Options) -> None:
+    """Raises RecipeError for the first of the options ``alone`` that is given: several processes do not have it."""
+    from stagewright.errors import RecipeError
+
+    for flag, value in alone.items():
+        if value is not None:
+            given, allowed = f"{flag} with several processes", f"{flag} with one process"
+            raise RecipeError(given, allowed, "leave it out, or start one process: no --nproc, torchrun or srun")
 
 
 def _count(nproc: str | None, device: str) -> int:
