@@ -11,6 +11,7 @@ from stagewright.data.class_names import display_names
 from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.build import check_trained
+from stagewright.engine.lane_check import small_lanes_notice
 from stagewright.engine.numerics import auto_precision
 from stagewright.errors import RecipeError
 from stagewright.observers.progress_line import ProgressLine
@@ -55,6 +56,8 @@ def prepare(
     precision = auto_precision(choose_device(execution.device))
     plan = resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
     check_trained(plan)
+    if (notice := small_lanes_notice(plan)) is not None:
+        say(notice)
     return dataset, plan
 
 

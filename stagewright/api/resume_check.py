@@ -22,6 +22,7 @@ import torch
 from stagewright.api.prepare import prepare
 from stagewright.api.train import resume
 from stagewright.data.batches.batch import Batch
+from stagewright.data.dataset import Dataset
 from stagewright.data.images.decode import ArrayImages
 from stagewright.data.manifest import Manifest
 from stagewright.data.sample import sample_manifest
@@ -98,15 +99,12 @@ def check(
     """
     execution = Execution(device=device, workers=workers, pages=False, quiet=True, save_minutes=1e9)
     dataset, asked = prepare(data, as_request(recipe), execution, say)
-    if isinstance(dataset.images, ArrayImages) and not dataset.manifest.source.startswith("torchvision:"):
-        raise DataError(
-            "the pictures are only in memory", "DATA that another process can open", "write them to a folder"
-        )
+    refuse_in_memory(dataset)
     with tempfile.TemporaryDirectory(prefix="stagewright-check-") as folder:
-        manifest = sample_manifest(dataset.manifest, train=_TRAIN_IMAGES, val=_VAL_IMAGES, test=_VAL_IMAGES)
+        manifest = sampled(dataset)
         short = shortened(asked.recipe, steps)
         plan = resolve(short, manifest.info(), precision=asked.precision, measured=asked.measured)
-        unbroken, broken = (_start(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
+        unbroken, broken = (start_run(Path(folder) / name, plan, manifest, data) for name in ("unbroken", "broken"))
         say(f"Rehearsal: {plan.total_steps} steps in {len(plan.stages)} stages on {len(manifest)} of the pictures.")
         say("Uninterrupted run ...")
         run_in_process(unbroken.root, execution, None)
@@ -120,6 +118,19 @@ def check(
     if not found:
         say("Equal bit for bit: weights, optimizer, averages, events, steps.csv, metrics.csv and the final model.")
     return not found
+
+
+def refuse_in_memory(dataset: Dataset) -> None:
+    """Raises DataError if another process cannot open the images of ``dataset``."""
+    if isinstance(dataset.images, ArrayImages) and not dataset.manifest.source.startswith("torchvision:"):
+        raise DataError(
+            "the pictures are only in memory", "DATA that another process can open", "write them to a folder"
+        )
+
+
+def sampled(dataset: Dataset) -> Manifest:
+    """Returns the manifest of some of the images of ``dataset``, of each part."""
+    return sample_manifest(dataset.manifest, train=_TRAIN_IMAGES, val=_VAL_IMAGES, test=_VAL_IMAGES)
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
@@ -194,7 +205,8 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _start(root: Path, plan: Plan, manifest: Manifest, data: str) -> RunDir:
+def start_run(root: Path, plan: Plan, manifest: Manifest, data: str) -> RunDir:
+    """Returns a new run directory at ``root`` in which nothing is trained yet."""
     run = RunDir.create(root)
     run.write_start(plan, manifest, environment(data, ["stagewright", "resume-check", data], "", ""))
     return run

@@ -25,6 +25,7 @@ from stagewright.cli.options import (
     Quiet,
     RecipeName,
     Seed,
+    Spread,
     Tiny,
     Weights,
     Workers,
@@ -53,6 +54,7 @@ def plan(
     lr: LearningRate = None,
     img_size: ImgSize = None,
     seed: Seed = None,
+    spread: Spread = None,
     tiny: Tiny = False,
     device: Device = "auto",
     workers: Workers = None,
@@ -87,7 +89,7 @@ def plan(
         raise RecipeError(
             f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"
         )
-    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed)
+    chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
     execution = Execution(device=device, workers=workers, quiet=quiet, probe_seconds=probe_seconds)
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
     if chosen.is_auto and not (probe or as_json or tiny):
@@ -117,13 +119,40 @@ def resume_check(
     seed: Seed = None,
     device: Device = "auto",
     workers: Workers = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="In place of kills: carry it out with 1 process and with each of these numbers, such as 1,2,3,4.",
+        ),
+    ] = None,
 ) -> None:
     """Test resuming: kill a short run at random steps, in an evaluation and at stage changes, and compare the results."""
+    chosen = recipe_request(recipe, overrides, model, seed=seed)
+    if ranks is not None:
+        from stagewright.api.ranks_check import check_ranks
+
+        numbers = _rank_numbers(ranks)
+        if not check_ranks(
+            data, chosen, steps=steps, ranks=numbers, device=device, workers=workers, say=speaker(False)
+        ):
+            raise typer.Exit(1)
+        return
     from stagewright.api.resume_check import check
 
-    chosen = recipe_request(recipe, overrides, model, seed=seed)
     if not check(data, chosen, steps=steps, kills=kills, device=device, workers=workers, say=speaker(False)):
         raise typer.Exit(1)
+
+
+def _rank_numbers(text: str) -> list[int]:
+    """Returns the numbers of ``--ranks``; RecipeError for anything else."""
+    from stagewright.api.ranks_check import MOST_RANKS
+    from stagewright.errors import RecipeError
+
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and 1 <= int(part) <= MOST_RANKS for part in parts):
+        raise RecipeError(f"--ranks {text}", f"numbers of processes from 1 to {MOST_RANKS}", "write --ranks 1,2,3,4")
+    return [int(part) for part in parts]
 
 
 def lr_find(

@@ -103,6 +103,8 @@ def _sentences(plan: Plan) -> list[str]:
         f"{len(plan.eval_steps)} evaluations, {len(plan.save_steps)} planned checkpoints "
         f"(the newest {plan.recipe.checkpoints.keep} and the best are kept).",
     ]
+    if (most := plan.most_devices) > 1:
+        lines.append(f"Runs on 1 to {most} devices with the same bits (spread, --nproc).")
     if plan.measured.lr is not None and plan.recipe.lr.peak == "auto":
         lines.append(f"lr: auto is {lr_text(plan.measured.lr)}, found by a range test on the first stage.")
     return [*(_stage_sentence(stage, stage.index == 0) for stage in plan.stages), *lines]

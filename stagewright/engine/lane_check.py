@@ -9,8 +9,43 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stagewright.errors import ModelError
+from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
+from stagewright.model.zoo import create_model
 from stagewright.plan.plan import Plan, StagePlan
+from stagewright.system.named_functions import is_named
+
+SMALL_LANE = 16
+"""Images of a lane below which batch-norm statistics are noisy enough to lower the accuracy (arXiv:1803.08494, figure 1)."""
+
+
+def small_lanes_notice(plan: Plan) -> str | None:
+    """Returns a sentence for the user where batch norms take their statistics over few images because of the lanes, else None.
+
+    A network that a user's function makes is not looked at.
+    """
+    small = [
+        stage
+        for stage in plan.stages
+        if stage.fit == "updates" and stage.norm == "train" and stage.lanes > 1 and stage.lane_size < SMALL_LANE
+    ]
+    spec = plan.recipe.model
+    if not small or is_named(spec.name):
+        return None
+    with torch.random.fork_rng(devices=[]):
+        model = create_model(
+            spec.name,
+            len(plan.dataset.classes),
+            image_size=max(stage.image_size for stage in plan.stages),
+            options=spec.options,
+        )
+    if not has_batch_norm(model):
+        return None
+    stage = min(small, key=lambda one: one.lane_size)
+    return (
+        f"stage {stage.name!r}: batch norms see {stage.lane_size} pictures at a time ({stage.batch_size} in {stage.lanes} lanes); "
+        f"below {SMALL_LANE} the accuracy suffers: a larger batch_size, a smaller spread, or norm: frozen"
+    )
 
 
 def check_buffers(model: nn.Module, plan: Plan) -> None:
