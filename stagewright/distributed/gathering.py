@@ -116,7 +116,9 @@ class Gathering(RendezvousHandler):
                 pass
             case {"refused": str(why)}:
                 raise WorldError(
-                    f"the launcher at {self._where} refuses this host: {why}", "the same on all", "correct it"
+                    f"the launcher at {self._where} refuses this host: {why}",
+                    "the same --nnodes on every host, and no more hosts than it says",
+                    "give the same command on every host, or stop the hosts that are too many",
                 )
             case _:
                 raise WorldError(
