@@ -117,8 +117,8 @@ class Gathering(RendezvousHandler):
             case {"refused": str(why)}:
                 raise WorldError(
                     f"the launcher at {self._where} refuses this host: {why}",
-                    "the same --nnodes and --rdzv on all hosts",
-                    "start this host with what the first one was started with",
+                    "the same --nnodes on every host, and no more hosts than it says",
+                    "give the same command on every host, or stop the hosts that are too many",
                 )
             case _:
                 raise WorldError(

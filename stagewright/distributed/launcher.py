@@ -6,6 +6,7 @@ ends with 0 (finished), 2 (bad input), 75 (stopped, saved), 69 (a rank or host w
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -66,6 +67,8 @@ def _run(
     folder: Path,
     requests: StopRequests,
 ) -> int:
+    # For torch and for the workers, which inherit it: torch's own warnings about lost connections come with C++ tracebacks.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # torch takes seconds to import, and wrong values are told before
     from stagewright.distributed.elastic import run_agent
     from stagewright.distributed.gathering import Gathering

@@ -43,8 +43,8 @@ def small_lanes_notice(plan: Plan) -> str | None:
         return None
     stage = min(small, key=lambda one: one.lane_size)
     return (
-        f"stage {stage.name!r}: batch norms see {stage.lane_size} pictures at a time ({stage.batch_size} in {stage.lanes} lanes); "
-        f"below {SMALL_LANE} the accuracy suffers: a larger batch_size, a smaller spread, or norm: frozen"
+        f"stage {stage.name!r}: batch norms see {stage.lane_size} pictures at a time ({stage.batch_size} in {stage.lanes} "
+        f"lanes); below {SMALL_LANE} the accuracy suffers: a larger batch_size, a smaller spread, or norm: frozen"
     )
 
 

@@ -55,12 +55,18 @@ LOST = "os.kill(os.getpid(), signal.SIGKILL)"
 @pytest.fixture(autouse=True)
 def own_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers import the package that is tested."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(stagewright.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(stagewright.__file__).parent.parent), prepend=os.pathsep)
 
 
 def worker(tail: str, box: Path) -> list[str]:
     """The command of a worker whose notes are files in ``box``."""
     return [sys.executable, "-c", HEAD + tail, str(box)]
+
+
+def launcher_command(command: Sequence[str], launching: str) -> list[str]:
+    """The command of a launcher of ``command``; ``launching`` is the Launch."""
+    code = "import sys\nfrom stagewright.distributed.launcher import Launch, launch\n"
+    return [sys.executable, "-c", f"{code}sys.exit(launch(sys.argv[1:], {launching}))", *command]
 
 
 def free_port() -> int:
@@ -84,10 +90,8 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(command: Sequence[str], launching: str) -> subprocess.Popen[str]:
-        code = "import sys\nfrom stagewright.distributed.launcher import Launch, launch\n"
-        code += f"sys.exit(launch(sys.argv[1:], {launching}))"
-        arguments = [sys.executable, "-c", code, *command]
-        started.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        own = launcher_command(command, launching)
+        started.append(subprocess.Popen(own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
     yield begin
@@ -156,7 +160,7 @@ def test_when_a_rank_is_lost_the_others_notice_it_themselves(tmp_path: Path, cap
 import subprocess
 on_signals(lambda number, frame: note("signalled"))
 if rank == 1:
-    child = subprocess.Popen(["sleep", "1000"])
+    child = subprocess.Popen(["sleep", "60"])
     open(box + "/child", "w").write(str(child.pid))
     {LOST}
 await_note("child")
@@ -180,7 +184,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_after_the_grace_the_others_are_killed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tail = f"if rank == 1: {LOST}\nopen(box + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(1000)"
+    tail = f"if rank == 1: {LOST}\nopen(box + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
     assert launch(worker(tail, tmp_path), Launch(2, grace=1.0)) == 69
     lines = capfd.readouterr().err.splitlines()
     pid = (tmp_path / "pid").read_text()
@@ -219,7 +223,7 @@ def test_a_signal_stops_all_ranks_once(tmp_path: Path, start: Start, number: sig
 
 
 def test_ranks_that_go_on_after_a_signal_are_killed(tmp_path: Path, start: Start) -> None:
-    tail = "if rank == 0: stopped_by_signal()\non_signals(signal.SIG_IGN); note('ready-1'); time.sleep(1000)"
+    tail = "if rank == 0: stopped_by_signal()\non_signals(signal.SIG_IGN); note('ready-1'); time.sleep(60)"
     launcher = start(worker(tail, tmp_path), "Launch(2, grace=1.0, max_restarts=3)")
     for rank in range(2):
         await_file(tmp_path / f"ready-{rank}")
@@ -231,7 +235,7 @@ def test_ranks_that_go_on_after_a_signal_are_killed(tmp_path: Path, start: Start
 
 def test_a_signal_before_the_workers_can_save(tmp_path: Path, start: Start) -> None:
     """Workers that the signal ends have lost nothing; a launcher without workers ends at once."""
-    launcher = start(worker("note(f'ready-{rank}'); time.sleep(1000)", tmp_path), "Launch(2, max_restarts=3)")
+    launcher = start(worker("note(f'ready-{rank}'); time.sleep(60)", tmp_path), "Launch(2, max_restarts=3)")
     port = free_port()
     alone = start(worker("end(0)", tmp_path), f"Launch(1, nnodes='2', rdzv='127.0.0.1:{port}')")
     for rank in range(2):
@@ -251,12 +255,11 @@ ON_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn
 def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
     """The first reaches each rank once, the second kills. Ctrl-Z does not stop the launcher, and rank 0 sees the terminal."""
     tail = "print('terminal', sys.stdout.isatty(), flush=True)\n"
-    tail += "on_signals(lambda number, frame: note(f'signal-{rank}')); note(f'ready-{rank}')\ntime.sleep(1000)\n" * 1
-    tail += "time.sleep(1000)"
-    code = "import sys\nfrom stagewright.distributed.launcher import Launch, launch\nsys.exit(launch(sys.argv[1:], Launch(2)))"
-    command = [sys.executable, "-c", ON_TERMINAL, sys.executable, "-c", code, *worker(tail, tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as terminal:
-        assert terminal.stdin is not None and terminal.stdout is not None
+    tail += "on_signals(lambda number, frame: note(f'signal-{rank}')); note(f'ready-{rank}'); time.sleep(60)"
+    command = [sys.executable, "-c", ON_TERMINAL, *launcher_command(worker(tail, tmp_path), "Launch(2)")]
+    terminal = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert terminal.stdin is not None
+    try:
         for rank in range(2):
             await_file(tmp_path / f"ready-{rank}")
         terminal.stdin.write(b"\x1a")
@@ -266,8 +269,12 @@ def test_ctrl_c_on_a_terminal(tmp_path: Path) -> None:
         time.sleep(0.5)  # for a signal that comes twice
         assert [(tmp_path / f"signal-{rank}").read_text() for rank in range(2)] == ["x", "x"]
         terminal.stdin.write(b"\x03")
-        shown = terminal.stdout.read().decode()
-        assert terminal.wait(60) == 130
+        time.sleep(0.1)  # the end of standard input would end the terminal before it has passed this on
+        shown = terminal.communicate(timeout=60)[0].decode()
+    finally:
+        terminal.kill()
+        terminal.communicate()
+    assert terminal.returncode == 130
     assert "terminal True" in shown and "cannot be paused by Ctrl-Z" in shown.replace("\r\n", " ")
 
 
