@@ -27,7 +27,8 @@ from stagewright.distributed.environment import read_place
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.verdict import VERDICTS, leave_verdict
 from stagewright.distributed.world import World, join_world
-from stagewright.errors import RankLost, WorldError
+from stagewright.engine.lanes import sums_in_order
+from stagewright.errors import RankLost, RecipeError, WorldError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
@@ -75,6 +76,13 @@ class Party:
         plan, run = inputs.plan, inputs.run
         restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
         check_processes(plan, self.world.size, None if restored is None else str(run.root))
+        if inputs.execution.compress and sums_in_order(plan, self.world.device):
+            raise RecipeError(
+                "--compress bf16 where gradients are added in a fixed order "
+                + ("(deterministic: true)" if plan.recipe.deterministic else "(on a CPU)"),
+                "--compress bf16 on GPUs with deterministic: false",
+                "leave it out; the same bits on any number of devices need whole gradients",
+            )
         name = None if restored is None else checkpoint.name_of(restored.step)
         del restored
         self.has_led = True

@@ -58,18 +58,20 @@ from stagewright.cli.outcome import close
 from stagewright.cli.processes import (
     GRACE,
     RANK_TIMEOUT,
+    Compress,
     Grace,
     MaxRestarts,
     Nnodes,
     Nproc,
     RankTimeout,
     Rdzv,
+    compresses,
     launch_if_asked,
     together,
 )
 from stagewright.cli.recipes import recipes_app
 from stagewright.distributed.verdict import is_launched, leave_verdict
-from stagewright.errors import Cancelled, RankLost, StagewrightError, Stopped
+from stagewright.errors import Cancelled, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED, CommandSignals
@@ -143,10 +145,9 @@ def train(
     grace: Grace = GRACE,
     max_restarts: MaxRestarts = 0,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
+    compress: Compress = None,
 ) -> None:
     """Plan, train, evaluate and report."""
-    from stagewright.errors import RecipeError
-
     only_alone = {"--folds": folds, "--budget": budget}
     launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     refuse_alone("--price", price is not None and budget is None, "--budget")
@@ -165,6 +166,7 @@ def train(
         workers=workers,
         threads=threads,
         save_minutes=save_minutes,
+        compress=compresses(compress),
         probe_seconds=probe_seconds,
         pages=not no_pages,
         hold_test=hold_test,
@@ -212,12 +214,12 @@ def resume(
     grace: Grace = GRACE,
     max_restarts: MaxRestarts = 0,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
+    compress: Compress = None,
 ) -> None:
     """Resume a stopped or killed run, or folds; with --set, fork a run."""
     only_alone = {"a directory of folds": run if is_folds(run) else None}
     launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     from stagewright.api import train as training
-    from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
 
     if verify not in ("data", "changed"):
@@ -227,6 +229,7 @@ def resume(
         workers=workers,
         threads=threads,
         save_minutes=save_minutes,
+        compress=compresses(compress),
         pages=not no_pages,
         quiet=quiet,
     )

@@ -42,6 +42,12 @@ RankTimeout = Annotated[
     float,
     typer.Option("--rank-timeout", help="Seconds without progress after which a process counts as lost."),
 ]
+Compress = Annotated[
+    str | None,
+    typer.Option(
+        "--compress", metavar="bf16", help="GPUs send gradients to each other in half the bytes; other bits then."
+    ),
+]
 Options = Mapping[str, object]
 GRACE, RANK_TIMEOUT = 110.0, 60.0
 
@@ -66,6 +72,15 @@ def launch_if_asked(
 
     asked = Launch(count, nnodes, rdzv, *ends, threads=threads)
     raise typer.Exit(launch([sys.executable, "-m", "stagewright", *sys.argv[1:]], asked))
+
+
+def compresses(compress: str | None) -> bool:
+    """Returns whether ``--compress`` was given; RecipeError for anything but bf16."""
+    from stagewright.errors import RecipeError
+
+    if compress not in (None, "bf16"):
+        raise RecipeError(f"--compress {compress}", "bf16", "write --compress bf16, or leave it out")
+    return compress is not None
 
 
 def started_as_rank() -> bool:

@@ -17,7 +17,7 @@ from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.tree import fold
 from stagewright.distributed.world import World
 from stagewright.errors import RecipeError
-from stagewright.plan.plan import StagePlan
+from stagewright.plan.plan import Plan, StagePlan
 
 
 class Lanes:
@@ -26,9 +26,17 @@ class Lanes:
     Made once the stage's parameters are set to be trained or frozen, and valid until they change.
     """
 
-    def __init__(self, model: nn.Module, lanes: int, world: World | None = None, *, ordered: bool = True) -> None:
-        """``lanes`` is the number of lanes over all processes of ``world`` (None: this process alone). ``ordered`` as for
-        :class:`stagewright.distributed.reduce.LaneGradients`."""
+    def __init__(
+        self,
+        model: nn.Module,
+        lanes: int,
+        world: World | None = None,
+        *,
+        ordered: bool = True,
+        compress: bool = False,
+    ) -> None:
+        """``lanes`` is the number of lanes over all processes of ``world`` (None: this process alone). ``ordered`` and
+        ``compress`` as for :class:`stagewright.distributed.reduce.LaneGradients`."""
         self.count = lanes
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._given: set[int] = set()
@@ -38,7 +46,9 @@ class Lanes:
             one.register_post_accumulate_grad_hook(lambda _, at=at: self._given.add(at))
             for at, one in enumerate(self._parameters)
         ]
-        self._gradients = LaneGradients(self._parameters, lanes, world or World.alone("cpu"), ordered=ordered)
+        self._gradients = LaneGradients(
+            self._parameters, lanes, world or World.alone("cpu"), ordered=ordered, compress=compress
+        )
         self._norms = _Statistics(model)
         self._rows: list[Tensor] = []
         self._without: set[int] | None = None
@@ -98,6 +108,12 @@ class Lanes:
             self._parameters[at].grad = None
         self._norms.fold(rows[:, used:])
         return fold(self.count, {(at, at + 1): rows[at, :count] for at in range(self.count)}, torch.add)
+
+
+def sums_in_order(plan: Plan, device: torch.device) -> bool:
+    """Returns whether processes add gradients in the order of the tree, which gives the same bits for any number of them: always
+    on a CPU, on CUDA where the recipe asks for deterministic kernels, without which other bits differ anyway."""
+    return device.type == "cpu" or plan.recipe.deterministic
 
 
 class _Statistics:

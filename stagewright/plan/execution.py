@@ -35,6 +35,8 @@ class Execution:
     Sums depend on it: after a change, a resumed run may differ in its last bits from one that was not stopped."""
     processes: int = 1
     """Number of processes that carry out the run together, of which this is one; started by ``--nproc``, torchrun or srun."""
+    compress: bool = False
+    """Whether several processes send gradients to each other in bfloat16: half the bytes, other bits."""
     save_minutes: float = 10.0
     """Largest time between two checkpoints in minutes, in addition to those of the plan."""
     probe_seconds: float = 10.0

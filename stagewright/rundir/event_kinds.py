@@ -59,6 +59,8 @@ class Started(Event):
     """Where the network is trained, in the words of torch: ``cpu``, ``cuda:0``."""
     device_name: str | None = field(default=None, metadata=CLOCK)
     """The name of the device, for people."""
+    processes: int | None = field(default=None, metadata=CLOCK)
+    """Number of processes that carry out the run together, each on such a device; None: one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Resumed(Event):
     device: str | None = field(default=None, metadata=CLOCK)
     """As in ``started``."""
     device_name: str | None = field(default=None, metadata=CLOCK)
+    processes: int | None = field(default=None, metadata=CLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)

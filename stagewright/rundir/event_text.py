@@ -36,7 +36,8 @@ def sentence(event: Event) -> str | None:
 
 @sentence.register
 def _started(event: Started) -> str:
-    return f"started on {event.device_name or event.device}"
+    several = f" in each of {event.processes} processes" if event.processes else ""
+    return f"started on {event.device_name or event.device}{several}"
 
 
 @sentence.register

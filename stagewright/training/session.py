@@ -17,7 +17,7 @@ from stagewright.data.batches.transfer import on_device
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
 from stagewright.engine.folding import folds_evaluations
-from stagewright.engine.lanes import Lanes
+from stagewright.engine.lanes import Lanes, sums_in_order
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import reset_state
 from stagewright.engine.state import TrainState
@@ -219,8 +219,9 @@ class Session:
             return 1
         if self._lanes is None or self._lanes.count != count:
             self._close_lanes()
-            ordered = self.state.device.type == "cpu" or self.plan.recipe.deterministic
-            self._lanes = Lanes(self.state.model, count, self.ranks.world, ordered=ordered)
+            ordered = sums_in_order(self.plan, self.state.device)
+            compress = self.execution.compress and not ordered
+            self._lanes = Lanes(self.state.model, count, self.ranks.world, ordered=ordered, compress=compress)
         return self._lanes
 
     def masked(self, batch: Batch) -> Batch:

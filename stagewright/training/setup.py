@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -89,7 +90,9 @@ def open_session(inputs: RunInputs) -> Session:
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
     )
-    again, where = run.events.exists(), {"device": str(device), "device_name": device_name(device)}
+    again, ranks = run.events.exists(), inputs.ranks or Ranks.alone(inputs.stop)
+    several = {"processes": ranks.world.size if ranks.several else None}
+    where: dict[str, Any] = {"device": str(device), "device_name": device_name(device), **several}
     resumed = Resumed(
         step=state.step,
         checkpoint=checkpoint.name_of(state.step) if restored else None,
@@ -116,9 +119,7 @@ def open_session(inputs: RunInputs) -> Session:
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     own = (images, run, execution, numerics, state, recorder, clock)
-    return Session(
-        plan, manifest, *own, stop=inputs.stop, decide=inputs.decide, ranks=inputs.ranks or Ranks.alone(inputs.stop)
-    )
+    return Session(plan, manifest, *own, stop=inputs.stop, decide=inputs.decide, ranks=ranks)
 
 
 def _changed_machine(run: RunDir, device: torch.device) -> list[str]:
