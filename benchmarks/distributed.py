@@ -202,8 +202,12 @@ def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 def show(found: dict[str, Any], name: str, result: dict[str, Any]) -> None:
     """Prints medians and ratios of ``result``, and keeps it."""
     rates: Rates = result["rates"]
-    compared = f"; after one update weights differ by {result['difference']:.1e}, having moved by {result['moved']:.1e}"
-    print(name + (compared if "difference" in result else ""))
+    moved, difference = result.get("moved"), result.get("difference")
+    print(
+        name
+        if moved is None
+        else f"{name}; after one update weights have moved by {moved:.1e}, differ by {difference:.1e}"
+    )
     for way, values in rates.items():
         print(f"  {way:12} {statistics.median(values):8.3f} updates/s  ({min(values):.3f} to {max(values):.3f})")
     result["ratios"] = {}
@@ -232,8 +236,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes and namespaces are removed
+    sys.path.insert(0, str(ROOT))  # an installed package may be that of another tree, and its commit would be recorded
     from stagewright.rundir.environment import environment
-    from stagewright.system.device import choose_device, device_name
     from stagewright.system.machine import OtherProcessLoad
 
     others = OtherProcessLoad()
@@ -242,7 +246,7 @@ def main() -> None:
     print(f"other processes used {load:.2f} cores" if load is not None else "what other processes used is not known")
     if asked.out:
         command = ["python", "benchmarks/distributed.py", *sys.argv[1:]]
-        env = environment("memory", command, "cpu", device_name(choose_device("cpu")))
+        env = environment("memory", command, "cpu", "CPU, 1 thread a process")
         del env["cwd"]  # a path of this machine
         arguments = {name: value for name, value in vars(asked).items() if name != "out"}
         facts = {"cores_of_others": load, "left_out": left_out, "arguments": arguments, **env}
