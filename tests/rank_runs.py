@@ -6,10 +6,10 @@ a tenth of what starting them costs.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +22,11 @@ from typing import Any
 
 from ranks import Ranks, free_port
 
+_PRELOADED = (
+    *("stagewright.api.train", "stagewright.cli.main", "stagewright.distributed.heartbeat"),
+    *("torch._dynamo", "torch._refs", "torchvision", "timm.models.vision_transformer", "sklearn.model_selection"),
+)
+"""What a training imports, also what torch and timm import when they first need it."""
 QUIET = ("-q", "--no-pages", "-j", "1", "--device", "cpu", "--threads", "1", "--rank-timeout", "20")
 """Options of every run; a later one of the same name counts."""
 
@@ -37,10 +42,10 @@ class Parent:
         arguments: Sequence[str | Path],
         size: int,
         *,
-        fault: Mapping[str, Any] | None = None,
+        fault: Sequence[Mapping[str, Any]] = (),
         environments: Sequence[Mapping[str, str]] = ({},),
     ) -> Ranks:
-        """Starts the command ``stagewright ARGUMENTS`` as ``size`` ranks, which meet ``fault`` (:func:`meet_fault`).
+        """Starts the command ``stagewright ARGUMENTS`` as ``size`` ranks, which meet each ``fault`` (:func:`meet_fault`).
 
         ``environments``: what is added to the environment of each rank, or of all.
         """
@@ -49,7 +54,7 @@ class Parent:
         own.mkdir()
         if len(environments) == 1:
             environments = list(environments) * size
-        order = {"folder": str(own), "arguments": list(map(str, arguments)), "fault": fault and dict(fault)}
+        order = {"folder": str(own), "arguments": list(map(str, arguments)), "faults": list(map(dict, fault))}
         order["environments"] = [{**one, "RANK": str(rank)} for rank, one in enumerate(environments)]
         assert self._process.stdin is not None
         print(json.dumps(order), file=self._process.stdin, flush=True)
@@ -100,13 +105,14 @@ RESNET = {"name": "cifar_resnet18", "drop_path": 0.2, "options": {"width": 4}}
 VIT = {
     "name": "vit",
     "drop_path": 0.2,
-    "options": {"patch": 4, "depth": 2, "heads": 2, "width": 16, "dropout": 0.1},
+    "options": {"patch": 4, "depth": 2, "heads": 2, "width": 16},
 }
 MIXED = {"mixup": 0.4, "cutmix": 1.0}
 
 
 def recipe(model: Mapping[str, Any] = RESNET, optimizer: str = "sgd", steps: int = 3, **fields: Any) -> dict[str, Any]:
     """A recipe of six short stages that has all that could depend on the number of ranks."""
+    last = "last:1" if model is VIT else "last:2"
     length, kept = {"epochs": f"{steps}st"}, {"cache": {"views": 2}, "mix": "none"}
     return {
         "model": dict(model),
@@ -127,9 +133,15 @@ def recipe(model: Mapping[str, Any] = RESNET, optimizer: str = "sgd", steps: int
             {"name": "optimum", "train": "head", "fit": "optimum", "mix": "none"}
             | {"augment": {"crop": "none", "policy": "none"}, "label_smoothing": 0.0},
             {"name": "head", "train": "head", **length},
-            {"name": "features", "train": "last:2", **length, **kept},
-            {"name": "frozen", "train": "last:2", **length},
-            {"name": "all", "batch_size": 40, "image_size": 20, **length, "average": {"kind": "ema", "half_life": "2st"}},
+            {"name": "features", "train": last, **length, **kept},
+            {"name": "frozen", "train": last, **length},
+            {
+                "name": "all",
+                "batch_size": 40,
+                "image_size": 20,
+                **length,
+                "average": {"kind": "ema", "half_life": "2st"},
+            },
             {"name": "swa", "batch_size": 40, **length}
             | {"average": {"kind": "swa", "every": "1st", "recalibrate": 50}},
         ],
@@ -143,9 +155,19 @@ def write_recipe(path: Path, fields: Mapping[str, Any]) -> Path:
     return path
 
 
-def copied(run: Path, to: Path) -> Path:
-    """A copy of a run's directory."""
-    return Path(shutil.copytree(run, to, symlinks=True))
+def unequal(one: Path, other: Path) -> list[str]:
+    """In what two finished runs of the same plan differ, apart from times and from where they were carried out."""
+    from stagewright.api.resume_check import differences
+    from stagewright.rundir.directory import RunDir
+    from stagewright.rundir.events import comparable, live_events
+
+    found = [line for line in differences(RunDir(one), RunDir(other)) if not line.startswith("events.jsonl")]
+    events = [comparable(live_events(run / "events.jsonl")) for run in (one, other)]
+    for event in (event for own in events for event in own):
+        event.pop("reasons", None)  # why an image cannot be read is said otherwise where decoded images are shared
+    return found + [
+        f"only in one: {event}" for event in events[0] + events[1] if (event in events[0]) != (event in events[1])
+    ]
 
 
 def meet_fault(fault: Mapping[str, Any], rank: int) -> None:
@@ -199,8 +221,8 @@ def _rank(order: Mapping[str, Any], rank: int) -> None:
     (folder / f"{rank}.writing").rename(folder / f"{rank}.pid")
     code = 1
     try:
-        if order["fault"]:
-            meet_fault(order["fault"], rank)
+        for fault in order["faults"]:
+            meet_fault(fault, rank)
         sys.argv = ["stagewright", *order["arguments"]]
         main()
     except SystemExit as ending:
@@ -227,17 +249,8 @@ def _fork(order: Mapping[str, Any]) -> list[int]:
 
 
 def _main() -> None:
-    # All of it before a fork, also what torch and timm import when they first need it.
-    import sklearn.model_selection
-    import timm.models.vision_transformer
-    import torch._dynamo
-    import torch._refs
-    import torchvision
-
-    import stagewright.api.train
-    import stagewright.cli.main
-    import stagewright.distributed.heartbeat  # noqa: F401
-
+    for module in _PRELOADED:
+        importlib.import_module(module)
     running: list[tuple[Path, list[int]]] = []
     codes: dict[int, int] = {}
     while True:
