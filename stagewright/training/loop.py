@@ -60,7 +60,9 @@ def train_until_event(session: Session, rollback: Rollback, after_update: AfterU
                 if batch.step == stage.first_step:
                     session.begin(stage, counts)
             ranks.at("training", batch.step, f"pictures of step {batch.step + 1}")
-            batch = session.with_cached_features(ranks.with_all_bad_rows(batch))
+            batch = session.with_cached_features(batch)
+            if stage.fit == "updates":  # an optimum is found from all images by each process
+                batch = ranks.with_all_bad_rows(batch)
             rollback.before_update(batch)
             if not session.update(stage, batch):
                 rollback.halve_micro_batch(batch.step)
