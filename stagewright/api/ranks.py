@@ -83,19 +83,15 @@ class Party:
                 "--compress bf16 on GPUs with deterministic: false",
                 "leave it out; the same bits on any number of devices need whole gradients",
             )
-        name = None if restored is None else checkpoint.name_of(restored.step)
+        step = None if restored is None else restored.step
         del restored
         self.has_led = True
-        self.world.tell(
-            {"plan": plan.to_json(), "env": run.read_env(), "checkpoint": name, "hold": inputs.execution.hold_test}
-        )
+        self.world.tell({"plan": plan.to_json(), "env": run.read_env(), "hold": inputs.execution.hold_test})
         self.world.tell_bytes(run.manifest.read_bytes())
-        for file in (checkpoint.STATE, checkpoint.META) if name else ():
-            self.world.tell_bytes((run.checkpoints / name / file).read_bytes() if name else None)
+        ranks = self._ranks(inputs.stop)
+        ranks.bring(run.checkpoints, step)
         self.world.require_equal(_facts(plan, inputs.execution))
-        return replace(
-            inputs, ranks=self._ranks(inputs.stop), execution=self.execution(inputs.execution, inputs.manifest)
-        )
+        return replace(inputs, ranks=ranks, execution=self.execution(inputs.execution, inputs.manifest))
 
     def follow(self, execution: Execution) -> Ending:
         """Carries out, as one of the others, what the first process tells; returns how it ended."""
@@ -110,16 +106,11 @@ class Party:
             write_whole(run.manifest, bytes(self.world.tell_bytes()))
             manifest = own_manifest(run, plan)
             run.write_start(plan, manifest, told["env"])
-            if name := told["checkpoint"]:
-                place = run.checkpoints / name
-                place.mkdir(parents=True)
-                for file in (checkpoint.STATE, checkpoint.META):
-                    write_whole(place / file, bytes(self.world.tell_bytes()))
+            ranks = self._ranks(stop)
+            ranks.bring(run.checkpoints, None)
             self.world.require_equal(_facts(plan, execution))
             execution = replace(self.execution(execution, manifest), pages=False, quiet=True, hold_test=told["hold"])
-            inputs = RunInputs(
-                run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=self._ranks(stop)
-            )
+            inputs = RunInputs(run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=ranks)
             done = carry_out(inputs, run_plan)
         status = done.summary.get("status")
         return "paused" if status == "paused" else "stopped" if status == "stopped" else "finished"

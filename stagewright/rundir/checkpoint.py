@@ -143,6 +143,12 @@ def steps(folder: Path) -> list[int]:
     return sorted(_steps(folder))
 
 
+def place_of(folder: Path, step: int) -> Path:
+    """Returns the directory of the checkpoint of ``step`` in ``folder``, which after a kill may have another name than
+    :func:`name_of`; KeyError if there is none."""
+    return _steps(folder)[step]
+
+
 def load(path: Path) -> Checkpoint:
     """Loads and verifies the checkpoint in ``path``; CheckpointError if it is damaged, Unreadable if it cannot be read now."""
     try:

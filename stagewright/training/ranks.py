@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from stagewright.distributed.tree import share
 from stagewright.distributed.world import World
 from stagewright.errors import RankLost
 from stagewright.plan.lanes import lane_sizes
-from stagewright.plan.plan import Plan
+from stagewright.plan.plan import Plan, StagePlan
+from stagewright.rundir import checkpoint
+from stagewright.storage.files import write_whole
 from stagewright.system.signals import StopSignal
 
 
@@ -89,15 +92,35 @@ class Ranks:
         """Returns the first process's ``value``, which is one of JSON, on all of them."""
         return self.world.tell(value) if self.several else value
 
-    def own_part(self, plan: Plan, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
-        """Yields of each of the ``specs`` of updates the images of this process's lanes; those of a fit are whole."""
+    def bring(self, folder: Path, step: int | None) -> Path | None:
+        """Brings the checkpoint of ``step`` in the first process's ``folder`` into that of each other one; returns its directory,
+        or None if the first process has given None."""
+        if (step := self.tell(step)) is None:
+            return None
+        if self.world.is_first:
+            place = checkpoint.place_of(folder, step)
+        else:
+            place = folder / checkpoint.name_of(step)
+            place.mkdir(parents=True, exist_ok=True)
+        for file in (checkpoint.STATE, checkpoint.META) if self.several else ():
+            content = self.world.tell_bytes((place / file).read_bytes() if self.world.is_first else None)
+            if not self.world.is_first:
+                write_whole(place / file, bytes(content))
+        return place
+
+    def own_part(
+        self, plan: Plan, specs: Iterator[BatchSpec], num_lanes: Callable[[StagePlan], int]
+    ) -> Iterator[BatchSpec]:
+        """Yields of each of the ``specs`` of updates the images of this process's lanes; those of a fit are whole. ``num_lanes``
+        gives the number of lanes of a stage."""
         for spec in specs:
             stage = plan.stage_at(spec.step)
             if not self.several or stage.fit == "optimum":
                 yield spec
                 continue
-            starts = [0, *accumulate(lane_sizes(stage.batch_size, stage.lanes))]
-            own = share(stage.lanes, self.world.rank, self.world.size)
+            lanes = num_lanes(stage)
+            starts = [0, *accumulate(lane_sizes(stage.batch_size, lanes))]
+            own = share(lanes, self.world.rank, self.world.size)
             # Draws are those of the whole batch, of which a part is taken, as in a process that has all lanes.
             yield spec.taken(np.arange(starts[own.start], starts[own.stop]))
 

@@ -7,7 +7,9 @@ checkpoint is restored and trained up to that step again.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,7 +159,8 @@ class Rollback:
         """
         session = self.session
         saved = checkpoint.steps(session.run.checkpoints)
-        if fault.culprit is not None and saved and saved[-1] > fault.culprit:
+        corrupted = fault.culprit is not None and bool(saved) and saved[-1] > fault.culprit
+        if session.ranks.tell(corrupted):
             session.state.rewind(self._state_before(fault.back_to))
             session.recorder.resume(session.state)
             self.save()
@@ -215,12 +218,10 @@ class Rollback:
             if kept["step"] <= step:
                 return kept
         session = self.session
-        for earlier in reversed(checkpoint.steps(session.run.checkpoints)):
-            if earlier <= step:
-                try:
-                    return checkpoint.load(session.run.checkpoints / checkpoint.name_of(earlier)).tensors
-                except CheckpointError:
-                    continue
+        folder = session.run.checkpoints
+        place = session.ranks.bring(folder, _newest_sound(folder, step) if session.ranks.world.is_first else None)
+        if place is not None:
+            return checkpoint.load(place).tensors
         return build_state(session.plan, session.state.device)[0].content()
 
     def _find_bad_images(self, update: int, culprit: int) -> None:
@@ -287,6 +288,16 @@ class Rollback:
             parts = [state.forward(images[start : start + size]) for start in range(0, len(images), size)]
         losses: Tensor = cross_entropy(torch.cat(parts).float(), batch.labels, reduction="none")
         return (~torch.isfinite(losses) & batch.valid).cpu().numpy()
+
+
+def _newest_sound(folder: Path, step: int) -> int | None:
+    """Returns the step of the newest undamaged checkpoint in ``folder`` of at most ``step`` finished updates, or None."""
+    for earlier in reversed(checkpoint.steps(folder)):
+        if earlier <= step:
+            with suppress(CheckpointError):
+                checkpoint.load(checkpoint.place_of(folder, earlier))
+                return earlier
+    return None
 
 
 def _snapshot_device(state: TrainState) -> torch.device:

@@ -90,7 +90,7 @@ class Session:
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
         specs = train_specs(self.plan, self.manifest, first_step, self.features.stored)
-        return self.batches.load(self.ranks.own_part(self.plan, specs), self.batches.train_times)
+        return self.batches.load(self.ranks.own_part(self.plan, specs, self.num_lanes), self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:
         """Sets trainable parameters and training modes of ``stage``, at its start as well as on a resume within it.
