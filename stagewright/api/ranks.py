@@ -111,8 +111,7 @@ class Party:
             inputs = RunInputs(
                 run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=self._ranks(stop)
             )
-            done = carry_out(inputs, run_plan)
-        status = done.summary.get("status")
+            status = carry_out(inputs, run_plan).summary.get("status")  # while the folder is there
         return "paused" if status == "paused" else "stopped" if status == "stopped" else "finished"
 
     def _ranks(self, stop: StopSignal) -> Ranks:
