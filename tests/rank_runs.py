@@ -7,6 +7,7 @@ a tenth of what starting them costs.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import select
@@ -173,9 +174,10 @@ def unequal(one: Path, other: Path) -> list[str]:
 def meet_fault(fault: Mapping[str, Any], rank: int) -> None:
     """Lets this ``rank`` meet a fault if it is ``fault["rank"]`` (None: any).
 
-    ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found
-    good), ``slow`` (a read of that picture does not end, as of a network disk that is gone), or what happens when the rank is in ``phase`` at ``step``: a signal's name,
-    ``error``, or ``fill`` (the disk of ``path`` is full); ``after`` seconds later, so that the others know from its beats where it is.
+    ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found good),
+    ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that is gone), or what happens when
+    the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of ``path`` is full); ``after``
+    seconds later, so that the others know from its beats where it is.
     """
     if fault["rank"] in (None, rank):
         {"tree": _change_tree, "spoil": _spoil, "slow": _never_read}.get(fault["do"], _strike)(fault)
@@ -207,10 +209,10 @@ def _spoil(fault: Mapping[str, Any]) -> None:
 def _never_read(fault: Mapping[str, Any]) -> None:
     from stagewright.data.images.decode import FileImages
 
-    usual = FileImages.read
+    usual, counts = FileImages.read, itertools.count(1)
 
     def read(images: FileImages, row: int) -> bytes:
-        if images.path(row) == fault["path"]:
+        if next(counts) >= fault["read"]:
             with open(fault["fifo"]) as nobody_writes:
                 nobody_writes.read()
         return usual(images, row)
