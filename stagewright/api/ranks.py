@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -190,7 +190,7 @@ def _facts(plan: Plan, execution: Execution) -> dict[str, str]:
     }
 
 
-def refuse_alone_only(given: dict[str, Any]) -> None:
+def refuse_alone_only(given: Mapping[str, Any]) -> None:
     """Raises RecipeError for the first of ``given`` (flag and value) that several processes do not support and that is set."""
     for flag, value in given.items():
         if value:

@@ -147,7 +147,8 @@ def train(
     """Plan, train, evaluate and report."""
     from stagewright.errors import RecipeError
 
-    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
+    alone_only = {"--budget": budget, "--folds": folds}
+    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device, alone_only)
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = budget_limit(budget, price, epochs)
@@ -181,7 +182,7 @@ def train(
     code, done = 0, None
     with party(execution, rank_timeout) as own:
         if own is not None:
-            refuse_alone_only({"--budget": budget, "--folds": folds})
+            refuse_alone_only(alone_only)
             common["execution"] = own.execution(execution)
         if own is not None and not own.world.is_first:
             code = ending_code(own.follow(common["execution"]))
@@ -225,9 +226,10 @@ def resume(
     rank_timeout: RankTimeout = RANK_TIMEOUT,
 ) -> None:
     """Resume a stopped or killed run, or folds; with --set, fork a run."""
-    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device)
+    alone_only = {"a directory of folds": is_folds(run)}
+    launch_if_asked(nproc, nnodes, rdzv, grace, max_restarts, threads, device, alone_only)
     from stagewright.api import train as training
-    from stagewright.api.ranks import party, refuse_alone_only
+    from stagewright.api.ranks import party, refuse_alone_only, started_as_rank
     from stagewright.errors import RecipeError
     from stagewright.plan.execution import Execution
 
@@ -242,7 +244,7 @@ def resume(
         quiet=quiet,
     )
     if is_folds(run):
-        refuse_alone_only({"a directory of folds": nproc})
+        refuse_alone_only({"a directory of folds": started_as_rank()})
         single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
         single["--verify"] = verify != "changed"
         for flag, given in single.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -39,10 +40,18 @@ GRACE, RANK_TIMEOUT = 110.0, 60.0
 
 
 def launch_if_asked(
-    nproc: str | None, nnodes: str, rdzv: str | None, grace: float, max_restarts: int, threads: int | None, device: str
+    nproc: str | None,
+    nnodes: str,
+    rdzv: str | None,
+    grace: float,
+    max_restarts: int,
+    threads: int | None,
+    device: str,
+    alone_only: Mapping[str, Any],
 ) -> None:
     """Starts this command again as several processes if that was asked for, and ends with their exit code. Does nothing for one
-    process, and in a process that is one of several already."""
+    process, and in a process that is one of several already. ``alone_only``: flags and values that only one process supports;
+    RecipeError if one is set."""
     from stagewright.distributed.environment import read_place
 
     if (nproc is None and nnodes == "1" and rdzv is None) or read_place(os.environ) is not None:
@@ -50,6 +59,10 @@ def launch_if_asked(
     count = _count(nproc, device)
     if count == 1 and nnodes == "1" and rdzv is None:
         return
+    if any(alone_only.values()):
+        from stagewright.api.ranks import refuse_alone_only
+
+        refuse_alone_only(alone_only)
     from stagewright.distributed.launcher import Launch, launch
 
     asked = Launch(count, nnodes, rdzv, grace=grace, max_restarts=max_restarts, threads=threads)
