@@ -7,6 +7,7 @@ a tenth of what starting them costs.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import select
@@ -27,8 +28,8 @@ _PRELOADED = (
     *("torch._dynamo", "torch._refs", "torchvision", "timm.models.vision_transformer", "sklearn.model_selection"),
 )
 """What a training imports, also what torch and timm import when they first need it."""
-QUIET = ("-q", "--no-pages", "-j", "1", "--device", "cpu", "--threads", "1", "--rank-timeout", "20")
-"""Options of every run; a later one of the same name counts."""
+QUIET = ("-q", "--no-pages", "-j", "1", "--device", "cpu", "--threads", "1")
+"""Options of every run."""
 
 
 class Parent:
@@ -173,40 +174,75 @@ def unequal(one: Path, other: Path) -> list[str]:
 def meet_fault(fault: Mapping[str, Any], rank: int) -> None:
     """Lets this ``rank`` meet a fault if it is ``fault["rank"]`` (None: any).
 
-    ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found
-    good), or what happens when the rank is in ``phase`` at ``step``: a signal's name, or ``error``.
+    ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found good),
+    ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that is gone), or what happens when
+    the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of ``path`` is full); ``after``
+    seconds later, so that the others know from its beats where it is.
     """
-    from stagewright.api import train
+    if fault["rank"] in (None, rank):
+        {"tree": _change_tree, "spoil": _spoil, "slow": _never_read}.get(fault["do"], _strike)(fault)
+
+
+def _change_tree(fault: Mapping[str, Any]) -> None:
     from stagewright.distributed import tree
+
+    usual = tree._split
+    tree._split = lambda first, end: end - 1 if end - first == 4 else usual(first, end)
+
+
+def _spoil(fault: Mapping[str, Any]) -> None:
+    from stagewright.api import train
+
+    prepare = train.prepare
+
+    def spoiling(*given: Any, **named: Any) -> Any:
+        found = prepare(*given, **named)
+        path = Path(fault["path"])
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:300])
+        return found
+
+    train.prepare = spoiling
+
+
+def _never_read(fault: Mapping[str, Any]) -> None:
+    from stagewright.data.images.decode import FileImages
+
+    usual, counts = FileImages.read, itertools.count(1)
+
+    def read(images: FileImages, row: int) -> bytes:
+        if next(counts) >= fault["read"]:
+            with open(fault["fifo"]) as nobody_writes:
+                nobody_writes.read()
+        return usual(images, row)
+
+    FileImages.read = read
+
+
+def _strike(fault: Mapping[str, Any]) -> None:
     from stagewright.training.ranks import Ranks as RanksOfRun
 
-    if fault["rank"] not in (None, rank):
-        return
-    if fault["do"] == "spoil":
-        prepare = train.prepare
-
-        def spoiling(*given: Any, **named: Any) -> Any:
-            found = prepare(*given, **named)
-            path = Path(fault["path"])
-            path.write_bytes(path.read_bytes()[:300])
-            return found
-
-        train.prepare = spoiling
-        return
-    if fault["do"] == "tree":
-        usual = tree._split
-        tree._split = lambda first, end: end - 1 if end - first == 4 else usual(first, end)
-        return
-    before = RanksOfRun.at
+    usual = RanksOfRun.at
 
     def at(ranks: RanksOfRun, phase: str, step: int, note: str = "") -> None:
-        before(ranks, phase, step, note)
+        usual(ranks, phase, step, note)
         if (phase, step) == (fault["phase"], fault["step"]):
+            time.sleep(fault.get("after", 0.0))
             if fault["do"] == "error":
                 raise ValueError("a fault of the test")
-            os.kill(os.getpid(), signal.Signals[fault["do"]])
+            if fault["do"] == "fill":
+                _fill(Path(fault["path"]))
+            else:
+                os.kill(os.getpid(), signal.Signals[fault["do"]])
 
     RanksOfRun.at = at
+
+
+def _fill(folder: Path) -> None:
+    with suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            continue
 
 
 def _rank(order: Mapping[str, Any], rank: int) -> None:

@@ -118,7 +118,7 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         if isinstance(session.images, SharedImages):
             closing.callback(session.images.close)
         status, error = "failed", None
-        session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence)
+        session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence, sentence)
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))

@@ -111,8 +111,7 @@ class Party:
             self.world.require_equal(_facts(plan, execution))
             execution = replace(self.execution(execution, manifest), pages=False, quiet=True, hold_test=told["hold"])
             inputs = RunInputs(run, plan, manifest, open_images(manifest), execution, stop, _silent, ranks=ranks)
-            done = carry_out(inputs, run_plan)
-        status = done.summary.get("status")
+            status = carry_out(inputs, run_plan).summary.get("status")  # while the folder is there
         return "paused" if status == "paused" else "stopped" if status == "stopped" else "finished"
 
     def _ranks(self, stop: StopSignal) -> Ranks:

@@ -27,6 +27,7 @@ def run_plan(session: Session, after_update: AfterUpdate | None = None) -> bool:
     state, rollback = session.state, Rollback(session, Guard(session.plan))
     eval_steps = frozenset(session.plan.eval_steps)
     session.clock.switch("train")
+    session.ranks.at("training", state.step)  # from here on a read that does not end is missed
     while True:
         try:
             if state.step in eval_steps and state.evaluated_step < state.step:
