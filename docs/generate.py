@@ -40,6 +40,7 @@ WHERE = {
     "Guard": "`guard`",
 }
 EXITS = {
+    "RankLost": "69",
     "Stopped": "75",
     "Cancelled": "130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 75 from `data pack` and `train --folds`",
     "Interrupted": "none: it stays within a run",
@@ -180,7 +181,7 @@ def errors_page() -> str:
     """Every class of error, its exit code and what it means."""
     lines = ["# Errors and exit codes", "", MADE, ""]
     lines += ["Every error says what was given, what is allowed and what to do. From Python they are exceptions of"]
-    lines += ["`stagewright.errors`; all but the last three are a `StagewrightError`.", ""]
+    lines += ["`stagewright.errors`; all but the last four are a `StagewrightError`.", ""]
     lines += ["| class | exit code | what it is |", "|---|---|---|"]
     for node in classes(PACKAGE / "errors.py"):
         said = one_line((ast.get_docstring(node) or "").split("\n\n")[0])
