@@ -27,6 +27,7 @@ from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL = 0.05
+_LOST = "a rank was lost"
 _AFTER_LOSS = 10.0
 """Seconds between two looks at the workers."""
 _UNKILLABLE = 10.0
@@ -220,7 +221,7 @@ class Crew:
         if (
             worker.code == EXIT_LOST and verdict is not None
         ):  # it has waited for the others, and has noticed that one is lost
-            self._deadline = min(self._deadline or (math.inf, ""), (time.monotonic() + _AFTER_LOSS, "a rank was lost"))
+            self._deadline = min(self._deadline or (math.inf, ""), (time.monotonic() + _AFTER_LOSS, _LOST))
         elif worker.code not in (0, EXIT_STOPPED):
             self._set_deadline("a rank failed")
         return True
@@ -250,7 +251,10 @@ class Crew:
 
     def _say_overdue(self, running: Sequence[_Worker], reason: str) -> None:
         names = ", ".join(map(str, running))
-        say(f"{names}: not ended {self._grace:g} s after {reason}, so killed; --grace gives more time")
+        if reason == _LOST:
+            say(f"{names}: not ended {_AFTER_LOSS:g} s after a rank was lost, so killed")
+        else:
+            say(f"{names}: not ended {self._grace:g} s after {reason}, so killed; --grace gives more time")
 
     def _say_texts(self) -> None:
         """Tells each text of the verdicts once, with the ranks that left it."""
