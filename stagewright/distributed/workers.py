@@ -27,9 +27,10 @@ from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL = 0.05
+"""Seconds between two looks at the workers."""
 _LOST = "a rank was lost"
 _AFTER_LOSS = 10.0
-"""Seconds between two looks at the workers."""
+"""Seconds that the others get after a rank has ended because one was lost: they have waited for it as long as that one."""
 _UNKILLABLE = 10.0
 """Seconds after SIGKILL in which a process ends, unless the kernel holds it (a lost disk or GPU)."""
 _HURRIED = 128 + signal.SIGINT
