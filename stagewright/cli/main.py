@@ -235,14 +235,8 @@ def resume(
 
     if verify not in ("data", "changed"):
         raise RecipeError(f"--verify {verify}", "data or changed", "--verify data compares every picture")
-    execution = Execution(
-        device=device,
-        workers=workers,
-        threads=threads,
-        save_minutes=save_minutes,
-        pages=not no_pages,
-        quiet=quiet,
-    )
+    manner: dict[str, Any] = {"save_minutes": save_minutes, "pages": not no_pages, "quiet": quiet}
+    execution = Execution(device=device, workers=workers, threads=threads, **manner)
     if is_folds(run):
         refuse_alone_only({"a directory of folds": started_as_rank()})
         single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
