@@ -95,7 +95,7 @@ def updates_worker(network: str, updates: int, rounds: int, case: str) -> None:
     with join_world("cpu") as world:
         plan = plan_of(network, manifest, LOADED, world.size)
         prepare_torch(plan.recipe, world.device)
-        specs = Ranks(StopSignal(), world).own_part(plan, train_specs(plan, manifest, 0))
+        specs = Ranks(StopSignal(), world).own_part(plan, train_specs(plan, manifest, 0), lambda stage: stage.lanes)
         loaded = load_batches(ArrayImages(array), islice(specs, LOADED), workers=0)
         batches = [on_device(batch, world.device) for batch in loaded]
         ways: dict[str, Way] = {}

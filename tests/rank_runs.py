@@ -217,7 +217,7 @@ def _never_read(fault: Mapping[str, Any]) -> None:
                 nobody_writes.read()
         return usual(images, row)
 
-    FileImages.read = read
+    setattr(FileImages, "read", read)
 
 
 def _strike(fault: Mapping[str, Any]) -> None:
@@ -236,7 +236,7 @@ def _strike(fault: Mapping[str, Any]) -> None:
             else:
                 os.kill(os.getpid(), signal.Signals[fault["do"]])
 
-    RanksOfRun.at = at
+    setattr(RanksOfRun, "at", at)
 
 
 def _fill(folder: Path) -> None:

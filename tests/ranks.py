@@ -30,7 +30,7 @@ def free_port() -> int:
 class Ranks:
     """The processes of one world, as the test sees them."""
 
-    def __init__(self, folder: Path, size: int, parent: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, size: int, parent: subprocess.Popen[Any]) -> None:
         self.folder, self.size, self._parent = folder, size, parent
 
     def pid(self, rank: int) -> int:
