@@ -39,11 +39,11 @@ class Ranks:
     def kill(self, rank: int, number: int) -> None:
         os.kill(self.pid(rank), number)
 
-    def until(self, name: str, seconds: float = 30) -> str:
+    def until(self, name: str, seconds: float = 60) -> str:
         """Waits until a job has written the file ``name``, and returns its text."""
         return self._read(name, seconds)
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 90) -> list[int]:
         """Waits for the end of all processes; returns their exit codes, -9 after a SIGKILL."""
         return json.loads(self._read("codes", seconds))
 

@@ -260,6 +260,10 @@ class Heartbeat:
         if (on_lost := self._on_lost) is not None:
             _limited(lambda: on_lost(sentence), _CALLBACK_SECONDS)
         _limited(sys.stdout.flush, 1.0)
+        if self._world.rendezvous is not None and self._world.rendezvous.serves:
+            time.sleep(
+                2 * self._beat + 0.5
+            )  # the store ends with this process, and the others must have read the sentence
         self._exit_process(EXIT_LOST)
 
 
@@ -284,7 +288,8 @@ class _Clock:
 def explain_lost(error: BaseException, heartbeat: Heartbeat) -> str | None:
     """Returns one line that says which process was lost if ``error`` means that one was; None for any other error.
 
-    It waits a few seconds for the beats to tell. The caller prints the line and ends with ``EXIT_LOST``.
+    It waits a few seconds for the beats to tell. The caller prints the line and ends with ``EXIT_LOST``, by way of the end of
+    ``join_world``, so that the others can read the line as well.
     """
     return heartbeat.explain() if _means_lost(error) else None
 

@@ -84,14 +84,17 @@ class LaneGradients:
     def lane(self) -> Iterator[None]:
         """Context manager around the forward and the backward pass of this rank's next lane.
 
-        ``grad`` of all parameters must be None before; afterwards it is None again, except with one lane in all. After an
-        error inside it, the update is abandoned: the next lane is the first again.
+        ``grad`` of all parameters must be None before; afterwards it is None again, except with one lane in all. Inside, it may
+        be a sum of earlier lanes, to which the backward pass adds. After an error inside it, the update is abandoned: the next
+        lane is the first again.
         """
         if self._done == len(self.own):
             raise RuntimeError(f"all {self._done} lanes of this rank have been computed: call finish")
         if any(p.grad is not None for p in self._parameters):
             raise RuntimeError("a parameter has a gradient before its lane: set all to None")
         self._exchanging = self._world.size > 1 and self._done == len(self.own) - 1
+        for bucket in self._buckets:
+            bucket.give_left()
         try:
             yield
             if self._exchanging:
@@ -178,6 +181,8 @@ class _Bucket:
     def __init__(self, parameters: Sequence[nn.Parameter], exchange: Exchange | None) -> None:
         """``exchange`` is None in a world of one."""
         self.parameters, self.exchange = list(parameters), exchange
+        self.left: list[tuple[Tensor, int]] = []
+        """The sums that the lane's gradients are added to, and how often each was changed before."""
         self.pending: set[int] = set()
         """Positions of the parameters whose gradient of the last own lane is missing."""
 
@@ -186,9 +191,24 @@ class _Bucket:
         self.sums = sums
         self.pending = set(range(len(self.parameters)))
 
+    def give_left(self) -> None:
+        """Lets the backward pass itself make the first addition that the next lane completes: the gradient needs no memory of
+        its own then."""
+        self.left = [(gradient, gradient._version) for gradient in self.sums.take_left() or ()]
+        for parameter, (gradient, _) in zip(self.parameters, self.left, strict=False):
+            parameter.grad = gradient
+
     def take(self) -> list[Tensor]:
-        """Takes the gradients away from the parameters; zeros where there is none."""
-        return [_taken(parameter) for parameter in self.parameters]
+        """Takes the gradients away from the parameters, those of the lane or the sums that they were added to; a missing one
+        counts as zeros."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        for gradient, (left, version) in zip(gradients, self.left, strict=False):
+            if gradient is left and left._version == version:
+                left += 0.0  # the lane gave none; a sum with zeros has no negative zeros
+        pairs = zip(self.parameters, gradients, strict=True)
+        return [torch.zeros_like(parameter) if gradient is None else gradient for parameter, gradient in pairs]
 
     def start(self) -> None:
         """Adds the last own lane's gradients, and starts the exchange."""
@@ -208,12 +228,6 @@ def add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:
     if left:
         torch._foreach_add_(left, right)  # pyright: ignore[reportPrivateImportUsage]
     return left
-
-
-def _taken(parameter: nn.Parameter) -> Tensor:
-    """Takes the gradient away from ``parameter``; zeros if there is none."""
-    gradient, parameter.grad = parameter.grad, None
-    return torch.zeros_like(parameter) if gradient is None else gradient
 
 
 def _laid_out_as(parameter: nn.Parameter, gradient: Tensor) -> Tensor:

@@ -45,13 +45,23 @@ class PartialSums(Generic[T]):
         self._merges = _merges(lanes, own)
         self._stack: list[T] = []
         self._pushed = 0
+        self._taken = False
+
+    def take_left(self) -> T | None:
+        """Returns the sum that the tree adds the next lane's value to, or None if it adds it to none. The caller adds the value,
+        and gives the sum to :meth:`push`."""
+        if self._pushed == len(self._merges) or not self._merges[self._pushed]:
+            return None
+        self._taken = True
+        return self._stack.pop()
 
     def push(self, value: T) -> None:
-        """Adds the next lane's value, and carries out every addition of the tree that this lane completes."""
+        """Takes the next lane's value, and carries out every addition of the tree that this lane completes."""
         if self._pushed == len(self._merges):
             raise ValueError(f"all {self._pushed} lanes have their value already")
         self._stack.append(value)
-        for _ in range(self._merges[self._pushed]):
+        taken, self._taken = self._taken, False
+        for _ in range(self._merges[self._pushed] - taken):
             right = self._stack.pop()
             self._stack[-1] = self._add(self._stack[-1], right)
         self._pushed += 1

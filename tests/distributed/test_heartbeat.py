@@ -65,20 +65,20 @@ def test_processes_that_die_or_fail_are_named(tmp_path: Path) -> None:
         "busy": {"what": "busy", "at": 1},
     }
     with start_worlds(tmp_path / "ranks", "beating", SIZE, fates) as worlds:
-        assert worlds["killed"].wait(20) == [EXIT_LOST, -9, EXIT_LOST]
+        assert worlds["killed"].wait() == [EXIT_LOST, -9, EXIT_LOST]
         assert "in phase train at step" in told(worlds["killed"], 1, 0, 2)
-        assert worlds["first killed"].wait(20) == [-9, EXIT_LOST, EXIT_LOST]
+        assert worlds["first killed"].wait() == [-9, EXIT_LOST, EXIT_LOST]
         told(worlds["first killed"], 0, 1, 2)
         for name, lost in (("error", 2), ("first error", 0)):
             ranks, others = worlds[name], [rank for rank in range(SIZE) if rank != lost]
-            codes = ranks.wait(20)
+            codes = ranks.wait()
             assert codes[lost] == 1 and [codes[rank] for rank in others] == [EXIT_LOST] * 2
             assert told(ranks, lost, *others).endswith(
                 "failed in phase train at step 60: ValueError: a number is wrong"
             )
             assert ranks.said(lost).count("ValueError: a number is wrong") == 1
         for name in ("slow", "busy"):
-            assert worlds[name].wait(30) == [0] * SIZE, [worlds[name].said(rank) for rank in range(SIZE)]
+            assert worlds[name].wait() == [0] * SIZE, [worlds[name].said(rank) for rank in range(SIZE)]
             assert [worlds[name].said(rank) for rank in range(SIZE)] == [""] * SIZE
 
 

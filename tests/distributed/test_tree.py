@@ -13,14 +13,15 @@ def add(left: str, right: str) -> str:
     return f"({left}+{right})"
 
 
-def expression(lanes: int, size: int) -> str:
-    """The sum that ``size`` ranks form, from symbols 0, 1, ..."""
+def expression(lanes: int, size: int, outside: bool = False) -> str:
+    """The sum that ``size`` ranks form, from symbols 0, 1, ...; with ``outside``, a lane's first addition is the caller's."""
     values: dict[tuple[int, int], str] = {}
     for rank in range(size):
         own = share(lanes, rank, size)
         sums = PartialSums(lanes, own, add)
         for lane in own:
-            sums.push(str(lane))
+            left = sums.take_left() if outside else None
+            sums.push(str(lane) if left is None else add(left, str(lane)))
         parts = subtrees(lanes, own)
         values |= {(part.start, part.stop): value for part, value in zip(parts, sums.sums, strict=True)}
     return fold(lanes, values, add)
@@ -31,6 +32,7 @@ def test_every_split_of_up_to_64_lanes_folds_to_the_same_expression() -> None:
         alone = expression(lanes, 1)
         for size in range(2, lanes + 1):
             assert expression(lanes, size) == alone, (lanes, size)
+            assert expression(lanes, size, outside=True) == alone, (lanes, size)
 
 
 def test_the_tree_is_the_one_that_is_documented() -> None:
