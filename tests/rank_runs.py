@@ -175,12 +175,14 @@ def meet_fault(fault: Mapping[str, Any], rank: int) -> None:
     """Lets this ``rank`` meet a fault if it is ``fault["rank"]`` (None: any).
 
     ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found good),
-    ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that is gone), or what happens when
-    the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of ``path`` is full); ``after``
-    seconds later, so that the others know from its beats where it is.
+    ``threads`` (it computes with two), ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that
+    is gone), or what happens when the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of
+    ``path`` is full); ``after`` seconds later, so that the others know from its beats where it is.
     """
     if fault["rank"] in (None, rank):
-        {"tree": _change_tree, "spoil": _spoil, "slow": _never_read}.get(fault["do"], _strike)(fault)
+        {"tree": _change_tree, "spoil": _spoil, "slow": _never_read, "threads": _take_threads}.get(
+            fault["do"], _strike
+        )(fault)
 
 
 def _change_tree(fault: Mapping[str, Any]) -> None:
@@ -218,6 +220,17 @@ def _never_read(fault: Mapping[str, Any]) -> None:
         return usual(images, row)
 
     FileImages.read = read
+
+
+def _take_threads(fault: Mapping[str, Any]) -> None:
+    from contextlib import nullcontext
+
+    import torch
+
+    from stagewright.api import ranks
+
+    torch.set_num_threads(2)
+    ranks.computing_with = lambda threads: nullcontext()
 
 
 def _strike(fault: Mapping[str, Any]) -> None:

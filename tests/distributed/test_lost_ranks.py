@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,3 +172,61 @@ def test_a_signal_at_one_rank_stops_all(parent: Parent, data: Path, tmp_path: Pa
     parent.run(["resume", tmp_path / "run", *QUIET], 3)
     parent.run(train(data, tmp_path / "unbroken"), 1)
     assert unequal(tmp_path / "unbroken", tmp_path / "run") == []
+
+
+def launched(arguments: list[str | Path]) -> subprocess.Popen[str]:
+    """``stagewright ARGUMENTS`` in processes of their own, not forked."""
+    root = Path(__file__).parent.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "stagewright", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_by_the_launcher(data: Path, tmp_path: Path) -> None:
+    """A rank is killed: code 69, and one sentence of each who knows something. The resume is asked to stop: code 75. Another one
+    starts all again by itself, and ends with the bits of one process."""
+    fields = {
+        "stages": [{"epochs": "60st"}],
+        "lr": 0.05,
+        "batch_size": 16,
+        "spread": 2,
+        "checkpoints": {"every": "5st"},
+    }
+    plan, run = write_recipe(tmp_path / "long.yaml", recipe(**{**fields, "eval": {"every": "20st"}})), tmp_path / "run"
+    arguments = ["train", data / "stripes", "--recipe", plan, "--out", run, "--nproc", "2", *QUIET]
+    launcher = launched(arguments)
+    try:
+        _until((run / "checkpoints" / "step_000005").exists, 120)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        said = launcher.communicate(timeout=60)[1]
+        assert launcher.returncode == 69, said
+        lines = said.splitlines()
+        assert f"rank 1 (host {os.uname().nodename}, pid {children[1]}) was ended by SIGKILL" in lines[0]
+        assert len(lines) == 2 and lines[1].startswith(f"rank 1 ({os.uname().nodename}, pid {children[1]}) has ended")
+        is_in_the_record(run, lines[1])
+        launcher = launched(["resume", run, "--nproc", "2", *QUIET])
+        saved = len(list((run / "checkpoints").glob("step_*/meta.json")))
+        assert saved
+        _until(lambda: _steps(run) > 10, 120)
+        launcher.send_signal(signal.SIGTERM)
+        said = launcher.communicate(timeout=60)[1]
+        assert launcher.returncode == 75 and said.count("Stopped and saved") == 1, said
+        launcher = launched(["resume", run, "--nproc", "2", "--max-restarts", "1", *QUIET])
+        stopped_at = _steps(run)
+        _until(lambda: _steps(run) > stopped_at + 5, 120)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        said = launcher.communicate(timeout=120)[1]
+        assert launcher.returncode == 0 and "all are started again (restart 1 of 1)" in said, said
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    alone = launched(["train", data / "stripes", "--recipe", plan, "--out", tmp_path / "alone", *QUIET])
+    assert (alone.communicate(timeout=120), alone.returncode)[1] == 0
+    assert unequal(tmp_path / "alone", run) == []
+
+
+def _steps(run: Path) -> int:
+    """How many updates the newest checkpoint has."""
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_[0-9]*")), default=0)
