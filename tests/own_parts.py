@@ -105,6 +105,19 @@ class OwnWeights(nn.Module):
         }.get(self.fault, lambda: logits)()
 
 
+class CountingNet(Net):
+    """Counts its training steps in a buffer, which would depend on who has which lane."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+        return super().forward(images)
+
+
 def gives_text(num_classes: int) -> Any:
     return "network"
 

@@ -35,7 +35,7 @@ QUIET = ("-q", "--no-pages", "-j", "1", "--device", "cpu", "--threads", "1")
 class Parent:
     """The process that forks ranks, as a test sees it."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
         self._folder, self._process, self._count = folder, process, 0
 
     def start(
@@ -58,7 +58,8 @@ class Parent:
         order = {"folder": str(own), "arguments": list(map(str, arguments)), "faults": list(map(dict, fault))}
         order["environments"] = [{**one, "RANK": str(rank)} for rank, one in enumerate(environments)]
         assert self._process.stdin is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
         return Ranks(own, size, self._process)
 
     def run(self, arguments: Sequence[str | Path], size: int, code: int = 0, **more: Any) -> Ranks:
@@ -74,7 +75,7 @@ def parent_of_ranks(folder: Path) -> Iterator[Parent]:
     """Context manager of the process that forks ranks; it ends what is left of them."""
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    process = subprocess.Popen([sys.executable, __file__], env=environment, stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, __file__], env=environment, stdin=subprocess.PIPE)
     try:
         yield Parent(folder, process)
     finally:
@@ -175,12 +176,14 @@ def meet_fault(fault: Mapping[str, Any], rank: int) -> None:
     """Lets this ``rank`` meet a fault if it is ``fault["rank"]`` (None: any).
 
     ``do`` is ``tree`` (additions in another order), ``spoil`` (the picture ``path`` becomes unreadable once it was found good),
-    ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that is gone), or what happens when
-    the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of ``path`` is full); ``after``
-    seconds later, so that the others know from its beats where it is.
+    ``threads`` (it computes with two), ``slow`` (reads of pictures do not end from number ``read`` on, as of a network disk that
+    is gone), or what happens when the rank is in ``phase`` at ``step``: a signal's name, ``error``, or ``fill`` (the disk of
+    ``path`` is full); ``after`` seconds later, so that the others know from its beats where it is.
     """
     if fault["rank"] in (None, rank):
-        {"tree": _change_tree, "spoil": _spoil, "slow": _never_read}.get(fault["do"], _strike)(fault)
+        {"tree": _change_tree, "spoil": _spoil, "slow": _never_read, "threads": _take_threads}.get(
+            fault["do"], _strike
+        )(fault)
 
 
 def _change_tree(fault: Mapping[str, Any]) -> None:
@@ -211,13 +214,24 @@ def _never_read(fault: Mapping[str, Any]) -> None:
 
     usual, counts = FileImages.read, itertools.count(1)
 
-    def read(images: FileImages, row: int) -> bytes:
+    def read(self: FileImages, row: int) -> bytes:
         if next(counts) >= fault["read"]:
             with open(fault["fifo"]) as nobody_writes:
                 nobody_writes.read()
-        return usual(images, row)
+        return usual(self, row)
 
     setattr(FileImages, "read", read)
+
+
+def _take_threads(fault: Mapping[str, Any]) -> None:
+    from contextlib import nullcontext
+
+    import torch
+
+    from stagewright.api import ranks
+
+    torch.set_num_threads(2)
+    ranks.computing_with = lambda threads: nullcontext()
 
 
 def _strike(fault: Mapping[str, Any]) -> None:
@@ -225,8 +239,8 @@ def _strike(fault: Mapping[str, Any]) -> None:
 
     usual = RanksOfRun.at
 
-    def at(ranks: RanksOfRun, phase: str, step: int, note: str = "") -> None:
-        usual(ranks, phase, step, note)
+    def at(self: RanksOfRun, phase: str, step: int, note: str = "") -> None:
+        usual(self, phase, step, note)
         if (phase, step) == (fault["phase"], fault["step"]):
             time.sleep(fault.get("after", 0.0))
             if fault["do"] == "error":

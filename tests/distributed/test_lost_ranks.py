@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,3 +172,78 @@ def test_a_signal_at_one_rank_stops_all(parent: Parent, data: Path, tmp_path: Pa
     parent.run(["resume", tmp_path / "run", *QUIET], 3)
     parent.run(train(data, tmp_path / "unbroken"), 1)
     assert unequal(tmp_path / "unbroken", tmp_path / "run") == []
+
+
+def launched(arguments: list[str | Path]) -> subprocess.Popen[str]:
+    """``stagewright ARGUMENTS`` in processes of their own, not forked."""
+    root = Path(__file__).parent.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "stagewright", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def long_run(data: Path, tmp_path: Path) -> list[str | Path]:
+    """Arguments of a run of 150 steps in ``tmp_path / "run"``, of which it is seen how far it is."""
+    fields = {"stages": [{"epochs": "150st"}], "lr": 0.05, "batch_size": 16, "spread": 2, "eval": {"every": "75st"}}
+    plan = write_recipe(tmp_path / "long.yaml", recipe(**fields, checkpoints={"every": "5st"}))
+    return ["train", data / "stripes", "--recipe", plan, "--out", tmp_path / "run", *QUIET]
+
+
+def _children(launcher: subprocess.Popen[str]) -> list[int]:
+    return list(map(int, Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()))
+
+
+def _ends_as_one_process(parent: Parent, arguments: list[str | Path], run: Path) -> None:
+    alone = run.parent / "alone"
+    parent.run([alone if one == run else one for one in arguments], 1)
+    assert unequal(alone, run) == []
+
+
+def test_the_launcher_says_which_rank_was_lost(parent: Parent, long_run: list[str | Path], tmp_path: Path) -> None:
+    """What it knows itself, and the one sentence on which the other ranks agree; then a resume has the bits of one process."""
+    run = tmp_path / "run"
+    launcher = launched([*long_run, "--nproc", "2"])
+    try:
+        _until(lambda: _steps(run) >= 5, 120)
+        victim = _children(launcher)[1]
+        os.kill(victim, signal.SIGKILL)
+        said = launcher.communicate(timeout=60)[1]
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    assert launcher.returncode == 69, said
+    lines = said.splitlines()
+    assert len(lines) == 2
+    assert f"rank 1 (host {os.uname().nodename}, pid {victim}) was ended by SIGKILL" in lines[0]
+    assert lines[1].startswith(f"rank 1 ({os.uname().nodename}, pid {victim}) has ended since ")
+    is_in_the_record(run, lines[1])
+    parent.run(["resume", run, *QUIET], 2)
+    _ends_as_one_process(parent, long_run, run)
+
+
+@pytest.mark.long
+def test_the_launcher_stops_and_starts_again(parent: Parent, long_run: list[str | Path], tmp_path: Path) -> None:
+    """A signal to it stops all ranks, saved; after the loss of rank 0 it starts all again by itself."""
+    run = tmp_path / "run"
+    launcher = launched([*long_run, "--nproc", "2"])
+    try:
+        _until(lambda: _steps(run) >= 5, 120)
+        launcher.send_signal(signal.SIGTERM)
+        said = launcher.communicate(timeout=60)[1]
+        assert launcher.returncode == 75 and said.count("Stopped and saved") == 1, said
+        stopped_at = _steps(run)
+        launcher = launched(["resume", run, "--nproc", "2", "--max-restarts", "1", *QUIET])
+        _until(lambda: _steps(run) > stopped_at + 5, 120)
+        os.kill(_children(launcher)[0], signal.SIGKILL)
+        said = launcher.communicate(timeout=120)[1]
+        assert launcher.returncode == 0 and "all are started again (restart 1 of 1)" in said, said
+    finally:
+        launcher.kill()
+        launcher.communicate()
+    _ends_as_one_process(parent, long_run, run)
+
+
+def _steps(run: Path) -> int:
+    """How many updates the newest checkpoint has."""
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step_[0-9]*")), default=0)
