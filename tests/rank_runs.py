@@ -220,7 +220,7 @@ def _never_read(fault: Mapping[str, Any]) -> None:
                 nobody_writes.read()
         return usual(self, row)
 
-    setattr(FileImages, "read", read)
+    FileImages.read = read  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _take_threads(fault: Mapping[str, Any]) -> None:
@@ -250,7 +250,7 @@ def _strike(fault: Mapping[str, Any]) -> None:
             else:
                 os.kill(os.getpid(), signal.Signals[fault["do"]])
 
-    setattr(RanksOfRun, "at", at)
+    RanksOfRun.at = at  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _fill(folder: Path) -> None:

@@ -100,13 +100,13 @@ def save(
                 # If this step has a checkpoint that may not be on the disk yet, keep one more in addition to it.
                 _prune(folder, 1 + (folder / name_of(step)).exists(), protect)
             path = _write(folder, step, plain, contents)
-        for later in [path for other, path in _steps(folder).items() if other > step]:
+        for later in [path for other, path in places(folder).items() if other > step]:
             _set_aside(later)  # only after the write, because they may be the only valid ones
         _prune(folder, keep, protect)
     except OSError as error:
         if not folder.parent.is_dir():
             raise unwritable(folder, error) from error
-        valid = next((path.name for path in _steps(folder).values() if _is_valid(path)), None)
+        valid = next((path.name for path in places(folder).values() if _is_valid(path)), None)
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {folder}: {error.strerror or error}",
             f"a writable disk with {num_bytes(plain) / 1e9:.3g} GB free",
@@ -122,7 +122,7 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
     Raises CheckpointError for a checkpoint of another plan, and Unreadable for one that cannot be read now. Changes no file.
     """
     rejected: list[Rejected] = []
-    for path in _steps(folder).values():
+    for path in places(folder).values():
         try:
             if (found := _retry_once(_read_meta, path)["plan_digest"]) != plan_digest:
                 raise CheckpointError(
@@ -140,13 +140,7 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
 
 def steps(folder: Path) -> list[int]:
     """Returns the steps of all checkpoints in ``folder``, ascending, without reading or verifying them."""
-    return sorted(_steps(folder))
-
-
-def place_of(folder: Path, step: int) -> Path:
-    """Returns the directory of the checkpoint of ``step`` in ``folder``, which after a kill may have another name than
-    :func:`name_of`; KeyError if there is none."""
-    return _steps(folder)[step]
+    return sorted(places(folder))
 
 
 def load(path: Path) -> Checkpoint:
@@ -170,7 +164,7 @@ def point(folder: Path, name: Literal["best", "last"], step: int) -> None:
     because it can be written again from the checkpoints.
     """
     if not (folder / name_of(step)).is_dir():
-        known = ", ".join(path.name for path in _steps(folder).values()) or "none is saved"
+        known = ", ".join(path.name for path in places(folder).values()) or "none is saved"
         raise CheckpointError(f"{name}: no checkpoint {name_of(step)} in {folder}", known, "save this checkpoint first")
     write_json(folder / f"{name}.json", {"step": step, "checkpoint": name_of(step)}, durable=False)
     if (former := folder / name).is_symlink():  # written by older versions
@@ -191,7 +185,7 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
-def _steps(folder: Path) -> dict[int, Path]:
+def places(folder: Path) -> dict[int, Path]:
     """Returns {step: directory}, valid or not, the newest first; includes ``.old-`` ones left by a killed replacement."""
     found: dict[int, Path] = {}
     names = os.listdir(folder) if folder.is_dir() else []
@@ -249,7 +243,7 @@ def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
     needed = {path.name for name in ("best", "last") if (path := pointed(folder, name)) is not None}
     needed |= {name_of(step) for step in protect}
     kept = 0
-    for path in _steps(folder).values():
+    for path in places(folder).values():
         if kept == keep:
             break
         try:
@@ -263,7 +257,7 @@ def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
             needed |= {path.name, *map(name_of, protected)}
         else:
             _set_aside(path)
-    for path in _steps(folder).values():
+    for path in places(folder).values():
         if path.name not in needed:
             # Renamed first, so that a kill in the middle does not leave half of a checkpoint under its name.
             doomed = folder / f".tmp-{path.name}"

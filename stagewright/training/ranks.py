@@ -98,7 +98,7 @@ class Ranks:
         if (step := self.tell(step)) is None:
             return None
         if self.world.is_first:
-            place = checkpoint.place_of(folder, step)
+            place = checkpoint.places(folder)[step]
         else:
             place = folder / checkpoint.name_of(step)
             place.mkdir(parents=True, exist_ok=True)

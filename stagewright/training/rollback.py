@@ -295,7 +295,7 @@ def _newest_sound(folder: Path, step: int) -> int | None:
     for earlier in reversed(checkpoint.steps(folder)):
         if earlier <= step:
             with suppress(CheckpointError):
-                checkpoint.load(checkpoint.place_of(folder, earlier))
+                checkpoint.load(checkpoint.places(folder)[earlier])
                 return earlier
     return None
 
