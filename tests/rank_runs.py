@@ -99,7 +99,9 @@ def write_pictures(folder: Path, *, train: int = 20, val: int = 9, test: int = 4
                 y, x = np.mgrid[:height, :width]
                 wave = np.sin((x, y, (x + y) / 1.4)[label] * random.uniform(0.5, 0.9) + random.uniform(0, 6))
                 pixels = 128 + 70 * wave[..., None] + random.normal(0, 25, (height, width, 3))
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(own / f"{at:02d}.jpg", quality=95)
+                # Runs on equal pictures share what is decoded; a comment keeps tests that run side by side apart.
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(own / f"{at:02d}.jpg", quality=95, comment="" if at else str(folder))
     return folder
 
 
