@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rank_runs import QUIET, Parent, parent_of_ranks, recipe, write_pictures, write_recipe
 
-from stagewright.api.ranks import _facts, check_processes, refuse_alone_only
+from stagewright.api.ranks import _facts, check_processes
 from stagewright.errors import RecipeError, WorldError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import DatasetInfo, Plan
@@ -53,12 +53,6 @@ def test_what_must_be_equal() -> None:
     found = _facts(plan(), Execution(device="cpu"))
     assert list(found) == ["plan", "threads", "device", "torch", "stagewright"] and all(found.values())
     assert found["plan"] != _facts(plan(seed=1), Execution(device="cpu"))["plan"]
-
-
-def test_what_one_process_alone_can_do() -> None:
-    refuse_alone_only({"--budget": None, "--folds": None})
-    with pytest.raises(RecipeError, match="--folds with several processes"):
-        refuse_alone_only({"--budget": None, "--folds": "3"})
 
 
 def test_refused_in_processes(parent: Parent, tmp_path: Path) -> None:
