@@ -76,7 +76,7 @@ class Lanes:
     def lane(self) -> Iterator[list[Tensor]]:
         """Context of the forward and backward pass of the next lane, which appends its numbers, float32 (k,), to the list.
 
-        The gradients of the lane begin at none, and are taken away at the end.
+        The backward pass may find the gradients of an earlier lane, to which it adds.
         """
         numbers: list[Tensor] = []
         self._norms.clear()
