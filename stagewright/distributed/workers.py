@@ -29,7 +29,7 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 _POLL = 0.05
 """Seconds between two looks at the workers."""
 _LOST = "a rank was lost"
-_AFTER_LOSS = 10.0
+_AFTER_LOSS = 5.0
 """Seconds that the others get after a rank has ended because one was lost: they have waited for it as long as that one."""
 _UNKILLABLE = 10.0
 """Seconds after SIGKILL in which a process ends, unless the kernel holds it (a lost disk or GPU)."""
