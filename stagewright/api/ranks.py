@@ -23,10 +23,10 @@ from stagewright.bundle.versions import library_versions
 from stagewright.data.batches.workers import auto_workers
 from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
-from stagewright.distributed.heartbeat import Heartbeat
+from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.verdict import VERDICTS, leave_verdict
 from stagewright.distributed.world import World, join_world
-from stagewright.errors import RecipeError, WorldError
+from stagewright.errors import RankLost, RecipeError, WorldError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
@@ -165,9 +165,16 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
         own = Party(world, heartbeat)
         told.append(own)
         own.preparing.enter_context(heartbeat.busy(_LONGEST_PREPARATION))
-        yield own
-        if world.is_first and not own.has_led:
-            world.tell(None)
+        try:
+            yield own
+            if world.is_first and not own.has_led:
+                world.tell(None)
+        except (
+            RuntimeError
+        ) as error:  # of torch, while they tell each other what to do; later the run's record has it too
+            if (sentence := explain_lost(error, heartbeat)) is None:
+                raise
+            raise RankLost(sentence) from error
 
 
 def started_as_rank() -> bool:
