@@ -172,14 +172,14 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
         own.preparing.enter_context(heartbeat.busy(_LONGEST_PREPARATION))
         try:
             yield own
+            if world.is_first and not own.has_led:
+                world.tell(None)
         except RankLost:
             raise
         except Exception as error:
             if (sentence := explain_lost(error, heartbeat)) is None:
                 raise
             raise RankLost(sentence) from error
-        if world.is_first and not own.has_led:
-            world.tell(None)
 
 
 def _facts(plan: Plan, execution: Execution) -> dict[str, str]:

@@ -149,13 +149,14 @@ def test_ranks_that_are_killed_at_random(
             ranks = parent.start(arguments, size)
             if done < kills:
                 _await(run / "checkpoints")
-                time.sleep(draw.uniform(0, 2.5))
+                time.sleep(draw.uniform(0.3, 2.5))
                 with suppress(ProcessLookupError):  # it has ended
                     ranks.kill(draw.randrange(size), 9)
-            codes = ranks.wait(90)
+            codes = ranks.wait(120)
             finished = codes[0] == 0
             if not finished:
-                assert set(codes) <= {-9, 69, 0} and codes.count(-9) == 1, (codes, ranks._errors())
+                # A rank that is killed before all are connected is for the others one that did not come.
+                assert set(codes) <= {-9, 69, 0, 2} and codes.count(-9) == 1, (codes, ranks._errors())
                 done += 1
             arguments = ["resume", run, *QUIET]
         assert unequal(unbroken, run) == []
