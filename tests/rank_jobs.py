@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 import stagewright.distributed.world
+from stagewright.data.batches.batch import Batch
 from stagewright.distributed.control import Agreement
 from stagewright.distributed.exchange import OrderedSum
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
 from stagewright.errors import WorldError
-from stagewright.system.signals import EXIT_LOST
+from stagewright.system.signals import EXIT_LOST, StopSignal
+from stagewright.training.ranks import Ranks
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -275,3 +277,19 @@ def agreed(folder: Path) -> list[Any]:
         found.append(agreement.drain())
         found.append(agreement.drain())
     return found
+
+
+def read_differently(folder: Path) -> list[Any]:
+    """What each rank has of a batch of four images of which rank 1 alone could not read two, and of one that all could read."""
+    with join_world("cpu") as world:
+        ranks, found = Ranks(StopSignal(), world), []
+        for bad in (((7, "gone"), (9, "cut")), ()):
+            images, rows = torch.ones(4, 3, 2, 2, dtype=torch.uint8), np.array([5, 7, 8, 9])
+            own = bad if world.rank == 1 else ()
+            valid = torch.tensor([row not in dict(own) for row in rows.tolist()])
+            batch = Batch(0, images, torch.zeros(4, dtype=torch.int64), valid, own, rows=rows)
+            for one in (ranks.read_by_all(batch), ranks.with_all_bad_rows(batch)):
+                found.append(
+                    [one.valid.tolist(), [list(each) for each in one.bad_rows], one.images.flatten(1).amax(1).tolist()]
+                )
+        return found

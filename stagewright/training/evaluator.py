@@ -200,7 +200,7 @@ class Evaluator:
         with self.session.batches.load(
             recalibration_specs(self.session.plan, self.session.manifest, stage, count)
         ) as batches:
-            masked = map(self.session.masked, batches)
+            masked = map(self.session.masked, map(self.session.ranks.read_by_all, batches))
             recalibrate(self.session.state.model, network_inputs(masked, self.session.numerics))
 
 
@@ -224,7 +224,7 @@ def both_precisions(session: Session, network: TwoPrecisions, specs: Sequence[Ba
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     with modes_kept(session.state.model), session.batches.load(specs) as batches:
         session.state.model.eval()
-        for images in network_inputs(batches, session.numerics):
+        for images in network_inputs(map(session.ranks.read_by_all, batches), session.numerics):
             if session.ranks.stops():
                 raise Interrupted
             found[0].append(network.fast(images.bfloat16()).float())

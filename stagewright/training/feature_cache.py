@@ -142,7 +142,7 @@ class FeatureCache:
             specs = whole_specs(self.plan, manifest, stage, split, mirrored=mirrored)
             with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
                 features.kept[kept_as] = features.compute(
-                    batches,
+                    map(self.batches.ranks.read_by_all, batches),
                     total,
                     self._empty,
                     lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),

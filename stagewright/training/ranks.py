@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stagewright.data.batches.batch import Batch, BatchSpec
+from stagewright.data.batches.batch import BadRow, Batch, BatchSpec, masked
 from stagewright.distributed.control import Agreement
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.tree import share
@@ -128,5 +128,17 @@ class Ranks:
         """Returns ``batch``, the part of this process, with the unreadable images of all parts."""
         if not self.several or not self.agreed(bool(batch.bad_rows))[0]:
             return batch
-        parts: list[list[tuple[int, str]]] = self.world.gather([list(one) for one in batch.bad_rows])
-        return replace(batch, bad_rows=tuple((int(row), str(why)) for part in parts for row, why in part))
+        return replace(batch, bad_rows=tuple(self._bad_rows(batch)))
+
+    def read_by_all(self, batch: Batch) -> Batch:
+        """Returns ``batch``, which every process has read whole, without the images that any of them could not read."""
+        if not self.several or not self.agreed(bool(batch.bad_rows))[0]:
+            return batch
+        bad = dict(self._bad_rows(batch))
+        return replace(masked(batch, list(bad)), bad_rows=tuple(bad.items()))
+
+    def _bad_rows(self, batch: Batch) -> Iterator[BadRow]:
+        """Yields the unreadable images of all processes, in the order of these."""
+        for part in self.world.gather([list(one) for one in batch.bad_rows]):
+            for row, why in part:
+                yield int(row), str(why)
