@@ -83,9 +83,7 @@ def train(state: TrainState, pictures: np.ndarray, labels: np.ndarray, first_ste
         batch, now = make_batch(pictures, labels, step), hyper(step)
         mix = draw_mix(MIX, SEED, step, BATCH, SIZE)
         seed = rng.torch_seed(SEED, rng.Stream.MODEL, step)  # for dropout, which this network does not have
-        loss, top1, _ = train_step(
-            state, batch, now, mix, seed=seed, micro_batch_size=BATCH, numerics=NUMERICS
-        ).tolist()
+        loss, top1, _ = train_step(state, batch, now, mix, seeds=[seed], numerics=NUMERICS).tolist()
         state.step = step + 1
         if state.step % 40 == 0:
             print(f"step {state.step:3d}  lr {now.lr:.4f}  loss {loss:.3f}  batch top-1 {100 * top1:.1f} %")

@@ -133,6 +133,8 @@ def _computing(run: RunRecord) -> Facts:
     if sizes:
         lowered = run.summary.get("guard", {}).get("micro_batch_size")  # where memory ran out
         found["micro-batch size"] = _in_turn([*sizes, lowered] if lowered else sizes)
+    if lanes := [stage["lanes"] for stage in run.stages if "lanes" in stage]:
+        found["lanes"] = _in_turn(lanes)
     if (measured := plan.get("measured")) is not None:
         found["learning rate of lr: auto"] = measured.get("lr")
         found["layers of train: upper"] = measured.get("upper")

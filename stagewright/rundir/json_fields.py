@@ -117,6 +117,7 @@ class _Stage(Fields):
     first_step: Count
     num_steps: Count
     index: Count = ABSENT
+    lanes: Count = ABSENT
     micro_batch_size: Count = ABSENT
     name: str = ABSENT
     image_size: Count = ABSENT
@@ -150,6 +151,7 @@ class _Model(Fields):
 
 class _Eval(Fields):
     select: str = ABSENT
+    metric: Metric = ABSENT
     crop: Annotated[float, Field(gt=0, le=1)] = ABSENT
     fit: Literal["crop", "squash"] = ABSENT
     image_size: Count | None = ABSENT

@@ -58,7 +58,8 @@ def setting(*keys: Any, to: Any) -> Change:
         ("plan.json", ("recipe", "eval", "select"), "last", "recipe", "eval.select"),
         ("plan.json", ("total_steps",), 3, "recipe", "(updates)"),
         ("plan.json", ("precision",), "bf16", "computing", "precision"),
-        ("plan.json", ("eval_precision",), "bf16", "computing", "evaluation precision"),
+        ("plan.json", ("eval_precision",), "other", "computing", "evaluation precision"),  # than this processor's
+        ("plan.json", ("stages", 0, "lanes"), 3, "computing", "lanes"),
         ("plan.json", ("stages", 0, "micro_batch_size"), 2, "computing", "micro-batch size"),
         ("plan.json", ("measured", "lr"), 0.125, "computing", "learning rate of lr: auto"),
         ("plan.json", ("measured", "upper"), "last:2", "computing", "layers of train: upper"),
