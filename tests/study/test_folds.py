@@ -202,6 +202,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> 
     return Folds(out)
 
 
+@pytest.mark.long
 def test_a_whole_killed_in_four_places_gives_the_same_bits(
     unbroken: Folds, tmp_path_factory: pytest.TempPathFactory, picture_folder: Path
 ) -> None:
