@@ -25,7 +25,7 @@ from stagewright.data.dataset import open_images
 from stagewright.data.manifest import Manifest
 from stagewright.distributed.environment import read_place
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
-from stagewright.distributed.verdict import VERDICTS, leave_verdict
+from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.distributed.world import World, join_world
 from stagewright.engine.lanes import sums_in_order
 from stagewright.errors import RankLost, RecipeError, WorldError
@@ -34,7 +34,7 @@ from stagewright.plan.plan import Plan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import write_whole
-from stagewright.system.device import computing_with, device_name
+from stagewright.system.device import choose_device, computing_with, device_name
 from stagewright.system.signals import StopSignal
 from stagewright.training.loop import run_plan
 from stagewright.training.ranks import Ranks
@@ -153,7 +153,7 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
         yield None
         return
     told: list[Party] = []
-    launched = VERDICTS in os.environ  # the launcher prints what all processes say once
+    launched = is_launched()  # the launcher prints what all processes say once
     with (
         join_world(execution.device) as world,
         Heartbeat(
@@ -184,12 +184,11 @@ def party(execution: Execution, rank_timeout: float = 60.0) -> Iterator[Party | 
 
 def _facts(plan: Plan, execution: Execution) -> dict[str, str]:
     """Returns what must be equal in all processes, since the bits depend on it."""
-    device = torch.device(execution.device) if execution.device not in ("auto",) else None
     versions = library_versions()
     return {
         "plan": plan.digest[:12],
         "threads": str(torch.get_num_threads()),
-        "device": device_name(device) if device is not None else "",
+        "device": device_name(choose_device(execution.device)),
         "torch": str(versions["torch"]),
         "stagewright": str(versions["stagewright"]),
     }

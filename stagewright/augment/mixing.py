@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from stagewright import rng
-from stagewright.plan.lanes import lane_sizes
+from stagewright.plan.lanes import lane_starts
 from stagewright.recipe.recipe import Mix
 
 Box = tuple[int, int, int, int]
@@ -67,10 +68,9 @@ def draw_mix(mix: Mix, seed: int, step: int, batch_size: int, image_size: int, l
     mixed, cut, share, x, y = rng.uniform(key, 5).tolist()
     if (mix.mixup == 0 and mix.cutmix == 0) or mixed >= mix.probability:
         return MixDraw("none", 1.0, None, np.arange(batch_size, dtype=np.int64))
-    partner, start = np.empty(batch_size, np.int64), 0
-    for lane, size in enumerate(lane_sizes(batch_size, lanes)):
-        partner[start : start + size] = start + rng.permutation(rng.key(key, 1 + lane), size)
-        start += size
+    partner = np.empty(batch_size, np.int64)
+    for lane, (start, end) in enumerate(pairwise(lane_starts(batch_size, lanes))):
+        partner[start:end] = start + rng.permutation(rng.key(key, 1 + lane), end - start)
     if mix.cutmix == 0 or (mix.mixup > 0 and cut >= mix.cutmix_share):
         return MixDraw("mixup", _beta(share, mix.mixup), None, partner)
     box = _cutmix_box(_beta(share, mix.cutmix), int(x * image_size), int(y * image_size), image_size)

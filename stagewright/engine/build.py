@@ -25,7 +25,7 @@ from stagewright.model.catalog import find_model
 from stagewright.model.groups import apply_trainable, parameter_groups, set_train_mode, trainable_names
 from stagewright.model.own import check_own
 from stagewright.model.weights import WeightsReport, load_weights
-from stagewright.model.zoo import check_image_sizes, create_model, create_with_report
+from stagewright.model.zoo import check_image_sizes, create_outline, create_with_report
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
 from stagewright.rng import Stream, torch_seed
 from stagewright.system.memory import num_bytes
@@ -80,14 +80,7 @@ def check_trained(plan: Plan) -> None:
     if not patterns or is_named(spec.name):
         return
     size = max(stage.image_size for stage in plan.stages)
-    arguments: dict[str, Any] = {"image_size": size, "options": spec.options}
-    classes = len(plan.dataset.classes)
-    try:
-        with torch.device("meta"):
-            model = create_model(spec.name, classes, **arguments)
-    except ModelError:  # RegNets compute their widths with tensors, which fails on the meta device
-        with torch.random.fork_rng(devices=[]):
-            model = create_model(spec.name, classes, **arguments)
+    model = create_outline(spec.name, len(plan.dataset.classes), image_size=size, options=spec.options)
     for train, name in patterns.items():
         try:
             trainable_names(model, train)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stagewright.errors import ModelError
 from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
-from stagewright.model.zoo import create_model
+from stagewright.model.zoo import create_outline
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.system.named_functions import is_named
 
@@ -32,13 +32,8 @@ def small_lanes_notice(plan: Plan) -> str | None:
     spec = plan.recipe.model
     if not small or is_named(spec.name):
         return None
-    with torch.random.fork_rng(devices=[]):
-        model = create_model(
-            spec.name,
-            len(plan.dataset.classes),
-            image_size=max(stage.image_size for stage in plan.stages),
-            options=spec.options,
-        )
+    size = max(stage.image_size for stage in plan.stages)
+    model = create_outline(spec.name, len(plan.dataset.classes), image_size=size, options=spec.options)
     if not has_batch_norm(model):
         return None
     stage = min(small, key=lambda one: one.lane_size)

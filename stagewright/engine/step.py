@@ -7,7 +7,6 @@ unscale, clip, step, average.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from stagewright.engine.loss import mixed_losses
 from stagewright.engine.numerics import Numerics
 from stagewright.engine.optim import set_hyper
 from stagewright.engine.state import TrainState
-from stagewright.plan.lanes import lane_sizes
+from stagewright.plan.lanes import lane_starts
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rng import Stream, torch_seed
 
@@ -125,7 +124,7 @@ def _in_lanes(
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradients of all lanes of an update; returns (loss, top-1 share) over its readable images."""
     planned = len(draw.partner)
-    starts = [0, *accumulate(lane_sizes(planned, len(seeds)))]
+    starts = lane_starts(planned, len(seeds))
     first = starts[lanes.own.start]
     with lanes.update():
         for lane in lanes.own:

@@ -73,6 +73,20 @@ def create_model(
     return model
 
 
+def create_outline(
+    name: str, num_classes: int, *, image_size: int, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The network of :func:`create_model` to be looked at: without memory for its tensors where it can be built so, and without
+    a change to torch's generator."""
+    arguments: dict[str, Any] = {"image_size": image_size, "options": options}
+    try:
+        with torch.device("meta"):
+            return create_model(name, num_classes, **arguments)
+    except ModelError:  # RegNets compute their widths with tensors, which fails on the meta device
+        with torch.random.fork_rng(devices=[]):
+            return create_model(name, num_classes, **arguments)
+
+
 def create_with_report(
     name: str,
     num_classes: int,

@@ -7,6 +7,8 @@ change the result.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 
 def num_lanes(batch_size: int, spread: int, micro_batch_size: int) -> int:
     """Returns the number of lanes of an update of ``batch_size`` images: at least ``spread``, and enough that none has more than
@@ -21,3 +23,9 @@ def lane_sizes(batch_size: int, lanes: int) -> list[int]:
     """
     each, more = divmod(batch_size, lanes)
     return [each + 1] * more + [each] * (lanes - more)
+
+
+def lane_starts(batch_size: int, lanes: int) -> list[int]:
+    """Returns where each lane begins within the batch, and the end of the last one: lane k has the images [starts[k],
+    starts[k + 1])."""
+    return [0, *accumulate(lane_sizes(batch_size, lanes))]

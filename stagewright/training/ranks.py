@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.tree import share
 from stagewright.distributed.world import World
 from stagewright.errors import RankLost
-from stagewright.plan.lanes import lane_sizes
+from stagewright.plan.lanes import lane_starts
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.storage.files import write_whole
@@ -119,7 +118,7 @@ class Ranks:
                 yield spec
                 continue
             lanes = num_lanes(stage)
-            starts = [0, *accumulate(lane_sizes(stage.batch_size, lanes))]
+            starts = lane_starts(stage.batch_size, lanes)
             own = share(lanes, self.world.rank, self.world.size)
             # Draws are those of the whole batch, of which a part is taken, as in a process that has all lanes.
             yield spec.taken(np.arange(starts[own.start], starts[own.stop]))
