@@ -24,7 +24,7 @@ from stagewright.distributed.exchange import OrderedSum
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
-from stagewright.errors import WorldError
+from stagewright.errors import RankLost, WorldError
 from stagewright.system.signals import EXIT_LOST, StopSignal
 from stagewright.training.ranks import Ranks
 
@@ -293,3 +293,14 @@ def read_differently(folder: Path) -> list[Any]:
                     [one.valid.tolist(), [list(each) for each in one.bad_rows], one.images.flatten(1).amax(1).tolist()]
                 )
         return found
+
+
+def lost_while_connecting(folder: Path) -> str:
+    """Rank 1 ends once all have met, before they connect to each other; the others return what they are told."""
+    if os.environ["RANK"] == "1":
+        stagewright.distributed.world._begin_groups = lambda *_: os._exit(9)
+    try:
+        with join_world("cpu", timeout=2):
+            return "connected"
+    except RankLost as lost:
+        return str(lost)

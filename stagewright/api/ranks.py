@@ -28,9 +28,10 @@ from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.distributed.world import World, join_world
 from stagewright.engine.lanes import sums_in_order
-from stagewright.errors import RankLost, RecipeError, WorldError
+from stagewright.errors import RankLost, RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
+from stagewright.preflight.early_lanes import check_processes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import write_whole
@@ -75,7 +76,7 @@ class Party:
         more processes than lanes."""
         plan, run = inputs.plan, inputs.run
         restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
-        check_processes(plan, self.world.size, None if restored is None else str(run.root))
+        check_processes(plan.most_devices, self.world.size, None if restored is None else run.root)
         if inputs.execution.compress and sums_in_order(plan, self.world.device):
             raise RecipeError(
                 "--compress bf16 where gradients are added in a fixed order "
@@ -86,7 +87,8 @@ class Party:
         step = None if restored is None else restored.step
         del restored
         self.has_led = True
-        self.world.tell({"plan": plan.to_json(), "env": run.read_env(), "hold": inputs.execution.hold_test})
+        told = {"plan": plan.to_json(), "env": run.read_env(), "hold": inputs.execution.hold_test}
+        self.world.tell({**told, "threads": inputs.execution.threads})
         self.world.tell_bytes(run.manifest.read_bytes())
         ranks = self._ranks(inputs.stop)
         ranks.bring(run.checkpoints, step)
@@ -99,6 +101,8 @@ class Party:
         if told is None:
             return "nothing"
         with StopSignal() as stop, ExitStack() as holding:
+            if execution.threads is None:
+                execution = replace(execution, threads=told["threads"])
             holding.enter_context(computing_with(execution.threads))
             folder = holding.enter_context(tempfile.TemporaryDirectory(prefix=f"stagewright-rank-{self.world.rank}-"))
             run = RunDir.create(Path(folder) / "run")
@@ -128,19 +132,6 @@ class Party:
 def led(party: Party | None, inputs: RunInputs) -> RunInputs:
     """Returns ``inputs`` for this process, the first of ``party``, after telling the others; unchanged where it is alone."""
     return inputs if party is None else party.lead(inputs)
-
-
-def check_processes(plan: Plan, processes: int, run: str | None = None) -> None:
-    """Raises WorldError if ``processes`` are more than the lanes of a stage of ``plan``, the plan of the directory ``run``."""
-    if processes <= plan.most_devices:
-        return
-    fork = f"fork the run with more lanes (stagewright resume {run} --set spread={processes})" if run else ""
-    raise WorldError(
-        f"{processes} processes, but the plan divides each update into {plan.most_devices} "
-        f"lane{'s' if plan.most_devices > 1 else ''}",
-        f"1 to {plan.most_devices} processes",
-        f"start {plan.most_devices}, or {fork or f'plan with --spread {processes}'}",
-    )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.ranks import Party, led
 from stagewright.api.run import Run, Say
+from stagewright.api.run_threads import computing
 from stagewright.data.dataset import Dataset
 from stagewright.plan.budget import Budget, refuse_second_length
 from stagewright.plan.execution import Execution
@@ -23,6 +24,7 @@ from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import asks_for_lr, inherited_lr_notice
 from stagewright.preflight.cost_probe import within_budget
+from stagewright.preflight.early_lanes import check_processes
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
@@ -104,6 +106,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         out, old, earlier = _place(out, resume, holding)
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
+        execution = holding.enter_context(computing(execution, plan, say, old and old.read_env()))
         points["with the data read"], account = memory_in_use(device), dict[str, Any]()
         if limit is not None:
             plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
@@ -204,13 +207,14 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         plan = old.read_plan()
         manifest = own_manifest(old, plan)
         execution = execution or Execution()
-        holding.enter_context(computing_with(execution.threads))
+        execution = holding.enter_context(computing(execution, plan, say, old.read_env()))
         changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:
             recipe = recipes.override(plan.recipe, overrides)
             refuse_without_effect(plan.recipe, recipe)
             changed = resolve(recipe, plan.dataset, precision=plan.precision, measured=plan.measured)
         forks = changed.digest != plan.digest
+        check_processes(changed.most_devices, execution.processes, None if forks else old.root)
         plan = forked_plan(old, plan, changed) if forks else changed
         decide = pausing(until, decide, plan, 0 if forks or from_start else saved_step(old))
         if forks:

@@ -21,7 +21,6 @@ from typing import Any, Self
 from torch.distributed import DistError
 
 from stagewright.distributed.beats import Beat, Watch
-from stagewright.distributed.members import Member
 from stagewright.distributed.rendezvous import NOT_SAID
 from stagewright.distributed.world import World
 from stagewright.system.signals import EXIT_LOST
@@ -241,7 +240,7 @@ class Heartbeat:
         """Says which process of this host has ended without saying so."""
         this = self._world.members[self._world.rank]
         for rank, member in enumerate(self._world.members):
-            if not self._watch.beats[rank].done and _has_ended(member, this) and not self._just_said():
+            if not self._watch.beats[rank].done and member.has_ended(this) and not self._just_said():
                 return self._described(rank, "has ended", self._watch.silence(rank))
         return ""
 
@@ -303,19 +302,6 @@ def _means_lost(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
-
-
-def _has_ended(member: Member, this: Member) -> bool:
-    """Whether ``member`` is a process of this host that has ended; a zombie has."""
-    if not member.namespace or (member.host, member.namespace) != (this.host, this.namespace):
-        return False
-    try:
-        with open(f"/proc/{member.pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
 
 
 def _limited(function: Callable[[], Any], seconds: float) -> Any:

@@ -30,6 +30,18 @@ class Member:
             namespace = ""
         return cls(socket.gethostname(), os.getpid(), namespace, device, gpu)
 
+    def has_ended(self, this: Member) -> bool:
+        """Whether this member is a process of the host of ``this`` that has ended; a zombie has."""
+        if not self.namespace or (self.host, self.namespace) != (this.host, this.namespace):
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
 
 def ranks_text(ranks: Sequence[int]) -> str:
     """Returns ``rank 2``, or ``ranks 0, 2, 5-7``, of sorted ranks."""

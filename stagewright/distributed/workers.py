@@ -26,6 +26,8 @@ from stagewright.system.output import failsafe_stream, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+THREADS_CHOSEN = "STAGEWRIGHT_THREADS_CHOSEN"
+"""Environment variable of a worker whose OMP_NUM_THREADS the launcher chose, not the user."""
 _POLL = 0.05
 """Seconds between two looks at the workers."""
 _LOST = "a rank was lost"
@@ -152,7 +154,8 @@ class Crew:
         failsafe_stream(sys.stdout).flush()
         for added in environments:
             environment = {**os.environ, **added, VERDICTS: str(self._folder)}
-            environment.setdefault("OMP_NUM_THREADS", str(self._threads))
+            if "OMP_NUM_THREADS" not in environment:
+                environment |= {"OMP_NUM_THREADS": str(self._threads), THREADS_CHOSEN: "1"}
             rank = int(added["RANK"])
             aside = None if rank == 0 else subprocess.DEVNULL
             try:

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from stagewright.distributed.environment import Place, read_place
 from stagewright.distributed.members import Member, ranks_text
 from stagewright.distributed.rendezvous import Rendezvous, meet
 from stagewright.distributed.waits import Waits
-from stagewright.errors import WorldError
+from stagewright.errors import RankLost, WorldError
 from stagewright.system.device import choose_device
 
 COLLECTIVE_TIMEOUT = timedelta(hours=24)
@@ -275,6 +276,11 @@ def _begin_groups(world: World, backend: str, timeout: float) -> World:
             )
             control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError) as error:
+        if (gone := _one_that_ended(world)) is not None:
+            member = world.members[gone]
+            raise RankLost(
+                f"rank {gone} ({member.host}, pid {member.pid}) ended while the processes connected to each other; start again"
+            ) from error
         raise WorldError(
             f"rank {world.rank} on {world.host} cannot connect to the other processes: {str(error).splitlines()[0]}",
             "every host reaches every other one, at any port",
@@ -283,6 +289,17 @@ def _begin_groups(world: World, backend: str, timeout: float) -> World:
     for group in (dist.group.WORLD, control):
         _set_timeout(group, COLLECTIVE_TIMEOUT)
     return replace(world, control=control)
+
+
+def _one_that_ended(world: World) -> int | None:
+    """Returns the rank of a process of this host that ends within a moment; None if all go on."""
+    this = world.members[world.rank]
+    for _ in range(20):
+        for rank, member in enumerate(world.members):
+            if rank != world.rank and member.has_ended(this):
+                return rank
+        time.sleep(0.05)
+    return None
 
 
 def _set_timeout(group: Any, timeout: timedelta) -> None:

@@ -12,7 +12,7 @@ from stagewright.errors import ModelError
 from stagewright.model.average import has_batch_norm
 from stagewright.model.groups import apply_trainable, set_train_mode
 from stagewright.model.zoo import create_outline
-from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.plan import Plan
 from stagewright.system.named_functions import is_named
 
 SMALL_LANE = 16
@@ -50,26 +50,33 @@ def check_buffers(model: nn.Module, plan: Plan) -> None:
     for stage in plan.stages:
         if stage.lanes > 1 and (stage.train, stage.norm) not in tried:
             tried.add((stage.train, stage.norm))
-            if changed := _changed_buffers(model, stage):
-                raise ModelError(
-                    f"stage {stage.name!r} has {stage.lanes} lanes, but a training step of {type(model).__name__} changes its "
-                    f"buffer{'s' if len(changed) > 1 else ''} {', '.join(changed[:5])}",
-                    "buffers that training leaves as they are, apart from the statistics of batch norms",
-                    "train in one lane (spread: 1, and a micro_batch_size of the whole batch), or make it a parameter",
-                )
+            refuse_changed_buffers(model, stage.name, stage.lanes, (stage.train, stage.norm), stage.image_size)
 
 
-def _changed_buffers(model: nn.Module, stage: StagePlan) -> list[str]:
+def refuse_changed_buffers(
+    model: nn.Module, stage: str, lanes: int, trained: tuple[str | tuple[str, ...], str], image_size: int
+) -> None:
+    """Raises ModelError as :func:`check_buffers`, for one ``stage`` with several ``lanes``; ``trained`` is its ``train`` and
+    ``norm``."""
+    if changed := _changed_buffers(model, *trained, image_size):
+        raise ModelError(
+            f"stage {stage!r} has {lanes} lanes, but a training step of {type(model).__name__} changes its "
+            f"buffer{'s' if len(changed) > 1 else ''} {', '.join(changed[:5])}",
+            "buffers that training leaves as they are, apart from the statistics of batch norms",
+            "train in one lane (spread: 1, and a micro_batch_size of the whole batch), or make it a parameter",
+        )
+
+
+def _changed_buffers(model: nn.Module, train: str | tuple[str, ...], norm: str, size: int) -> list[str]:
     trial = copy.deepcopy(model)
-    apply_trainable(trial, stage.train)
-    set_train_mode(trial, stage.norm)
+    apply_trainable(trial, train)
+    set_train_mode(trial, norm)
     statistics = {
         id(buffer) for part in trial.modules() if isinstance(part, _BatchNorm) for buffer in part.buffers(recurse=False)
     }
     before = {name: (buffer, buffer.clone()) for name, buffer in trial.named_buffers() if id(buffer) not in statistics}
     if not before:
         return []
-    size = stage.image_size
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         trial(torch.randn(2, 3, size, size, generator=generator))

@@ -214,6 +214,11 @@ class Plan(Frozen):
         return self.recipe.eval.consider_head and self.head_stage is not None and self.dataset.num_val > 0
 
     @property
+    def spread(self) -> int:
+        """The recipe's ``spread``, or the number of processes that the run began with."""
+        return self.recipe.spread if self.recipe.spread > 1 else self.measured.spread or 1
+
+    @property
     def most_devices(self) -> int:
         """The largest number of devices on which the run can be carried out: each needs a lane of every stage with updates."""
         return min((stage.lanes for stage in self.stages if stage.fit == "updates"), default=1)

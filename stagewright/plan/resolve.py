@@ -200,7 +200,7 @@ def _stage_plan(
     start_lr = last.hyper(first_step - 1).lr if last and last.fit == "updates" else peak
     total_images = sum(steps * one.batch_size for one, steps, _ in timed if one.batch_size)
     micro_batch_size = min(micro or stage.batch_size, stage.batch_size, images_each)
-    lanes = 1 if optimum else _num_lanes(recipe, measured, stage.name, stage.batch_size, micro_batch_size)
+    lanes = 1 if optimum else stage_lanes(recipe, measured, stage.name, stage.batch_size, micro_batch_size)
     log_decay, log_before = _ema_logs(stage.average, num_images, images_each, total_images or num_images, last)
     return StagePlan(
         index=len(before),
@@ -250,7 +250,8 @@ def _trained(train: str | tuple[str, ...], measured: Measured) -> str | tuple[st
     return measured.upper if train == "upper" and measured.upper else train
 
 
-def _num_lanes(recipe: Recipe, measured: Measured, name: str, batch_size: int, micro_batch_size: int) -> int:
+def stage_lanes(recipe: Recipe, measured: Measured, name: str, batch_size: int, micro_batch_size: int) -> int:
+    """Returns the number of lanes of the stage ``name``. RecipeError if the batch has fewer images than devices."""
     spread = recipe.spread if recipe.spread > 1 else measured.spread or 1
     if spread > batch_size:
         raise RecipeError(

@@ -20,8 +20,8 @@ from stagewright.recipe.facts import Facts, UserChoices
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.named_functions import name_of
 
-_CHOSEN_AROUND = ("model", "image_size", "batch_size", "epochs", "data", "seed")
-"""Fields that auto needs before it chooses, or that are needed to read the data."""
+_CHOSEN_AROUND = ("model", "image_size", "batch_size", "epochs", "data", "seed", "spread")
+"""Fields that auto needs before it chooses, or that are needed before or while the data are read."""
 
 
 @dataclass(frozen=True)

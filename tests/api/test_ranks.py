@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rank_runs import QUIET, Parent, parent_of_ranks, recipe, write_pictures, write_recipe
 
-from stagewright.api.ranks import _facts, check_processes
-from stagewright.errors import RecipeError, WorldError
+from stagewright.api.ranks import _facts
+from stagewright.errors import RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import DatasetInfo, Plan
 from stagewright.plan.resolve import resolve
@@ -31,15 +31,7 @@ def plan(**fields: object) -> Plan:
 def test_more_processes_than_lanes() -> None:
     """Of stages with different numbers of lanes, the least counts."""
     stages = [{"epochs": "1st", "batch_size": 16}, {"epochs": "1st", "batch_size": 8}]
-    found = plan(stages=stages, spread=2, micro_batch_size=4)
-    check_processes(found, 2)
-    with pytest.raises(WorldError) as caught:
-        check_processes(found, 3)
-    assert caught.value.given == "3 processes, but the plan divides each update into 2 lanes"
-    assert caught.value.allowed == "1 to 2 processes" and "--spread 3" in caught.value.remedy
-    with pytest.raises(WorldError, match=r"stagewright resume runs/a --set spread=3") as caught:
-        check_processes(found, 3, "runs/a")
-    assert "start 2, or fork" in caught.value.remedy
+    assert plan(stages=stages, spread=2, micro_batch_size=4).most_devices == 2
 
 
 def test_a_spread_above_the_batch() -> None:
@@ -89,7 +81,5 @@ def test_refused_in_processes(parent: Parent, tmp_path: Path) -> None:
 
     own = {**recipe(spread=2, **fields), "model": {"name": "python:own_parts:CountingNet"}}
     counting = write_recipe(tmp_path / "own.yaml", own)
-    ranks = parent.start(["train", pictures, "--out", tmp_path / "own", "--recipe", counting, *QUIET], 2)
-    assert ranks.wait(60) == [2, 2]
-    assert all("changes its buffer steps" in ranks.said(rank) for rank in range(2))
-    assert not (tmp_path / "own" / "checkpoints").exists() or not any((tmp_path / "own" / "checkpoints").iterdir())
+    refused(["train", pictures, "--out", tmp_path / "own", "--recipe", counting], 2, "changes its buffer steps")
+    assert not (tmp_path / "own").exists()

@@ -109,6 +109,16 @@ def test_two_processes_with_one_rank_are_refused(tmp_path: Path) -> None:
         assert any("are rank 1 of 2" in text for text in texts)
 
 
+def test_a_process_that_ends_while_the_others_connect_is_a_lost_one(tmp_path: Path) -> None:
+    """Not a wrong network: the run can be started again as it is."""
+    with start_worlds(tmp_path / "ranks", "lost_while_connecting", 3, {"world": {}}) as worlds:
+        ranks = worlds["world"]
+        assert ranks.wait() == [0, 9, 0]
+        for rank in (0, 2):
+            assert ranks.result(rank).startswith("rank 1 (")
+            assert "ended while the processes connected to each other; start again" in ranks.result(rank)
+
+
 def test_devices_of_a_host() -> None:
     """Of a host with two CUDA devices, as far as the choice goes."""
     two = [Member("a", 1, "", "cuda"), Member("a", 2, "", "cuda")]
