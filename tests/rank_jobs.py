@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,27 @@ def reduce_bits(folder: Path) -> dict[str, Any]:
             found[f"{lanes} lanes, gathered"] = gradients.gather(rows).tolist()
             found[f"{lanes} lanes, unused"] = partly_unused(world, lanes)
         return {"ordered": found, "unordered": unordered(world)}
+
+
+def reduce_bits_on_hosts(folder: Path, ranks_each: int) -> dict[str, Any]:
+    """Digests of sums where every ``ranks_each`` ranks count as one host, and which kind of exchange made them."""
+    with join_world("cpu") as world:
+        assert world.rendezvous is not None
+        members = [replace(one, host=f"host {rank // ranks_each}") for rank, one in enumerate(world.members)]
+        world = replace(
+            world,
+            local_rank=world.rank % ranks_each,
+            local_size=ranks_each,
+            rendezvous=replace(world.rendezvous, members=tuple(members)),
+        )
+        found: dict[str, Any] = {}
+        for lanes in (7, 8)[world.size > 7 :]:
+            kinds = {
+                type(bucket.exchange).__name__
+                for bucket in LaneGradients(list(network().parameters()), lanes, world)._buckets
+            }
+            found[f"{lanes} lanes"] = [sorted(kinds), summed(world, lanes), summed(world, lanes, hooks="shuffled")]
+        return found
 
 
 def partly_unused(world: World, lanes: int) -> list[list[float] | None]:

@@ -22,9 +22,7 @@ _NAME = re.compile(r"CPU, ([0-9]{1,4}) threads?")
 
 
 @contextmanager
-def computing(
-    execution: Execution, plan: Plan, say: Say, env: Mapping[str, Any] | None = None
-) -> Iterator[Execution]:
+def computing(execution: Execution, plan: Plan, say: Say, env: Mapping[str, Any] | None = None) -> Iterator[Execution]:
     """Context in which torch computes with the threads of :func:`with_threads`, whose result it gives."""
     execution = with_threads(execution, plan, say, env)
     with computing_with(execution.threads):

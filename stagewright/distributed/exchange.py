@@ -1,7 +1,7 @@
 """Sums one bucket of gradients over all processes: in the order of the tree, or in whatever order is fastest.
 
-An exchange has two halves, so that several buckets can be under way: ``start``, ``advance``, ``finish``. All ranks call them in
-the same order. Memory is allocated once and used in every update.
+An exchange has several parts, so that several buckets can be under way: ``start``, ``advance`` once or more, ``finish``. All
+ranks call them in the same order. Memory is allocated once and used in every update.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from stagewright.distributed.flat import flat_length, flat_views
 from stagewright.distributed.tree import fold, share, subtrees
 from stagewright.distributed.world import World
 
+PARTS = 4
+"""The most parts of an exchange: messages of bucket b have tags from ``PARTS * b`` on."""
+
 
 class Exchange(Protocol):
     """The sum of one bucket over all ranks."""
+
+    advances: int
+    """How often :meth:`advance` is called between ``start`` and ``finish``."""
 
     def start(self, sums: Sequence[list[Tensor]]) -> None:
         """Sends the sums of this rank's subtrees, one tensor per parameter each; does not wait."""
         ...
 
     def advance(self) -> None:
-        """Begins the second half, once the first has arrived."""
+        """Begins the next part, once the one before has arrived."""
         ...
 
     def finish(self) -> list[Tensor]:
@@ -42,6 +48,8 @@ class OrderedSum:
     the sum to all. So a rank sends and receives about as much as in a ring all-reduce. On the CPU the chunks go from rank to
     rank, because gloo's all-gather copies the whole bucket once more; elsewhere by all-to-all and all-gather.
     """
+
+    advances = 1
 
     def __init__(
         self,
@@ -84,7 +92,7 @@ class OrderedSum:
             if self._own > 1:
                 self._sent[:, at].copy_(self._layout)
         if self._pairwise:
-            self._works = self._exchange_pairs(self._sent, self._by_rank, 2 * self._number)
+            self._works = self._exchange_pairs(self._sent, self._by_rank, PARTS * self._number)
         else:
             sent_counts = [self._sent[0].numel()] * self._world.size
             received, sent = self._received.view(-1), self._sent.view(-1)
@@ -98,7 +106,7 @@ class OrderedSum:
             mine = self._result[self._world.rank]
             if own.data_ptr() != mine.data_ptr():
                 mine.copy_(own)
-            self._works = self._exchange_pairs([mine] * self._world.size, self._result, 2 * self._number + 1)
+            self._works = self._exchange_pairs([mine] * self._world.size, self._result, PARTS * self._number + 1)
         else:
             self._works = [dist.all_gather_into_tensor(self._result.view(-1), own, async_op=True)]
 
@@ -110,11 +118,7 @@ class OrderedSum:
     def _exchange_pairs(
         self, sent: Sequence[Tensor] | Tensor, received: Sequence[Tensor] | Tensor, tag: int
     ) -> list[dist.Work | None]:
-        """Begins to send ``sent[r]`` to each other rank r, and to receive ``received[r]`` from it."""
-        size, rank = self._world.size, self._world.rank
-        others = [(rank + distance) % size for distance in range(1, size)]
-        works = [dist.irecv(received[other], other, tag=tag) for other in others]
-        return works + [dist.isend(sent[other], other, tag=tag) for other in others]
+        return exchange_with(range(self._world.size), self._world.rank, sent, received, tag)
 
     def _wait(self) -> None:
         with self._world.waits:
@@ -124,8 +128,25 @@ class OrderedSum:
         self._works = []
 
 
+def exchange_with(
+    ranks: Sequence[int], rank: int, sent: Sequence[Tensor] | Tensor, received: Sequence[Tensor] | Tensor, tag: int
+) -> list[dist.Work | None]:
+    """Begins to send ``sent[i]`` to the i-th of ``ranks``, and to receive ``received[i]`` from it, but for ``rank``, this one.
+    All of them call this at the same place."""
+    own = ranks.index(rank)
+    others = [(own + distance) % len(ranks) for distance in range(1, len(ranks))]
+    if len(sent) and sent[0].device.type != "cpu":  # NCCL sends and receives them as one
+        operations = [dist.P2POp(dist.irecv, received[at], ranks[at], tag=tag) for at in others]
+        operations += [dist.P2POp(dist.isend, sent[at], ranks[at], tag=tag) for at in others]
+        return list(dist.batch_isend_irecv(operations)) if operations else []
+    works = [dist.irecv(received[at], ranks[at], tag=tag) for at in others]
+    return works + [dist.isend(sent[at], ranks[at], tag=tag) for at in others]
+
+
 class AllReduceSum:
     """Adds by one all-reduce, in an order that depends on the number of ranks and on the library."""
+
+    advances = 0
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: World, *, compress: bool = False) -> None:
         """``compress`` sends float32 as bfloat16."""
@@ -146,7 +167,7 @@ class AllReduceSum:
         self._work = dist.all_reduce(self._sent, async_op=True)
 
     def advance(self) -> None:
-        """An all-reduce has no second half."""
+        """An all-reduce has one part."""
 
     def finish(self) -> list[Tensor]:
         """Waits for the sum."""

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from stagewright.distributed.exchange import AllReduceSum, Exchange, OrderedSum
 from stagewright.distributed.flat import bucket_positions
 from stagewright.distributed.tree import PartialSums, share
+from stagewright.distributed.two_levels import TwoLevelSum, host_lanes
 from stagewright.distributed.world import World
 from stagewright.errors import WorldError
 
 BUCKET_BYTES = 25 * 2**20
 _UNDER_WAY = 2
-"""How many younger buckets begin before the second half of an exchange does: by then its first half has mostly arrived. The
+"""How many younger buckets begin before the next part of an exchange does: by then the part before has mostly arrived. The
 number is fixed, because all ranks must exchange in the same order."""
 
 
@@ -60,10 +61,13 @@ class LaneGradients:
         self._parameters = [p for at, p in enumerate(parameters) if p.requires_grad and at not in unused]
         self._buckets: list[_Bucket] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        hosts = host_lanes(lanes, world) if ordered and world.size > 1 else None
         for number, positions in enumerate(self._positions(bucket_bytes)):
             members = [self._parameters[at] for at in positions]
             exchange = None
-            if world.size > 1:
+            if world.size > 1 and hosts is not None:
+                exchange = TwoLevelSum(members, lanes, world, hosts, number)
+            elif world.size > 1:
                 ordered_sum = OrderedSum(members, lanes, world, number) if ordered else None
                 exchange = ordered_sum or AllReduceSum(members, world, compress=compress)
             bucket = _Bucket(members, exchange)
@@ -117,9 +121,9 @@ class LaneGradients:
         if self._done < len(self.own):
             raise RuntimeError(f"{self._done} of {len(self.own)} lanes of this rank have been computed")
         if self.lanes > 1:
-            exchanges = [bucket.exchange for bucket in self._buckets if bucket.exchange is not None]
-            for exchange in exchanges[-_UNDER_WAY:]:
-                exchange.advance()
+            most = max((b.exchange.advances for b in self._buckets if b.exchange is not None), default=0)
+            for later in range(most * _UNDER_WAY):
+                self._advance_before(self._started + later)
             for bucket in self._buckets:
                 sums = bucket.sums.sums[0] if bucket.exchange is None else bucket.exchange.finish()
                 for parameter, gradient in zip(bucket.parameters, sums, strict=True):
@@ -160,9 +164,16 @@ class LaneGradients:
         """Starts the exchange of every bucket that is complete, in order; a bucket may wait for an earlier one."""
         while self._started < len(self._buckets) and (all_of_them or not self._buckets[self._started].pending):
             self._buckets[self._started].start()
-            if self._started >= _UNDER_WAY:
-                self._buckets[self._started - _UNDER_WAY].advance()
+            self._advance_before(self._started)
             self._started += 1
+
+    def _advance_before(self, number: int) -> None:
+        """Begins the next part of the exchanges that are due when bucket ``number`` starts, or would: the k-th one of a bucket
+        after k times ``_UNDER_WAY`` younger ones."""
+        for at, bucket in enumerate(self._buckets[: self._started]):
+            times, rest = divmod(number - at, _UNDER_WAY)
+            if bucket.exchange is not None and not rest and 1 <= times <= bucket.exchange.advances:
+                bucket.exchange.advance()
 
 
 def _hook(gradients: weakref.ref[LaneGradients], number: int, at: int) -> Callable[[Tensor], None]:
@@ -216,11 +227,6 @@ class _Bucket:
         self.pending.clear()
         self.sums.push(self.take())
         self.exchange.start(self.sums.sums)
-
-    def advance(self) -> None:
-        """Begins the second half of the exchange."""
-        assert self.exchange is not None
-        self.exchange.advance()
 
 
 def add_lists(left: list[Tensor], right: list[Tensor]) -> list[Tensor]:

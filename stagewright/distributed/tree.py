@@ -82,6 +82,11 @@ def fold(lanes: int, values: Mapping[tuple[int, int], T], add: Callable[[T, T], 
     return _fold(0, lanes, values, add)
 
 
+def fold_part(part: range, values: Mapping[tuple[int, int], T], add: Callable[[T, T], T]) -> T:
+    """Returns the sum over the lanes of ``part``, a subtree, as :func:`fold`."""
+    return _fold(part.start, part.stop, values, add)
+
+
 def _fold(first: int, end: int, values: Mapping[tuple[int, int], T], add: Callable[[T, T], T]) -> T:
     if (first, end) in values or end - first == 1:
         return values[first, end]

@@ -7,8 +7,9 @@ batch anew does not change a bit: :class:`LowerPart` always runs on the same num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,16 @@ from stagewright.plan.plan import StagePlan
 _AT_ONCE = 32
 """Number of images in each forward pass of a lower part. Kernels differ by the number of images, and with them the last bits; the
 place of an image and its neighbours make no difference."""
+
+
+class Found(NamedTuple):
+    """The features of a batch of images."""
+
+    rows: NDArray[np.int64]
+    """int64 (B,): rows of the manifest."""
+    features: Tensor
+    """float32 (B, ...)."""
+    bad_rows: tuple[BadRow, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,31 +104,34 @@ class Features:
         """Returns ``batch`` with its features, computed now, instead of images; ``network_input`` makes the network's input."""
         return replace(batch, images=self.lower(network_input(batch)), draws=None, drawn_for=None)
 
-    def compute(
+    def found(self, batches: Iterable[Batch], network_input: Callable[[Batch], Tensor]) -> Iterator[Found]:
+        """Yields the features of ``batches``, computed now; ``network_input`` makes the network's input from a batch."""
+        for batch in batches:
+            yield Found(batch.rows, self.lower(network_input(batch)), batch.bad_rows)
+
+    def collected(
         self,
-        batches: Iterable[Batch],
+        found: Iterable[Found],
         num_views: int,
         empty: Callable[[tuple[int, ...]], Tensor],
-        network_input: Callable[[Batch], Tensor],
         stop: Callable[[], bool],
         progress: Callable[[int], None],
     ) -> CachedFeatures:
-        """Computes the features of ``batches``: all N images in ascending order of their rows, once for each view.
+        """Collects the features ``found`` of all N images in ascending order of their rows, once for each view.
 
-        ``num_views`` is their number V * N; ``empty`` makes the tensor of a shape that takes their features, and
-        ``network_input`` the network's input from a batch. ``stop`` is called before every batch; if it returns True,
-        :class:`stagewright.errors.Interrupted` is raised. ``progress`` is called with the number of views done so far.
+        ``num_views`` is their number V * N, and ``empty`` makes the tensor of a shape that takes their features. ``stop`` is
+        called after every batch; if it returns True, :class:`stagewright.errors.Interrupted` is raised. ``progress`` is called
+        with the number of views done so far.
         """
         rows: list[NDArray[np.int64]] = []
         bad: dict[int, str] = {}
         values: Tensor | None = None
         done = 0
-        for batch in batches:
+        for batch in found:
             if stop():
                 raise Interrupted
-            features = self.lower(network_input(batch))
-            values = empty((num_views, *features.shape[1:])) if values is None else values
-            values[done : done + len(batch.rows)] = features
+            values = empty((num_views, *batch.features.shape[1:])) if values is None else values
+            values[done : done + len(batch.rows)] = batch.features
             done += len(batch.rows)
             rows.append(batch.rows)
             bad.update(batch.bad_rows)

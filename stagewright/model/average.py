@@ -8,7 +8,7 @@ statistics are unbiased if no initial value is mixed in; the plan's weights ensu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -78,30 +78,55 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    of_all: Callable[[Iterator[Tensor]], Iterable[Tensor]] = lambda own: own,
+) -> int:
     """Re-estimates batch-norm statistics as the mean over ``batches`` of normalised images (B, 3, H, W); returns the number of
     images.
 
     Affects only layers in training mode: layers frozen in eval mode keep their statistics. All other modules run in eval mode
-    (no dropout). Otherwise equal to ``torch.optim.swa_utils.update_bn``.
+    (no dropout). Otherwise equal to ``torch.optim.swa_utils.update_bn`` but for rounding. Where several processes share out the
+    batches, ``of_all`` gives the statistics of all batches in order, float32 (m,) each, from those of this process.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     momenta = {norm: norm.momentum for norm in norms}
-    images_seen = 0
+    running = [one for norm in norms for one in (norm.running_mean, norm.running_var) if one is not None]
+    images_seen, mean = 0.0, torch.zeros(0)
     with modes_kept(model):
         try:
             model.eval()
             for norm in norms:
                 norm.train()
-                norm.reset_running_stats()
-                norm.momentum = None  # cumulative mean
-            for images in batches:
-                model(images)
-                images_seen += len(images)
+                norm.momentum = 1.0  # leaves the statistics of the batch alone
+            found = 0
+            for found, own in enumerate(of_all(_statistics(model, running, batches)), 1):
+                images_seen += float(own[-1])
+                now = own[:-1].double()
+                mean = now if found == 1 else mean + (now - mean) / found
         finally:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
-    return images_seen
+    for norm in norms:
+        norm.reset_running_stats()
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.fill_(found)
+    if found:
+        for one, piece in zip(running, mean.split([one.numel() for one in running]), strict=True):
+            one.copy_(piece.view_as(one))
+    return int(images_seen)
+
+
+def _statistics(model: nn.Module, running: Sequence[Tensor], batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yields the ``running`` statistics of each of ``batches`` alone, and its number of images behind them, float32 (m + 1,)."""
+    for images in batches:
+        for one in running:  # a value that is not finite would stay
+            one.zero_()
+        model(images)
+        yield torch.cat(
+            [*(one.flatten().float() for one in running), torch.tensor([float(len(images))], device=images.device)]
+        )
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -197,11 +197,11 @@ class Evaluator:
         count = recalibrated_images(stage, self.session.state.model)
         if not count:
             return
-        with self.session.batches.load(
-            recalibration_specs(self.session.plan, self.session.manifest, stage, count)
-        ) as batches:
-            masked = map(self.session.masked, map(self.session.ranks.read_by_all, batches))
-            recalibrate(self.session.state.model, network_inputs(masked, self.session.numerics))
+        session = self.session
+        specs = session.ranks.in_turn(recalibration_specs(session.plan, session.manifest, stage, count))
+        with session.batches.load(specs) as batches:
+            own = network_inputs(map(session.masked, batches), session.numerics)
+            recalibrate(session.state.model, own, session.ranks.all_rows)
 
 
 def prediction_network(

@@ -139,14 +139,15 @@ class FeatureCache:
             total = views * len(rows)
             text = _sentence(stage, features.cut, f"{'mirrored ' * mirrored}{split}", views, total)
             self.recorder.log.emit(Notice(step=self.state.step, text=text))
-            specs = whole_specs(self.plan, manifest, stage, split, mirrored=mirrored)
-            with self.batches.load(specs) as batches, self.numerics.autocast(self.state.device):
-                features.kept[kept_as] = features.compute(
-                    map(self.batches.ranks.read_by_all, batches),
+            ranks, state = self.batches.ranks, self.state
+            specs = ranks.in_turn(whole_specs(self.plan, manifest, stage, split, mirrored=mirrored))
+            with self.batches.load(specs) as batches, self.numerics.autocast(state.device):
+                own = features.found(batches, lambda batch: self.numerics.network_input(on_device(batch, state.device)))
+                features.kept[kept_as] = features.collected(
+                    ranks.all_found(own, total),
                     total,
                     self._empty,
-                    lambda batch: self.numerics.network_input(on_device(batch, self.state.device)),
-                    stop=self.batches.ranks.stops,
+                    stop=ranks.stops,
                     progress=lambda done: self._tell_progress(done, total, f"features of {split} pictures"),
                 )
             bad = list(features.kept[kept_as].bad.items())

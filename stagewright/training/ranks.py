@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from stagewright.data.batches.batch import BadRow, Batch, BatchSpec, masked
 from stagewright.distributed.control import Agreement
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.tree import share
 from stagewright.distributed.world import World
+from stagewright.engine.frozen_features import Found
 from stagewright.errors import RankLost
 from stagewright.plan.lanes import lane_starts
 from stagewright.plan.plan import Plan, StagePlan
@@ -135,6 +139,41 @@ class Ranks:
             return batch
         bad = dict(self._bad_rows(batch))
         return replace(masked(batch, list(bad)), bad_rows=tuple(bad.items()))
+
+    def in_turn(self, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
+        """Yields those of ``specs`` that this process works on: the processes take whole batches in turn."""
+        return islice(specs, self.world.rank, None, self.world.size)
+
+    def all_found(self, own: Iterator[Found], total: int) -> Iterator[Found]:
+        """Yields the features of all batches, of ``total`` images, in their order, on every process; this one has found ``own``
+        in turn (:meth:`in_turn`)."""
+        if not self.several:
+            yield from own
+            return
+        done = 0
+        while done < total:
+            one = next(own, None)
+            bad = [] if one is None else [list(bad) for bad in one.bad_rows]
+            parts = self.world.gather_arrays(np.empty(0, np.float32) if one is None else one.features.cpu().numpy())
+            rows = self.world.gather_arrays(np.empty(0, np.int64) if one is None else one.rows)
+            unread = tuple((int(row), str(why)) for own_bad in self.world.gather(bad) for row, why in own_bad)
+            features = np.concatenate([part for part in parts if part.size])
+            done += sum(map(len, rows))
+            yield Found(np.concatenate(rows), torch.from_numpy(features), unread)
+
+    def all_rows(self, own: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yields the tensors of all batches, of one shape, in their order, on every process; this one has made ``own`` in turn
+        (:meth:`in_turn`)."""
+        if not self.several:
+            yield from own
+            return
+        there = self.world.size
+        while there == self.world.size:
+            one = next(own, None)
+            parts = self.world.gather_arrays(np.empty(0, np.float32) if one is None else one.cpu().numpy())
+            found = [torch.from_numpy(part) for part in parts if part.size]
+            there = len(found)
+            yield from (part.to(self.world.device) for part in found)
 
     def _bad_rows(self, batch: Batch) -> Iterator[BadRow]:
         """Yields the unreadable images of all processes, in the order of these."""

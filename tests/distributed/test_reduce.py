@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_jobs import lane_gradients, lane_loss, network
-from ranks import run_sizes
+from ranks import run_sizes, start_worlds
 from torch import nn
 
 from stagewright.distributed.reduce import LaneGradients
@@ -160,6 +160,22 @@ def test_the_bits_are_the_same_for_every_number_of_processes(tmp_path: Path) -> 
         exact, compressed = own
         assert max(exact) < 1e-6
         assert 1e-6 < max(compressed) < 0.02
+
+
+def test_host_by_host_the_bits_are_the_same(tmp_path: Path) -> None:
+    """Two hosts of two ranks, four of two, two of four; with 7 lanes, those of the second host of two are no subtree."""
+    (alone,) = run_sizes(tmp_path / "alone", "reduce_bits", [1])[1]
+    for size, each in ((4, 2), (8, 2), (8, 4)):
+        with start_worlds(
+            tmp_path / f"{size} by {each}", "reduce_bits_on_hosts", size, {"w": {"ranks_each": each}}
+        ) as worlds:
+            ranks = worlds["w"]
+            assert ranks.wait() == [0] * size, ranks._errors()
+            for own in (ranks.result(rank) for rank in range(size)):
+                for lanes in (7, 8)[size > 7 :]:
+                    kinds, in_order, shuffled = own[f"{lanes} lanes"]
+                    assert in_order == shuffled == alone["ordered"][f"{lanes} lanes"], (size, each, lanes)
+                    assert kinds == (["TwoLevelSum"] if lanes == 8 else ["OrderedSum"])
 
 
 def test_more_processes_than_lanes_are_refused() -> None:
