@@ -9,12 +9,13 @@ Cases, each with both networks and one thread a process:
   ``git archive``.
 - ``ranks``: two processes, two lanes: gradients summed in the order of the tree (ordered), by all-reduce, and DDP around the same
   model with the same batches, optimizer and clipping; DDP as it is, and with ``gradient_as_bucket_view``.
-- ``link``: the same, each process in a network namespace of its own behind ``tc tbf``. Root only.
+- ``loader``: the same, each way with batches from a loader of one thread, which starts with each block.
+- ``link``: the same as ``ranks``, each process in a network namespace of its own behind ``tc tbf``. Root only.
 - ``lanes``: one process, one lane against 8 lanes of an eighth of the batch.
 
-The ways take turns in blocks of updates; a ratio is that of two blocks of one round. In ``ranks`` and ``link`` all ways live in
-the same two processes, which first compare their weights after one update. Batches are loaded before. Not in these figures:
-heartbeat and agreement, which only a whole run has.
+The ways take turns in blocks of updates; a ratio is that of two blocks of one round. In ``ranks``, ``loader`` and ``link`` all
+ways live in the same two processes, which first compare their weights after one update. But for ``loader``, batches are loaded
+before. Not in these figures: heartbeat and agreement, which only a whole run has.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -43,7 +45,7 @@ RATIOS = {
     "ranks": [("ordered", "ddp"), ("ordered", "ddp views"), ("ordered", "all_reduce"), ("all_reduce", "ddp views")],
     "lanes": [("8 lanes", "1 lane")],
 }
-RATIOS["link"] = RATIOS["ranks"]
+RATIOS["link"] = RATIOS["loader"] = RATIOS["ranks"]
 
 
 def worker(words: Sequence[object], prefix: Sequence[str] = (), **env: object) -> subprocess.Popen[str]:
@@ -115,7 +117,7 @@ def in_processes(
             env = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": hosts[0][1], "MASTER_PORT": port}
             local = {"LOCAL_RANK": 0 if case == "link" else rank, "LOCAL_WORLD_SIZE": 1 if case == "link" else size}
             own = {**env, **local, "GLOO_SOCKET_IFNAME": interface} if size > 1 else {}
-            processes.append(worker((case, network, updates, rounds), prefix.split(), **own))
+            processes.append(worker((case, network, updates, rounds), shlex.split(prefix), **own))
         with ended(processes):
             result = answer(processes[0])
         for name, values in result["rates"].items():
@@ -146,7 +148,11 @@ def linked(rate: str) -> Iterator[list[tuple[str, str, str]]]:
             system("ip", "-n", name, "link", "set", f"link{at}", "up")
             shaped = ["tbf", "rate", rate, "burst", "256kb", "latency", "100ms"]
             system("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", f"link{at}", "root", *shaped)
-        yield [(f"ip netns exec {name}", f"10.199.0.{at + 1}", f"link{at}") for at, name in enumerate(names)]
+        own_name = "unshare --uts sh -c 'hostname $0 && exec \"$@\"'"  # two hosts have two names
+        yield [
+            (f"ip netns exec {name} {own_name} {name}", f"10.199.0.{at + 1}", f"link{at}")
+            for at, name in enumerate(names)
+        ]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
@@ -191,7 +197,9 @@ def measured(asked: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                     show(found, f"earlier, {network}", against_earlier(asked, network, tree))
                 elif case != "link":
                     show(
-                        found, f"{case}, {network}", in_processes(asked, network, case, local[: 1 + (case == "ranks")])
+                        found,
+                        f"{case}, {network}",
+                        in_processes(asked, network, case, local[: 1 + (case in ("ranks", "loader"))]),
                     )
             for rate in asked.links if case == "link" else ():
                 with linked(rate) as hosts:
@@ -222,7 +230,9 @@ def show(found: dict[str, Any], name: str, result: dict[str, Any]) -> None:
 def main() -> None:
     """Parses, measures, prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(RATIOS), default=["earlier", "ranks", "lanes", "link"])
+    parser.add_argument(
+        "--only", nargs="+", choices=list(RATIOS), default=["earlier", "ranks", "loader", "lanes", "link"]
+    )
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument(
         "--earlier", default="b00f50a", help="the commit of ``earlier``; default: the last one before lanes"

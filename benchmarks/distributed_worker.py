@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -98,6 +99,16 @@ def updates_worker(network: str, updates: int, rounds: int, case: str) -> None:
         specs = Ranks(StopSignal(), world).own_part(plan, train_specs(plan, manifest, 0), lambda stage: stage.lanes)
         loaded = load_batches(ArrayImages(array), islice(specs, LOADED), workers=0)
         batches = [on_device(batch, world.device) for batch in loaded]
+
+        def source(count: int) -> Iterator[Any]:
+            """The batches of ``count`` updates: those loaded before, or in the case ``loader`` from a loader of one thread."""
+            if case != "loader":
+                return (batches[at % len(batches)] for at in range(count))
+            whole = plan_of(network, manifest, count, world.size)
+            own = Ranks(StopSignal(), world).own_part(whole, train_specs(whole, manifest, 0), lambda stage: stage.lanes)
+            read = load_batches(ArrayImages(array), islice(own, count), workers=1)
+            return (replace(on_device(batch, world.device), step=at % LOADED) for at, batch in enumerate(read))
+
         ways: dict[str, Way] = {}
         models, moved = [], 0.0
         for name, make in makers(plan, world, case).items():
@@ -115,8 +126,8 @@ def updates_worker(network: str, updates: int, rounds: int, case: str) -> None:
                 count = updates if number >= 0 else WARM
                 world.barrier()
                 began = perf_counter()
-                for at in range(count):
-                    ways[name](batches[at % len(batches)])
+                for batch in source(count):
+                    ways[name](batch)
                 world.barrier()
                 if number >= 0:
                     rates[name].append(count / (perf_counter() - began))

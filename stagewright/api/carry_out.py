@@ -117,13 +117,14 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         closing.callback(session.recorder.close)
         if isinstance(session.images, SharedImages):
             closing.callback(session.images.close)
-        status, error = "failed", None
+        status, error, reason = "failed", None, None
         session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence, sentence)
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))
             inputs.stop.arm()
             status = "finished" if work(session) else "paused" if session.is_paused else "stopped"
+            reason = session.ranks.why_stopped() if status == "stopped" else None
         except Stopped:
             status = "stopped"
             raise
@@ -138,7 +139,7 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             with contextlib.suppress(StorageError, OSError):
                 if status != "finished":
                     paused = "paused after this evaluation" if status == "paused" else None
-                    _end(session, status, error or paused or inputs.stop.reason or status, error)
+                    _end(session, status, error or paused or reason or inputs.stop.reason or status, error)
     return Run(inputs.run.root)
 
 

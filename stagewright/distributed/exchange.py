@@ -143,6 +143,47 @@ def exchange_with(
     return works + [dist.isend(sent[at], ranks[at], tag=tag) for at in others]
 
 
+class PairSum:
+    """Adds the sums of two ranks in the order of the tree: each sends all of its sum to the other, and both add.
+
+    For two ranks this sends as much as :class:`OrderedSum`, in one part instead of two, so that less time is spent waiting.
+    """
+
+    advances = 0
+
+    def __init__(self, parameters: Sequence[nn.Parameter], world: World, number: int = 0) -> None:
+        """``number`` tells this bucket's messages apart."""
+        kind = {"dtype": parameters[0].dtype, "device": parameters[0].device}
+        self._world, self._tag = world, PARTS * number
+        self._sums = torch.zeros((2, flat_length(parameters)), **kind)
+        """Those of both ranks."""
+        self._laid_out = flat_views(self._sums[world.rank], parameters)
+        self._result = torch.zeros_like(self._sums[0])
+        self._results = flat_views(self._result, parameters)
+        self._works: list[dist.Work | None] = []
+
+    def start(self, sums: Sequence[list[Tensor]]) -> None:
+        """Sends the sum of this rank's lanes, the only subtree that it has."""
+        (own,) = sums
+        torch._foreach_copy_(self._laid_out, own)  # pyright: ignore[reportPrivateImportUsage]
+        self._works = exchange_with(
+            range(2), self._world.rank, [self._sums[self._world.rank]] * 2, self._sums, self._tag
+        )
+
+    def advance(self) -> None:
+        """The exchange has one part."""
+
+    def finish(self) -> list[Tensor]:
+        """Waits for the other rank's sum, and adds."""
+        with self._world.waits:
+            for work in self._works:
+                assert work is not None
+                work.wait()
+        self._works = []
+        torch.add(self._sums[0], self._sums[1], out=self._result)
+        return self._results
+
+
 class AllReduceSum:
     """Adds by one all-reduce, in an order that depends on the number of ranks and on the library."""
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-def bucket_positions(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[int]]:
+def bucket_positions(parameters: Sequence[nn.Parameter], bucket_bytes: int, first_bytes: int) -> list[list[int]]:
     """Returns the positions of the parameters in each bucket: the last parameters first, because a backward pass gives their
-    gradients first; of one dtype and device each; the bucket is closed when it has ``bucket_bytes`` or more."""
+    gradients first; of one dtype and device each; the bucket is closed when it has ``bucket_bytes`` or more, the first one when
+    it has ``first_bytes``."""
+    limit = first_bytes
     open_buckets: dict[object, tuple[list[int], int]] = {}
     closed: list[list[int]] = []
     for at in reversed(range(len(parameters))):
@@ -17,8 +19,9 @@ def bucket_positions(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> l
         positions, size = open_buckets.pop(kind, ([], 0))
         positions.append(at)
         size += parameters[at].numel() * parameters[at].element_size()
-        if size >= bucket_bytes:
+        if size >= limit:
             closed.append(positions)
+            limit = bucket_bytes
         else:
             open_buckets[kind] = (positions, size)
     closed += [positions for positions, _ in open_buckets.values()]

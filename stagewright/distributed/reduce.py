@@ -9,14 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from stagewright.distributed.exchange import AllReduceSum, Exchange, OrderedSum
+from stagewright.distributed.exchange import AllReduceSum, Exchange, OrderedSum, PairSum
 from stagewright.distributed.flat import bucket_positions
-from stagewright.distributed.tree import PartialSums, share
+from stagewright.distributed.tree import PartialSums, share, subtrees
 from stagewright.distributed.two_levels import TwoLevelSum, host_lanes
 from stagewright.distributed.world import World
 from stagewright.errors import WorldError
 
 BUCKET_BYTES = 25 * 2**20
+FIRST_BUCKET_BYTES = 2**20
+"""Between hosts the first bucket is small, as torch's DDP has it: its exchange begins early in the backward pass. Within a host
+the fixed costs of another exchange are more than that."""
 _UNDER_WAY = 2
 """How many younger buckets begin before the next part of an exchange does: by then the part before has mostly arrived. The
 number is fixed, because all ranks must exchange in the same order."""
@@ -61,15 +64,9 @@ class LaneGradients:
         self._parameters = [p for at, p in enumerate(parameters) if p.requires_grad and at not in unused]
         self._buckets: list[_Bucket] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        hosts = host_lanes(lanes, world) if ordered and world.size > 1 else None
         for number, positions in enumerate(self._positions(bucket_bytes)):
             members = [self._parameters[at] for at in positions]
-            exchange = None
-            if world.size > 1 and hosts is not None:
-                exchange = TwoLevelSum(members, lanes, world, hosts, number)
-            elif world.size > 1:
-                ordered_sum = OrderedSum(members, lanes, world, number) if ordered else None
-                exchange = ordered_sum or AllReduceSum(members, world, compress=compress)
+            exchange = _exchange(members, lanes, world, number, ordered=ordered, compress=compress)
             bucket = _Bucket(members, exchange)
             self._buckets.append(bucket)
             if exchange is not None:
@@ -82,7 +79,9 @@ class LaneGradients:
     def _positions(self, bucket_bytes: int) -> list[list[int]]:
         if self._world.size == 1:  # nothing is exchanged: one bucket, so that additions are few large calls
             return [list(range(len(self._parameters)))]
-        return bucket_positions(self._parameters, bucket_bytes)
+        on_hosts = len({member.host for member in self._world.members}) > 1
+        first = min(bucket_bytes, FIRST_BUCKET_BYTES) if on_hosts else bucket_bytes
+        return bucket_positions(self._parameters, bucket_bytes, first)
 
     @contextmanager
     def lane(self) -> Iterator[None]:
@@ -174,6 +173,21 @@ class LaneGradients:
             times, rest = divmod(number - at, _UNDER_WAY)
             if bucket.exchange is not None and not rest and 1 <= times <= bucket.exchange.advances:
                 bucket.exchange.advance()
+
+
+def _exchange(
+    members: Sequence[nn.Parameter], lanes: int, world: World, number: int, *, ordered: bool, compress: bool
+) -> Exchange | None:
+    """Returns how the bucket ``number`` is summed over the ranks; None in a world of one."""
+    if world.size == 1:
+        return None
+    if not ordered:
+        return AllReduceSum(members, world, compress=compress)
+    if (hosts := host_lanes(lanes, world)) is not None:
+        return TwoLevelSum(members, lanes, world, hosts, number)
+    if world.size == 2 and all(len(subtrees(lanes, share(lanes, rank, 2))) == 1 for rank in range(2)):
+        return PairSum(members, world, number)
+    return OrderedSum(members, lanes, world, number)
 
 
 def _hook(gradients: weakref.ref[LaneGradients], number: int, at: int) -> Callable[[Tensor], None]:

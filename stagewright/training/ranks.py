@@ -87,6 +87,19 @@ class Ranks:
         """Returns whether any process was asked to stop; all ask at the same places."""
         return self.agreed(self.stop.requested)[0]
 
+    def why_stopped(self) -> str | None:
+        """Returns why a process was asked to stop, by a signal; all ask once they have stopped. None if none says why."""
+        reasons = self.world.gather(self.stop.reason)
+        given = [(rank, str(reason)) for rank, reason in enumerate(reasons) if reason]
+        if not given or not self.several:
+            return self.stop.reason
+        rank, reason = given[0]
+        return (
+            reason
+            if len({one for _, one in given}) == 1 and len(given) == self.world.size
+            else f"{reason} at rank {rank}"
+        )
+
     def stops_loading(self) -> bool:
         """Returns whether a wait for images is given up: not if others would then wait for this process."""
         return self.stop.requested and not self.several

@@ -169,6 +169,8 @@ def test_a_signal_at_one_rank_stops_all(parent: Parent, data: Path, tmp_path: Pa
     parent.run(train(data, tmp_path / "run"), 4, code=75, fault=[fault])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["step"]) == ("stopped", 4)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert [event["reason"] for event in events if event["kind"] == "stopped"] == [f"{name} at rank 2"]
     parent.run(["resume", tmp_path / "run", *QUIET], 3)
     parent.run(train(data, tmp_path / "unbroken"), 1)
     assert unequal(tmp_path / "unbroken", tmp_path / "run") == []
