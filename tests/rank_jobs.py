@@ -20,7 +20,6 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 import stagewright.distributed.world
 from stagewright.data.batches.batch import Batch
-from stagewright.distributed.control import Agreement
 from stagewright.distributed.exchange import OrderedSum
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
@@ -109,7 +108,7 @@ def reduce_bits(folder: Path) -> dict[str, Any]:
             gradients = LaneGradients([], lanes, world)
             rows = torch.tensor([[lane, lane / 3] for lane in gradients.own])
             found[f"{lanes} lanes, gathered"] = gradients.gather(rows).tolist()
-            found[f"{lanes} lanes, unused"] = partly_unused(world, lanes)
+            found[f"{lanes} lanes, partly"] = partly_given(world, lanes)
         return {"ordered": found, "unordered": unordered(world)}
 
 
@@ -134,16 +133,16 @@ def reduce_bits_on_hosts(folder: Path, ranks_each: int) -> dict[str, Any]:
         return found
 
 
-def partly_unused(world: World, lanes: int) -> list[list[float] | None]:
-    """The gradients of three parameters: one in every lane, one in lane 5 alone, one that is said to be unused."""
-    a, b, c = (nn.Parameter(torch.ones(3)) for _ in range(3))
-    gradients = LaneGradients([a, b, c], lanes, world, unused=[2])
+def partly_given(world: World, lanes: int) -> list[list[float]]:
+    """The gradients of two parameters: one in every lane, one in lane 5 alone."""
+    a, b = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    gradients = LaneGradients([a, b], lanes, world)
     for lane in gradients.own:
         with gradients.lane():
             loss = (a * (lane + 1)).sum()
             (loss + b.sum() if lane == 5 else loss).backward()
     gradients.finish()
-    return [None if p.grad is None else p.grad.tolist() for p in (a, b, c)]
+    return [[] if p.grad is None else p.grad.tolist() for p in (a, b)]
 
 
 def unordered(world: World) -> list[list[float]]:
@@ -187,6 +186,7 @@ def messages(folder: Path) -> dict[str, Any]:
             "large": [len(one) for one in world.gather_bytes(large)],
             "file": hashlib.sha256(world.tell_bytes(large if world.is_first else None)).hexdigest(),
             "empty": len(world.tell_bytes(b"")),
+            "largest": world.largest([world.rank, -world.rank, 7]),
         }
         world.barrier()
         world.require_equal({"threads": "1"})
@@ -283,22 +283,6 @@ def meet_fate(what: str, folder: Path, world: World, heartbeat: Heartbeat) -> No
     elif what == "busy":
         with heartbeat.busy():
             time.sleep(6)
-
-
-def agreed(folder: Path) -> list[Any]:
-    """The words that each step agreed on; rank 2 asks to stop at step 3, rank 0 is the slowest."""
-    found: list[Any] = []
-    with join_world("cpu") as world:
-        agreement = Agreement(world)
-        for step in range(6):
-            time.sleep(0.05 * (world.rank == 0))
-            found.append(agreement.exchange([int(step == 3 and world.rank == 2), step * 10 + world.rank]))
-        found.append(agreement.settle([0, world.rank]))
-        found.append(agreement.settle([world.rank, 0]))
-        found.append(agreement.exchange([7, 7]))
-        found.append(agreement.drain())
-        found.append(agreement.drain())
-    return found
 
 
 def read_differently(folder: Path) -> list[Any]:

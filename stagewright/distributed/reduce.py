@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,8 +28,8 @@ number is fixed, because all ranks must exchange in the same order."""
 class LaneGradients:
     """Collects one gradient per lane, and sets each parameter's ``grad`` to the sum over all lanes.
 
-    A parameter whose lane gives no gradient counts as zeros in that lane. Parameters that do not require a gradient, and those
-    in ``unused``, keep ``grad`` None. With one lane in all, the gradients stay as the backward pass leaves them.
+    A parameter whose lane gives no gradient counts as zeros in that lane. Parameters that do not require a gradient keep
+    ``grad`` None. With one lane in all, the gradients stay as the backward pass leaves them.
 
     With several ranks, the exchange of a bucket begins during the backward pass of a rank's last lane, as soon as the bucket's
     gradients are there. A lane has one backward pass.
@@ -47,10 +47,9 @@ class LaneGradients:
         ordered: bool = True,
         compress: bool = False,
         bucket_bytes: int = BUCKET_BYTES,
-        unused: Collection[int] = (),
     ) -> None:
-        """``unused``: positions in ``parameters``. ``ordered``: the bits are the same for every number of ranks; else they are
-        summed by all-reduce, with ``compress`` in bfloat16. WorldError if there are more ranks than lanes."""
+        """``ordered``: the bits are the same for every number of ranks; else they are summed by all-reduce, with ``compress`` in
+        bfloat16. WorldError if there are more ranks than lanes."""
         if world.size > lanes:
             raise WorldError(
                 f"{world.size} processes for an update of {lanes} lanes",
@@ -61,7 +60,7 @@ class LaneGradients:
         self.own = share(lanes, world.rank, world.size)
         """The lanes of this rank, which it computes in this order."""
         self._world = world
-        self._parameters = [p for at, p in enumerate(parameters) if p.requires_grad and at not in unused]
+        self._parameters = [p for p in parameters if p.requires_grad]
         self._buckets: list[_Bucket] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         for number, positions in enumerate(self._positions(bucket_bytes)):

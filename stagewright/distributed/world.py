@@ -141,6 +141,15 @@ class World:
             dist.all_gather_into_tensor(gathered.view(-1), padded.view(-1))
         return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)])
 
+    def largest(self, word: Sequence[int]) -> tuple[int, ...]:
+        """Returns the largest number of all ranks at each place of ``word``, whole numbers, on every rank."""
+        if self.size == 1:
+            return tuple(word)
+        values = torch.tensor(list(word), dtype=torch.int64)
+        with self.waits:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return tuple(values.tolist())
+
     def barrier(self) -> None:
         """Waits until all ranks have come here."""
         if self.size > 1:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from stagewright.data.batches.batch import BadRow, Batch, BatchSpec, masked
-from stagewright.distributed.control import Agreement
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.tree import share
 from stagewright.distributed.world import World
@@ -49,9 +48,6 @@ class Ranks:
         """Returns the ranks of a run that this process carries out alone."""
         return cls(stop, World.alone("cpu"))
 
-    def __post_init__(self) -> None:
-        self._agreement = Agreement(self.world)
-
     @property
     def several(self) -> bool:
         return self.world.size > 1
@@ -61,7 +57,6 @@ class Ranks:
         if self.heartbeat is not None:
             self.heartbeat.done()
         self.world, self.heartbeat = World.alone("cpu"), None
-        self.__post_init__()
 
     def at(self, phase: str, step: int, note: str = "") -> None:
         """Tells the others, who miss a process that is silent for long, where this one is."""
@@ -81,7 +76,7 @@ class Ranks:
 
     def agreed(self, *wishes: bool) -> tuple[bool, ...]:
         """Returns for each of ``wishes`` whether any process has it."""
-        return tuple(bool(wish) for wish in self._agreement.settle([int(wish) for wish in wishes]))
+        return tuple(bool(wish) for wish in self.world.largest([int(wish) for wish in wishes]))
 
     def stops(self) -> bool:
         """Returns whether any process was asked to stop; all ask at the same places."""

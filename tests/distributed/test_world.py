@@ -30,6 +30,7 @@ def test_messages_of_three_processes(tmp_path: Path) -> None:
     assert found["large"] == [3 * 2**20 + rank for rank in range(3)]
     assert found["file"] == hashlib.sha256(bytes([0]) * (3 * 2**20)).hexdigest()
     assert found["empty"] == 0
+    assert found["largest"] == [2, 0, 7]
     kind, text = found["error"]
     assert kind == "WorldError"
     assert "threads: 0 on ranks 0-1; 1 on rank 2" in text
@@ -42,6 +43,7 @@ def test_alone_every_method_returns_at_once() -> None:
     assert world.tell({"a": (1, 2)}) == {"a": [1, 2]}
     assert world.tell_bytes(b"abc") == b"abc"
     assert world.gather(5) == [5]
+    assert world.largest([1, -2]) == (1, -2)
     assert [one.tolist() for one in world.gather_arrays(np.array([1, 2]))] == [[1, 2]]
     world.barrier()
     world.require_equal({"torch": "2"})
