@@ -24,6 +24,7 @@ from stagewright.distributed.exchange import OrderedSum
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.world import World, join_world
+from stagewright.engine.frozen_features import Found
 from stagewright.errors import RankLost, WorldError
 from stagewright.system.signals import EXIT_LOST, StopSignal
 from stagewright.training.ranks import Ranks
@@ -299,6 +300,26 @@ def read_differently(folder: Path) -> list[Any]:
                     [one.valid.tolist(), [list(each) for each in one.bad_rows], one.images.flatten(1).amax(1).tolist()]
                 )
         return found
+
+
+def worked_in_turn(folder: Path, batches: int) -> list[Any]:
+    """Numbers of the batches of three images that this rank works on; what all ranks then have of their features and of a
+    tensor for each. The second image of every third batch is unreadable."""
+    with join_world("cpu") as world:
+        ranks, own = Ranks(StopSignal(), world), []
+
+        def found(number: int) -> Found:
+            own.append(number)
+            rows = np.arange(3 * number, 3 * number + 3)
+            bad = ((int(rows[1]), "cut"),) if number % 3 == 0 else ()
+            return Found(rows, torch.from_numpy(rows / 7).float().reshape(3, 1, 1).expand(3, 2, 1), bad)
+
+        features = list(ranks.all_found(map(found, ranks.in_turn(iter(range(batches)))), 3 * batches))
+        tensors = ranks.all_rows(torch.tensor([number / 3]) for number in ranks.in_turn(iter(range(batches))))
+        joined = torch.cat([one.features for one in features])
+        bad = [list(each) for one in features for each in one.bad_rows]
+        rows = np.concatenate([one.rows for one in features]).tolist()
+        return [own, rows, joined.flatten().tolist(), bad, torch.cat(list(tensors)).tolist()]
 
 
 def lost_while_connecting(folder: Path) -> str:

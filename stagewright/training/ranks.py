@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from stagewright.plan.plan import Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.storage.files import write_whole
 from stagewright.system.signals import StopSignal
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -148,8 +150,8 @@ class Ranks:
         bad = dict(self._bad_rows(batch))
         return replace(masked(batch, list(bad)), bad_rows=tuple(bad.items()))
 
-    def in_turn(self, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
-        """Yields those of ``specs`` that this process works on: the processes take whole batches in turn."""
+    def in_turn(self, specs: Iterator[T]) -> Iterator[T]:
+        """Yields those of ``specs``, one for each batch, that this process works on: the processes take whole batches in turn."""
         return islice(specs, self.world.rank, None, self.world.size)
 
     def all_found(self, own: Iterator[Found], total: int) -> Iterator[Found]:
