@@ -13,7 +13,7 @@ STORM = Path(__file__).parent.parent / "benchmarks" / "storm.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("storm", "count"), [("signals", 12), pytest.param("operations", 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("storm", "count"), [("signals", 8), pytest.param("operations", 2, marks=pytest.mark.long)])
 def test_a_storm(storm: str, count: int) -> None:
     if storm == "operations" and not shutil.which("cc"):
         pytest.skip("needs a C compiler, for operations that fail")
@@ -22,7 +22,7 @@ def test_a_storm(storm: str, count: int) -> None:
 
 @pytest.mark.slow
 def test_finishes_of_killed_runs() -> None:
-    raise_storm(STORM.with_name("finishes.py"), "--count", "3")
+    raise_storm(STORM.with_name("finishes.py"), "--count", "2")
 
 
 def raise_storm(program: Path, *words: str) -> None:
