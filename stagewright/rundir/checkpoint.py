@@ -158,13 +158,10 @@ def load(path: Path) -> Checkpoint:
 def adopt(temporary: Path, folder: Path, plan_digest: str) -> Path:
     """Verifies a copy of a checkpoint in ``temporary``, on the same disk, and moves it into ``folder``; returns its directory.
 
-    CheckpointError if it is damaged or belongs to another plan than that with ``plan_digest``; OSError if it cannot be read or
-    moved now. Replaces a checkpoint of the same step.
+    Damaged if it is not valid, CheckpointError if it belongs to another plan than that with ``plan_digest``, OSError if it
+    cannot be read or moved now. Replaces a checkpoint of the same step.
     """
-    try:
-        meta = retry_once(verify, temporary)
-    except Damaged as damage:
-        raise CheckpointError(f"{temporary}: {damage}", "both files as they were saved", "copy it again") from damage
+    meta = retry_once(verify, temporary)
     if meta["plan_digest"] != plan_digest:
         raise _of_another_plan(temporary, meta["plan_digest"], plan_digest)
     for name in (STATE, META):

@@ -1,7 +1,8 @@
 """Locks a run directory for this process: an existing one, or a new one, which it creates and fills.
 
 This module only removes what this process has written, or what a killed process left behind while it created a run (recorded in
-``.lock``, see :mod:`stagewright.storage.lock`). A folder with any other content, hidden files included, is refused for a new run.
+``.lock``, see :mod:`stagewright.storage.lock`). A folder with any other content, hidden files included, is refused for a new
+run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from stagewright.storage import lock as locking
 from stagewright.storage.files import remove_quietly, unwritable
 from stagewright.storage.lock import Lock, lock
 
-_BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find")
+_BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find", "mirror.json")
 """Files written before plan.json, which comes last: a folder with a plan.json has all of them."""
 _SET_UP = (
     *_BEGINNING,
@@ -68,8 +69,8 @@ def held(root: Path) -> Iterator[RunDir]:
 def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
     """Creates and locks a new run directory at ``root``, which must not exist or must be empty.
 
-    If an error leaves the context before the event log exists, the files of this process are removed again. ``made`` states that
-    this process has just created the folder. CheckpointError if the folder is not empty or another process has locked it,
+    If an error leaves the context before the event log exists, the files of this process are removed again. ``made`` states
+    that this process has just created the folder. CheckpointError if the folder is not empty or another process has locked it,
     StorageError if it cannot be created.
     """
     made = made or _make(root)
@@ -132,7 +133,8 @@ def next_free(parent: Path, name: str, above: Path | None = None) -> Path:
 
 
 def refuse_used(root: Path) -> None:
-    """Raises CheckpointError if ``root`` cannot become a new run directory; an early check before long work, without changes."""
+    """Raises CheckpointError if ``root`` cannot become a new run directory; an early check before long work, without
+    changes."""
     if root.is_dir() and not (root / locking.NAME).exists():
         _refuse_content(root, None)
     elif os.path.lexists(root) and not root.is_dir():

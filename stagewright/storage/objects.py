@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stagewright.errors import StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3CredentialProvider
+
+T = TypeVar("T")
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
 """What URLs of stores begin with; ``file:///`` is a folder of this machine, ``memory:///`` is gone with the process."""
@@ -29,6 +33,8 @@ PART_BYTES = 8 << 20
 """Size of a part of a multipart upload."""
 CONCURRENCY = 4
 """Parts in transfer at the same time: few, so that on a slow link each ends before the timeout."""
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new attempt of what a user waits for."""
 _MOST_PARTS = 9_000
 
 _URL = re.compile(r"([a-z][a-z0-9]*)://(.*)", re.DOTALL)
@@ -84,6 +90,24 @@ def open_store(url: str, *, allow_http: bool = False) -> ObjectStore:
         raise StorageError(
             f"{url} cannot be opened: {first_line(error)}", _FORMS, "correct the URL or the variables"
         ) from error
+
+
+def patiently(do: Callable[[], T], *, pauses: Sequence[float] = PAUSES) -> T:
+    """Returns ``do()``, called again after each of ``pauses`` (seconds) where the store is busy or cannot be reached: it may
+    recover soon. What is wrong in another way is raised at once."""
+    for wait in pauses:
+        try:
+            return do()
+        except Exception as error:  # obstore's errors have no common type with the built-in ones that it raises
+            if not is_passing(error):
+                raise
+        time.sleep(wait)
+    return do()
+
+
+def is_passing(error: BaseException) -> bool:
+    """Returns whether ``error``, of a function of obstore, may be gone in a moment: the same request may then succeed."""
+    return type(error).__module__.startswith("obstore") and kind_of(error) in ("slow", "unreachable", "other")
 
 
 def part_bytes(size: int) -> int:
