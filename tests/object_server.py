@@ -93,6 +93,10 @@ class ObjectServer:
         (bytes, as the server sees it), ``status`` (0 for a connection that was cut) and ``at`` (seconds)."""
         return self._ask("requests", {"clear": clear})
 
+    def num_requests(self) -> int:
+        """The number of requests that :meth:`requests` would return."""
+        return int(self._ask("count", {}))
+
     def _ask(self, what: str, order: Mapping[str, Any]) -> Any:
         request = urllib.request.Request(f"{self.endpoint}{_CONTROL}{what}", json.dumps(order).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -182,8 +186,9 @@ class Faults:
             if do == "stall":
                 _cut(environ)
         if do == "unconditional":
-            environ.pop("HTTP_IF_MATCH", None)
-            environ.pop("HTTP_IF_NONE_MATCH", None)
+            for condition in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
+                if condition == fault.get("only", condition):
+                    environ.pop(condition, None)
         status, headers, content = self._carried_out(environ)
         if do == "lost":
             _cut(environ)
@@ -242,6 +247,8 @@ class Faults:
                 if order["clear"]:
                     self._requests.clear()
                 return found
+            if what == "count":
+                return len(self._requests)
             if what == "vanish":
                 self._faults[next(self._numbers)] = {"do": "bucket", "path": f"^/{order['bucket']}[/?]"}
                 return None
