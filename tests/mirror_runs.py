@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rank_runs import QUIET, Parent
 from ranks import Ranks
 
+from stagewright.mirror.owner import Ownership, own_record, take_over
+from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.summary import read_summary
 
@@ -86,3 +88,30 @@ def lacks(run: Path) -> list[str]:
     told = read_summary(RunDir(run)).get("mirror")
     assert told is not None
     return told["missing"]
+
+
+PLAN = "p" * 64
+"""The digest of the plan of :func:`saved`'s checkpoints."""
+
+
+def saved(run: RunDir, step: int, *, size: int = 100, protect: Sequence[int] = (), keep: int = 2, **more: Any) -> None:
+    """Saves a checkpoint of ``size`` random numbers, which differ by its step."""
+    import torch
+
+    generator = torch.Generator().manual_seed(step)
+    tensors = {"step": step, "x": torch.randn(size, generator=generator)}
+    checkpoint.save(run.checkpoints, step, tensors, {"plan_digest": PLAN}, keep=keep, protect=protect, **more)
+
+
+def run_directory(root: Path) -> RunDir:
+    """A run directory with a few small files, ready for checkpoints."""
+    run = RunDir.create(root)
+    for name in ("plan.json", "manifest.parquet", "recipe.yaml", "env.json"):
+        (root / name).write_text(f"the {name}")
+    run.steps.write_text("step\n")
+    return run
+
+
+def owned(store: Any, url: str, name: str = "run") -> Ownership:
+    """The right to write to the mirror, taken over from whoever had it."""
+    return take_over(store, url, own_record(PLAN, name), conditional=True)

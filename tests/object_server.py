@@ -89,8 +89,9 @@ class ObjectServer:
         self._ask("lift", {"number": number})
 
     def requests(self, *, clear: bool = False) -> list[dict[str, Any]]:
-        """All requests so far: ``method``, ``path``, ``query``, ``range``, ``authorization``, ``sent`` and ``received``
-        (bytes, as the server sees it), ``status`` (0 for a connection that was cut) and ``at`` (seconds)."""
+        """All requests so far: ``method``, ``path``, ``query``, ``range``, ``authorization``, ``keys`` (that are deleted),
+        ``sent`` and ``received`` (bytes, as the server sees it), ``status`` (0 for a connection that was cut) and ``at``
+        (seconds)."""
         return self._ask("requests", {"clear": clear})
 
     def num_requests(self) -> int:
@@ -159,6 +160,9 @@ class Faults:
             "range": environ.get("HTTP_RANGE", ""),
             "authorization": environ.get("HTTP_AUTHORIZATION", "").partition(", Signature")[0],
             "received": len(body),
+            "keys": re.findall(r"<Key>(.*?)</Key>", body.decode("latin1"))
+            if environ["REQUEST_METHOD"] == "POST"
+            else [],
             "sent": 0,
             "status": 0,
             "at": time.monotonic(),
