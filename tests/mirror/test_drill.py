@@ -5,27 +5,15 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mirror_runs import kill_all, lacks, mirror_recipe, same_results, start, until
 from object_server import ObjectServer
-from rank_runs import QUIET, Parent, parent_of_ranks, write_pictures
+from rank_runs import QUIET, Parent
 
 from stagewright.rundir.event_kinds import Resumed
 from stagewright.rundir.events import read_events
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture
-def parent(bucket: str, tmp_path: Path) -> Iterator[Parent]:
-    with parent_of_ranks(tmp_path) as parent:
-        yield parent
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
