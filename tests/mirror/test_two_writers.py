@@ -24,7 +24,7 @@ from stagewright.system.signals import EXIT_LOST
 def test_the_first_of_two_writers_ends_when_it_wakes(
     size: int, bucket: str, object_server: ObjectServer, parent: Parent, pictures: Path, tmp_path: Path
 ) -> None:
-    recipe, url = mirror_recipe(tmp_path, 40, saves="2st", eval={"every": "80st"}), f"{bucket}/run"
+    recipe, url = mirror_recipe(tmp_path, 20, saves="2st", eval={"every": "40st"}), f"{bucket}/run"
     store = open_store(url)
     first = start(parent, pictures, recipe, tmp_path / "first", url, size)
     until(lambda: any(step >= 4 for step in complete_steps(names_in(store, url))), what="the first one uploads")
@@ -34,7 +34,7 @@ def test_the_first_of_two_writers_ends_when_it_wakes(
     until(
         lambda: _number(url) == 2 and (tmp_path / "second" / "events.jsonl").exists(), what="the second one takes over"
     )
-    until(lambda: max(checkpoint.steps(tmp_path / "second" / "checkpoints"), default=0) >= 12, what="it goes on")
+    until(lambda: max(checkpoint.steps(tmp_path / "second" / "checkpoints"), default=0) >= 8, what="it goes on")
     object_server.requests(clear=True)
     for rank in range(size):
         os.kill(first.pid(rank), signal.SIGCONT)
@@ -45,10 +45,10 @@ def test_the_first_of_two_writers_ends_when_it_wakes(
     assert f"was taken over by process {second.pid(0)} on " in said and str(tmp_path / "first") in said
     assert second.wait(120) == [0], second.said(0)
     assert lacks(tmp_path / "second") == []
-    # What the first had saved is valid, and goes on without the mirror to the same bits.
     assert checkpoint.steps(tmp_path / "first" / "checkpoints")[-1] >= 4
-    parent.run(("resume", tmp_path / "first", "--mirror", "none", *QUIET), 1)
-    assert same_results(tmp_path / "first", tmp_path / "second") == []
+    if size > 1:  # what the first has saved goes on without the mirror, to the same bits
+        parent.run(("resume", tmp_path / "first", "--mirror", "none", *QUIET), 1)
+        assert same_results(tmp_path / "first", tmp_path / "second") == []
     names = [name for name in names_in(store, url) if "state" in name]
     assert {name.split("/")[1] for name in names} == {
         checkpoint.name_of(step) for step in complete_steps(names_in(store, url))
