@@ -85,7 +85,7 @@ def asked_url(execution: Execution, run: Path | None = None) -> str | None:
     from stagewright.mirror.record import forget, read_record
 
     if execution.mirror is not None and execution.mirror != "none":
-        return execution.mirror.rstrip("/")
+        return _without_slash(execution.mirror)
     record = None if run is None else read_record(run)
     if record is None or run is None:
         return None
@@ -166,8 +166,8 @@ def taken_up(
     """
     text = os.fspath(run)
     if is_remote(text):
-        url = text.rstrip("/")
-        if execution.mirror not in (None, "none") and execution.mirror.rstrip("/") != url:
+        url = _without_slash(text)
+        if execution.mirror not in (None, "none") and _without_slash(execution.mirror) != url:
             raise RecipeError(
                 f"--mirror {execution.mirror} with the run {url}", "the same URL, or none", "leave out --mirror"
             )
@@ -203,6 +203,11 @@ def mirror_of_fork(place: Place | None, execution: Execution, plan: Plan) -> Pla
         return None
     place.require(plan)
     return place
+
+
+def _without_slash(url: str) -> str:
+    """Returns ``url`` without slashes at its end, by which two names of one mirror would differ."""
+    return url if url.endswith("://") else url.rstrip("/")
 
 
 def _usual_place(place: Place) -> Path:

@@ -19,6 +19,7 @@ from stagewright.rundir.directory import RunDir
 from stagewright.storage import lock as locking
 from stagewright.storage.files import remove_quietly, unwritable
 from stagewright.storage.lock import Lock, lock
+from stagewright.storage.mounted import PROBE, refuse_mounted_bucket
 
 _BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find", "mirror.json")
 """Files written before plan.json, which comes last: a folder with a plan.json has all of them."""
@@ -76,6 +77,7 @@ def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
     made = made or _make(root)
     if not (root / locking.NAME).exists():
         _refuse_content(root, None)
+    _refuse_mounted_bucket(root, made)
     with _locked(root) as own:
         _refuse_content(root, own)
         own.write(beginning=True)
@@ -90,6 +92,19 @@ def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
             if not run.events.exists():
                 _undo_setup(run, own, before, made)
             raise
+
+
+def _refuse_mounted_bucket(root: Path, made: bool) -> None:
+    """Raises StorageError if ``root``, which this process may have made, cannot hold a run."""
+    try:
+        refuse_mounted_bucket(root)
+    except StorageError:
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+        raise
+    except OSError as error:
+        raise _cannot_be_created(root, error) from error
 
 
 @contextlib.contextmanager
@@ -184,6 +199,7 @@ def _refuse_content(root: Path, own: Lock | None) -> None:
         there = set(os.listdir(root))
     except OSError as error:
         raise unwritable(root / locking.NAME, error) from error
+    there = {name for name in there if not name.startswith(PROBE)}  # another process tries the folder
     if own is None or not own.foreign:
         there -= {locking.NAME}
     if own is not None and own.was_beginning and "plan.json" not in there:

@@ -92,10 +92,10 @@ def open_store(url: str, *, allow_http: bool = False) -> ObjectStore:
         ) from error
 
 
-def patiently(do: Callable[[], T], *, pauses: Sequence[float] = PAUSES) -> T:
-    """Returns ``do()``, called again after each of ``pauses`` (seconds) where the store is busy or cannot be reached: it may
-    recover soon. What is wrong in another way is raised at once."""
-    for wait in pauses:
+def patiently(do: Callable[[], T], *, pauses: Sequence[float] | None = None) -> T:
+    """Returns ``do()``, called again after each of ``pauses`` (seconds; None: :data:`PAUSES`) where the store is busy or cannot
+    be reached: it may recover soon. What is wrong in another way is raised at once."""
+    for wait in PAUSES if pauses is None else pauses:
         try:
             return do()
         except Exception as error:  # obstore's errors have no common type with the built-in ones that it raises
