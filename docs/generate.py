@@ -41,6 +41,7 @@ WHERE = {
 }
 EXITS = {
     "RankLost": "69",
+    "MirrorError": "69",
     "Stopped": "75",
     "Cancelled": "130 Ctrl-C, 143 SIGTERM, 129 SIGHUP; 75 from `data pack` and `train --folds`",
     "Interrupted": "none: it stays within a run",

@@ -52,6 +52,11 @@ class Unreadable(StorageError):
     """A file exists but cannot be read now. This does not mean that its content is damaged."""
 
 
+class MirrorError(StagewrightError):
+    """A mirror was taken over by another process, or lacks the trained model at the end; all of it is saved here. The command
+    line ends with ``EXIT_LOST``."""
+
+
 class WorldError(StagewrightError):
     """Several processes cannot work together as asked."""
 
@@ -104,8 +109,8 @@ class Cancelled(Stopped):
 
 
 class RankLost(Exception):
-    """A process of the run, or its host, was lost; nothing is damaged. The command line prints the line that says which, and ends
-    with ``EXIT_LOST``: start again."""
+    """A process of the run, or its host, was lost; nothing is damaged. The command line prints the line that says which, and
+    ends with ``EXIT_LOST``: start again."""
 
 
 class Interrupted(Exception):

@@ -9,6 +9,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     [("recipe", "plan")],
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],
+    ["mirror"],
     ["training", "observers", "report"],
     [("preflight", "api", "study", "comparison")],
     ["cli"],

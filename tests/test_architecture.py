@@ -50,7 +50,7 @@ TORCH_FREE = (
     *("distributed.members", "distributed.beats", "distributed.environment", "distributed.waits"),
 )
 """Rooms and modules that must not need torch, apart from :data:`NEEDS_TORCH`."""
-NEEDS_TORCH = ("rundir.checkpoint", "rundir.ended", "rundir.logs", "cli.demo")
+NEEDS_TORCH = ("rundir.checkpoint", "rundir.checkpoint_files", "rundir.ended", "rundir.logs", "cli.demo")
 
 
 def imports(source: str) -> set[str]:

@@ -107,7 +107,8 @@ def train_and_finish(session: Session, say: Say, arm: Callable[[Session], AfterU
 
 
 def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
-    """Opens a session and calls ``work`` with it, which returns whether the run has finished; summary.json says how it ended."""
+    """Opens a session and calls ``work`` with it, which returns whether the run has finished; summary.json says how it
+    ended."""
     if inputs.ranks is None or inputs.ranks.world.is_first:
         own = default_observers(inputs.run, inputs.plan, inputs.execution)
         curves = [] if inputs.execution.quiet else [LiveCurves(inputs.run.root)]
@@ -118,6 +119,8 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         if isinstance(session.images, SharedImages):
             closing.callback(session.images.close)
         status, error, reason = "failed", None, None
+        if session.mirror is not None:
+            closing.callback(_note_mirror, session)
         session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence, sentence)
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)
@@ -125,6 +128,8 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
             inputs.stop.arm()
             status = "finished" if work(session) else "paused" if session.is_paused else "stopped"
             reason = session.ranks.why_stopped() if status == "stopped" else None
+            if session.mirror is not None:
+                session.ranks.disband()  # the others have nothing left to do while this one waits for the mirror
         except Stopped:
             status = "stopped"
             raise
@@ -141,6 +146,11 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
                     paused = "paused after this evaluation" if status == "paused" else None
                     _end(session, status, error or paused or reason or inputs.stop.reason or status, error)
     return Run(inputs.run.root)
+
+
+def _note_mirror(session: Session) -> None:
+    with contextlib.suppress(StorageError, OSError):
+        session.recorder.note_mirror(session.state.step)
 
 
 def _end(session: Session, status: str, reason: str, error: str | None = None) -> None:

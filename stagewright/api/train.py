@@ -12,6 +12,16 @@ from typing import Any
 
 from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
+from stagewright.api.mirrored import (
+    asked_url,
+    bring_up_to_date,
+    fetched,
+    mirror_of_fork,
+    mirroring,
+    open_place,
+    refuse_from_start,
+    taken_up,
+)
 from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
 from stagewright.api.ranks import Party, led
@@ -75,21 +85,22 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
-    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
-    run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
-    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
-    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
-    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
-    and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is called with messages.
+    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``.
+    The run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set:
+    then that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny``
+    shortens every stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s``
+    from now or a :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the
+    console, the log and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is
+    called with messages.
 
     ``decide`` is called with the event of each evaluation, once the state is saved; if it returns False, the run is paused: its
     status is ``paused``, and :func:`resume` goes on with the same bits. ``until``, such as ``40%``, ``12ep`` or ``5000st``,
     pauses it at the first planned evaluation there or later.
 
-    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
-    directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
-    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party``: the
-    processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
+    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file,
+    the directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or
+    ``auto``. ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
+    ``party``: the processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -104,6 +115,11 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         device = choose_device(execution.device)
         points = {"at the start": memory_in_use(device)}
         out, old, earlier = _place(out, resume, holding)
+        mirror = None if (url := asked_url(execution, out)) is None else open_place(url, execution, out)
+        if mirror is not None:
+            if not resume:
+                mirror.require_new()
+            earlier = earlier or mirror.plan
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
         execution = holding.enter_context(computing(execution, plan, say, old and old.read_env()))
@@ -113,16 +129,27 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say, began)
         same = old if earlier is not None and earlier.digest == plan.digest else None
+        fetched_notes: list[str] = []
+        if mirror is not None:
+            mirror.require(plan)
+            if old is None and mirror.plan is not None:
+                same, fetched_notes = holding.enter_context(fetched(mirror, out, say))
+            elif same is not None:
+                fetched_notes = mirror.restore(same, plan)
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
+            bring_up_to_date(mirror, same, plan, execution, stop, say)
             return Run(same.root)
         if (run := same) is None:
             run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
             _write_start(run, plan, dataset, artifacts, env)
-        about = (began, points, changed_code(plan.recipe, run.read_env()), decide)
-        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about)
+        about = (began, points, [*changed_code(plan.recipe, run.read_env()), *fetched_notes], decide)
+        copy = holding.enter_context(mirroring(mirror, run, plan, execution, stop, say))
+        inputs = RunInputs(
+            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about, mirror=copy
+        )
         done = carry_out(led(party, inputs), lambda session: train_and_finish(session, say))
         _tell_account(run, limit, say)
         return done
@@ -176,6 +203,7 @@ def _write_start(run: RunDir, plan: Plan, dataset: Dataset, artifacts: RunArtifa
 def resume(  # the function behind `stagewright resume`: most keywords are its options
     run: str | os.PathLike[str],
     *,
+    out: str | Path | None = None,
     overrides: Sequence[str] = (),
     execution: Execution | None = None,
     observers: Sequence[Observer] = (),
@@ -191,22 +219,25 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
 ) -> Run:
     """Resumes a run from its newest valid checkpoint; a finished run is not changed.
 
+    ``run`` is a directory, or the URL of a mirror (``execution.mirror``), which is fetched to ``out``, by default to
+    ``runs/NAME``. A run with a mirror goes on from the newest checkpoint of both.
+
     ``overrides`` that change the plan fork the run: a new run in the same folder starts from this run's newest weights, and
     names it as its parent. Fields that a started run cannot change raise RecipeError. ``from_start`` moves the old record to a
-    subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have changed
-    are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm`` is called
-    with the session before the loop, and may return a function that the loop calls after each update (the resume check uses it
-    to kill the process). ``decide``, ``until`` and ``party`` as for ``train``. ``say`` is called with messages for the user,
-    ``command`` is recorded in the env.json of a fork.
+    subfolder and starts at step 0. ``data`` is the new location of the images if they were moved. Images whose files have
+    changed are hashed again (all images with ``verify``); if an image is different, the run is refused with DataError. ``arm``
+    is called with the session before the loop, and may return a function that the loop calls after each update (the resume
+    check uses it to kill the process). ``decide``, ``until`` and ``party`` as for ``train``. ``say`` is called with messages
+    for the user, ``command`` is recorded in the env.json of a fork.
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        target = old = holding.enter_context(held(user_path(run)))
-        plan = old.read_plan()
-        manifest = own_manifest(old, plan)
         execution = execution or Execution()
+        old, mirror, fetched_notes = taken_up(run, out, execution, holding, say)
+        target, plan = old, old.read_plan()
+        manifest = own_manifest(old, plan)
         execution = holding.enter_context(computing(execution, plan, say, old.read_env()))
         changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:
@@ -217,7 +248,10 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         check_processes(changed.most_devices, execution.processes, None if forks else old.root)
         plan = forked_plan(old, plan, changed) if forks else changed
         decide = pausing(until, decide, plan, 0 if forks or from_start else saved_step(old))
+        if from_start:
+            refuse_from_start(mirror)
         if forks:
+            mirror = mirror_of_fork(mirror, execution, plan)
             target = holding.enter_context(claimed_next(old.root.parent, old.root.name))
             env = {**old.read_env(), "command": shlex.join(command or own_command()), "parent": str(old.root)}
             env |= {"functions": code_digests(plan.recipe), **_hold(execution, old)}
@@ -228,10 +262,11 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         if from_start and (kept := set_record_aside(target)) is not None:
             say(f"The old record of {target.root} is now in {kept}; the run starts at step 0.")
         if is_carried_out(target, say):
+            bring_up_to_date(mirror, target, plan, execution, stop, say)
             return Run(target.root)
         manifest, images, notes = own_images(target, manifest, data, everything=verify, quiet=execution.quiet)
-        notes = [*changed_code(plan.recipe, target.read_env()), *notes]
-        inputs = RunInputs(
-            target, plan, manifest, images, execution, stop, say, observers, began, notes=notes, decide=decide
-        )
+        notes = [*changed_code(plan.recipe, target.read_env()), *fetched_notes, *notes]
+        copy = holding.enter_context(mirroring(mirror, target, plan, execution, stop, say))
+        about = {"notes": notes, "decide": decide, "mirror": copy}
+        inputs = RunInputs(target, plan, manifest, images, execution, stop, say, observers, began, **about)
         return carry_out(led(party, inputs), lambda session: train_and_finish(session, say, arm))

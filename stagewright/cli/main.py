@@ -1,14 +1,14 @@
 """The command line: parses arguments, calls the library, sets the exit code.
 
 Modules that need torch are imported inside the functions, so that ``--help`` is fast. Exit codes: 0 success; 1 a bug in
-stagewright, or a check that found problems or a difference; 2 an error that the user can fix (the message states how); 75 stopped
-on request with the state saved (``stagewright resume``, or the same command for ``data pack`` and ``train --folds``, continues);
-130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all other commands.
+stagewright, or a check that found problems or a difference; 2 an error that the user can fix (the message states how); 69 a
+process of the run was lost, or its mirror; 75 stopped on request with the state saved (``stagewright resume``, or the same
+command for ``data pack`` and ``train --folds``, continues); 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP in all
+other commands.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -17,13 +17,13 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, plan, predict, report, runs, study
+from stagewright.cli import compare, evaluate, finish, machine, plan, predict, report, runs, study
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
+from stagewright.cli.mirror import WAIT, AllowHttp, Mirror, Unfenced, Wait, mirror_settings
 from stagewright.cli.options import (
     PROBE_SECONDS,
-    AsJson,
     BatchSize,
     BudgetText,
     ComputeThreads,
@@ -41,7 +41,7 @@ from stagewright.cli.options import (
     ProbeSeconds,
     Quiet,
     RecipeName,
-    RunPath,
+    RunPlace,
     SaveMinutes,
     Seed,
     Spread,
@@ -71,7 +71,7 @@ from stagewright.cli.processes import (
 )
 from stagewright.cli.recipes import recipes_app
 from stagewright.distributed.verdict import is_launched, leave_verdict
-from stagewright.errors import Cancelled, RankLost, RecipeError, StagewrightError, Stopped
+from stagewright.errors import Cancelled, MirrorError, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
 from stagewright.system.output import guarded, make_output_optional, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED, CommandSignals
@@ -146,6 +146,10 @@ def train(
     max_restarts: MaxRestarts = 0,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
     compress: Compress = None,
+    mirror: Mirror = None,
+    mirror_unfenced: Unfenced = False,
+    mirror_wait: Wait = WAIT,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Plan, train, evaluate and report."""
     only_alone = {"--folds": folds, "--budget": budget}
@@ -167,6 +171,7 @@ def train(
         threads=threads,
         save_minutes=save_minutes,
         compress=compresses(compress),
+        **mirror_settings(mirror, mirror_unfenced, mirror_wait, allow_http),
         probe_seconds=probe_seconds,
         pages=not no_pages,
         hold_test=hold_test,
@@ -176,6 +181,7 @@ def train(
     common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}
     if folds is not None:
         refuse_alone("--until", until is not None, "a single run")
+        refuse_alone("--mirror", mirror is not None, "a single run")
         train_folds(data, folds, chosen, {**common, "execution": execution}, quiet)
         return
 
@@ -189,8 +195,12 @@ def train(
 
 @app.command()
 def resume(
-    run: RunPath,
+    run: RunPlace,
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=user_path, metavar="PATH", help="Where a mirror is fetched to; default: runs/NAME."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="New location of the run's pictures, if they moved; their hashes are compared.")
     ] = None,
@@ -215,9 +225,14 @@ def resume(
     max_restarts: MaxRestarts = 0,
     rank_timeout: RankTimeout = RANK_TIMEOUT,
     compress: Compress = None,
+    mirror: Mirror = None,
+    mirror_unfenced: Unfenced = False,
+    mirror_wait: Wait = WAIT,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Resume a stopped or killed run, or folds; with --set, fork a run."""
-    only_alone = {"a directory of folds": run if is_folds(run) else None}
+    folds = not isinstance(run, str) and is_folds(run)
+    only_alone = {"a directory of folds": run if folds else None}
     launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
@@ -230,20 +245,22 @@ def resume(
         threads=threads,
         save_minutes=save_minutes,
         compress=compresses(compress),
+        **mirror_settings(mirror, mirror_unfenced, mirror_wait, allow_http),
         pages=not no_pages,
         quiet=quiet,
     )
-    if is_folds(run):
-        single = {"--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
+    if folds:
+        single = {"--mirror": mirror, "--set": overrides, "--data": data, "--from-start": from_start, "--until": until}
         single["--verify"] = verify != "changed"
         for flag, given in single.items():
             refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
-        resume_folds(run, execution, _metric_lines(metric_lines), quiet)
+        resume_folds(Path(run), execution, _metric_lines(metric_lines), quiet)
         return
 
     def lead(execution: Execution, own: Any) -> Any:
         return training.resume(
             run,
+            out=out,
             overrides=overrides or (),
             execution=execution,
             observers=_metric_lines(metric_lines),
@@ -268,39 +285,7 @@ plan.register(app)
 predict.register(app)
 runs.register(app)
 compare.register(app)
-
-
-@app.command()
-def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
-    """List the available models; exit code 2 if none has such a name."""
-    from stagewright.model.zoo import list_models
-
-    for name, library in list_models(pattern):
-        print(f"{name:<48} {library}")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
-    from stagewright.cli.machine_view import checks_view
-    from stagewright.preflight.doctor import run_checks, to_dicts
-    from stagewright.system.terminal import Terminal
-
-    checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
-
-
-@app.command()
-def demo(
-    data: Annotated[str, typer.Argument(help="Pictures as for train; digits is built in.")] = "digits",
-    out: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; default: runs/demo-N.")
-    ] = None,
-) -> None:
-    """Train a small network in a minute, evaluate it, and predict a few pictures."""
-    from stagewright.cli.demo import run_demo
-
-    run_demo(data, out)
+machine.register(app)
 
 
 def _metric_lines(enabled: bool) -> Any:
@@ -343,7 +328,7 @@ def _run() -> int:
             sys.stdout.flush()
         return code
     except StagewrightError as error:
-        return _say(f"error: {error}", 2)
+        return _say(f"error: {error}", EXIT_LOST if isinstance(error, MirrorError) else 2)
     except RankLost as lost:
         return _say(str(lost), EXIT_LOST)
     except Cancelled as cancelled:

@@ -10,6 +10,7 @@ import typer
 from stagewright.cli.completion import recipe_fields, recipe_names, run_directories
 from stagewright.plan.execution import MOST_WORKERS
 from stagewright.storage.files import user_path
+from stagewright.storage.objects import is_remote
 from stagewright.system.output import tell
 
 if TYPE_CHECKING:
@@ -24,6 +25,22 @@ Data = Annotated[
 RunPath = Annotated[
     Path,
     typer.Argument(parser=user_path, autocompletion=run_directories, help="A run directory, e.g. runs/quick-1."),
+]
+
+
+def run_place(text: str) -> Path | str:
+    """Returns the URL of a mirror as it is, and the path of a run directory as :func:`user_path` does."""
+    return text if is_remote(text) else user_path(text)
+
+
+RunPlace = Annotated[
+    Any,
+    typer.Argument(
+        parser=run_place,
+        metavar="RUN",
+        autocompletion=run_directories,
+        help="A run directory, e.g. runs/quick-1, or a mirror, e.g. s3://bucket/prefix.",
+    ),
 ]
 RecipeName = Annotated[
     str,

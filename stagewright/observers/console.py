@@ -113,8 +113,8 @@ class Console:
         self._live.update(self._task, completed=event.step, description=text)
 
     def progress_text(self, event: Progress, room: int | None = None) -> str:
-        """``stage 2/3 middle · step 1,234/5,000 · loss 1.23 · top-1 71.2 % · 1,234 img/s · 3.2 GB · LR 0.0123 · ETA 12 min``; in
-        ``room`` characters as many of these as fit, step and ETA always."""
+        """``stage 2/3 middle · step 1,234/5,000 · loss 1.23 · top-1 71.2 % · 1,234 img/s · 3.2 GB · LR 0.0123 · ETA 12 min``;
+        in ``room`` characters as many of these as fit, step and ETA always."""
         return _joined(
             [
                 (3, f"stage {event.stage + 1}/{len(self.stages)} {self.stages[event.stage][0]}"),
@@ -123,6 +123,7 @@ class Console:
                 (4, f"top-1 {percent_text(event.top1)}"),
                 (2, f"{number_text(event.images_per_second)} img/s" if event.images_per_second else ""),
                 (6, f"{event.memory_gb:.1f} GB"),
+                (1, event.mirror or ""),
                 (5, f"LR {event.lr:.3g}"),
                 (0, f"ETA {seconds_text(event.eta_seconds)}" if event.eta_seconds is not None else ""),
             ],

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from stagewright.errors import RecipeError
+from stagewright.storage.objects import is_remote
 
 MOST_WORKERS = 1024
 """Threads above this number wait for each other; systems commonly refuse some tens of thousands."""
@@ -45,8 +46,17 @@ class Execution:
     """Whether plots and report.html are updated during the run."""
     hold_test: bool | str = False
     """Whether the run leaves its test part closed, from its beginning on and for good: a resume, a finish and a fork keep it
-    closed without being told. A sentence, of at most 500 characters, says who alone opens it, such as "the study cats opens it in
-    its confirmation"; see :func:`stagewright.api.open_test.open_test`."""
+    closed without being told. A sentence, of at most 500 characters, says who alone opens it, such as "the study cats opens it
+    in its confirmation"; see :func:`stagewright.api.open_test.open_test`."""
+    mirror: str | None = None
+    """URL of an object store, such as ``s3://bucket/prefix``, to which the run's directory is copied while it trains
+    (:mod:`stagewright.mirror`). None: the one that the run had before; ``none``: none."""
+    mirror_unfenced: bool = False
+    """Whether the mirror may be in a store without conditional writes, where two processes could overwrite each other."""
+    mirror_wait: float = 600.0
+    """Largest number of seconds that the end of the run waits for the mirror."""
+    allow_http: bool = False
+    """Whether the store may be reached without encryption."""
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -60,6 +70,14 @@ class Execution:
                 "True, False, or a sentence of 1 to 500",
                 "shorten it",
             )
+        if self.mirror not in (None, "none") and not is_remote(self.mirror):
+            raise RecipeError(
+                f"--mirror {self.mirror}",
+                "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, file:///FOLDER, or none",
+                "write the URL out; a folder of this machine begins with file:///",
+            )
+        if not 0.0 <= self.mirror_wait < math.inf:
+            raise RecipeError(f"--mirror-wait {self.mirror_wait:g}", "seconds, 0 or more", "write for example 10m")
         if self.threads is not None and not 1 <= self.threads <= MOST_WORKERS:
             raise RecipeError(
                 f"--threads {self.threads}", f"1 to {MOST_WORKERS:,}", "leave it out for the number that torch chooses"

@@ -14,35 +14,39 @@ stores would copy a link as a folder.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import json
 import os
-import pickle
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.rundir.json_fields import MetaFields
-from stagewright.storage.files import MISSING, read_file, retry_io, sync_directory, unreadable, unwritable, write_json
+from stagewright.rundir.checkpoint_files import (
+    FORMAT,
+    META,
+    STATE,
+    Damaged,
+    is_intact,
+    is_valid,
+    load_state,
+    read_meta,
+    retry_once,
+    seal_of,
+    verify,
+)
+from stagewright.storage.files import sync_directory, unreadable, unwritable, write_json
 from stagewright.storage.hashed import HashedFile
-from stagewright.storage.json_text import misfit, parse_object
+from stagewright.storage.json_text import parse_object
 from stagewright.system.memory import num_bytes
 
-T = TypeVar("T")
-
-FORMAT = 1
-STATE, META = "state.pt", "meta.json"
 NUM_REJECTED_KEPT = 2
 _RESERVED = ("format", "step", "protect", "sha256", "bytes", "seal")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_verified: set[tuple[int, ...]] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,23 +66,21 @@ class Rejected:
     reason: str
 
 
-class _Damaged(OSError):
-    """The reason why a directory is not a valid checkpoint. An OSError, because right after writing it means a disk error."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(errno.EINVAL, reason)  # EINVAL, because reading the same bytes again would not help
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
 def save(
-    folder: Path, step: int, tensors: dict[str, Any], meta: dict[str, Any], *, keep: int, protect: Collection[int] = ()
+    folder: Path,
+    step: int,
+    tensors: dict[str, Any],
+    meta: dict[str, Any],
+    *,
+    keep: int,
+    protect: Collection[int] = (),
+    spare: Collection[int] = (),
 ) -> Path:
     """Saves ``tensors`` as the checkpoint of ``step`` in ``folder``; returns its directory, verified and flushed to disk.
 
     ``tensors`` nests dicts, lists and tuples of tensors, numbers, strings and None; any other object raises TypeError with its
-    path. ``meta`` is JSON with a ``plan_digest``. ``protect`` lists steps whose checkpoints are kept as long as this one.
+    path. ``meta`` is JSON with a ``plan_digest``. ``protect`` lists steps whose checkpoints are kept as long as this one,
+    ``spare`` those that this call leaves alone, since they are being read (unless the disk is full).
 
     Afterwards these checkpoints remain: the ``keep`` newest valid ones, those they protect, and the targets of best and last.
     Checkpoints of later steps are moved to ``rejected/``, like damaged ones: they exist if the newest was damaged and the run
@@ -102,11 +104,11 @@ def save(
             path = _write(folder, step, plain, contents)
         for later in [path for other, path in places(folder).items() if other > step]:
             _set_aside(later)  # only after the write, because they may be the only valid ones
-        _prune(folder, keep, protect)
+        _prune(folder, keep, {*protect, *spare})
     except OSError as error:
         if not folder.parent.is_dir():
             raise unwritable(folder, error) from error
-        valid = next((path.name for path in places(folder).values() if _is_valid(path)), None)
+        valid = next((path.name for path in places(folder).values() if is_valid(path)), None)
         raise StorageError(
             f"the checkpoint of step {step} could not be written to {folder}: {error.strerror or error}",
             f"a writable disk with {num_bytes(plain) / 1e9:.3g} GB free",
@@ -124,14 +126,10 @@ def newest(folder: Path, plan_digest: str) -> tuple[Checkpoint | None, list[Reje
     rejected: list[Rejected] = []
     for path in places(folder).values():
         try:
-            if (found := _retry_once(_read_meta, path)["plan_digest"]) != plan_digest:
-                raise CheckpointError(
-                    f"{path} belongs to the plan {found}, not to {plan_digest}",
-                    "a checkpoint of the plan that the run was started with",
-                    "undo the change, or fork: start a new run from this run's weights (model.weights)",
-                )
+            if (found := retry_once(read_meta, path)["plan_digest"]) != plan_digest:
+                raise _of_another_plan(path, found, plan_digest)
             return _read(path), rejected
-        except _Damaged as damage:
+        except Damaged as damage:
             rejected.append(Rejected(path.name.removeprefix(".old-"), str(damage)))
         except OSError as error:
             raise unreadable(path, error) from error
@@ -147,7 +145,7 @@ def load(path: Path) -> Checkpoint:
     """Loads and verifies the checkpoint in ``path``; CheckpointError if it is damaged, Unreadable if it cannot be read now."""
     try:
         return _read(path)
-    except _Damaged as damage:
+    except Damaged as damage:
         raise CheckpointError(
             f"{path}: {damage}",
             f"a directory with the {STATE} and {META} that were saved together",
@@ -155,6 +153,22 @@ def load(path: Path) -> Checkpoint:
         ) from damage
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def adopt(temporary: Path, folder: Path, plan_digest: str) -> Path:
+    """Verifies a copy of a checkpoint in ``temporary``, on the same disk, and moves it into ``folder``; returns its directory.
+
+    Damaged if it is not valid, CheckpointError if it belongs to another plan than that with ``plan_digest``, OSError if it
+    cannot be read or moved now. Replaces a checkpoint of the same step.
+    """
+    meta = retry_once(verify, temporary)
+    if meta["plan_digest"] != plan_digest:
+        raise _of_another_plan(temporary, meta["plan_digest"], plan_digest)
+    for name in (STATE, META):
+        with open(temporary / name, "rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(temporary)
+    return _give_name(temporary, folder, meta["step"])
 
 
 def point(folder: Path, name: Literal["best", "last"], step: int) -> None:
@@ -197,9 +211,17 @@ def places(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def _of_another_plan(path: Path, found: str, plan_digest: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} belongs to the plan {found}, not to {plan_digest}",
+        "a checkpoint of the plan that the run was started with",
+        "undo the change, or fork: start a new run from this run's weights (model.weights)",
+    )
+
+
 def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -> Path:
     """Writes and verifies one checkpoint, then gives it its final name; any failure removes it."""
-    final, temporary, old = (folder / f"{prefix}{name_of(step)}" for prefix in ("", ".tmp-", ".old-"))
+    temporary = folder / f".tmp-{name_of(step)}"
     try:
         temporary.mkdir(exist_ok=True)
         with open(temporary / STATE, "wb") as file:
@@ -207,18 +229,24 @@ def _write(folder: Path, step: int, tensors: object, contents: dict[str, Any]) -
             torch.save(tensors, cast(BinaryIO, out))
         contents = json.loads(json.dumps({**contents, "sha256": out.sha256.hexdigest(), "bytes": out.bytes}))
         with open(temporary / META, "wb") as file:
-            file.write(json.dumps({**contents, "seal": _seal(contents)}, indent=1).encode())
+            file.write(json.dumps({**contents, "seal": seal_of(contents)}, indent=1).encode())
             file.flush()
             os.fsync(file.fileno())
         sync_directory(temporary)
-        _verify(temporary)
-        if final.exists():
-            os.replace(final, old)  # there _steps still finds it until the new one has the final name
-        os.replace(temporary, final)
-        sync_directory(folder)
+        verify(temporary)
+        return _give_name(temporary, folder, step)
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _give_name(temporary: Path, folder: Path, step: int) -> Path:
+    """Moves a verified and flushed checkpoint to its final name in ``folder``, in the place of one that is there."""
+    final, old = (folder / f"{prefix}{name_of(step)}" for prefix in ("", ".old-"))
+    if final.exists():
+        os.replace(final, old)  # there `places` still finds it until the new one has the final name
+    os.replace(temporary, final)
+    sync_directory(folder)
     _remove(old)
     return final
 
@@ -233,7 +261,7 @@ def _tidy(folder: Path, step: int) -> None:
                 _remove(folder / name)
             else:
                 os.replace(folder / name, final)
-    if (path := folder / name_of(step)).is_dir() and not _intact(path):
+    if (path := folder / name_of(step)).is_dir() and not is_intact(path):
         _set_aside(path)
 
 
@@ -247,8 +275,8 @@ def _prune(folder: Path, keep: int, protect: Collection[int]) -> None:
         if kept == keep:
             break
         try:
-            intact = _intact(path)
-            protected = _read_meta(path)["protect"] if intact else []
+            intact = is_intact(path)
+            protected = read_meta(path)["protect"] if intact else []
         except OSError:
             needed.add(path.name)
             continue
@@ -276,104 +304,10 @@ def _set_aside(path: Path) -> None:
         _remove(old)
 
 
-def _retry_once(read: Callable[[Path], T], path: Path) -> T:
-    """Returns ``read(path)``; if the checkpoint seems damaged, reads it a second time before raising _Damaged."""
-    try:
-        return read(path)
-    except _Damaged:
-        return read(path)
-
-
 def _read(path: Path) -> Checkpoint:
-    """Loads and fully verifies the checkpoint in ``path``; raises _Damaged, or OSError if it cannot be read now."""
-    meta = _retry_once(_verify, path)
-    return Checkpoint(meta["step"], _load(path, "cpu"), {key: meta[key] for key in meta if key not in _RESERVED})
-
-
-def _load(path: Path, device: str) -> dict[str, Any]:
-    """Loads the tensors of a state whose SHA-256 is correct, so that an error (torch raises RuntimeError for read errors) does
-    not mean damage and becomes an OSError, unless the state contains objects other than tensors."""
-
-    def load(file: str) -> dict[str, Any]:
-        try:
-            return torch.load(file, map_location=device, weights_only=True)
-        except (OSError, MemoryError):
-            raise
-        except pickle.UnpicklingError as error:  # another format, with objects other than tensors
-            raise _Damaged(f"{STATE} does not load: {str(error).splitlines()[0]}") from error
-        except Exception as error:  # torch raises various types for failed reads and too little memory
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise OSError(errno.EIO, f"its SHA-256 is correct, but it does not load: {reason}", file) from error
-
-    return retry_io(path / STATE, load)
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = parse_object(read_file(path / META))
-        seal = meta.pop("seal")
-    except OSError as error:
-        raise (_Damaged(f"{META} is missing") if error.errno in MISSING else error) from error
-    except (ValueError, KeyError) as error:
-        raise _Damaged(f"{META} is damaged") from error
-    if meta.get("format") != FORMAT:
-        raise _Damaged(f"format {meta.get('format')} is not the format {FORMAT} that this version reads")
-    if wrong := "its checksum is wrong" if seal != _seal(meta) else misfit(meta, MetaFields):
-        raise _Damaged(f"{META} is damaged: {wrong}")
-    return meta
-
-
-def _verify(path: Path) -> dict[str, Any]:
-    """Verifies size, SHA-256 and loading of the state in ``path``; returns its meta. Raises _Damaged, or OSError as _read."""
-    meta = _read_meta(path)
-    try:
-        identity, size = _identity(path), os.stat(path / STATE).st_size
-    except OSError as error:
-        raise (_Damaged(f"{STATE} is missing") if error.errno in MISSING else error) from error
-    if size != meta["bytes"]:
-        raise _Damaged(f"{STATE} has {size} bytes instead of {meta['bytes']}")
-    if retry_io(path / STATE, lambda file: _sha256(Path(file))) != meta["sha256"]:
-        raise _Damaged(f"{STATE} is damaged: its SHA-256 is not the one recorded")
-    _load(path, "meta")  # torch's meta device, which has only one tensor in memory at a time
-    _verified.add(identity)
-    return meta
-
-
-def _intact(path: Path) -> bool:
-    """Returns whether ``path`` is valid, without reading verified, unchanged files again; OSError if it cannot be read now."""
-    try:
-        return _identity(path) in _verified or bool(_retry_once(_verify, path))
-    except _Damaged:
-        return False
-    except OSError as error:
-        if error.errno in MISSING:
-            return False
-        raise
-
-
-def _is_valid(path: Path) -> bool:
-    """Like :func:`_intact`, but returns False if the checkpoint cannot be read now."""
-    with contextlib.suppress(OSError):
-        return _intact(path)
-    return False
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """Returns device, inode, size and time of both files: changes on every write to the checkpoint, but not on a rename."""
-    stats = [(path / name).stat() for name in (STATE, META)]
-    return tuple(number for one in stats for number in (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns))
-
-
-def _seal(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            # Drop the file's cached pages: they may be correct although the disk is not.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Loads and fully verifies the checkpoint in ``path``; raises Damaged, or OSError if it cannot be read now."""
+    meta = retry_once(verify, path)
+    return Checkpoint(meta["step"], load_state(path, "cpu"), {key: meta[key] for key in meta if key not in _RESERVED})
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -392,7 +326,8 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _remove(path: Path) -> None:
-    """Removes ``path`` and ignores errors: some network file systems do not delete open files, and the next save tries again."""
+    """Removes ``path`` and ignores errors: some network file systems do not delete open files, and the next save tries
+    again."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

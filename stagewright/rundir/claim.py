@@ -1,7 +1,8 @@
 """Locks a run directory for this process: an existing one, or a new one, which it creates and fills.
 
 This module only removes what this process has written, or what a killed process left behind while it created a run (recorded in
-``.lock``, see :mod:`stagewright.storage.lock`). A folder with any other content, hidden files included, is refused for a new run.
+``.lock``, see :mod:`stagewright.storage.lock`). A folder with any other content, hidden files included, is refused for a new
+run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from stagewright.rundir.directory import RunDir
 from stagewright.storage import lock as locking
 from stagewright.storage.files import remove_quietly, unwritable
 from stagewright.storage.lock import Lock, lock
+from stagewright.storage.mounted import PROBE, refuse_mounted_bucket
 
-_BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find")
+_BEGINNING = ("manifest.parquet", "recipe.yaml", "env.json", "excluded.csv", "lr-find", "mirror.json")
 """Files written before plan.json, which comes last: a folder with a plan.json has all of them."""
 _SET_UP = (
     *_BEGINNING,
@@ -68,13 +70,14 @@ def held(root: Path) -> Iterator[RunDir]:
 def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
     """Creates and locks a new run directory at ``root``, which must not exist or must be empty.
 
-    If an error leaves the context before the event log exists, the files of this process are removed again. ``made`` states that
-    this process has just created the folder. CheckpointError if the folder is not empty or another process has locked it,
+    If an error leaves the context before the event log exists, the files of this process are removed again. ``made`` states
+    that this process has just created the folder. CheckpointError if the folder is not empty or another process has locked it,
     StorageError if it cannot be created.
     """
     made = made or _make(root)
     if not (root / locking.NAME).exists():
         _refuse_content(root, None)
+    _refuse_mounted_bucket(root, made)
     with _locked(root) as own:
         _refuse_content(root, own)
         own.write(beginning=True)
@@ -89,6 +92,19 @@ def claimed(root: Path, *, made: bool = False) -> Iterator[RunDir]:
             if not run.events.exists():
                 _undo_setup(run, own, before, made)
             raise
+
+
+def _refuse_mounted_bucket(root: Path, made: bool) -> None:
+    """Raises StorageError if ``root``, which this process may have made, cannot hold a run."""
+    try:
+        refuse_mounted_bucket(root)
+    except StorageError:
+        if made:
+            with contextlib.suppress(OSError):
+                root.rmdir()
+        raise
+    except OSError as error:
+        raise _cannot_be_created(root, error) from error
 
 
 @contextlib.contextmanager
@@ -132,7 +148,8 @@ def next_free(parent: Path, name: str, above: Path | None = None) -> Path:
 
 
 def refuse_used(root: Path) -> None:
-    """Raises CheckpointError if ``root`` cannot become a new run directory; an early check before long work, without changes."""
+    """Raises CheckpointError if ``root`` cannot become a new run directory; an early check before long work, without
+    changes."""
     if root.is_dir() and not (root / locking.NAME).exists():
         _refuse_content(root, None)
     elif os.path.lexists(root) and not root.is_dir():
@@ -182,6 +199,7 @@ def _refuse_content(root: Path, own: Lock | None) -> None:
         there = set(os.listdir(root))
     except OSError as error:
         raise unwritable(root / locking.NAME, error) from error
+    there = {name for name in there if not name.startswith(PROBE)}  # another process tries the folder
     if own is None or not own.foreign:
         there -= {locking.NAME}
     if own is not None and own.was_beginning and "plan.json" not in there:

@@ -353,6 +353,8 @@ class Progress(Event):
     """Seconds until the model is chosen, with the evaluations of the finish, as far as that can be estimated."""
     train_seconds: float | None = field(default=None, metadata=CLOCK)
     """Seconds of training in the run so far, over all processes."""
+    mirror: str | None = field(default=None, metadata=CLOCK)
+    """What the run's mirror lacks, in a few words; None if there is nothing to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

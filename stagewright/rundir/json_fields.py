@@ -76,6 +76,12 @@ class _Guard(Fields):
     micro_batch_size: Annotated[int, Field(ge=1, le=10**9)] | None = ABSENT
 
 
+class _Mirror(Fields):
+    url: Annotated[str, Field(max_length=4000)]
+    missing: Annotated[list[str], Field(max_length=100_000)]
+    error: str | None
+
+
 class SummaryFields(Fields):
     """summary.json (:class:`stagewright.rundir.summary.Summary`)."""
 
@@ -111,6 +117,7 @@ class SummaryFields(Fields):
     budget: _Budget | None = ABSENT
     parent: str | None = ABSENT
     error: str | None = ABSENT
+    mirror: _Mirror | None = ABSENT
 
 
 class _Stage(Fields):

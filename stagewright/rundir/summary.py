@@ -36,7 +36,8 @@ class FinalistSummary(TypedDict):
     coefficient: float
     """Share of these weights in the mixture, in [0, 1]; 0 is the head alone, 1 is what ``eval.select`` selects."""
     loss: float | None
-    """Mean cross-entropy on the validation images at the temperature that suits these weights best; None if it is not finite."""
+    """Mean cross-entropy on the validation images at the temperature that suits these weights best; None if it is not
+    finite."""
     top1: float | None
     """Top-1 on the validation images in percent; None as for ``loss``."""
 
@@ -112,6 +113,16 @@ class _BudgetSummary(TypedDict):
     """What was taken in the end; only in a finished run."""
 
 
+class MirrorSummary(TypedDict):
+    """The run's copy in an object store (``--mirror``)."""
+
+    url: str
+    missing: list[str]
+    """What was missing there: checkpoints and files."""
+    error: str | None
+    """Why the last attempt to upload has failed; None if it has not."""
+
+
 class Summary(TypedDict):
     """``summary.json``. Accuracies are percentages in [0, 100], times are seconds over all processes of the run."""
 
@@ -179,6 +190,8 @@ class Summary(TypedDict):
     """Directory of the run that this one was forked from."""
     error: str | None
     """What ended a failed run."""
+    mirror: NotRequired[MirrorSummary | None]
+    """None without a mirror; absent in runs of earlier versions."""
 
 
 def write_summary(run: RunDir, summary: Summary) -> None:

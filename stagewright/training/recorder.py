@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from stagewright.measures.metrics import Metric
 from stagewright.measures.overview import metric_value
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import BadImages, Evaluated, Progress, Result, Skipped
+from stagewright.rundir.event_kinds import BadImages, Evaluated, Notice, Progress, Result, Skipped
 from stagewright.rundir.events import EventLog
 from stagewright.rundir.step_table import StepLog
 from stagewright.storage.append_file import Seal
@@ -31,6 +31,9 @@ from stagewright.system.memory import memory_gb
 from stagewright.training.clock import Clock
 from stagewright.training.guard import Row
 from stagewright.training.progress import ProgressEstimator
+
+if TYPE_CHECKING:  # it needs the library for object stores
+    from stagewright.mirror.thread import Mirror
 
 STEPS = ("step", "stage", "epoch", "lr", "momentum", "loss", "top1", "grad_norm")
 TIMING = ("step", "train_seconds", "images_per_second", "memory_gb")
@@ -61,6 +64,8 @@ class Recorder:
     since_evaluation: list[tuple[float, float]] = field(default_factory=list)
     recent: list[Row] = field(default_factory=list)
     """The updates since the beginning of the guard's present window."""
+    mirror: Mirror | None = None
+    """The run's copy in an object store, about which the log tells."""
 
     def __post_init__(self) -> None:
         self.steps = StepLog(self.run.steps, STEPS)
@@ -218,8 +223,15 @@ class Recorder:
                 memory_gb=memory,
                 eta_seconds=self.estimator.eta_seconds(self.plan, row[0]),
                 train_seconds=self._train_seconds(),
+                mirror=None if self.mirror is None else self.mirror.progress(),
             )
         )
+        self.note_mirror(row[0])
+
+    def note_mirror(self, step: int) -> None:
+        """Writes into the log what the mirror's thread has to say."""
+        for text in [] if self.mirror is None else self.mirror.notes():
+            self.log.emit(Notice(step=step, text=text))
 
     @property
     def _metric(self) -> Metric | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -44,8 +45,12 @@ from stagewright.training.ranks import Ranks
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
 
+if TYPE_CHECKING:  # it needs the library for object stores
+    from stagewright.mirror.thread import Mirror
+
 Decide = Callable[[Evaluated], object]
-"""Called with the event of each evaluation, once the state is saved; False pauses the run: the process ends, a resume goes on."""
+"""Called with the event of each evaluation, once the state is saved; False pauses the run: the process ends, a resume goes
+on."""
 
 
 @dataclass
@@ -65,6 +70,8 @@ class Session:
     ranks: Ranks
     """The processes that carry out the run together."""
     decide: Decide | None = None
+    mirror: Mirror | None = None
+    """The run's copy in an object store; None without one, and in all processes but the first."""
     is_paused: bool = field(init=False, default=False)
     """Whether ``decide`` has said no."""
     batches: Batches = field(init=False)
@@ -258,6 +265,7 @@ class Session:
                 {"plan_digest": self.plan.digest, "logs": recorded},
                 keep=self.plan.recipe.checkpoints.keep,
                 protect=sorted({*protect, *([state.best.step] if state.best else []), *self._head_steps()}),
+                spare=() if self.mirror is None else self.mirror.wanted(),
             )
             checkpoint.point(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
@@ -265,6 +273,8 @@ class Session:
         self.recorder.log.emit(
             Saved(step=state.step, checkpoint=path.name, stage=self.stage_name, peak_gb=self.peak_gb())
         )
+        if self.mirror is not None:
+            self.mirror.saved(state.step)
 
     def _head_steps(self) -> list[int]:
         """The step of the head alone, whose weights the finish needs, once it is reached."""

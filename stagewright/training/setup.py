@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 from stagewright.training.session import Decide, Session
 
+if TYPE_CHECKING:  # it needs the library for object stores
+    from stagewright.mirror.thread import Mirror
+
 
 @dataclass(frozen=True, eq=False)
 class RunInputs:
@@ -58,6 +61,8 @@ class RunInputs:
     """Asked after each evaluation, once it is saved; False pauses the run."""
     ranks: Ranks | None = None
     """The processes that carry out the run together; None: this one is alone."""
+    mirror: Mirror | None = None
+    """The run's copy in an object store, of which this process is the owner."""
 
 
 def open_session(inputs: RunInputs) -> Session:
@@ -100,7 +105,7 @@ def open_session(inputs: RunInputs) -> Session:
         **where,
     )
     log = EventLog(run.events, list(inputs.observers), resumed=resumed if again else None)
-    recorder = Recorder(run, plan, manifest, log, clock, device)
+    recorder = Recorder(run, plan, manifest, log, clock, device, mirror=inputs.mirror)
     recorder.resume(state)
     if not again:
         log.emit(Started(step=0, **where))
@@ -119,7 +124,7 @@ def open_session(inputs: RunInputs) -> Session:
     numerics = numerics_of(plan, state.model, manifest)
     inputs.say(f"Writing to {run.root}")
     own = (images, run, execution, numerics, state, recorder, clock)
-    return Session(plan, manifest, *own, stop=inputs.stop, decide=inputs.decide, ranks=ranks)
+    return Session(plan, manifest, *own, stop=inputs.stop, decide=inputs.decide, ranks=ranks, mirror=inputs.mirror)
 
 
 def _changed_machine(run: RunDir, device: torch.device) -> list[str]:

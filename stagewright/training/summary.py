@@ -96,6 +96,7 @@ def summarise(session: Session, status: str, *, final: Final | None = None, erro
         "budget": environment.get("budget"),
         "parent": environment.get("parent"),
         "error": error,
+        "mirror": None if session.mirror is None else session.mirror.summary(),
     }
     if final is not None:
         content["chosen"] = {

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from stagewright.errors import CheckpointError, StorageError
-from stagewright.rundir import checkpoint
+from stagewright.rundir import checkpoint_files
 from stagewright.rundir.checkpoint import Rejected, load, newest, point, pointed, save
 from stagewright.storage.files import check_room
 from stagewright.storage.lock import lock
@@ -161,8 +161,8 @@ def forge(path: Path) -> None:
     torch.save({"step": os.getcwd}, path / "state.pt")
     meta = json.loads((path / "meta.json").read_text())
     del meta["seal"]
-    meta |= {"sha256": checkpoint._sha256(path / "state.pt"), "bytes": (path / "state.pt").stat().st_size}
-    (path / "meta.json").write_text(json.dumps({**meta, "seal": checkpoint._seal(meta)}))
+    meta |= {"sha256": checkpoint_files.sha256_of(path / "state.pt"), "bytes": (path / "state.pt").stat().st_size}
+    (path / "meta.json").write_text(json.dumps({**meta, "seal": checkpoint_files.seal_of(meta)}))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -284,8 +284,8 @@ def test_damaged_ones_do_not_count_as_kept(tmp_path: Path, monkeypatch: pytest.M
 
 def test_verified_files_are_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    sha256 = checkpoint._sha256
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    sha256 = checkpoint_files.sha256_of
+    monkeypatch.setattr(checkpoint_files, "sha256_of", lambda path: hashed.append(path) or sha256(path))
     put(tmp_path, 1, 2, 3, keep=3)
     assert len(hashed) == 3
 
@@ -377,7 +377,7 @@ def test_the_first_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest
 
 def test_what_reads_back_wrong_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(checkpoint_files, "sha256_of", lambda path: "0" * 64)
     with pytest.raises(StorageError, match="SHA-256 is not the one recorded"):
         put(tmp_path, 2)
     assert names(tmp_path) == ["step_000001"]

@@ -17,7 +17,7 @@ import stagewright as sw
 from stagewright.api.resume_check import differences
 from stagewright.api.train import resume, train
 from stagewright.errors import CheckpointError, RecipeError, Unreadable
-from stagewright.rundir import checkpoint
+from stagewright.rundir import checkpoint, checkpoint_files
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.event_kinds import Notice, Resumed
 from stagewright.rundir.events import comparable, live_events, read_events
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_now_is_not_damaged(
             raise OSError(code, os.strerror(code), str(path))
         return real["open"](path, *rest, **options)
 
-    sha256 = checkpoint._sha256
+    sha256 = checkpoint_files.sha256_of
 
     def failing_hash(path: Path) -> str:
         if path.name == what and failures[0] > 0:
@@ -233,7 +233,7 @@ def test_what_cannot_be_read_now_is_not_damaged(
     before = {str(path): path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.name != ".lock"}
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", failing_open)
-        patch.setattr(checkpoint, "_sha256", failing_hash)
+        patch.setattr(checkpoint_files, "sha256_of", failing_hash)
         with pytest.raises(Unreadable, match=f"cannot be read: {os.strerror(code)}, 4 attempts"):
             go_on(stopped)
         after = {str(path): path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -1,0 +1,48 @@
+"""Commands about this machine and what is installed: ``models``, ``doctor``, ``demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagewright.cli.options import AsJson
+from stagewright.storage.files import user_path
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    for command in (models, doctor, demo):
+        app.command()(command)
+
+
+def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "") -> None:
+    """List the available models; exit code 2 if none has such a name."""
+    from stagewright.model.zoo import list_models
+
+    for name, library in list_models(pattern):
+        print(f"{name:<48} {library}")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
+    from stagewright.cli.machine_view import checks_view
+    from stagewright.preflight.doctor import run_checks, to_dicts
+    from stagewright.system.terminal import Terminal
+
+    checks = run_checks()
+    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
+
+
+def demo(
+    data: Annotated[str, typer.Argument(help="Pictures as for train; digits is built in.")] = "digits",
+    out: Annotated[
+        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Run directory; default: runs/demo-N.")
+    ] = None,
+) -> None:
+    """Train a small network in a minute, evaluate it, and predict a few pictures."""
+    from stagewright.cli.demo import run_demo
+
+    run_demo(data, out)
