@@ -127,6 +127,38 @@ def open_place(url: str, execution: Execution, run: Path | None = None) -> Place
     return Place(url, store, conditional, unfenced, None if seen is None else seen[0], plan)
 
 
+def opened(execution: Execution, run: Path | None, *, new: bool) -> Place | None:
+    """Returns the mirror that was asked for, or that of the run in ``run``; None if there is none. Errors as for
+    :func:`open_place`; CheckpointError if it holds a run and a ``new`` one is to begin."""
+    if (url := asked_url(execution, run)) is None:
+        return None
+    place = open_place(url, execution, run)
+    if new:
+        place.require_new()
+    return place
+
+
+@contextlib.contextmanager
+def with_newest(
+    place: Place | None, runs: tuple[RunDir | None, RunDir | None], plan: Plan, out: Path | None, say: Say
+) -> Iterator[tuple[RunDir | None, list[str]]]:
+    """Context of the run that goes on, with the newest checkpoint of its directory and the mirror ``place``, and notes for its
+    log; None if a new run begins. ``runs``: what is in ``out``, and the same if it has this ``plan``.
+
+    CheckpointError if the mirror belongs to another plan.
+    """
+    old, same = runs
+    if place is not None:
+        place.require(plan)
+    if place is None or place.plan is None or (old is not None and same is None):
+        yield same, []
+    elif same is not None:
+        yield same, place.restore(same, plan)
+    else:
+        with fetched(place, out, say) as found:
+            yield found
+
+
 @contextlib.contextmanager
 def fetched(place: Place, out: Path | None, say: Say) -> Iterator[tuple[RunDir, list[str]]]:
     """Context of the locked run of a mirror in ``out``, by default in ``runs/NAME``: fetched, or brought up to date if it is

@@ -13,14 +13,14 @@ from typing import Any
 from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.mirrored import (
-    asked_url,
+    Place,
     bring_up_to_date,
-    fetched,
     mirror_of_fork,
     mirroring,
-    open_place,
+    opened,
     refuse_from_start,
     taken_up,
+    with_newest,
 )
 from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
@@ -85,22 +85,21 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
-    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``.
-    The run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set:
-    then that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny``
-    shortens every stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s``
-    from now or a :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the
-    console, the log and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is
-    called with messages.
+    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
+    run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
+    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
+    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
+    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
+    and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is called with messages.
 
     ``decide`` is called with the event of each evaluation, once the state is saved; if it returns False, the run is paused: its
     status is ``paused``, and :func:`resume` goes on with the same bits. ``until``, such as ``40%``, ``12ep`` or ``5000st``,
     pauses it at the first planned evaluation there or later.
 
-    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file,
-    the directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or
-    ``auto``. ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
-    ``party``: the processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
+    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
+    directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
+    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party``: the
+    processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
@@ -113,29 +112,15 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         holding.enter_context(computing_with(execution.threads))
         require_known_processor()
         device = choose_device(execution.device)
-        points = {"at the start": memory_in_use(device)}
-        out, old, earlier = _place(out, resume, holding)
-        mirror = None if (url := asked_url(execution, out)) is None else open_place(url, execution, out)
-        if mirror is not None:
-            if not resume:
-                mirror.require_new()
-            earlier = earlier or mirror.plan
-        artifacts = RunArtifacts()
+        points, artifacts = {"at the start": memory_in_use(device)}, RunArtifacts()
+        out, old, mirror, earlier = _place(out, resume, execution, holding)
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
         execution = holding.enter_context(computing(execution, plan, say, old and old.read_env()))
-        points["with the data read"], account = memory_in_use(device), dict[str, Any]()
-        if limit is not None:
-            plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
-        elif request.is_auto and old is None and not tiny:
-            tell_time(plan, dataset, execution, say, began)
+        points["with the data read"] = memory_in_use(device)
+        untold = None if not request.is_auto or old is not None or tiny else began
+        plan, account = _in_time(limit, plan, dataset, execution, out, say, untold)
         same = old if earlier is not None and earlier.digest == plan.digest else None
-        fetched_notes: list[str] = []
-        if mirror is not None:
-            mirror.require(plan)
-            if old is None and mirror.plan is not None:
-                same, fetched_notes = holding.enter_context(fetched(mirror, out, say))
-            elif same is not None:
-                fetched_notes = mirror.restore(same, plan)
+        same, fetched_notes = holding.enter_context(with_newest(mirror, (old, same), plan, out, say))
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
             bring_up_to_date(mirror, same, plan, execution, stop, say)
@@ -145,29 +130,27 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
             _write_start(run, plan, dataset, artifacts, env)
-        about = (began, points, [*changed_code(plan.recipe, run.read_env()), *fetched_notes], decide)
         copy = holding.enter_context(mirroring(mirror, run, plan, execution, stop, say))
-        inputs = RunInputs(
-            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about, mirror=copy
-        )
+        about = (observers, began, points, [*changed_code(plan.recipe, run.read_env()), *fetched_notes], decide)
+        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, *about, mirror=copy)
         done = carry_out(led(party, inputs), lambda session: train_and_finish(session, say))
         _tell_account(run, limit, say)
         return done
 
 
 def _place(
-    out: str | Path | None, resume: bool, holding: contextlib.ExitStack
-) -> tuple[Path | None, RunDir | None, Plan | None]:
-    """Returns where the run is written, None for the next free folder, and the locked run that is there if it may be resumed,
-    with its plan."""
-    if out is None:
-        return None, None, None
-    place = user_path(out)
-    if resume and (place / "plan.json").exists():
+    out: str | Path | None, resume: bool, execution: Execution, holding: contextlib.ExitStack
+) -> tuple[Path | None, RunDir | None, Place | None, Plan | None]:
+    """Returns where the run is written, None for the next free folder; the locked run that is there if it may be resumed; its
+    mirror; the plan of the run in either."""
+    place = None if out is None else user_path(out)
+    if place is not None and resume and (place / "plan.json").exists():
         old = holding.enter_context(held(place))
-        return place, old, old.read_plan()
-    refuse_used(place)
-    return place, None, None
+        return place, old, opened(execution, place, new=False), old.read_plan()
+    if place is not None:
+        refuse_used(place)
+    mirror = opened(execution, place, new=not resume)
+    return place, None, mirror, mirror and mirror.plan
 
 
 def _tell_account(run: RunDir, limit: Budget | None, say: Say) -> None:
@@ -184,6 +167,25 @@ def _limit(budget: str | Budget | None, epochs: object, until: str | None) -> Bu
         return None
     refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
     return Budget.parse(budget) if isinstance(budget, str) else budget
+
+
+def _in_time(
+    limit: Budget | None,
+    plan: Plan,
+    dataset: Dataset,
+    execution: Execution,
+    out: Path | None,
+    say: Say,
+    began: float | None,
+) -> tuple[Plan, dict[str, Any]]:
+    """Returns the plan that fits ``limit``, and what env.json says of it; without a limit the plan as it is, of which the user is
+    told how long a run that ``began`` then will take."""
+    if limit is not None:
+        plan, account = within_budget(plan, dataset, execution, limit, out, say)
+        return plan, {"budget": account}
+    if began is not None:
+        tell_time(plan, dataset, execution, say, began)
+    return plan, {}
 
 
 def _hold(execution: Execution, old: RunDir | None) -> dict[str, Hold]:
