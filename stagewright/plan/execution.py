@@ -73,7 +73,7 @@ class Execution:
         if self.mirror not in (None, "none") and not is_remote(self.mirror):
             raise RecipeError(
                 f"--mirror {self.mirror}",
-                "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, file:///FOLDER, or none",
+                "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///FOLDER, or none",
                 "write the URL out; a folder of this machine begins with file:///",
             )
         if not 0.0 <= self.mirror_wait < math.inf:

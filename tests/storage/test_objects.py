@@ -18,9 +18,7 @@ from stagewright.errors import StorageError
 from stagewright.storage.objects import TIMEOUT, explain, is_missing, is_remote, open_store, part_bytes
 
 
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/prefix", "gs://b", "az://account/container", "file:///tmp/x", "memory:///"]
-)
+@pytest.mark.parametrize("url", ["s3://bucket/prefix", "gs://b", "az://container/x", "file:///tmp/x", "memory:///"])
 def test_urls_of_stores_are_remote(url: str) -> None:
     assert is_remote(url)
 
