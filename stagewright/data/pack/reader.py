@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stagewright.data.images.decode import decode
+from stagewright.data.images.places import Places
 from stagewright.data.images.stored import Stored
 from stagewright.data.pack.format import (
     HEAD,
@@ -25,9 +26,12 @@ from stagewright.data.pack.format import (
     PARTS,
     UNFINISHED,
     Encoding,
+    Extents,
     Head,
+    PartFile,
     damaged,
     has_crc32,
+    map_part,
     open_part,
     unfinished_folder,
 )
@@ -138,8 +142,7 @@ class Pack:
 
         Raises DataError if a path is not in the pack, or if its original file did not have the hash given in ``hashes``.
         """
-        table = self.columns("path", "digest", "width", "height", "stored_width", "stored_height", "file")
-        table = table.slice(0, self.head.num_listed).filter(pc.is_valid(table["file"].slice(0, self.head.num_listed)))
+        table = self._records("path", "digest", "width", "height", "stored_width", "stored_height")
         own = one_array(table["path"])
         records = np.arange(len(own))
         if not own.equals(paths):
@@ -156,7 +159,41 @@ class Pack:
                 "restore that pack, or start a new run",
             )
         sizes = [table[name].to_numpy()[records] for name in ("stored_width", "stored_height", "width", "height")]
-        return PackImages(self, records, paths, *sizes)
+        return PackImages(self, self.places().taken(records), paths, *sizes)
+
+    def places(self) -> Places:
+        """Returns where the records of the images lie, in the order of the index.
+
+        In version 1 the index does not tell it, and the parts are opened. Raises DataError if the pack is damaged.
+        """
+        head = self.head
+        if head.version == 1:
+            table, extents = self._records("file", "crc32"), Extents.empty(head.num_records)
+            for part in head.parts:
+                span = slice(part.first, part.first + part.rows)
+                _, extents.offsets[span], extents.lengths[span] = open_part(self.folder, part)
+            offsets, lengths = extents.offsets, extents.lengths
+        else:
+            table = self._records("file", "offset", "length", "crc32")
+            offsets, lengths = table["offset"].to_numpy(), table["length"].to_numpy()
+        files, sizes = tuple(part.file for part in head.parts), tuple(part.bytes for part in head.parts)
+        try:
+            return Places(files, sizes, table["file"].to_numpy(), offsets, lengths, table["crc32"].to_numpy())
+        except ValueError as error:
+            raise damaged(self.folder, f"{INDEX} cannot be read ({error})") from error
+
+    def rows_of(self, part: PartFile) -> NDArray[np.int64]:
+        """Returns the rows of the index of the records of ``part``, in the order of the records."""
+        number = self.head.parts.index(part)
+        names = ("file",) if self.head.version == 1 else ("file", "offset")
+        table = self.columns(*names).slice(0, self.head.num_listed)
+        rows = np.flatnonzero(pc.equal(table["file"], number).fill_null(False).to_numpy())
+        return rows if self.head.version == 1 else rows[np.argsort(table["offset"].take(rows).to_numpy())]
+
+    def _records(self, *names: str) -> pa.Table:
+        """Reads columns of those rows of the index that have a record."""
+        table = self.columns(*dict.fromkeys((*names, "file"))).slice(0, self.head.num_listed)
+        return table.filter(pc.is_valid(table["file"])).select(names)
 
 
 _ALWAYS = ("path", "label", "split", "digest", "width", "height", "picture")
@@ -180,12 +217,14 @@ def _check_index(table: pa.Table, names: tuple[str, ...], head: Head) -> None:
             raise ValueError(f"{name} has empty cells")
     if "split" in names and not pc.all(pc.is_in(listed["split"], pa.array(PARTS.values()))).as_py() and len(listed):
         raise ValueError(f"split has values other than {', '.join(PARTS.values())}")
-    if "file" in names and len(listed) - listed["file"].null_count != head.num_records:
-        raise ValueError(f"it does not have {head.num_records:,} records")
-    if {"file", "stored_width", "stored_height"} <= set(names):
+    if "file" in names:
         stored = listed.filter(pc.is_valid(listed["file"]))
-        if stored["stored_width"].null_count or stored["stored_height"].null_count:
-            raise ValueError("a record has no size")
+        counts = np.bincount(np.maximum(stored["file"].to_numpy(), -1) + 1, minlength=len(head.parts) + 1)
+        if counts.tolist() != [0, *(part.rows for part in head.parts)]:
+            raise ValueError(f"it does not have the {head.num_records:,} records of the parts")
+        for name in {"stored_width", "stored_height", "offset", "length", "crc32"} & set(names):
+            if stored[name].null_count:
+                raise ValueError(f"a record has no {name}")
     for name in {"width", "height"} & set(names):
         lowest = pc.min(listed[name]).as_py()
         if lowest is not None and lowest < 0:
@@ -201,7 +240,7 @@ class PackImages:
     def __init__(
         self,
         pack: Pack,
-        records: NDArray[np.int64],
+        places: Places,
         paths: pa.StringArray,
         widths: NDArray[np.int32],
         heights: NDArray[np.int32],
@@ -214,17 +253,9 @@ class PackImages:
         """int32 (N,): sizes of the stored images in pixels."""
         self.original_widths, self.original_heights = original_widths, original_heights
         """int32 (N,): sizes of the upright original images in pixels, as in the manifest."""
-        count = pack.head.num_records
-        offsets, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
-        buffers: list[NDArray[np.uint8]] = []
-        for part in pack.head.parts:
-            span = slice(part.first, part.first + part.rows)
-            buffer, offsets[span], lengths[span] = open_part(pack.folder, part)
-            buffers.append(buffer)
-        self.buffers: tuple[NDArray[np.uint8], ...] = tuple(buffers)
+        self.buffers: tuple[NDArray[np.uint8], ...] = tuple(map_part(pack.folder, part) for part in pack.head.parts)
         """One read-only memory map per part file."""
-        which = np.repeat(np.arange(len(buffers), dtype=np.int32), [part.rows for part in pack.head.parts])
-        self.which, self.offsets, self.lengths = which[records], offsets[records], lengths[records]
+        self.which, self.offsets, self.lengths = places.which, places.offsets, places.lengths
         """int32 (N,): index into ``buffers``. int64 (N,): offset in the buffer, and length, both in bytes."""
         if self.encoding == "raw":
             wrong = np.flatnonzero(self.lengths != 3 * widths.astype(np.int64) * heights)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stagewright.data.pack.format import PartFile, damaged, has_crc32, record_crcs
+from stagewright.data.pack.format import PartFile, damaged, has_crc32, record_extents
 from stagewright.data.pack.reader import Pack
 from stagewright.data.sources.scan import Progress, cache_folder
 from stagewright.errors import DataError, StorageError
@@ -82,9 +82,9 @@ def _check(pack: Pack, part: PartFile) -> State:
 def _damage_in(pack: Pack, part: PartFile) -> DataError:
     """Returns the error that names the damaged records of a part."""
     index = pack.columns("path", "crc32").slice(0, pack.head.num_listed)
-    rows = np.flatnonzero(index["crc32"].is_valid().to_numpy())[part.first : part.first + part.rows]
+    rows = pack.rows_of(part)
     expected = index["crc32"].take(rows).to_numpy()
-    wrong = np.flatnonzero(record_crcs(pack.folder, part) != expected)
+    wrong = np.flatnonzero(record_extents(pack.folder, part).crcs != expected)
     if not len(wrong):
         return damaged(pack.folder, f"{part.file} changed after the pack was written, but none of its pictures did")
     paths = index["path"].take(rows[wrong]).to_pylist()
