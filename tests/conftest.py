@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from object_server import ObjectServer, start_object_server
 from PIL import Image
 
 # No deadlines: an example's time depends on what else the machine does.
@@ -85,3 +86,21 @@ def small_run(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) ->
     quiet = sw.Execution(device="cpu", workers=0, pages=False, quiet=True)
     out = tmp_path_factory.mktemp("small") / "run"
     return sw.train(picture_folder, "quick", overrides=small, out=out, execution=quiet, say=lambda text: None).path
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """A server of the S3 protocol in a process of its own, which meets requests with faults on command."""
+    with start_object_server(tmp_path_factory.mktemp("object-server") / "log") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket, with the environment by which this process and its children find the server."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in object_server.environment().items():
+        monkeypatch.setenv(name, value)
+    yield object_server.new_bucket()
+    object_server.lift()
