@@ -6,18 +6,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from stagewright.data.account import Account
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.reader import Pack, is_pack
+from stagewright.data.pack.remote import is_pack_source, open_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
-from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.folders import Listing
 from stagewright.data.sources.local import list_source, refuse_columns
 from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
 from stagewright.data.sources.val_is_test import with_val_as_test
@@ -83,7 +82,7 @@ def _load(
     near: bool = False,
 ) -> Dataset:
     """``near``: near duplicates stay together in the split that is made."""
-    if near and (source.startswith("torchvision:") or is_pack(absolute_path(source))):
+    if near and (source.startswith("torchvision:") or is_pack_source(source)):
         raise DataError(
             f"data.near=together with {source!r}, whose images are not in separate files",
             "near duplicates of image files",
@@ -94,12 +93,11 @@ def _load(
         arrays = load_arrays(source)
         listing = with_val_as_test(source, arrays.listing, settings)
         return _dataset(rule(source, listing, arrays.scan), ArrayImages(arrays.images))
-    place = absolute_path(source)
-    if is_pack(place):
-        pack = Pack.open(place)
+    if is_pack_source(source):
+        pack = open_pack(source)
         made = rule(source, with_val_as_test(source, pack.listing(settings), settings), pack.scan())
         check_notes = check_records(pack, workers=workers, progress=progress)
-        manifest = replace(made.manifest, variant=pack.head.variant)
+        manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
         return _dataset(made, pack.images(manifest.paths))
     listing = list_source(source, settings, needs_train=needs_train)
@@ -145,7 +143,7 @@ def open_images(manifest: Manifest) -> Images:
 
 def _open_pack(manifest: Manifest) -> Images:
     """Returns the images of ``manifest`` from its pack; raises DataError if another pack is there now."""
-    pack = Pack.open(Path(manifest.root))
+    pack = open_pack(manifest.root, manifest.objects)
     if pack.head.variant != manifest.variant:
         raise DataError(
             f"{manifest.root} is a {pack.head.variant}, but was a {manifest.variant} when the run began",

@@ -7,8 +7,6 @@ each image by itself and keeps nothing.
 
 from __future__ import annotations
 
-import random
-import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +17,12 @@ from numpy.typing import NDArray
 
 from stagewright.data.images.places import Places
 from stagewright.data.images.stored import Stored
-from stagewright.errors import DataError
-from stagewright.storage.objects import explain, first_line, kind_of, open_store
+from stagewright.errors import DataError, StorageError
+from stagewright.storage.object_files import Changed, StoredObject, read_range
+from stagewright.storage.objects import open_store
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-
-_ATTEMPTS = 5
-_FINAL = ("no bucket", "no rights", "credentials", "expired", "region", "missing")
-"""Kinds of errors that another attempt does not change."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +40,18 @@ class RemoteFiles:
         """Returns the store with ``url`` as prefix; contacts nothing."""
         return open_store(self.url)
 
-    def taken(self, rows: NDArray[np.int64]) -> RemoteFiles:
-        """Returns the images ``rows`` (n,) alone, in their order, in the same files."""
-        return replace(self, places=self.places.taken(rows))
+    @property
+    def objects(self) -> tuple[StoredObject, ...]:
+        """The files with sizes and ETags, as a manifest records them."""
+        return tuple(map(StoredObject, self.places.files, self.places.sizes, self.etags))
 
 
 class Reader(Protocol):
     """Fetches the bytes of images of :class:`RemoteFiles`. Thread-safe."""
 
     def fetch(self, rows: NDArray[np.int64]) -> Stored:
-        """Returns the bytes of the images ``rows`` (n,), of kind ``encoded``. What cannot be fetched is in ``failures``, as
-        OSError. The bytes need not be checked (:func:`checked`)."""
+        """Returns the bytes of the images ``rows`` (n,), of kind ``encoded``. What cannot be fetched is in ``failures``. The
+        bytes need not be checked: who holds the reader does it (:func:`checked`)."""
         ...
 
 
@@ -70,59 +66,45 @@ class RangeReader:
         places, failures = self.files.places, dict[int, Exception]()
         buffers: list[bytes] = []
         for at, row in enumerate(rows.tolist()):
+            name, etag = (one[places.which[row]] for one in (places.files, self.files.etags))
             try:
-                buffers.append(self._read(int(places.which[row]), int(places.offsets[row]), int(places.lengths[row])))
-            except (OSError, DataError) as error:
-                failures[at] = error
+                where = int(places.offsets[row]), int(places.lengths[row])
+                buffers.append(read_range(self._store, self.files.url, name, *where, etag))
+            except (Changed, FileNotFoundError) as error:
+                failures[at] = changed(self.files.url, name, "is gone" if isinstance(error, OSError) else "has changed")
                 buffers.append(b"")
-        count = len(buffers)
-        lengths = np.fromiter(map(len, buffers), np.int64, count)
-        return Stored(
-            "encoded", buffers, np.arange(count, dtype=np.int32), np.zeros(count, np.int64), lengths, failures=failures
-        )
-
-    def _read(self, number: int, offset: int, length: int) -> bytes:
-        return read_range(
-            self._store, self.files.url, self.files.places.files[number], offset, length, self.files.etags[number]
-        )
+            except StorageError as error:
+                failures[at] = OSError(error.given)
+                buffers.append(b"")
+        return stored_bytes(buffers, failures)
 
 
-def read_range(store: ObjectStore, url: str, name: str, offset: int, length: int, etag: str | None = None) -> bytes:
-    """Returns ``length`` bytes from ``offset`` on of the file ``name`` below ``url``, which ``store`` opened; a failed request is
-    repeated a few times.
-
-    DataError if the file does not have the ``etag`` any more, or is gone; OSError if the store does not answer.
-    """
-    import obstore
-    from obstore.exceptions import BaseError, PreconditionError
-
-    for attempt in range(_ATTEMPTS):
-        try:
-            wanted = {"range": (offset, offset + length), **({"if_match": etag} if etag else {})}
-            data = bytes(obstore.get(store, name, options=wanted).bytes())  # pyright: ignore[reportArgumentType]
-            if len(data) == length:
-                return data
-            reason = f"{len(data):,} of {length:,} bytes came"
-        except PreconditionError:
-            raise changed(url, name) from None
-        except (BaseError, OSError) as error:
-            reason = first_line(error)
-            if kind_of(error) == "missing":
-                raise changed(url, name, "is gone") from error
-            if kind_of(error) in _FINAL:
-                raise explain(error, f"{url}/{name}", "reading it", "s3:GetObject") from error
-        if attempt + 1 < _ATTEMPTS:
-            time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
-    raise OSError(f"{url}/{name} cannot be read: {reason}")
+def stored_bytes(buffers: Sequence[bytes], failures: dict[int, Exception]) -> Stored:
+    """Returns the images with the bytes ``buffers``, which are empty for those in ``failures``."""
+    count = len(buffers)
+    lengths = np.fromiter(map(len, buffers), np.int64, count)
+    which, offsets = np.arange(count, dtype=np.int32), np.zeros(count, np.int64)
+    return Stored("encoded", buffers, which, offsets, lengths, failures=failures)
 
 
 def changed(url: str, name: str, what: str = "has changed") -> DataError:
     """Returns the error for a file that is not the one that was there when its images were listed."""
     return DataError(
         f"{name} of {url} {what} since its pictures were listed",
-        "files that do not change while they are used",
-        "restore it (a versioned bucket keeps earlier objects), or start a new run on the data as they are now",
+        "files that do not change while a run uses them",
+        "restore it (a bucket with versions keeps earlier objects), or start a new run on the data as they are now",
     )
+
+
+def refuse_changed(url: str, before: Sequence[StoredObject], now: Sequence[StoredObject]) -> None:
+    """DataError with the name of the first file below ``url`` that was ``before`` and is not ``now`` the same."""
+    current = {one.name: one for one in now}
+    for one in before:
+        found = current.get(one.name)
+        if found is None:
+            raise changed(url, one.name, "is gone")
+        if found != one:
+            raise changed(url, one.name, f"has changed (ETag {found.etag} in place of {one.etag})")
 
 
 def checked(stored: Stored, expected: NDArray[np.uint32], names: Sequence[str]) -> Stored:
@@ -136,7 +118,4 @@ def checked(stored: Stored, expected: NDArray[np.uint32], names: Sequence[str]) 
         return stored
     lengths = stored.lengths.copy()
     lengths[list(wrong)] = 0
-    sizes = stored.sizes if stored.sizes is None else stored.sizes.copy()
-    if sizes is not None:
-        sizes[list(wrong)] = 0
-    return replace(stored, lengths=lengths, sizes=sizes, failures={**stored.failures, **wrong})
+    return replace(stored, lengths=lengths, failures={**stored.failures, **wrong})

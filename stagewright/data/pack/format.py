@@ -305,7 +305,7 @@ def _crc32(path: str) -> int:
     return crc
 
 
-def damaged(folder: Path, what: str) -> DataError:
+def damaged(folder: Path | str, what: str) -> DataError:
     """Returns the error for a pack whose files have changed since they were written."""
     return DataError(
         f"the pack {folder} is damaged: {what}",

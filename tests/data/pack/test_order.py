@@ -20,7 +20,8 @@ from stagewright.data.batches.loader import load_batches
 from stagewright.data.dataset import Dataset, load_dataset, open_images
 from stagewright.data.pack.build import pack
 from stagewright.data.pack.format import open_part
-from stagewright.data.pack.reader import Pack, PackImages
+from stagewright.data.pack.images import PackImages
+from stagewright.data.pack.reader import Pack
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Augment, Data, Evaluation
 

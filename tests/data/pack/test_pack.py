@@ -31,7 +31,8 @@ from stagewright.data.manifest import Manifest
 from stagewright.data.pack import writer
 from stagewright.data.pack.build import PackSummary, pack
 from stagewright.data.pack.format import INDEX_SCHEMA, PART_SCHEMA, Head, unfinished_folder
-from stagewright.data.pack.reader import Pack, PackImages
+from stagewright.data.pack.images import PackImages
+from stagewright.data.pack.reader import Pack
 from stagewright.data.pack.records import encode, stored_size
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Augment, Data, Evaluation
