@@ -1,4 +1,4 @@
-"""Tests of packs in an object store, against a real server: opened without reading the parts, and each record checked when read."""
+"""Tests of packs in an object store, on a real server: opened without reading the parts, each record checked when it is read."""
 
 from __future__ import annotations
 
