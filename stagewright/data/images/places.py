@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from stagewright.storage.files import retry_io
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,7 @@ class Places:
         if len(self) and (
             not 0 <= self.which.min() <= self.which.max() < len(self.files)
             or self.offsets.min() < 0
-            or self.lengths.min() <= 0
+            or self.lengths.min() < 0
             or (self.offsets > ends - self.lengths).any()
         ):
             raise ValueError("an image lies outside of its file")
@@ -44,3 +48,13 @@ class Places:
         """Returns the places of ``rows`` (n,) alone, in their order, in the same files."""
         crcs = None if self.crcs is None else self.crcs[rows]
         return Places(self.files, self.sizes, self.which[rows], self.offsets[rows], self.lengths[rows], crcs)
+
+
+def map_file(path: str | Path) -> pa.Buffer:
+    """Maps a file into memory, read-only; no file stays open. OSError if it cannot be opened, after several attempts."""
+    return retry_io(path, _mapped)
+
+
+def _mapped(path: str) -> pa.Buffer:
+    with pa.memory_map(path) as file:
+        return file.read_buffer()

@@ -36,8 +36,8 @@ from stagewright.data.pack.store import make_in_store, store_workplace
 from stagewright.data.pack.writer import finish, write_head
 from stagewright.data.sources.assemble import account_of
 from stagewright.data.sources.folders import absolute_path
-from stagewright.data.sources.local import list_source
-from stagewright.data.sources.scan import Progress, scan
+from stagewright.data.sources.opened import open_source
+from stagewright.data.sources.scan import Progress
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import unwritable
@@ -117,7 +117,6 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     _check_arguments(source, size, encoding, quality, order)
     url = str(out).rstrip("/") if is_remote(str(out)) else None
     folder = store_workplace(url) if url else real_place(absolute_path(out))
-    listing = list_source(source, settings)
     if url and is_remote(source) and url.startswith(source.rstrip("/") + "/"):
         raise DataError(
             f"{url} is below the pictures",
@@ -126,9 +125,9 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
         )
     if not url:
         check_place(folder, absolute_path(source))
-    say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
-    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    job = Job.of(source, listing, found, settings, size, encoding, quality, order, folder)
+    opened = open_source(source, settings, workers=workers, progress=progress, whole=True, say=say)
+    listing, found = opened.listing, opened.scan
+    job = Job.of(source, opened, settings, size, encoding, quality, order, folder)
     try:
         if url:
             with locked(folder, Path(url)), keeps(lambda: _kept(folder, len(job.rows), url), resumable=True):

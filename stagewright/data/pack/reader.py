@@ -184,6 +184,8 @@ class Pack:
         else:
             table = self._records("file", "offset", "length", "crc32")
             offsets, lengths = table["offset"].to_numpy(), table["length"].to_numpy()
+        if len(lengths) and lengths.min() <= 0:
+            raise damaged(self.place, f"{INDEX} cannot be read (records have no bytes)")
         files, sizes = tuple(part.file for part in head.parts), tuple(part.bytes for part in head.parts)
         try:
             return Places(files, sizes, table["file"].to_numpy(), offsets, lengths, table["crc32"].to_numpy())
