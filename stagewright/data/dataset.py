@@ -6,20 +6,22 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from stagewright.data.account import Account
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.reader import Pack, is_pack
+from stagewright.data.pack.remote import is_pack_source, open_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
-from stagewright.data.sources.embedded import unpacked_again
-from stagewright.data.sources.folders import Listing, absolute_path
-from stagewright.data.sources.local import list_source, refuse_columns
-from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
+from stagewright.data.sources.fetched import found_again
+from stagewright.data.sources.folders import Listing
+from stagewright.data.sources.local import refuse_columns
+from stagewright.data.sources.opened import open_source
+from stagewright.data.sources.scan import Progress, Scan, hex_strings
+from stagewright.data.sources.shard_names import names_shards
+from stagewright.data.sources.tars import holds_tars, open_tars
 from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
@@ -83,33 +85,39 @@ def _load(
     near: bool = False,
 ) -> Dataset:
     """``near``: near duplicates stay together in the split that is made."""
-    if near and (source.startswith("torchvision:") or is_pack(absolute_path(source))):
-        raise DataError(
-            f"data.near=together with {source!r}, whose images are not in separate files",
-            "near duplicates of image files",
-            "split the files first (stagewright data split DATA --near together), and use or pack the table that it writes",
-        )
+    if near and (source.startswith("torchvision:") or is_pack_source(source)):
+        raise _not_separate(source)
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
         listing = with_val_as_test(source, arrays.listing, settings)
         return _dataset(rule(source, listing, arrays.scan), ArrayImages(arrays.images))
-    place = absolute_path(source)
-    if is_pack(place):
-        pack = Pack.open(place)
+    if is_pack_source(source):
+        pack = open_pack(source)
         made = rule(source, with_val_as_test(source, pack.listing(settings), settings), pack.scan())
         check_notes = check_records(pack, workers=workers, progress=progress)
-        manifest = replace(made.manifest, variant=pack.head.variant)
+        manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
         return _dataset(made, pack.images(manifest.paths))
-    listing = list_source(source, settings, needs_train=needs_train)
-    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
+    if near and names_shards(source):
+        raise _not_separate(source)
+    opened = open_source(source, settings, workers=workers, progress=progress, needs_train=needs_train)
+    listing = opened.listing
     if near and needs_split(listing):
         from stagewright.data.inspect.similar import group_similar  # scipy.spatial takes its time
 
         listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
-    made = rule(source, listing, found)
-    return _dataset(made, FileImages(made.manifest.root, made.manifest.paths, settings.max_pixels))
+    made = rule(source, listing, opened.scan)
+    made = made._replace(manifest=replace(made.manifest, objects=opened.objects, hash_of=opened.hash_of))
+    return _dataset(made, opened.images(made.manifest.paths))
+
+
+def _not_separate(source: str) -> DataError:
+    return DataError(
+        f"data.near=together with {source!r}, whose images are not in separate files",
+        "near duplicates of image files",
+        "split the files first (stagewright data split DATA --near together), and use or pack the table that it writes",
+    )
 
 
 def _dataset(made: Assembled, images: Images) -> Dataset:
@@ -133,7 +141,9 @@ def open_images(manifest: Manifest) -> Images:
         return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
-    root = str(digits_folder()) if manifest.source == "digits" else unpacked_again(manifest)
+    if holds_tars(manifest):
+        return open_tars(manifest, accepted(manifest.widths, manifest.heights))
+    root = str(digits_folder()) if manifest.source == "digits" else found_again(manifest)
     if not os.path.isdir(root):
         raise DataError(
             f"the pictures of {manifest.source!r} were in {root}, which does not exist now",
@@ -145,7 +155,7 @@ def open_images(manifest: Manifest) -> Images:
 
 def _open_pack(manifest: Manifest) -> Images:
     """Returns the images of ``manifest`` from its pack; raises DataError if another pack is there now."""
-    pack = Pack.open(Path(manifest.root))
+    pack = open_pack(manifest.root, manifest.objects)
     if pack.head.variant != manifest.variant:
         raise DataError(
             f"{manifest.root} is a {pack.head.variant}, but was a {manifest.variant} when the run began",

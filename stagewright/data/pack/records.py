@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from stagewright import rng
 from stagewright.data.account import Account
 from stagewright.data.images import limits
 from stagewright.data.images.decode import decode
-from stagewright.data.images.stored import read_file
-from stagewright.data.pack.format import Encoding, Head
+from stagewright.data.pack.format import Encoding, Head, Order
 from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.opened import Opened, WholeFiles
 from stagewright.data.sources.scan import Scan, digest_of
 from stagewright.data.sources.unusable import exclude_unreadable, nothing_readable
 from stagewright.errors import DataError
@@ -46,6 +47,10 @@ class Job:
     folder: Path
     listing: Listing
     found: Scan
+    images: WholeFiles
+    """The original files, in the order of the listing."""
+    hash_of: str
+    """What the digests of ``found`` are of, if not of the files."""
     head: Head
     """The head of the new pack, without its parts."""
     rows: NDArray[np.int64]
@@ -58,22 +63,26 @@ class Job:
     def of(
         cls,
         source: str,
-        listing: Listing,
-        found: Scan,
+        opened: Opened,
         settings: Data,
         size: int,
         encoding: Encoding,
         quality: int,
+        order: Order,
         folder: Path,
     ) -> Job:
-        """Prepares to pack the scanned ``listing`` of ``source``; the arguments are those of ``build.pack``.
+        """Prepares to pack the pictures of ``source``; the other arguments are those of ``build.pack``.
 
         Raises DataError if no image can be read, or if any cannot be read and ``settings.bad_images`` is "fail".
         """
+        listing, found = opened.listing, opened.scan
         exclude_unreadable(listing, found, settings)
         if len(found.reasons) == len(listing.paths):
             raise nothing_readable(source, listing, found)
         rows = np.setdiff1d(np.arange(len(listing.paths)), list(found.reasons))
+        digest = _digest(listing, found)
+        if order == "mixed":
+            rows = rows[rng.permutation(rng.key(rng.Stream.PACK, int(digest[:16], 16)), len(rows))]
         sizes = zip(found.widths[rows].tolist(), found.heights[rows].tolist(), strict=True)
         stored = np.array([stored_size(width, height, size) for width, height in sizes], np.int32)
         head = Head(
@@ -81,7 +90,7 @@ class Job:
             size=size,
             quality=quality if encoding == "jpeg" else None,
             resample=_RESAMPLE.name.lower(),
-            listing=_digest(listing, found),
+            listing=digest,
             source=source,
             form="table" if os.path.isfile(absolute_path(source)) else "folder",
             settings={
@@ -96,8 +105,10 @@ class Job:
             num_records=len(rows),
             index_crc32=0,
             parts=(),
+            order=order,
         )
-        return cls(folder, listing, found, head, rows, stored[:, 0], stored[:, 1])
+        images = opened.images(listing.paths)
+        return cls(folder, listing, found, images, opened.hash_of, head, rows, stored[:, 0], stored[:, 1])
 
 
 @dataclass(frozen=True)
@@ -152,8 +163,8 @@ def make(job: Job, at: int) -> Record:
     row = int(job.rows[at])
     path = job.listing.paths[row].as_py()
     try:
-        data = read_file(os.path.join(job.listing.root, path))
-        same = digest_of(data) == job.found.digests[row].tobytes()
+        data = job.images.read(row)
+        same = bool(job.hash_of) or digest_of(data) == job.found.digests[row].tobytes()
         most = limits.accepted(int(job.found.widths[row]), int(job.found.heights[row]))
         record = encode(data, job.head.size, job.head.encoding, job.head.quality, most) if same else b""
     except OSError as error:
