@@ -156,6 +156,44 @@ def fetched(place: Place, out: Path | None, say: Say) -> Iterator[tuple[RunDir, 
         yield run, place.restore(run, place.plan)
 
 
+def asked_place(execution: Execution, out: Path | None, *, resume: bool) -> Place | None:
+    """Returns the opened mirror that a training writes to, or None. CheckpointError if it holds a run and ``resume`` is not
+    set."""
+    if (url := asked_url(execution, out)) is None:
+        return None
+    place = open_place(url, execution, out)
+    if not resume:
+        place.require_new()
+    return place
+
+
+def brought(
+    place: Place | None,
+    plan: Plan,
+    here: tuple[RunDir | None, RunDir | None],
+    out: Path | None,
+    holding: contextlib.ExitStack,
+    say: Say,
+) -> tuple[RunDir | None, list[str]]:
+    """Returns the run of ``plan`` to go on with, brought up to the newest checkpoint of its mirror, and notes for its log.
+
+    ``here`` is the run of this plan on this disk, and the one in its place, which may have another plan. Without either, the run
+    is that of the mirror, fetched to ``out``; None if there is none. CheckpointError if the mirror belongs to another plan, or
+    the directory does while the mirror does not.
+    """
+    same, old = here
+    if place is None:
+        return same, []
+    place.require(plan)
+    if same is not None:
+        return same, place.restore(same, plan)
+    if place.plan is None:
+        return None, []
+    if old is not None:
+        _require_same(old, place)
+    return holding.enter_context(fetched(place, out, say))
+
+
 def taken_up(
     run: str | os.PathLike[str], out: str | Path | None, execution: Execution, holding: contextlib.ExitStack, say: Say
 ) -> tuple[RunDir, Place | None, list[str]]:

@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.mirrored import (
-    asked_url,
+    Place,
+    asked_place,
     bring_up_to_date,
-    fetched,
+    brought,
     mirror_of_fork,
     mirroring,
-    open_place,
     refuse_from_start,
     taken_up,
 )
@@ -83,13 +85,12 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 ) -> Run:
     """Plans, trains, evaluates and reports; returns the run, finished or stopped on request.
 
-    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``.
-    The run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set:
-    then that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny``
-    shortens every stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s``
-    from now or a :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the
-    console, the log and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is
-    called with messages.
+    ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
+    run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
+    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens
+    every stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
+    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified too. ``expected`` says for page and
+    model card what other runs let expect, ``say`` is called with messages.
 
     ``decide`` is called with the event of each evaluation, once the state is saved; if it returns False, the run is paused: its
     status is ``paused``, and :func:`resume` goes on with the same bits. ``until``, such as ``40%``, ``12ep`` or ``5000st``,
@@ -104,20 +105,12 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        limit = _limit(budget, epochs, until)
+        limit, execution = _limit(budget, epochs, until), execution or Execution()
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
-        execution = execution or Execution()
-        holding.enter_context(computing_with(execution.threads))
-        require_known_processor()
-        device = choose_device(execution.device)
+        device = _prepared_device(execution, holding)
         points = {"at the start": memory_in_use(device)}
-        out, old, earlier = _place(out, resume, holding)
-        mirror = None if (url := asked_url(execution, out)) is None else open_place(url, execution, out)
-        if mirror is not None:
-            if not resume:
-                mirror.require_new()
-            earlier = earlier or mirror.plan
+        out, old, mirror, earlier = _place(out, resume, execution, holding)
         artifacts = RunArtifacts()
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
         points["with the data read"], account = memory_in_use(device), dict[str, Any]()
@@ -126,45 +119,44 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         elif request.is_auto and old is None and not tiny:
             tell_time(plan, dataset, execution, say, began)
         same = old if earlier is not None and earlier.digest == plan.digest else None
-        fetched_notes: list[str] = []
-        if mirror is not None:
-            mirror.require(plan)
-            if old is None and mirror.plan is not None:
-                same, fetched_notes = holding.enter_context(fetched(mirror, out, say))
-            elif same is not None:
-                fetched_notes = mirror.restore(same, plan)
+        same, notes = brought(mirror, plan, (same, old), out, holding, say)
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
             bring_up_to_date(mirror, same, plan, execution, stop, say)
             return Run(same.root)
         if (run := same) is None:
-            run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
+            run = holding.enter_context(new_directory(plan, out, old, say))
             _write_start(run, plan, dataset, artifacts, env)
-        about = (began, points, [*changed_code(plan.recipe, run.read_env()), *fetched_notes], decide)
+        notes = [*changed_code(plan.recipe, run.read_env()), *notes]
         copy = holding.enter_context(mirroring(mirror, run, plan, execution, stop, say))
-        inputs = RunInputs(
-            run, plan, dataset.manifest, dataset.images, execution, stop, say, observers, *about, mirror=copy
-        )
+        about = (execution, stop, say, observers, began, points, notes, decide)
+        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, *about, mirror=copy)
         done = carry_out(led(party, inputs), lambda session: train_and_finish(session, say))
         _tell_account(run, limit, say)
         return done
 
 
+def _prepared_device(execution: Execution, holding: contextlib.ExitStack) -> torch.device:
+    """Returns the device of the training; torch computes with the threads that were asked for while ``holding`` is open."""
+    holding.enter_context(computing_with(execution.threads))
+    require_known_processor()
+    return choose_device(execution.device)
+
+
 def _place(
-    out: str | Path | None, resume: bool, holding: contextlib.ExitStack
-) -> tuple[Path | None, RunDir | None, Plan | None]:
-    """Returns where the run is written, None for the next free folder, and the locked run that is there if it may be resumed,
-    with its plan."""
-    if out is None:
-        return None, None, None
-    place = user_path(out)
-    if resume and (place / "plan.json").exists():
+    out: str | Path | None, resume: bool, execution: Execution, holding: contextlib.ExitStack
+) -> tuple[Path | None, RunDir | None, Place | None, Plan | None]:
+    """Returns where the run is written, None for the next free folder; the locked run that is there if it may be resumed; the
+    mirror, if there is one; and the plan of the run in the one or the other."""
+    place, old = None if out is None else user_path(out), None
+    if place is not None and resume and (place / "plan.json").exists():
         old = holding.enter_context(held(place))
-        return place, old, old.read_plan()
-    refuse_used(place)
-    return place, None, None
+    elif place is not None:
+        refuse_used(place)
+    mirror = asked_place(execution, place, resume=resume)
+    return place, old, mirror, old.read_plan() if old is not None else mirror.plan if mirror is not None else None
 
 
 def _tell_account(run: RunDir, limit: Budget | None, say: Say) -> None:
