@@ -127,38 +127,6 @@ def open_place(url: str, execution: Execution, run: Path | None = None) -> Place
     return Place(url, store, conditional, unfenced, None if seen is None else seen[0], plan)
 
 
-def opened(execution: Execution, run: Path | None, *, new: bool) -> Place | None:
-    """Returns the mirror that was asked for, or that of the run in ``run``; None if there is none. Errors as for
-    :func:`open_place`; CheckpointError if it holds a run and a ``new`` one is to begin."""
-    if (url := asked_url(execution, run)) is None:
-        return None
-    place = open_place(url, execution, run)
-    if new:
-        place.require_new()
-    return place
-
-
-@contextlib.contextmanager
-def with_newest(
-    place: Place | None, runs: tuple[RunDir | None, RunDir | None], plan: Plan, out: Path | None, say: Say
-) -> Iterator[tuple[RunDir | None, list[str]]]:
-    """Context of the run that goes on, with the newest checkpoint of its directory and the mirror ``place``, and notes for its
-    log; None if a new run begins. ``runs``: what is in ``out``, and the same if it has this ``plan``.
-
-    CheckpointError if the mirror belongs to another plan.
-    """
-    old, same = runs
-    if place is not None:
-        place.require(plan)
-    if place is None or place.plan is None or (old is not None and same is None):
-        yield same, []
-    elif same is not None:
-        yield same, place.restore(same, plan)
-    else:
-        with fetched(place, out, say) as found:
-            yield found
-
-
 @contextlib.contextmanager
 def fetched(place: Place, out: Path | None, say: Say) -> Iterator[tuple[RunDir, list[str]]]:
     """Context of the locked run of a mirror in ``out``, by default in ``runs/NAME``: fetched, or brought up to date if it is
@@ -186,6 +154,44 @@ def fetched(place: Place, out: Path | None, say: Say) -> Iterator[tuple[RunDir, 
         Record(place.url, place.unfenced).write(root)  # a fetch that is interrupted is taken up by a resume
         fetch_start(place.store, place.url, run)
         yield run, place.restore(run, place.plan)
+
+
+def asked_place(execution: Execution, out: Path | None, *, resume: bool) -> Place | None:
+    """Returns the opened mirror that a training writes to, or None. CheckpointError if it holds a run and ``resume`` is not
+    set."""
+    if (url := asked_url(execution, out)) is None:
+        return None
+    place = open_place(url, execution, out)
+    if not resume:
+        place.require_new()
+    return place
+
+
+def brought(
+    place: Place | None,
+    plan: Plan,
+    here: tuple[RunDir | None, RunDir | None],
+    out: Path | None,
+    holding: contextlib.ExitStack,
+    say: Say,
+) -> tuple[RunDir | None, list[str]]:
+    """Returns the run of ``plan`` to go on with, brought up to the newest checkpoint of its mirror, and notes for its log.
+
+    ``here`` is the run of this plan on this disk, and the one in its place, which may have another plan. Without either, the run
+    is that of the mirror, fetched to ``out``; None if there is none. CheckpointError if the mirror belongs to another plan, or
+    the directory does while the mirror does not.
+    """
+    same, old = here
+    if place is None:
+        return same, []
+    place.require(plan)
+    if same is not None:
+        return same, place.restore(same, plan)
+    if place.plan is None:
+        return None, []
+    if old is not None:
+        _require_same(old, place)
+    return holding.enter_context(fetched(place, out, say))
 
 
 def taken_up(

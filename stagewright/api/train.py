@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stagewright.api.carry_out import carry_out, is_carried_out, own_images, own_manifest, train_and_finish
 from stagewright.api.fork import forked_plan, new_directory, refuse_without_effect, write_excluded
 from stagewright.api.mirrored import (
     Place,
+    asked_place,
     bring_up_to_date,
+    brought,
     mirror_of_fork,
     mirroring,
-    opened,
     refuse_from_start,
     taken_up,
-    with_newest,
 )
 from stagewright.api.pause import check_until, pausing, saved_step
 from stagewright.api.prepare import prepare, tell_time
@@ -87,70 +89,76 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
 
     ``data`` is any form of DATA on the command line, ``recipe`` a name, a file or an object, ``overrides`` as for ``--set``. The
     run is written to ``out``, or to ``runs/RECIPE-N``. If ``out`` holds a run, this is an error, unless ``resume`` is set: then
-    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens every
-    stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
-    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified in addition to the console, the log
-    and the report pages. ``expected`` says for page and model card what other runs let expect. ``say`` is called with messages.
+    that run is continued if its plan is the same, and a changed plan forks to a new directory next to it. ``tiny`` shortens
+    every stage to a few steps on a few images (:mod:`stagewright.recipe.tiny`). ``budget``, a time such as ``90s`` from now or a
+    :class:`~stagewright.plan.budget.Budget`, chooses the length. ``observers`` are notified too. ``expected`` says for page and
+    model card what other runs let expect, ``say`` is called with messages.
 
     ``decide`` is called with the event of each evaluation, once the state is saved; if it returns False, the run is paused: its
     status is ``paused``, and :func:`resume` goes on with the same bits. ``until``, such as ``40%``, ``12ep`` or ``5000st``,
     pauses it at the first planned evaluation there or later.
 
-    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file, the
-    directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or ``auto``.
-    ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md). ``party``: the
-    processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
+    ``model`` to ``optimizer`` replace the recipe's values, as the command's flags do; None keeps them. ``weights`` is a file,
+    the directory of a run, ``default`` or ``none``; ``epochs`` a number, or a text such as ``500st``; ``lr`` a number or
+    ``auto``. ``model``, ``loss`` and ``optimizer`` are names, or functions at the top level of a module (docs/extend.md).
+    ``party``: the processes that carry out the run with this one (:mod:`stagewright.api.ranks`).
 
     Raises StagewrightError for errors that the caller can fix, and Stopped if a stop is requested during the set-up.
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        limit = _limit(budget, epochs, until)
+        limit, execution = _limit(budget, epochs, until), execution or Execution()
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
-        execution = execution or Execution()
-        holding.enter_context(computing_with(execution.threads))
-        require_known_processor()
-        device = choose_device(execution.device)
+        device = _prepared_device(execution, holding)
         points, artifacts = {"at the start": memory_in_use(device)}, RunArtifacts()
         out, old, mirror, earlier = _place(out, resume, execution, holding)
         dataset, plan = prepare(data, request, execution, say, tiny=tiny, earlier=earlier, artifacts=artifacts)
         execution = holding.enter_context(computing(execution, plan, say, old and old.read_env()))
-        points["with the data read"] = memory_in_use(device)
-        untold = None if not request.is_auto or old is not None or tiny else began
-        plan, account = _in_time(limit, plan, dataset, execution, out, say, untold)
+        points["with the data read"], account = memory_in_use(device), dict[str, Any]()
+        if limit is not None:
+            plan, account["budget"] = within_budget(plan, dataset, execution, limit, out, say)
+        elif request.is_auto and old is None and not tiny:
+            tell_time(plan, dataset, execution, say, began)
         same = old if earlier is not None and earlier.digest == plan.digest else None
-        same, fetched_notes = holding.enter_context(with_newest(mirror, (old, same), plan, out, say))
+        same, notes = brought(mirror, plan, (same, old), out, holding, say)
         decide = pausing(until, decide, plan, 0 if same is None else saved_step(same))
         if same is not None and is_carried_out(same, say):
             bring_up_to_date(mirror, same, plan, execution, stop, say)
             return Run(same.root)
         if (run := same) is None:
-            run = holding.enter_context(new_directory(plan, out, old, say))
             env = environment(str(data), command or own_command(), execution.device, device_name(device))
             env |= {"parent": old and str(old.root), "expected": expected, **account, **_hold(execution, old)}
+            run = holding.enter_context(new_directory(plan, out, old, say))
             _write_start(run, plan, dataset, artifacts, env)
+        notes = [*changed_code(plan.recipe, run.read_env()), *notes]
         copy = holding.enter_context(mirroring(mirror, run, plan, execution, stop, say))
-        about = (observers, began, points, [*changed_code(plan.recipe, run.read_env()), *fetched_notes], decide)
-        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, execution, stop, say, *about, mirror=copy)
+        about = (execution, stop, say, observers, began, points, notes, decide)
+        inputs = RunInputs(run, plan, dataset.manifest, dataset.images, *about, mirror=copy)
         done = carry_out(led(party, inputs), lambda session: train_and_finish(session, say))
         _tell_account(run, limit, say)
         return done
 
 
+def _prepared_device(execution: Execution, holding: contextlib.ExitStack) -> torch.device:
+    """Returns the device of the training; torch computes with the threads that were asked for while ``holding`` is open."""
+    holding.enter_context(computing_with(execution.threads))
+    require_known_processor()
+    return choose_device(execution.device)
+
+
 def _place(
     out: str | Path | None, resume: bool, execution: Execution, holding: contextlib.ExitStack
 ) -> tuple[Path | None, RunDir | None, Place | None, Plan | None]:
-    """Returns where the run is written, None for the next free folder; the locked run that is there if it may be resumed; its
-    mirror; the plan of the run in either."""
-    place = None if out is None else user_path(out)
+    """Returns where the run is written, None for the next free folder; the locked run that is there if it may be resumed; the
+    mirror, if there is one; and the plan of the run in the one or the other."""
+    place, old = None if out is None else user_path(out), None
     if place is not None and resume and (place / "plan.json").exists():
         old = holding.enter_context(held(place))
-        return place, old, opened(execution, place, new=False), old.read_plan()
-    if place is not None:
+    elif place is not None:
         refuse_used(place)
-    mirror = opened(execution, place, new=not resume)
-    return place, None, mirror, mirror and mirror.plan
+    mirror = asked_place(execution, place, resume=resume)
+    return place, old, mirror, old.read_plan() if old is not None else mirror.plan if mirror is not None else None
 
 
 def _tell_account(run: RunDir, limit: Budget | None, say: Say) -> None:
@@ -167,25 +175,6 @@ def _limit(budget: str | Budget | None, epochs: object, until: str | None) -> Bu
         return None
     refuse_second_length(budget if isinstance(budget, str) else budget.text, epochs)
     return Budget.parse(budget) if isinstance(budget, str) else budget
-
-
-def _in_time(
-    limit: Budget | None,
-    plan: Plan,
-    dataset: Dataset,
-    execution: Execution,
-    out: Path | None,
-    say: Say,
-    began: float | None,
-) -> tuple[Plan, dict[str, Any]]:
-    """Returns the plan that fits ``limit``, and what env.json says of it; without a limit the plan as it is, of which the user is
-    told how long a run that ``began`` then will take."""
-    if limit is not None:
-        plan, account = within_budget(plan, dataset, execution, limit, out, say)
-        return plan, {"budget": account}
-    if began is not None:
-        tell_time(plan, dataset, execution, say, began)
-    return plan, {}
 
 
 def _hold(execution: Execution, old: RunDir | None) -> dict[str, Hold]:

@@ -154,16 +154,11 @@ def train(
     """Plan, train, evaluate and report."""
     only_alone = {"--folds": folds, "--budget": budget}
     launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
-    refuse_alone("--price", price is not None and budget is None, "--budget")
-    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
-    limit = budget_limit(budget, price, epochs)
+    limit = _budget(budget, price, probe_seconds, epochs)
+    _check_resume(resume, out)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
 
-    if resume not in ("auto", "never"):
-        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
-    if resume == "auto" and out is None:
-        raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
     execution = Execution(
         device=device,
@@ -286,6 +281,21 @@ predict.register(app)
 runs.register(app)
 compare.register(app)
 machine.register(app)
+
+
+def _budget(budget: str | None, price: float | None, probe_seconds: float, epochs: str | None) -> Any:
+    """Returns the budget of a training, or None; RecipeError for options that need one."""
+    refuse_alone("--price", price is not None and budget is None, "--budget")
+    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
+    return budget_limit(budget, price, epochs)
+
+
+def _check_resume(resume: str, out: Path | None) -> None:
+    """RecipeError for a ``--resume`` that is none, or that does not know of which run."""
+    if resume not in ("auto", "never"):
+        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
+    if resume == "auto" and out is None:
+        raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
 
 
 def _metric_lines(enabled: bool) -> Any:
