@@ -204,6 +204,8 @@ def test_other_formats_are_named(names: list[str], what: str, tmp_path: Path, bu
 
 
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("hf:nobody/nothing").given.endswith(": STAGEWRIGHT_OFFLINE is set")
+    monkeypatch.delenv("STAGEWRIGHT_OFFLINE")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     error = refused("hf:nobody/nothing")
     assert error.given.startswith("hf:nobody/nothing cannot be fetched from the Hugging Face hub: ")
