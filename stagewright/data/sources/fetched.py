@@ -265,5 +265,6 @@ def _not_from_hub(source: str, name: str, why: str) -> DataError:
     return DataError(
         f"{source} cannot be fetched from the Hugging Face hub: {why}",
         "hf:OWNER/NAME of a data set, a network connection, and HF_TOKEN for one that is not public",
-        f"check the name and the connection; or download it elsewhere (hf download --repo-type dataset {name}) and give the folder",
+        f"check the name and the connection; or download it elsewhere (hf download --repo-type dataset {name}) and give the "
+        "folder",
     )
