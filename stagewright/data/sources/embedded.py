@@ -151,7 +151,7 @@ def _refuse_other_columns(files: Sequence[Path], column: str) -> None:
             schema = parquet.schema_arrow
         if column not in schema.names or not _may_hold_images(schema.field(column).type):
             raise DataError(
-                f"{file} has no images in the column {column!r}, as {files[0].name} has; its columns are {some(schema.names, 20)}",
+                f"{file} has no images in the column {column!r}, as {files[0].name} has; its columns: {some(schema.names, 9)}",
                 "Parquet files of one data set, with the same columns",
                 "point at one of them, or move the others away",
             )

@@ -238,6 +238,8 @@ def found_again(manifest: Manifest) -> str:
 def _fetch_hub(source: str) -> str:
     """Returns the folder of the data set ``hf:NAME`` in huggingface_hub's cache: its Parquet files, else all of it."""
     name = source.removeprefix(HUB).strip("/")
+    if variable := next((one for one in ("STAGEWRIGHT_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(one)), None):
+        raise _not_from_hub(source, name, f"{variable} is set")
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
@@ -256,9 +258,13 @@ def _fetch_hub(source: str) -> str:
         raise
     except Exception as error:  # a download can raise errors of huggingface_hub and of the libraries below it
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{source} cannot be fetched from the Hugging Face hub: {why}",
-            "hf:OWNER/NAME of a data set, a network connection, and HF_TOKEN for one that is not public",
-            "check the name and the connection; or download it elsewhere (hf download --repo-type dataset "
-            f"{name}) and give the folder",
-        ) from error
+        raise _not_from_hub(source, name, why) from error
+
+
+def _not_from_hub(source: str, name: str, why: str) -> DataError:
+    return DataError(
+        f"{source} cannot be fetched from the Hugging Face hub: {why}",
+        "hf:OWNER/NAME of a data set, a network connection, and HF_TOKEN for one that is not public",
+        f"check the name and the connection; or download it elsewhere (hf download --repo-type dataset {name}) and give the "
+        "folder",
+    )

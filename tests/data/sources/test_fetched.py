@@ -28,7 +28,7 @@ CLASSES = ("ant", "bee")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
@@ -204,7 +204,9 @@ def test_other_formats_are_named(names: list[str], what: str, tmp_path: Path, bu
 
 
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert refused("hf:nobody/nothing").given.endswith(": STAGEWRIGHT_OFFLINE is set")
+    monkeypatch.delenv("STAGEWRIGHT_OFFLINE")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     error = refused("hf:nobody/nothing")
     assert error.given.startswith("hf:nobody/nothing cannot be fetched from the Hugging Face hub: ")
     assert "HF_TOKEN" in error.allowed and "hf download --repo-type dataset nobody/nothing" in error.remedy

@@ -35,7 +35,7 @@ CLASSES = ("ant", "bee", "cow")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
@@ -319,3 +319,22 @@ def test_packing_tar_files(photos: Path, tmp_path: Path, bucket: str) -> None:
     assert pack(url, tmp_path / "remote.pack", Data(), size=16).records == 36
     remote = load(tmp_path / "remote.pack")
     assert remote.manifest.digest == packed.manifest.digest and remote.excluded == packed.excluded
+
+
+def test_real_photos(shared_data: Path, tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(shared_data / "imagenette-4k.zip") as archive:
+        names = [name for name in archive.namelist() if "/train/" in name and name.endswith(".JPEG")][::40]
+        archive.extractall(tmp_path, names)
+    photos, folder = tmp_path / "imagenette-4k" / "train", tmp_path / "tars"
+    folder.mkdir()
+    from webdataset.writer import ShardWriter
+
+    with ShardWriter(str(folder / "train-%06d.tar"), maxcount=30, verbose=0) as sink:
+        for file in sorted(photos.glob("*/*")):
+            sink.write(
+                {"__key__": f"{file.parent.name}/{file.stem}", "jpeg": file.read_bytes(), "txt": file.parent.name}
+            )
+    one, other = by_name(load(photos)), by_name(load(folder))
+    assert one == other and len(one) > 70 and len({found[0] for found in one.values()}) == 10
