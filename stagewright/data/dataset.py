@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from stagewright.data.account import Account
+from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.reader import Pack, is_pack
+from stagewright.data.pack.reader import Pack, PackImages, is_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
@@ -114,6 +115,19 @@ def _load(
 
 def _dataset(made: Assembled, images: Images) -> Dataset:
     return Dataset(made.manifest, images, made.notes, made.excluded, made.account, made.unused)
+
+
+def in_blocks(dataset: Dataset) -> Dataset:
+    """Returns ``dataset`` with the blocks of its images in the manifest, for ``order: blocked``. DataError if it has none."""
+    images = dataset.images
+    if not isinstance(images, PackImages):
+        raise DataError(
+            f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
+            "order: blocked with a pack, and order: full with all other data",
+            "pack the pictures (stagewright data pack DATA), or --set order=full",
+        )
+    blocks = blocks_of(images.which, images.offsets, images.lengths, dataset.manifest.splits)
+    return replace(dataset, manifest=replace(dataset.manifest, blocks=blocks))
 
 
 def open_images(manifest: Manifest) -> Images:

@@ -63,7 +63,9 @@ def batch_places(
     within the run. If batch_size > n, a batch covers several passes and contains images more than once. Raises ValueError
     unless n and batch_size are positive, and the other numbers not negative.
     """
-    (places,), passes = _batch(lambda index: (_pass_order(seed, n, index),), n, first_pass, batch_size, step_in_stage)
+    (places,), passes = stream_batch(
+        lambda index: (_pass_order(seed, n, index),), n, first_pass, batch_size, step_in_stage
+    )
     return places, passes
 
 
@@ -137,12 +139,14 @@ def sampled_places(
     image is used. See :func:`batch_places` for the arguments and errors.
     """
     n = len(classes.by_class)
-    found, passes = _batch(lambda index: _sampled_pass(seed, classes, index), n, first_pass, batch_size, step_in_stage)
+    found, passes = stream_batch(
+        lambda index: _sampled_pass(seed, classes, index), n, first_pass, batch_size, step_in_stage
+    )
     places, views = found
     return places, passes, views
 
 
-def _batch(
+def stream_batch(
     order: Callable[[int], tuple[Places, ...]], n: int, first_pass: int, batch_size: int, step_in_stage: int
 ) -> tuple[tuple[Places, ...], NDArray[np.int64]]:
     """Returns a step's slice of each array that ``order(pass)`` returns, int64 (n,), and the pass of each element."""
