@@ -62,7 +62,7 @@ def refuse_without_effect(old: Recipe, new: Recipe) -> None:
     fixed = [path for path in fixed if path not in _FREE]
     if fixed:
         raise RecipeError(
-            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their split and order and its name stay",
+            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their split, order and name stay",
             f"fields that take effect, which fork the run; and {', '.join(sorted(_FREE))}, which do not change the result",
             "stagewright train DATA starts a new run with them (--weights RUN starts from this run's model)",
         )

@@ -159,6 +159,9 @@ def pack(
         str, typer.Option("--format", help="jpeg, or raw: pixels, faster, 8 times the space.")
     ] = "jpeg",
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = _QUALITY,
+    order: Annotated[
+        str, typer.Option(help="Of the stored pictures: mixed, by a key, or listed, which is by class in most data.")
+    ] = "mixed",
     out: Annotated[
         Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to write; default: NAME.pack.")
     ] = None,
@@ -177,6 +180,8 @@ def pack(
 
     if encoding not in ("jpeg", "raw"):
         raise DataError(f"--format {encoding}", "jpeg or raw", "choose one of them")
+    if order not in ("mixed", "listed"):
+        raise DataError(f"--order {order}", "mixed or listed", "choose one of them")
     refuse_alone("--quality", quality != _QUALITY and encoding != "jpeg", "--format jpeg")
     folder = out or Path(f"{name_of(data)}.pack")
     with ProgressLine("scanning the pictures", "packing", quiet=quiet) as progress:
@@ -187,6 +192,7 @@ def pack(
             size=size,
             encoding=encoding,
             quality=quality,
+            order=order,
             workers=workers or _cores(),
             overwrite=overwrite,
             progress=progress,

@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from stagewright.data.account import Account
 from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.reader import Pack, PackImages, is_pack
+from stagewright.data.pack.images import PackRows
+from stagewright.data.pack.remote import is_pack_source, open_pack
 from stagewright.data.pack.verify import check_records
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
-from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.folders import Listing
 from stagewright.data.sources.local import list_source, refuse_columns
 from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
 from stagewright.data.sources.val_is_test import with_val_as_test
@@ -84,7 +84,7 @@ def _load(
     near: bool = False,
 ) -> Dataset:
     """``near``: near duplicates stay together in the split that is made."""
-    if near and (source.startswith("torchvision:") or is_pack(absolute_path(source))):
+    if near and (source.startswith("torchvision:") or is_pack_source(source)):
         raise DataError(
             f"data.near=together with {source!r}, whose images are not in separate files",
             "near duplicates of image files",
@@ -95,12 +95,11 @@ def _load(
         arrays = load_arrays(source)
         listing = with_val_as_test(source, arrays.listing, settings)
         return _dataset(rule(source, listing, arrays.scan), ArrayImages(arrays.images))
-    place = absolute_path(source)
-    if is_pack(place):
-        pack = Pack.open(place)
+    if is_pack_source(source):
+        pack = open_pack(source)
         made = rule(source, with_val_as_test(source, pack.listing(settings), settings), pack.scan())
         check_notes = check_records(pack, workers=workers, progress=progress)
-        manifest = replace(made.manifest, variant=pack.head.variant)
+        manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
         return _dataset(made, pack.images(manifest.paths))
     listing = list_source(source, settings, needs_train=needs_train)
@@ -120,7 +119,7 @@ def _dataset(made: Assembled, images: Images) -> Dataset:
 def in_blocks(dataset: Dataset) -> Dataset:
     """Returns ``dataset`` with the blocks of its images in the manifest, for ``order: blocked``. DataError if it has none."""
     images = dataset.images
-    if not isinstance(images, PackImages):
+    if not isinstance(images, PackRows):
         raise DataError(
             f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
             "order: blocked with a pack, and order: full with all other data",
@@ -159,7 +158,7 @@ def open_images(manifest: Manifest) -> Images:
 
 def _open_pack(manifest: Manifest) -> Images:
     """Returns the images of ``manifest`` from its pack; raises DataError if another pack is there now."""
-    pack = Pack.open(Path(manifest.root))
+    pack = open_pack(manifest.root, manifest.objects)
     if pack.head.variant != manifest.variant:
         raise DataError(
             f"{manifest.root} is a {pack.head.variant}, but was a {manifest.variant} when the run began",

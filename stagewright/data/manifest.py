@@ -17,10 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from stagewright.errors import DataError
 from stagewright.storage.files import read_parsed
 from stagewright.storage.json_text import parse_object
+from stagewright.storage.object_files import StoredObject
 from stagewright.storage.parquet import column_bytes, one_array, parse_table, pc, write_table
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+_OBJECTS = TypeAdapter(tuple[StoredObject, ...])
 _STAMPS = ("bytes", "mtime_ns", "ctime_ns")
 _KEY = b"stagewright.manifest"
 _VERSION = 1
@@ -67,6 +70,11 @@ class Manifest:
     """How the images were converted before training, e.g. ``pack of 256 px, jpeg q90``; empty if they are the originals."""
     blocks: NDArray[np.int32] | None = None
     """The block of each image, from 0, if the order is ``blocked`` (:mod:`stagewright.data.blocks`)."""
+    objects: tuple[StoredObject, ...] = ()
+    """The files of an object store that hold the images, with sizes and ETags, as they were when the manifest was made; empty
+    for images elsewhere. Not part of the digest."""
+    hash_of: str = ""
+    """What ``hashes`` are of, if not of the images' bytes."""
 
     def __post_init__(self) -> None:
         columns = (
@@ -163,8 +171,9 @@ class Manifest:
         """Writes the Parquet file ``path`` atomically; an existing file is replaced."""
         digest = self.digest
         head: dict[str, Any] = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
-        if self.variant:
-            head["variant"] = self.variant
+        head |= {name: value for name in ("variant", "hash_of") if (value := getattr(self, name))}
+        if self.objects:
+            head["objects"] = self.objects
         columns: dict[str, Any] = {
             "path": self.paths,
             "hash": self.hashes,
@@ -217,6 +226,8 @@ class Manifest:
             stamps=_stamps(table),
             variant=head.get("variant", ""),
             blocks=_integers(table, "block", np.int32) if "block" in table.column_names else None,
+            objects=_OBJECTS.validate_python(head.get("objects", [])),
+            hash_of=head.get("hash_of", ""),
         )
         if manifest.digest != head["digest"]:
             raise ValueError("its rows do not match the digest that is stored in it")

@@ -19,7 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.data.account import Account
-from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Encoding, Head, PartFile, has_crc32, record_crcs
+from stagewright.data.pack.format import (
+    HEAD,
+    INDEX,
+    UNFINISHED,
+    VERSION,
+    Encoding,
+    Extents,
+    Head,
+    Order,
+    PartFile,
+    has_crc32,
+    record_extents,
+)
 from stagewright.data.pack.place import check_place, clear, locked, put_in_place, real_place, take_parts, workplace
 from stagewright.data.pack.reader import is_pack
 from stagewright.data.pack.records import Job, Record, encoded, make
@@ -70,6 +82,7 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     size: int = 256,
     encoding: Encoding = "jpeg",
     quality: int = 90,
+    order: Order = "mixed",
     workers: int = 2,
     overwrite: bool = False,
     part_bytes: int = PART_BYTES,
@@ -85,6 +98,8 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
         size: images with a larger short side are resized to this short side in pixels. No image is enlarged.
         encoding: ``jpeg`` (4:2:0) or ``raw``. Plain, upright JPEGs that need no resize keep their original bytes.
         quality: JPEG quality, 1 to 100. Not used for ``raw``.
+        order: ``mixed``: the records lie in a random order by a key that follows from the images and their labels. ``listed``:
+            in the order of the paths, which is by class in a folder of class folders.
         workers: number of threads.
         overwrite: replace another pack in ``out``.
         part_bytes: a part file ends with the first record that brings it to this size.
@@ -96,13 +111,13 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     """
     began = time.perf_counter()
     say = say or (lambda text: None)
-    _check_arguments(source, size, encoding, quality)
+    _check_arguments(source, size, encoding, quality, order)
     listing = list_source(source, settings)
     folder = real_place(absolute_path(out))
     check_place(folder, absolute_path(source))
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    job = Job.of(source, listing, found, settings, size, encoding, quality, folder)
+    job = Job.of(source, listing, found, settings, size, encoding, quality, order, folder)
     try:
         place = workplace(folder)
         job = replace(job, folder=place)
@@ -144,40 +159,41 @@ def _make(
 
 def _is_whole(folder: Path, head: Head, workers: int, say: Say) -> bool:
     """Whether the pack in ``folder`` is finished and has no damaged file."""
-    if not (folder / HEAD).is_file() or not _index_is_intact(folder, head):
+    if head.version != VERSION or not (folder / HEAD).is_file() or not _index_is_intact(folder, head):
         return False
     say(f"Checking {counted(len(head.parts), 'part')} from an earlier call.")
-    return all(crcs is not None for crcs in _crcs_of_parts(folder, head.parts, workers))
+    return all(extents is not None for extents in _extents_of_parts(folder, head.parts, workers))
 
 
-def _crcs_of_parts(folder: Path, parts: Sequence[PartFile], workers: int) -> list[NDArray[np.uint32] | None]:
+def _extents_of_parts(folder: Path, parts: Sequence[PartFile], workers: int) -> list[Extents | None]:
     with Pool(max(workers, 1), "pack") as pool:
-        return [done.result() for done in [pool.submit(_read_crcs, folder, part) for part in parts]]
+        return [done.result() for done in [pool.submit(_read_extents, folder, part) for part in parts]]
 
 
 def _write_missing(
     job: Job, old: Head | None, workers: int, part_bytes: int, progress: Progress | None, say: Say
 ) -> int:
     """Writes all parts, the index and the head that are missing or damaged. Returns the number of records that it wrote."""
-    crcs = np.zeros(len(job.rows), np.uint32)
+    extents = Extents.empty(len(job.rows))
     parts: list[PartFile] = []
     spans: list[Span] = []
     existing = old.parts if old else ()
     if existing:
         say(f"Checking {counted(len(existing), 'part')} from an earlier call.")
-    checked = _crcs_of_parts(job.folder, existing, workers)
-    for number, (part, part_crcs) in enumerate(zip(existing, checked, strict=True)):
+    checked = _extents_of_parts(job.folder, existing, workers)
+    for number, (part, part_extents) in enumerate(zip(existing, checked, strict=True)):
         parts.append(part)
-        if part_crcs is None:
+        if part_extents is None:
             say(f"{part.file} is damaged or missing and will be written again.")
             spans.append(Span(number, part.first, part.rows))
         else:
-            crcs[part.first : part.first + part.rows] = part_crcs
+            extents.put(part.first, part_extents)
     end = parts[-1].first + parts[-1].rows if parts else 0
     if end < len(job.rows):
         spans.append(Span(len(parts), end, None))
     todo = np.concatenate([np.empty(0, np.int64), *(_records(job, span) for span in spans)])
-    if not len(todo) and old and (job.folder / HEAD).is_file() and _index_is_intact(job.folder, old):
+    whole = old and old.version == VERSION and (job.folder / HEAD).is_file()
+    if not len(todo) and old and whole and _index_is_intact(job.folder, old):
         return 0
     _check_space(job, todo, say)
     write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
@@ -188,10 +204,10 @@ def _write_missing(
         with encoded(job, todo, workers) as records:
             counted_records = _with_progress(records, done, len(job.rows), progress)
             for span in spans:
-                for number, part in write_span(job, span, counted_records, crcs, part_bytes):
+                for number, part in write_span(job, span, counted_records, extents, part_bytes):
                     parts[number : number + 1] = [part]
                     write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
-    finish(job, parts, crcs)
+    finish(job, parts, extents)
     return len(todo)
 
 
@@ -221,7 +237,7 @@ def _same_pack(job: Job, folder: Path, overwrite: bool) -> Head | None:
         if not overwrite:
             raise
         return None
-    kinds = ("encoding", "size", "quality", "resample")
+    kinds = ("encoding", "size", "quality", "resample", "order")
     differences = [
         f"{name} {getattr(old, name)} instead of {getattr(job.head, name)}"
         for name in kinds
@@ -233,15 +249,16 @@ def _same_pack(job: Job, folder: Path, overwrite: bool) -> Head | None:
         raise DataError(
             f"{folder} contains another pack: {'; '.join(differences)}",
             "a new folder, or the arguments and pictures that the pack was started with",
-            "choose another folder with --out, or replace the pack with --overwrite",
+            "choose another folder with --out, or replace the pack with --overwrite"
+            + ("; --order listed keeps the parts of a pack of version 1" if old.version == 1 else ""),
         )
     return None if differences else old
 
 
-def _read_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32] | None:
-    """Returns the crc32 of each record of an existing part, or None if the part is damaged or missing."""
+def _read_extents(folder: Path, part: PartFile) -> Extents | None:
+    """Returns where the records of an existing part lie, or None if the part is damaged or missing."""
     try:
-        return record_crcs(folder, part) if has_crc32(folder / part.file, part.crc32) else None
+        return record_extents(folder, part) if has_crc32(folder / part.file, part.crc32) else None
     except (FileNotFoundError, DataError):
         return None
 
@@ -286,7 +303,7 @@ def _with_progress(records: Iterable[Record], done: int, total: int, progress: P
         yield record
 
 
-def _check_arguments(source: str, size: int, encoding: str, quality: int) -> None:
+def _check_arguments(source: str, size: int, encoding: str, quality: int, order: str) -> None:
     if not 8 <= size <= 65_500:
         raise DataError(
             f"--size {size}",
@@ -298,6 +315,12 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int) -> Non
             f"--format {encoding}",
             ", ".join(get_args(Encoding)),
             "choose jpeg for small files, or raw for fast reading",
+        )
+    if order not in get_args(Order):
+        raise DataError(
+            f"--order {order}",
+            ", ".join(get_args(Order)),
+            "choose mixed, from which blocks can be read in a row, or listed for the order of the paths",
         )
     if not 1 <= quality <= 100:
         raise DataError(f"--quality {quality}", "a JPEG quality from 1 to 100", "for example --quality 90")

@@ -4,7 +4,12 @@ A pack is a folder with these files. ``pack.json``, the head, describes the pack
 is complete. ``index.parquet`` has one row per image of DATA, in the same order. ``part-00000.arrow`` and the following parts
 are shards with the images: Arrow IPC files with the columns of :data:`PART_SCHEMA`. They are not compressed, so a record is a
 slice of a memory map. Every record, every part, the index and the head have a checksum. Records are numbered from 0 through
-all parts, in the order of the index; images that could not be read have no record.
+all parts; images that could not be read have no record.
+
+The order of the records is another than that of the index (``Head.order``): ``mixed`` by a key, so that neighbours in a part
+are images of any class and a part can be read in blocks, or ``listed`` as the index. The index alone decides about the
+manifest: it has the number of the part, the offset and the length of each record, so the order of the records changes no
+manifest. Version 1 had no such columns and only the order of the index; it is still read.
 """
 
 from __future__ import annotations
@@ -32,9 +37,11 @@ from stagewright.storage.files import MISSING, missing_or_unreadable, read_parse
 from stagewright.storage.json_text import parse_object
 
 Encoding = Literal["jpeg", "raw"]
+Order = Literal["listed", "mixed"]
 
 HEAD, UNFINISHED, INDEX = "pack.json", "packing.json", "index.parquet"
-_FORMAT, _VERSION = "stagewright pack", 1
+VERSION = 2
+_FORMAT = "stagewright pack"
 _BLOCK = 1 << 22
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -65,6 +72,8 @@ INDEX_SCHEMA = pa.schema(
         "stored_width": pa.int32(),
         "stored_height": pa.int32(),
         "file": pa.int32(),  # number of the part file; null if there is no record
+        "offset": pa.int64(),  # of the first byte of the record in the part file; not in version 1
+        "length": pa.int64(),  # of the record in bytes; not in version 1
         "crc32": pa.uint32(),  # of the bytes of the record
         "reason": pa.string(),  # why there is no record
         "picture": pa.bool_(),  # false if the file does not even begin like an image
@@ -123,6 +132,10 @@ class Head:
     num_records: _Count
     index_crc32: _Count
     parts: tuple[PartFile, ...]
+    order: Order = "listed"
+    """Order of the records: that of the index, or a random one by a key that follows from ``listing``."""
+    version: Literal[1, 2] = VERSION
+    """Version of the format."""
 
     @property
     def variant(self) -> str:
@@ -132,7 +145,7 @@ class Head:
 
     def to_json(self) -> str:
         """Returns the text of the file, which contains a digest of its own content."""
-        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        content = {"format": _FORMAT, "version": self.version, **asdict(self)}
         return json.dumps({**content, "sha256": _sha256(content)}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -153,16 +166,18 @@ class Head:
             version, digest = content["version"], content.pop("sha256")
         except (ValueError, KeyError) as error:
             raise _no_head(file, "it was not written by stagewright data pack") from error
-        if version != _VERSION:
+        if version not in (1, VERSION):
             raise DataError(
                 f"{file} has version {version} of the pack format",
-                f"version {_VERSION}",
+                f"versions 1 to {VERSION}",
                 "update stagewright, or pack the originals again",
             )
         if _sha256(content) != digest:
             raise _no_head(file, "its content does not match its digest")
         try:
             head = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+            if head.version > 1 and "order" not in content:
+                raise _no_head(file, "order: it is missing")
         except ValidationError as error:
             raise _no_head(file, problems(error)) from error
         if (rows := sum(part.rows for part in head.parts)) > head.num_records or head.num_records > head.num_listed:
@@ -181,12 +196,7 @@ def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[
     No file stays open. Raises DataError if the part is missing or does not have the expected rows and columns, and Unreadable
     if it cannot be opened now.
     """
-    try:
-        buffer = retry_io(folder / part.file, _mapped)
-    except OSError as error:
-        if error.errno in MISSING:
-            raise damaged(folder, f"{part.file} is missing") from error
-        raise unreadable(folder / part.file, error) from error
+    buffer = _opened(folder, part)
     try:
         # Read all columns, since reading only some of them would copy their data.
         with pa.ipc.open_file(buffer) as reader:
@@ -217,17 +227,57 @@ def open_part(folder: Path, part: PartFile) -> tuple[NDArray[np.uint8], NDArray[
     return np.frombuffer(buffer, np.uint8), offsets, lengths
 
 
+def map_part(folder: Path, part: PartFile) -> NDArray[np.uint8]:
+    """Maps a part into memory and returns its read-only bytes. Raises DataError if it is missing or has another size, and
+    Unreadable if it cannot be opened now."""
+    buffer = _opened(folder, part)
+    if buffer.size != part.bytes:
+        raise damaged(folder, f"{part.file} has {buffer.size:,} bytes instead of {part.bytes:,}")
+    return np.frombuffer(buffer, np.uint8)
+
+
+def _opened(folder: Path, part: PartFile) -> pa.Buffer:
+    try:
+        return retry_io(folder / part.file, _mapped)
+    except OSError as error:
+        if error.errno in MISSING:
+            raise damaged(folder, f"{part.file} is missing") from error
+        raise unreadable(folder / part.file, error) from error
+
+
 def _mapped(path: str) -> pa.Buffer:
     with pa.memory_map(path) as file:
         return file.read_buffer()
 
 
-def record_crcs(folder: Path, part: PartFile) -> NDArray[np.uint32]:
-    """Computes the crc32 of each record of a part from its current content. Raises DataError if the part cannot be opened."""
+@dataclass(frozen=True, eq=False)
+class Extents:
+    """Where the records of some parts lie, by number of the record."""
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    """int64 (N,): first byte in the part file, and number of bytes."""
+    crcs: NDArray[np.uint32]
+    """uint32 (N,): checksum of the bytes."""
+
+    @classmethod
+    def empty(cls, count: int) -> Extents:
+        """Returns the extents of ``count`` records, all zero."""
+        return cls(np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, np.uint32))
+
+    def put(self, first: int, other: Extents) -> None:
+        """Copies ``other`` into the records from ``first`` on."""
+        span = slice(first, first + len(other.crcs))
+        self.offsets[span], self.lengths[span], self.crcs[span] = other.offsets, other.lengths, other.crcs
+
+
+def record_extents(folder: Path, part: PartFile) -> Extents:
+    """Finds the records of a part, and computes their crc32 from its current content. Raises DataError if the part cannot be
+    opened."""
     buffer, offsets, lengths = open_part(folder, part)
     view = buffer.data
     spans = zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True)
-    return np.array([zlib.crc32(view[begin:end]) for begin, end in spans], np.uint32)
+    return Extents(offsets, lengths, np.array([zlib.crc32(view[begin:end]) for begin, end in spans], np.uint32))
 
 
 def crc32_of(file: Path) -> int:
@@ -255,12 +305,13 @@ def _crc32(path: str) -> int:
     return crc
 
 
-def damaged(folder: Path, what: str) -> DataError:
+def damaged(folder: Path | str, what: str) -> DataError:
     """Returns the error for a pack whose files have changed since they were written."""
     return DataError(
         f"the pack {folder} is damaged: {what}",
         "a pack with unchanged files",
-        "pack the originals into it again with the same arguments: only damaged files are written again",
+        "pack the originals into it again with the same arguments (--order listed for a pack of version 1): only damaged files "
+        "are written again",
     )
 
 

@@ -6,6 +6,7 @@ pixels. So a recipe makes the same manifest of it, and the same crops. Only the 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
-from PIL import Image
 
-from stagewright.data.images.decode import decode
-from stagewright.data.images.stored import Stored
+from stagewright.data.images.places import Places
 from stagewright.data.pack.format import (
     HEAD,
     INDEX,
     INDEX_SCHEMA,
     PARTS,
     UNFINISHED,
-    Encoding,
+    Extents,
     Head,
+    PartFile,
     damaged,
     has_crc32,
     open_part,
     unfinished_folder,
 )
+from stagewright.data.pack.images import PackImages, PackRows
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.local import refuse_columns
 from stagewright.data.sources.scan import DIGEST_BYTES, Scan, hex_strings
@@ -38,6 +39,7 @@ from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import is_there, size_of
+from stagewright.storage.object_files import StoredObject
 from stagewright.storage.parquet import one_array, read_table
 from stagewright.text import counted, some
 
@@ -85,12 +87,22 @@ class Pack:
         return cls(folder, head)
 
     @property
+    def place(self) -> str:
+        """Where the pack is."""
+        return str(self.folder)
+
+    @property
+    def objects(self) -> tuple[StoredObject, ...]:
+        """The parts of a pack in an object store; none for a pack on the disk."""
+        return ()
+
+    @property
     def note(self) -> str:
         """Describes the pack in one sentence for the user."""
         head, size = self.head, sum(part.bytes for part in self.head.parts)
         return (
-            f"{self.folder.name} is a {head.variant}: {counted(head.num_records, 'picture')} of {head.source}, reduced to a "
-            f"short side of {head.size} px if they were larger, in {size / 1e6:,.1f} MB"
+            f"{os.path.basename(self.place)} is a {head.variant}: {counted(head.num_records, 'picture')} of {head.source}, "
+            f"reduced to a short side of {head.size} px if they were larger, in {size / 1e6:,.1f} MB"
         )
 
     def columns(self, *names: str) -> pa.Table:
@@ -99,7 +111,7 @@ class Pack:
             table = read_table(self.folder / INDEX, names)
             _check_index(table, names, self.head)
         except (FileNotFoundError, pa.ArrowException, ValueError) as error:
-            raise damaged(self.folder, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
+            raise damaged(self.place, f"{INDEX} cannot be read ({str(error).splitlines()[0]})") from error
         return table
 
     def listing(self, settings: Data) -> Listing:
@@ -110,7 +122,7 @@ class Pack:
         words = pc.index_in(listed["split"], pa.array(PARTS.values())).to_numpy()
         parts = np.array(list(PARTS), np.int8)[words]
         return Listing(
-            root=str(self.folder),
+            root=self.place,
             paths=one_array(listed["path"]),
             labels=one_array(listed["label"]),
             parts=parts if use_split else np.full(len(parts), UNDECIDED, np.int8),
@@ -133,13 +145,16 @@ class Pack:
             not_images=set(np.flatnonzero(~table["picture"].to_numpy()).tolist()),
         )
 
-    def images(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackImages:
+    def images(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackRows:
         """Returns the images of ``paths``.
 
         Raises DataError if a path is not in the pack, or if its original file did not have the hash given in ``hashes``.
         """
-        table = self.columns("path", "digest", "width", "height", "stored_width", "stored_height", "file")
-        table = table.slice(0, self.head.num_listed).filter(pc.is_valid(table["file"].slice(0, self.head.num_listed)))
+        return PackImages(self.folder, self.rows_for(paths, hashes))
+
+    def rows_for(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackRows:
+        """Returns where and how large the images of ``paths`` are; errors as for :meth:`images`."""
+        table = self._records("path", "digest", "width", "height", "stored_width", "stored_height")
         own = one_array(table["path"])
         records = np.arange(len(own))
         if not own.equals(paths):
@@ -151,12 +166,50 @@ class Pack:
         if wrong.any():
             names = paths.take(pa.array(np.flatnonzero(wrong))).to_pylist()
             raise DataError(
-                f"{self.folder} does not contain {counted(len(names), 'picture')} of the run: {some(names, 3)}",
+                f"{self.place} does not contain {counted(len(names), 'picture')} of the run: {some(names, 3)}",
                 "the pack that the run was started with",
                 "restore that pack, or start a new run",
             )
         sizes = [table[name].to_numpy()[records] for name in ("stored_width", "stored_height", "width", "height")]
-        return PackImages(self, records, paths, *sizes)
+        return PackRows(self.place, self.head, paths, self.places().taken(records), *sizes)
+
+    def places(self) -> Places:
+        """Returns where the records of the images lie, in the order of the index.
+
+        In version 1 the index does not tell it, and the parts are opened. Raises DataError if the pack is damaged.
+        """
+        head = self.head
+        if head.version == 1:
+            table, (offsets, lengths) = self._records("file", "crc32"), self.extents()
+        else:
+            table = self._records("file", "offset", "length", "crc32")
+            offsets, lengths = table["offset"].to_numpy(), table["length"].to_numpy()
+        files, sizes = tuple(part.file for part in head.parts), tuple(part.bytes for part in head.parts)
+        try:
+            return Places(files, sizes, table["file"].to_numpy(), offsets, lengths, table["crc32"].to_numpy())
+        except ValueError as error:
+            raise damaged(self.place, f"{INDEX} cannot be read ({error})") from error
+
+    def extents(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns offset and length of each record of a pack of version 1, by number, from its parts."""
+        found = Extents.empty(self.head.num_records)
+        for part in self.head.parts:
+            span = slice(part.first, part.first + part.rows)
+            _, found.offsets[span], found.lengths[span] = open_part(self.folder, part)
+        return found.offsets, found.lengths
+
+    def rows_of(self, part: PartFile) -> NDArray[np.int64]:
+        """Returns the rows of the index of the records of ``part``, in the order of the records."""
+        number = self.head.parts.index(part)
+        names = ("file",) if self.head.version == 1 else ("file", "offset")
+        table = self.columns(*names).slice(0, self.head.num_listed)
+        rows = np.flatnonzero(pc.equal(table["file"], number).fill_null(False).to_numpy())
+        return rows if self.head.version == 1 else rows[np.argsort(table["offset"].take(rows).to_numpy())]
+
+    def _records(self, *names: str) -> pa.Table:
+        """Reads columns of those rows of the index that have a record."""
+        table = self.columns(*dict.fromkeys((*names, "file"))).slice(0, self.head.num_listed)
+        return table.filter(pc.is_valid(table["file"])).select(names)
 
 
 _ALWAYS = ("path", "label", "split", "digest", "width", "height", "picture")
@@ -180,98 +233,18 @@ def _check_index(table: pa.Table, names: tuple[str, ...], head: Head) -> None:
             raise ValueError(f"{name} has empty cells")
     if "split" in names and not pc.all(pc.is_in(listed["split"], pa.array(PARTS.values()))).as_py() and len(listed):
         raise ValueError(f"split has values other than {', '.join(PARTS.values())}")
-    if "file" in names and len(listed) - listed["file"].null_count != head.num_records:
-        raise ValueError(f"it does not have {head.num_records:,} records")
-    if {"file", "stored_width", "stored_height"} <= set(names):
+    if "file" in names:
         stored = listed.filter(pc.is_valid(listed["file"]))
-        if stored["stored_width"].null_count or stored["stored_height"].null_count:
-            raise ValueError("a record has no size")
+        counts = np.bincount(np.maximum(stored["file"].to_numpy(), -1) + 1, minlength=len(head.parts) + 1)
+        if counts.tolist() != [0, *(part.rows for part in head.parts)]:
+            raise ValueError(f"it does not have the {head.num_records:,} records of the parts")
+        for name in {"stored_width", "stored_height", "offset", "length", "crc32"} & set(names):
+            if stored[name].null_count:
+                raise ValueError(f"a record has no {name}")
     for name in {"width", "height"} & set(names):
         lowest = pc.min(listed[name]).as_py()
         if lowest is not None and lowest < 0:
             raise ValueError(f"{name} has values below 0")
-
-
-class PackImages:
-    """The images of a pack, by row. All methods are thread-safe.
-
-    The parts are memory maps: if another program truncates a part while it is open, the process is killed (SIGBUS).
-    """
-
-    def __init__(
-        self,
-        pack: Pack,
-        records: NDArray[np.int64],
-        paths: pa.StringArray,
-        widths: NDArray[np.int32],
-        heights: NDArray[np.int32],
-        original_widths: NDArray[np.int32],
-        original_heights: NDArray[np.int32],
-    ) -> None:
-        self.folder, self.head, self.paths = pack.folder, pack.head, paths
-        self.encoding: Encoding = pack.head.encoding
-        self.widths, self.heights = widths, heights
-        """int32 (N,): sizes of the stored images in pixels."""
-        self.original_widths, self.original_heights = original_widths, original_heights
-        """int32 (N,): sizes of the upright original images in pixels, as in the manifest."""
-        count = pack.head.num_records
-        offsets, lengths = np.empty(count, np.int64), np.empty(count, np.int64)
-        buffers: list[NDArray[np.uint8]] = []
-        for part in pack.head.parts:
-            span = slice(part.first, part.first + part.rows)
-            buffer, offsets[span], lengths[span] = open_part(pack.folder, part)
-            buffers.append(buffer)
-        self.buffers: tuple[NDArray[np.uint8], ...] = tuple(buffers)
-        """One read-only memory map per part file."""
-        which = np.repeat(np.arange(len(buffers), dtype=np.int32), [part.rows for part in pack.head.parts])
-        self.which, self.offsets, self.lengths = which[records], offsets[records], lengths[records]
-        """int32 (N,): index into ``buffers``. int64 (N,): offset in the buffer, and length, both in bytes."""
-        if self.encoding == "raw":
-            wrong = np.flatnonzero(self.lengths != 3 * widths.astype(np.int64) * heights)
-            if len(wrong):
-                row = int(wrong[0])
-                name = pack.head.parts[self.which[row]].file
-                raise damaged(
-                    pack.folder, f"the length of {paths[row].as_py()} in {name} does not match its size in pixels"
-                )
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def read(self, row: int) -> bytes:
-        """Returns a copy of the bytes of ``row``: a JPEG file, or raw pixels."""
-        begin = int(self.offsets[row])
-        return self.buffers[self.which[row]][begin : begin + int(self.lengths[row])].tobytes()
-
-    def load(self, row: int) -> Image.Image:
-        """Returns the upright RGB image of ``row`` at its stored size. Raises OSError if it is damaged."""
-        begin, size = int(self.offsets[row]), (int(self.widths[row]), int(self.heights[row]))
-        data = self.buffers[self.which[row]][begin : begin + int(self.lengths[row])].data
-        if self.encoding == "raw":
-            return Image.frombytes("RGB", size, data)
-        picture = decode(data)
-        if picture.size != size:
-            raise OSError(f"the picture has {picture.width} x {picture.height} pixels instead of {size[0]} x {size[1]}")
-        return picture
-
-    def stored(self, rows: NDArray[np.int64]) -> Stored:
-        """Returns the images of ``rows`` as positions in the memory maps, without a copy."""
-        which, offsets, lengths = self.which[rows], self.offsets[rows], self.lengths[rows]
-        if self.encoding == "jpeg":
-            return Stored("encoded", self.buffers, which, offsets, lengths)
-        sizes = np.stack([self.widths[rows], self.heights[rows]], axis=1)
-        return Stored("raw", self.buffers, which, offsets, lengths, sizes)
-
-    def to_stored(self, rows: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Converts ``boxes`` (n, 4) from pixels of the original images of ``rows`` (n,) to pixels of the stored images.
-
-        Boxes are (left, top, right, bottom), and are clipped to the stored image. If the stored image has the size of the
-        original, a box within the image is returned with the same bits.
-        """
-        stored = np.stack([self.widths[rows], self.heights[rows]] * 2, axis=1).astype(np.float64)
-        original = np.stack([self.original_widths[rows], self.original_heights[rows]] * 2, axis=1).astype(np.float64)
-        # Multiply first: then an edge of the original becomes the edge of the stored image without a rounding error.
-        return np.clip(np.where(stored == original, boxes, boxes * stored / original), 0.0, stored)
 
 
 def _not_finished(folder: Path) -> DataError:
@@ -305,7 +278,7 @@ def _choices(pack: Pack, settings: Data) -> tuple[bool, bool]:
     """
     head = pack.head
     if head.form != "table":
-        refuse_columns(str(pack.folder), f"a pack of {head.source}", settings)
+        refuse_columns(pack.place, f"a pack of {head.source}", settings)
         return True, True
     for name in ("path", "label", "images", "split", "group"):
         requested, packed = getattr(settings, name), head.settings[name]
@@ -315,7 +288,7 @@ def _choices(pack: Pack, settings: Data) -> tuple[bool, bool]:
         )
         if requested not in known:
             raise DataError(
-                f"data.{name} is {requested!r}, but {pack.folder} was made with {f'{packed!r}' if packed else 'the default'}",
+                f"data.{name} is {requested!r}, but {pack.place} was made with {f'{packed!r}' if packed else 'the default'}",
                 "the columns that the table was packed with",
                 f"leave out data.{name}, or pack the table again with --set data.{name}={requested}",
             )

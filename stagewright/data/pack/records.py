@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from stagewright import rng
 from stagewright.data.account import Account
 from stagewright.data.images import limits
 from stagewright.data.images.decode import decode
 from stagewright.data.images.stored import read_file
-from stagewright.data.pack.format import Encoding, Head
+from stagewright.data.pack.format import Encoding, Head, Order
 from stagewright.data.sources.folders import Listing, absolute_path
 from stagewright.data.sources.scan import Scan, digest_of
 from stagewright.data.sources.unusable import exclude_unreadable, nothing_readable
@@ -64,6 +65,7 @@ class Job:
         size: int,
         encoding: Encoding,
         quality: int,
+        order: Order,
         folder: Path,
     ) -> Job:
         """Prepares to pack the scanned ``listing`` of ``source``; the arguments are those of ``build.pack``.
@@ -74,6 +76,9 @@ class Job:
         if len(found.reasons) == len(listing.paths):
             raise nothing_readable(source, listing, found)
         rows = np.setdiff1d(np.arange(len(listing.paths)), list(found.reasons))
+        digest = _digest(listing, found)
+        if order == "mixed":
+            rows = rows[rng.permutation(rng.key(rng.Stream.PACK, int(digest[:16], 16)), len(rows))]
         sizes = zip(found.widths[rows].tolist(), found.heights[rows].tolist(), strict=True)
         stored = np.array([stored_size(width, height, size) for width, height in sizes], np.int32)
         head = Head(
@@ -81,7 +86,7 @@ class Job:
             size=size,
             quality=quality if encoding == "jpeg" else None,
             resample=_RESAMPLE.name.lower(),
-            listing=_digest(listing, found),
+            listing=digest,
             source=source,
             form="table" if os.path.isfile(absolute_path(source)) else "folder",
             settings={
@@ -96,6 +101,7 @@ class Job:
             num_records=len(rows),
             index_crc32=0,
             parts=(),
+            order=order,
         )
         return cls(folder, listing, found, head, rows, stored[:, 0], stored[:, 1])
 

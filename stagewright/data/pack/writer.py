@@ -22,9 +22,11 @@ from stagewright.data.pack.format import (
     PART_SCHEMA,
     PARTS,
     UNFINISHED,
+    Extents,
     Head,
     PartFile,
     crc32_of,
+    open_part,
 )
 from stagewright.data.pack.records import Job, Record
 from stagewright.storage.files import remove_quietly, sync_directory, write_whole
@@ -48,12 +50,15 @@ class Span:
 
 
 def write_span(
-    job: Job, span: Span, records: Iterator[Record], crcs: NDArray[np.uint32], part_bytes: int
+    job: Job, span: Span, records: Iterator[Record], extents: Extents, part_bytes: int
 ) -> Iterator[tuple[int, PartFile]]:
-    """Writes the parts of ``span``. Yields (number, description) of each part when it is complete."""
+    """Writes the parts of ``span``, and where their records lie to ``extents``. Yields (number, description) of each part when
+    it is complete."""
     number, first = span.number, span.first
     while first < len(job.rows):
-        part = _write_part(job, number, first, span.rows, records, crcs, part_bytes)
+        part = _write_part(job, number, first, span.rows, records, extents.crcs, part_bytes)
+        here = slice(first, first + part.rows)
+        _, extents.offsets[here], extents.lengths[here] = open_part(job.folder, part)
         yield number, part
         if span.rows is not None:
             return
@@ -139,9 +144,9 @@ def _as_batch(job: Job, batch: list[Record]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=PART_SCHEMA)
 
 
-def finish(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> None:
+def finish(job: Job, parts: list[PartFile], extents: Extents) -> None:
     """Writes the index, then the head. Removes all other part files and temporary files."""
-    write_table(_index(job, parts, crcs), job.folder / INDEX)
+    write_table(_index(job, parts, extents), job.folder / INDEX)
     head = replace(job.head, parts=tuple(parts), index_crc32=crc32_of(job.folder / INDEX))
     write_head(job.folder / HEAD, head)
     (job.folder / UNFINISHED).unlink(missing_ok=True)
@@ -151,13 +156,15 @@ def finish(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> None:
     sync_directory(job.folder)
 
 
-def _index(job: Job, parts: list[PartFile], crcs: NDArray[np.uint32]) -> pa.Table:
+def _index(job: Job, parts: list[PartFile], extents: Extents) -> pa.Table:
     listing, found, count = job.listing, job.found, len(job.listing.paths)
     of_record = {
         "stored_width": job.widths,
         "stored_height": job.heights,
         "file": np.repeat(np.arange(len(parts), dtype=np.int32), [part.rows for part in parts]),
-        "crc32": crcs,
+        "offset": extents.offsets,
+        "length": extents.lengths,
+        "crc32": extents.crcs,
     }
     position = np.full(count, -1)
     position[job.rows] = np.arange(len(job.rows))

@@ -21,6 +21,7 @@ from stagewright.data.sources.builtin import digits_folder
 from stagewright.data.sources.embedded import unpacked_again, unpacked_root
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
 from stagewright.errors import DataError
+from stagewright.storage.objects import is_remote
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
 
@@ -44,10 +45,10 @@ def verify_images(
     """DataError if files of ``manifest`` (its ``rows``; None: all) are missing or have changed since it was written.
 
     Hashes are compared for files whose size or times differ, or for all files with ``everything``. Of the other files, 1 in
-    1,000 is hashed, for at most 2 seconds. ``progress(done, total)`` reports the first kind only. Packs and images in memory
-    are not checked here, but when they are opened.
+    1,000 is hashed, for at most 2 seconds. ``progress(done, total)`` reports the first kind only. Packs, images in memory and
+    those in an object store are not checked here, but when they are opened.
     """
-    if manifest.variant or manifest.source.startswith("torchvision:") or not manifest.root:
+    if manifest.variant or manifest.objects or manifest.source.startswith("torchvision:") or not manifest.root:
         return
     if manifest.source == "digits":  # missing digits are written again, with other times
         manifest = replace(manifest, root=str(digits_folder()))
@@ -86,6 +87,9 @@ def verify_images(
 
 def moved(manifest: Manifest, source: str | Path) -> Manifest:
     """Returns ``manifest`` for images that are now in the folder, table or pack ``source``, with the same relative paths."""
+    if is_remote(str(source)):
+        url = str(source).rstrip("/")
+        return replace(manifest, root=url, source=url, objects=())  # copies have other ETags; the hashes are compared
     path = Path(os.path.abspath(source))
     if not path.exists():
         raise DataError(
@@ -93,7 +97,7 @@ def moved(manifest: Manifest, source: str | Path) -> Manifest:
         )
     if (root := None if manifest.variant else unpacked_root(str(path))) is None:
         root = str(path if path.is_dir() or manifest.variant else path.parent)
-    return replace(manifest, root=root, source=str(source))
+    return replace(manifest, root=root, source=str(source), objects=())
 
 
 def images_gone(manifest: Manifest, bad: Sequence[tuple[int, str]], count: int, total: int, what: str) -> DataError:
@@ -113,7 +117,7 @@ def images_gone(manifest: Manifest, bad: Sequence[tuple[int, str]], count: int, 
 def _folder_problem(manifest: Manifest) -> str:
     """Returns what is wrong with the folder of the images; empty if it exists and is not empty."""
     root = manifest.root
-    if not root or manifest.source.startswith("torchvision:"):
+    if not root or manifest.source.startswith("torchvision:") or is_remote(root):
         return ""
     if not os.path.exists(root):
         return f"{root} does not exist any more"
