@@ -57,7 +57,7 @@ def prepare(
     precision = auto_precision(choose_device(execution.device))
     plan = resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
     check_trained(plan)
-    dataset = with_order_notes(plan, dataset, say)
+    dataset = with_order_notes(plan, dataset, execution, say)
     if (notice := small_lanes_notice(plan)) is not None:
         say(notice)
     return dataset, plan

@@ -13,8 +13,10 @@ from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.images import PackRows
-from stagewright.data.pack.remote import is_pack_source, open_pack
+from stagewright.data.pack.remote import RemotePackImages, is_pack_source, open_pack
 from stagewright.data.pack.verify import check_records
+from stagewright.data.remote.cache import BlockCache
+from stagewright.data.remote.table import BlockTable
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.embedded import unpacked_again
@@ -101,7 +103,7 @@ def _load(
         check_notes = check_records(pack, workers=workers, progress=progress)
         manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
-        return _dataset(made, pack.images(manifest.paths))
+        return _dataset(made, _through_cache(pack.images(manifest.paths), manifest))
     listing = list_source(source, settings, needs_train=needs_train)
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
     if near and needs_split(listing):
@@ -166,4 +168,14 @@ def _open_pack(manifest: Manifest) -> Images:
             "restore the pack, or start a new run",
         )
     check_records(pack)
-    return pack.images(manifest.paths, manifest.hashes)
+    return _through_cache(pack.images(manifest.paths, manifest.hashes), manifest)
+
+
+def _through_cache(images: PackRows, manifest: Manifest) -> Images:
+    """Returns ``images``; those of an object store are read through a cache of blocks."""
+    if isinstance(images, RemotePackImages):
+        blocks = manifest.blocks
+        if blocks is None:
+            blocks = blocks_of(images.which, images.offsets, images.lengths, manifest.splits)
+        images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
+    return images

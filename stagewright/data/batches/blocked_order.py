@@ -106,17 +106,21 @@ def blocked_places(
 @lru_cache(maxsize=4)
 def pass_order(seed: int, blocks: PlacesByBlock, updates: Updates, first_pass: int, pass_index: int) -> _PassOrder:
     """Returns the order of the pass ``pass_index`` of the run, in a stage that begins with the pass ``first_pass``."""
-    num_places, batch_size = len(blocks), updates.batch_size
-    # The lane of a position depends on where the pass begins within a batch.
-    own = np.repeat(np.arange(updates.lanes, dtype=np.uint16), lane_sizes(batch_size, updates.lanes))
-    offset = (pass_index - first_pass) * num_places % batch_size
-    lanes = np.resize(np.roll(own, -offset), num_places)
+    num_places = len(blocks)
+    lanes = lanes_of_pass(num_places, updates, pass_index - first_pass)
     ordered = _shuffled(seed, blocks, np.bincount(lanes, minlength=updates.lanes), pass_index)
     if updates.lanes == 1:
         return _PassOrder(ordered, lanes)
     places = np.empty(num_places, np.int64)
     places[np.argsort(lanes, kind="stable")] = ordered
     return _PassOrder(places, lanes)
+
+
+def lanes_of_pass(num_places: int, updates: Updates, number: int) -> NDArray[np.uint16]:
+    """Returns the lane of each position of a pass, uint16 (n,), before which the stage has ``number`` passes. It depends on where
+    the pass begins within a batch."""
+    own = np.repeat(np.arange(updates.lanes, dtype=np.uint16), lane_sizes(updates.batch_size, updates.lanes))
+    return np.resize(np.roll(own, -(number * num_places % updates.batch_size)), num_places)
 
 
 def _shuffled(seed: int, blocks: PlacesByBlock, counts: NDArray[np.int64], pass_index: int) -> Places:

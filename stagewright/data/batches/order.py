@@ -64,7 +64,7 @@ def batch_places(
     unless n and batch_size are positive, and the other numbers not negative.
     """
     (places,), passes = stream_batch(
-        lambda index: (_pass_order(seed, n, index),), n, first_pass, batch_size, step_in_stage
+        lambda index: (pass_places(seed, n, index),), n, first_pass, batch_size, step_in_stage
     )
     return places, passes
 
@@ -169,7 +169,8 @@ def stream_batch(
 # A pass of 1.28 million images takes 0.2 s to sort and needs 10 MB. A batch at the boundary of two passes needs both, so the
 # training and a second reader in the same process need four.
 @lru_cache(maxsize=4)
-def _pass_order(seed: int, n: int, pass_index: int) -> Places:
+def pass_places(seed: int, n: int, pass_index: int) -> Places:
+    """Returns a permutation of ``range(n)``, int64 (n,): the places of a pass in their order, with natural sampling."""
     return rng.permutation(rng.key(seed, rng.Stream.ORDER, pass_index), n)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,14 @@ def stage_blocks(plan: Plan, manifest: Manifest, stage: StagePlan) -> PlacesByBl
         return None
     if manifest.blocks is None:
         raise ValueError("order: blocked with a manifest that has no blocks")
-    return places_by_block(np.tile(manifest.blocks[stage_rows(plan, manifest, stage)], 1 + stage.augment.copies))
+    return _blocks_of_places(manifest, plan.recipe.seed, stage.data_fraction, 1 + stage.augment.copies)
+
+
+@lru_cache(maxsize=2)  # whoever looks ahead asks for the same ones
+def _blocks_of_places(manifest: Manifest, seed: int, fraction: float, times: int) -> PlacesByBlock:
+    assert manifest.blocks is not None
+    train = manifest.rows("train")
+    return places_by_block(np.tile(manifest.blocks[train[subset(seed, manifest.labels[train], fraction)]], times))
 
 
 def updates_of(stage: StagePlan) -> Updates:
