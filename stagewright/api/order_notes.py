@@ -23,7 +23,7 @@ from stagewright.training.streaming import prepare_cache
 
 
 def with_order_notes(plan: Plan, dataset: Dataset, execution: Execution, say: Callable[[str], None]) -> Dataset:
-    """Returns ``dataset`` with notes on what ``plan`` reads in which order, after saying them; unchanged if there is nothing to say.
+    """Returns ``dataset`` with notes on what ``plan`` reads in which order, after saying them; else unchanged.
 
     Raises DataError if the batches have too few classes (``data.min_mixing``), and RecipeError if the cache is too small.
     """

@@ -1,7 +1,7 @@
 """A cache on disk between a run and images in an object store, which fetches ahead what the run needs next.
 
-It reads whole blocks. :meth:`BlockCache.follow` tells it when a run needs them; then it fetches in the order of need, and gives
-up what is needed last (:mod:`stagewright.data.remote.eviction`). Without that it fetches what is asked for as long as there is room.
+It reads whole blocks. :meth:`BlockCache.follow` tells it when a run needs them: it fetches in the order of need, and gives up
+what is needed last (:mod:`stagewright.data.remote.eviction`). Without that it fetches what is asked for as long as there is room.
 What has no room is read image by image, and not kept. The processes of a host share the cache.
 """
 
@@ -60,6 +60,8 @@ class BlockCache:
         self.pace = Pace()
         self.cache_gb: float | None = None
         """Size of the cache in GB (10^9 bytes); None: a quarter of the free disk. Not changed after the first fetch."""
+        self.fetched_bytes = 0
+        """Size of all blocks that this process has fetched."""
         self._needs: Needs | None = None
         self._step = 0
         self._next_use = np.full(len(table), NEVER)
@@ -247,6 +249,8 @@ class BlockCache:
             began = time.monotonic()
             content = self.download.block(block)
             self.pace.fetched(len(content), time.monotonic() - began, len(self._jobs))
+            with self._changed:
+                self.fetched_bytes += len(content)
             try:
                 store(content)
             except StorageError:  # a full disk: the content is there, only not for others

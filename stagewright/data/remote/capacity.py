@@ -31,8 +31,8 @@ def capacity_of(cache_gb: float | None, blocks: BlockFiles) -> int:
 
 
 def check_capacity(capacity: int, needs: Needs, *, blocked: bool) -> None:
-    """RecipeError if a cache of ``capacity`` bytes is too small for a run: with ``order: blocked`` for two windows, one in use and
-    one on the way; with ``order: full`` for all images that a stage trains on."""
+    """RecipeError if a cache of ``capacity`` bytes is too small for a run: with ``order: blocked`` for two windows, one in use
+    and one on the way; with ``order: full`` for all images that a stage trains on."""
     least = min(int(needs.table.sizes.sum()), needs.window_bytes * (2 if blocked else 1))
     if capacity >= least:
         return

@@ -90,10 +90,21 @@ class BlockTable:
     @cached_property
     def num_requests(self) -> NDArray[np.int64]:
         """int64 (K,): the number of requests that read each block."""
+        return 1 + self._per_block(self._gaps > _GAP_BYTES)
+
+    @cached_property
+    def request_bytes(self) -> NDArray[np.int64]:
+        """int64 (K,): the number of bytes that are read for each block, with those that are dropped."""
+        return self.sizes + self._per_block(np.where(self._gaps > _GAP_BYTES, 0, self._gaps))
+
+    @cached_property
+    def _gaps(self) -> NDArray[np.int64]:
+        """int64 (N,): the bytes between each image of ``_order`` and the one before it in its block; 0 for the first one."""
         order, places = self._order, self.places
         begins = places.offsets[order]
-        ends = begins + places.lengths[order]
-        apart = np.flatnonzero(begins[1:] - ends[:-1] > _GAP_BYTES) + 1
-        blocks = self.block_of[order]
-        inside = apart[blocks[apart] == blocks[apart - 1]]
-        return 1 + np.bincount(blocks[inside], minlength=len(self)).astype(np.int64)
+        gaps = begins - np.concatenate([begins[:1], (begins + places.lengths[order])[:-1]])
+        gaps[self._starts[:-1]] = 0
+        return gaps
+
+    def _per_block(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
+        return np.bincount(self.block_of[self._order], weights=values, minlength=len(self)).astype(np.int64)

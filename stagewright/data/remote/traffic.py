@@ -38,12 +38,12 @@ def expected_traffic(needs: Needs, capacity: int) -> Traffic:
     used = np.unique(np.concatenate([*passes, *held_out.values()]))
     fits = int(table.sizes[used].sum()) <= capacity
     if fits:
-        return Traffic(len(used), int(table.num_requests[used].sum()), int(table.sizes[used].sum()), fits)
+        return Traffic(len(used), int(table.num_requests[used].sum()), int(table.request_bytes[used].sum()), fits)
     fetched = _fetched(passes, table.sizes, capacity)
     later = needs.num_passes - len(passes)
     blocks = np.concatenate([*fetched, *[fetched[-1]] * later] if fetched else [used[:0]])
     blocks = np.concatenate([blocks, np.tile(held_out["val"], len(plan.eval_steps)), held_out["test"]])
-    return Traffic(len(used), int(table.num_requests[blocks].sum()), int(table.sizes[blocks].sum()), fits)
+    return Traffic(len(used), int(table.num_requests[blocks].sum()), int(table.request_bytes[blocks].sum()), fits)
 
 
 def _fetched(passes: list[NDArray[np.int64]], sizes: NDArray[np.int64], capacity: int) -> list[NDArray[np.int64]]:
