@@ -111,7 +111,7 @@ class BlockCache:
             if isinstance(error := found[block], Exception):
                 failures[at] = error
         failures = {at: _as_unreadable(error) for at, error in sorted(failures.items())}
-        lengths[list(failures)] = 0
+        lengths[list(failures)] = offsets[list(failures)] = which[list(failures)] = 0
         return Stored("encoded", buffers, which, offsets, lengths, failures=failures)
 
     def follow(self, needs: Needs, step: int) -> None:
@@ -196,7 +196,7 @@ class BlockCache:
                 job = self._jobs[block] = _Job(block)
                 self._urgent.append(job)
                 self._start_threads()
-                self._changed.notify()
+                self._changed.notify_all()  # one alone may be the thread that looks ahead
             return job
 
     def _start_threads(self) -> None:
