@@ -27,15 +27,15 @@ class SmallPack:
     url: str
 
 
-def make_folder(folder: Path, count: int) -> Path:
+def make_folder(folder: Path, count: int, classes: int = 3) -> Path:
     """Writes class folders of ``count`` pictures in all that a network can tell apart: stripes by angle."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
     for at in range(count):
-        label = at % 3
-        wave = np.sin((x, y, (x + y) / 1.4)[label] * random.uniform(0.5, 0.9) + random.uniform(0, 6))
+        label = at % classes
+        wave = np.sin((x, y, (x + y) / 1.4)[label % 3] * random.uniform(0.5, 0.9) + random.uniform(0, 6))
         pixels = 128 + 70 * wave[..., None] + random.normal(0, 25, (SIDE, SIDE, 3))
-        place = folder / ("across", "down", "slanted")[label]
+        place = folder / f"class-{label:02d}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{at:04d}.bmp")
     return folder

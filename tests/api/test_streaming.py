@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from object_server import ObjectServer
 from rank_runs import QUIET, Parent, parent_of_ranks, unequal, write_recipe
-from remote_packs import SmallPack, make_pack, upload
+from remote_packs import SIDE, SmallPack, make_folder, make_pack, upload
 
 from stagewright.api.prepare import prepare
+from stagewright.data.pack.build import pack
 from stagewright.errors import DataError, RecipeError
 from stagewright.plan.execution import Execution
 from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Data
 from stagewright.recipe.request import as_request
 
 COUNT = 180
@@ -94,7 +96,9 @@ def test_any_number_of_processes_gives_the_same_bits_and_reads_each_block_once(
     asked = ranges(object_server)
     assert len(asked) > 15 and set(asked.values()) == {1}
     told = json.loads((run / "env.json").read_text())["data_notes"]
-    assert any("order: blocked, 13 blocks, shuffled within windows of 1 in each of 3 lanes; mixing" in one for one in told)
+    assert any(
+        "order: blocked, 13 blocks, shuffled within windows of 1 in each of 3 lanes; mixing" in one for one in told
+    )
     assert any("GETs ($0.00 at $0.0004 for 1,000), each block once, as all fit" in one for one in told)
 
 
@@ -151,11 +155,11 @@ def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
     assert unequal(unbroken, run) == []
 
 
-def prepared(data: str | Path, *, cache_gb: float | None = None, **fields: Any) -> list[str]:
+def prepared(source: str | Path, *, cache_gb: float | None = None, **fields: Any) -> list[str]:
     """What is said when a run is prepared."""
     said: list[str] = []
     execution = Execution(device="cpu", quiet=True, cache_gb=cache_gb)
-    prepare(data, as_request(recipes.from_dict({**FIELDS, **fields})), execution, said.append)
+    prepare(source, as_request(recipes.from_dict({**FIELDS, **fields})), execution, said.append)
     return said
 
 
@@ -178,19 +182,13 @@ def test_blocked_needs_a_pack(picture_folder: Path) -> None:
     assert "whose pictures do not lie in blocks" in caught.value.given and "data pack" in caught.value.remedy
 
 
-def test_batches_of_few_classes_are_refused_unless_asked_for(folder: Path) -> None:
-    from stagewright.data.pack.build import pack
-    from stagewright.recipe.recipe import Data
-
-    listed = folder.parent / "listed.pack"
-    if not listed.exists():
-        from remote_packs import SIDE, make_folder
-
-        source = make_folder(folder.parent / "listed", 2400)
-        pack(str(source), listed, Data(), size=SIDE, encoding="raw", order="listed")
+def test_batches_of_few_classes_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "pictures", 400, classes=40)
+    for order in ("listed", "mixed"):
+        pack(str(source), tmp_path / f"{order}.pack", Data(), size=SIDE, encoding="raw", order=order)
     with pytest.raises(DataError) as caught:
-        prepared(listed, spread=1)
+        prepared(tmp_path / "listed.pack", spread=1)
     assert "of the classes that it has with full" in caught.value.given and "data.min_mixing=0." in caught.value.remedy
-    said = prepared(listed, spread=1, data={"min_mixing": 0.1})
+    said = prepared(tmp_path / "listed.pack", spread=1, data={"min_mixing": 0.1})
     assert any(one.startswith("warning: mixing below 80%") for one in said)
-    assert not any("warning" in one for one in prepared(folder))
+    assert not any("warning" in one for one in prepared(tmp_path / "mixed.pack", spread=1))
