@@ -42,6 +42,8 @@ class _Job:
     """A block that is being fetched, or waits for that."""
 
     block: int
+    urgent: bool
+    """Whether somebody waited for it when it was begun."""
     done: threading.Event = field(default_factory=threading.Event)
     content: NDArray[np.uint8] | None = None
     """The block; None if there is no room for it."""
@@ -152,6 +154,9 @@ class BlockCache:
                 jobs[block] = self._urgently(block)
         for block, job in jobs.items():
             job.done.wait()
+            if job.content is None and job.error is None and not job.urgent:  # begun ahead, when there was no room
+                job = self._urgently(block)
+                job.done.wait()
             found[block] = job.error or job.content
         return found
 
@@ -193,7 +198,7 @@ class BlockCache:
         """Returns the job of a block that somebody waits for, begun before those that are fetched ahead."""
         with self._changed:
             if (job := self._jobs.get(block)) is None:
-                job = self._jobs[block] = _Job(block)
+                job = self._jobs[block] = _Job(block, urgent=True)
                 self._urgent.append(job)
                 self._start_threads()
                 self._changed.notify_all()  # one alone may be the thread that looks ahead
@@ -202,7 +207,8 @@ class BlockCache:
     def _start_threads(self) -> None:
         if not self._threads:
             most = int(self.table.sizes.max(initial=1))
-            count = min(_MOST_THREADS, max(_FEWEST, _IN_FLIGHT_BYTES // most))
+            # What is on the way takes room from what is there.
+            count = min(_MOST_THREADS, max(_FEWEST, min(_IN_FLIGHT_BYTES, self.capacity // 4) // most))
             works = [self._work] * count + [self._look_ahead]
             own = (self._generation,)
             self._threads = [threading.Thread(target=work, args=own, name="blocks", daemon=True) for work in works]
@@ -212,7 +218,7 @@ class BlockCache:
     def _work(self, generation: object) -> None:
         while (job := self._next_job(generation)) is not None:
             try:
-                job.content = self._fetched(job.block)
+                job.content = self._fetched(job)
             except Exception as error:  # told to whoever waits for the block
                 job.error = error
             with self._changed:
@@ -231,14 +237,17 @@ class BlockCache:
                     return self._urgent.popleft()
                 while self._ahead:
                     if (block := self._ahead.popleft()) not in self._jobs:
-                        job = self._jobs[block] = _Job(block)
+                        job = self._jobs[block] = _Job(block, urgent=False)
                         return job
                 self._changed.wait()
             return None
 
-    def _fetched(self, block: int) -> NDArray[np.uint8] | None:
+    def _fetched(self, job: _Job) -> NDArray[np.uint8] | None:
         """Fetches a block into the cache unless it is there, and returns it; None if there is no room."""
+        block = job.block
         after = float(self._next_use[block])
+        if job.urgent and after <= self._step + 1:  # as planned, and not looked at by chance, as to estimate statistics
+            after = min(after, self._step)
 
         def choose(present: NDArray[np.int64], needed: int) -> list[int] | None:
             return victims(present, self._next_use, self.table.sizes, needed, after)
@@ -285,13 +294,13 @@ class BlockCache:
         missing = np.flatnonzero(~there[blocks])
         free = self.capacity - int(sizes[there].sum())
         fitting = int(np.searchsorted(np.cumsum(sizes[blocks[missing]]), free, "right"))
-        # Of what is not used yet, no more than what is in use at a time: what is given up for it would be missed.
-        later = np.cumsum(np.where(firsts > step, sizes[blocks], 0))
-        near = int(np.searchsorted(missing, np.searchsorted(later, needs.window_bytes, "right")))
-        due = near
         if self.pace.is_known:
-            seconds = (firsts[missing[:near]] - step) * self.pace.step_seconds
-            due = num_due(seconds, sizes[blocks[missing[:near]]], self.pace.bytes_per_second, self.pace.latency)
+            seconds = (firsts[missing] - step) * self.pace.step_seconds
+            latency = self.pace.latency + _PAUSE_SECONDS
+            due = num_due(seconds, sizes[blocks[missing]], self.pace.bytes_per_second, latency)
+        else:  # as much as is in use at a time
+            later = np.cumsum(np.where(firsts > step, sizes[blocks], 0))
+            due = int(np.searchsorted(missing, np.searchsorted(later, needs.window_bytes, "right")))
         return blocks[missing[: max(fitting, due)]].tolist()
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 _MARGIN = 1.5
 """A fetch is begun when this multiple of its expected time is left."""
-_LATENCIES = 4.0
+_LATENCIES = 2.0
 """Latencies that are left in addition."""
 
 

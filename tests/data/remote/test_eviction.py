@@ -92,7 +92,7 @@ def test_blocks_are_begun_early_enough_and_in_order() -> None:
     assert num_due(seconds, sizes, rate=100.0, latency=0.0) == 1
     assert num_due(seconds, sizes, rate=70.0, latency=0.0) == 4  # the last needs 1.5 * 400 / 70 = 8.6 s
     assert num_due(seconds, sizes, rate=1e9, latency=0.1) == 0
-    assert num_due(seconds, sizes, rate=1e9, latency=2.0) == 4
+    assert num_due(seconds, sizes, rate=1e9, latency=4.0) == 4
     assert num_due(seconds[:0], sizes[:0], 1.0, 1.0) == 0
 
 
