@@ -30,6 +30,7 @@ class Stream(IntEnum):
     RECALIBRATE = 8  # (seed): order and crops for the re-estimation of batch-norm statistics
     FAULT = 9  # (seed): moments at which a resume check kills the training
     SAMPLE = 10  # (seed, class, cycle): order of a class's images, if classes are sampled
+    BLOCKS = 11  # (seed, pass): order of the blocks of a pass and of the images in a window, if the order is blocked
     PACK = 12  # (digest of the source): order of the records of a pack
 
 

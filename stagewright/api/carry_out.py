@@ -12,6 +12,7 @@ from stagewright.data.dataset import open_images
 from stagewright.data.images.decode import Images
 from stagewright.data.images.memory_cache import SharedImages
 from stagewright.data.manifest import Manifest
+from stagewright.data.remote.cache import cache_of
 from stagewright.data.sources.verify import moved, verify_images
 from stagewright.errors import CheckpointError, Stopped, StorageError
 from stagewright.observers.default import default_observers
@@ -118,6 +119,8 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         closing.callback(session.recorder.close)
         if isinstance(session.images, SharedImages):
             closing.callback(session.images.close)
+        if (cache := cache_of(session.images)) is not None:
+            closing.callback(cache.close)
         status, error, reason = "failed", None, None
         if session.mirror is not None:
             closing.callback(_note_mirror, session)

@@ -53,16 +53,16 @@ def new_directory(plan: Plan, out: Path | None, old: RunDir | None, say: Say) ->
 
 
 def refuse_without_effect(old: Recipe, new: Recipe) -> None:
-    """Raises RecipeError for overrides that cannot take effect in a started run: data, name and description."""
+    """Raises RecipeError for overrides that cannot take effect in a started run: data, order, name and description."""
     fixed = [
         path
         for path, _, _ in differing(old.to_dict(), new.to_dict())
-        if path.split(".")[0] in ("data", "name", "description")
+        if path.split(".")[0] in ("data", "name", "description", "order")
     ]
     fixed = [path for path in fixed if path not in _FREE]
     if fixed:
         raise RecipeError(
-            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their split and its name are fixed",
+            f"--set {', '.join(fixed)} cannot change in a run that has begun: its pictures, their split, order and name stay",
             f"fields that take effect, which fork the run; and {', '.join(sorted(_FREE))}, which do not change the result",
             "stagewright train DATA starts a new run with them (--weights RUN starts from this run's model)",
         )

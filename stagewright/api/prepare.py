@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from stagewright.api.order_notes import with_order_notes
 from stagewright.api.run import Say
 from stagewright.data.class_names import display_names
-from stagewright.data.dataset import Dataset, load_dataset
+from stagewright.data.dataset import Dataset, in_blocks, load_dataset
 from stagewright.data.sample import sample
 from stagewright.engine.build import check_trained
 from stagewright.engine.lane_check import small_lanes_notice
@@ -58,6 +59,7 @@ def prepare(
     precision = auto_precision(choose_device(execution.device))
     plan = resolve(recipe, dataset.manifest.info(), precision=precision, measured=measured)
     check_trained(plan)
+    dataset = with_order_notes(plan, dataset, execution, say)
     if (notice := small_lanes_notice(plan)) is not None:
         say(notice)
     return dataset, plan
@@ -135,6 +137,8 @@ def gather(
     if tiny:
         say(rehearsal.describe(recipe))
         dataset, recipe = sample(dataset, **rehearsal.NUM_IMAGES), rehearsal.tiny(recipe)
+    if recipe.order == "blocked":
+        dataset = in_blocks(dataset)
     for note in (*dataset.notes[len(said) :], *name_notes, *unused, *reasons):
         say(note)
     return dataset, recipe

@@ -128,6 +128,18 @@ PROBE_SECONDS = 10.0
 ProbeSeconds = Annotated[
     float, typer.Option(help="Length of the speed measurement in seconds, for all stages together.")
 ]
+CacheGb = Annotated[
+    float | None,
+    typer.Option(
+        "--cache-gb",
+        metavar="GB",
+        help="Size of the cache on disk for pictures in an object store; default: a quarter of the free disk.",
+    ),
+]
+GetPrice = Annotated[
+    float,
+    typer.Option("--get-price", help="Dollars for 1,000 requests to an object store, for what is said about costs."),
+]
 MetricLines = Annotated[
     bool,
     typer.Option("--metric-lines", help="Print a line [METRICS] epoch=... at each evaluation, for cloud services."),

@@ -13,9 +13,11 @@ from stagewright.cli.options import (
     PROBE_SECONDS,
     AsJson,
     BatchSize,
+    CacheGb,
     Data,
     Device,
     Epochs,
+    GetPrice,
     ImgSize,
     LearningRate,
     Model,
@@ -65,6 +67,8 @@ def plan(
         ),
     ] = False,
     price: Price = None,
+    cache_gb: CacheGb = None,
+    get_price: GetPrice = 0.0004,
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -90,7 +94,14 @@ def plan(
             f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"
         )
     chosen = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
-    execution = Execution(device=device, workers=workers, quiet=quiet, probe_seconds=probe_seconds)
+    execution = Execution(
+        device=device,
+        workers=workers,
+        quiet=quiet,
+        probe_seconds=probe_seconds,
+        cache_gb=cache_gb,
+        get_price=get_price,
+    )
     dataset, made = prepare(data, chosen, execution, speaker(as_json), tiny=tiny)
     if chosen.is_auto and not (probe or as_json or tiny):
         tell_time(made, dataset, execution, speaker(as_json), began)

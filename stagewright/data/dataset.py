@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from stagewright.data.account import Account
+from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.remote import is_pack_source, open_pack
+from stagewright.data.pack.images import PackRows
+from stagewright.data.pack.remote import RemotePackImages, is_pack_source, open_pack
 from stagewright.data.pack.verify import check_records
+from stagewright.data.remote.cache import BlockCache
+from stagewright.data.remote.table import BlockTable
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
 from stagewright.data.sources.fetched import found_again
@@ -98,7 +102,7 @@ def _load(
         check_notes = check_records(pack, workers=workers, progress=progress)
         manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
-        return _dataset(made, pack.images(manifest.paths))
+        return _dataset(made, _through_cache(pack.images(manifest.paths), manifest))
     if near and names_shards(source):
         raise _not_separate(source)
     opened = open_source(source, settings, workers=workers, progress=progress, needs_train=needs_train)
@@ -122,6 +126,19 @@ def _not_separate(source: str) -> DataError:
 
 def _dataset(made: Assembled, images: Images) -> Dataset:
     return Dataset(made.manifest, images, made.notes, made.excluded, made.account, made.unused)
+
+
+def in_blocks(dataset: Dataset) -> Dataset:
+    """Returns ``dataset`` with the blocks of its images in the manifest, for ``order: blocked``. DataError if it has none."""
+    images = dataset.images
+    if not isinstance(images, PackRows):
+        raise DataError(
+            f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
+            "order: blocked with a pack, and order: full with all other data",
+            "pack the pictures (stagewright data pack DATA), or --set order=full",
+        )
+    blocks = blocks_of(images.which, images.offsets, images.lengths, dataset.manifest.splits)
+    return replace(dataset, manifest=replace(dataset.manifest, blocks=blocks))
 
 
 def open_images(manifest: Manifest) -> Images:
@@ -163,4 +180,14 @@ def _open_pack(manifest: Manifest) -> Images:
             "restore the pack, or start a new run",
         )
     check_records(pack)
-    return pack.images(manifest.paths, manifest.hashes)
+    return _through_cache(pack.images(manifest.paths, manifest.hashes), manifest)
+
+
+def _through_cache(images: PackRows, manifest: Manifest) -> Images:
+    """Returns ``images``; those of an object store are read through a cache of blocks."""
+    if isinstance(images, RemotePackImages):
+        blocks = manifest.blocks
+        if blocks is None:
+            blocks = blocks_of(images.which, images.offsets, images.lengths, manifest.splits)
+        images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
+    return images

@@ -68,6 +68,8 @@ class Manifest:
     separate files, or if an older version wrote the manifest. Not part of the digest."""
     variant: str = ""
     """How the images were converted before training, e.g. ``pack of 256 px, jpeg q90``; empty if they are the originals."""
+    blocks: NDArray[np.int32] | None = None
+    """The block of each image, from 0, if the order is ``blocked`` (:mod:`stagewright.data.blocks`)."""
     objects: tuple[StoredObject, ...] = ()
     """The files of an object store that hold the images, with sizes and ETags, as they were when the manifest was made; empty
     for images elsewhere. Not part of the digest."""
@@ -75,9 +77,20 @@ class Manifest:
     """What ``hashes`` are of, if not of the images' bytes."""
 
     def __post_init__(self) -> None:
-        columns = (self.hashes, self.labels, self.splits, self.widths, self.heights, self.groups, self.stamps)
+        columns = (
+            self.hashes,
+            self.labels,
+            self.splits,
+            self.widths,
+            self.heights,
+            self.groups,
+            self.stamps,
+            self.blocks,
+        )
         if any(column is not None and len(column) != len(self.paths) for column in columns):
             raise ValueError("the columns of a manifest differ in length")
+        if self.blocks is not None and len(self.blocks) and self.blocks.min() < 0:
+            raise ValueError("a manifest has a block below 0")
         open_splits = self.splits[self.splits != _CLOSED]
         for name, column, end in (("label", self.labels, len(self.classes)), ("split", open_splits, len(SPLITS))):
             if len(column) and not 0 <= column.min() <= column.max() < end:
@@ -113,6 +126,7 @@ class Manifest:
             heights=self.heights[rows],
             stamps=None if self.stamps is None else self.stamps[rows],
             groups=None if self.groups is None else self.groups.take(at),
+            blocks=None if self.blocks is None else self.blocks[rows],
         )
 
     def group_names(self, rows: NDArray[np.int64]) -> list[str | None] | None:
@@ -121,7 +135,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the classes, of path, hash, label, group and split of all rows in order, and of the variant.
+        """Hexadecimal SHA-256 of the classes, of path, hash, label, group and split of all rows in order, of the variant, and
+        of the blocks.
 
         ``root`` and ``source`` are not part of it, so it stays the same if the images are moved.
         """
@@ -134,6 +149,8 @@ class Manifest:
         digest.update(np.ascontiguousarray(self.splits, "<i1").tobytes())
         if self.variant:  # if it is empty, the digest is the same as in older versions, which had no variant
             digest.update(json.dumps(["variant", self.variant]).encode())
+        if self.blocks is not None:
+            digest.update(b"blocks" + np.ascontiguousarray(self.blocks, "<i4").tobytes())
         return digest.hexdigest()
 
     @cached_property
@@ -169,6 +186,8 @@ class Manifest:
             columns["group"] = self.groups
         if self.stamps is not None:
             columns |= {name: pa.array(np.ascontiguousarray(self.stamps[:, at])) for at, name in enumerate(_STAMPS)}
+        if self.blocks is not None:
+            columns["block"] = pa.array(self.blocks, pa.int32())
         table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": digest}).encode()})
         write_table(table, Path(path))
 
@@ -206,6 +225,7 @@ class Manifest:
             groups=one_array(table["group"]) if "group" in table.column_names else None,
             stamps=_stamps(table),
             variant=head.get("variant", ""),
+            blocks=_integers(table, "block", np.int32) if "block" in table.column_names else None,
             objects=_OBJECTS.validate_python(head.get("objects", [])),
             hash_of=head.get("hash_of", ""),
         )

@@ -29,6 +29,10 @@ class Execution:
     shared_pictures: bool = False
     """Whether that cache is shared with the other processes of this machine that train on the same images, which then lie in
     memory once and are decoded once (:mod:`stagewright.data.images.shared_pictures`)."""
+    cache_gb: float | None = None
+    """Size of the cache on disk for images in an object store, in GB (10^9 bytes); None: a quarter of the free disk."""
+    get_price: float = 0.0004
+    """Dollars for a thousand requests to an object store; only for what is said about costs."""
     cache_features: bool = True
     """Whether the outputs of frozen blocks are stored, in memory or on disk, instead of computed for each batch anew."""
     threads: int | None = None
@@ -64,6 +68,10 @@ class Execution:
             if not 0.0 < (value := getattr(self, name)) < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 raise RecipeError(f"{flag} {value:g}", "a number above 0", f"write for example {flag} 10")
+        if self.cache_gb is not None and not 0.0 < self.cache_gb < math.inf:
+            raise RecipeError(f"--cache-gb {self.cache_gb:g}", "GB, above 0", "write for example --cache-gb 100")
+        if not 0.0 <= self.get_price < math.inf:
+            raise RecipeError(f"--get-price {self.get_price:g}", "dollars for 1,000 requests", "leave it out")
         if isinstance(self.hold_test, str) and not 0 < len(self.hold_test.strip()) <= len(self.hold_test) <= 500:
             raise RecipeError(
                 f"hold_test of {len(self.hold_test):,} characters",

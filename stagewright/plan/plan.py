@@ -235,6 +235,8 @@ class Plan(Frozen):
         content = self.model_dump(mode="json", exclude={"save_steps": True})
         for cosmetic in ("name", "description", "checkpoints", "data"):
             del content["recipe"][cosmetic]
+        if self.recipe.order == "full":  # then the digest is the same as in older versions, which had no other order
+            del content["recipe"]["order"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, object]:

@@ -94,6 +94,8 @@ class Data(Part):
     max_unreadable: Annotated[Fraction, Only("training")] = 0.05
     """Largest share of unreadable images among those of ``guard.window`` updates, or of an evaluation, although all could be
     read when the run began. With more, the data are taken to be lost, and the run saves its state and stops. 1: never stops."""
+    min_mixing: Annotated[Fraction, Only("training")] = 0.5
+    """Smallest number of classes in a batch, as a share of that of ``order: full``, with which ``order: blocked`` is accepted."""
 
 
 def reading_fields() -> tuple[str, ...]:

@@ -218,6 +218,9 @@ class Recipe(Part):
     """How often each class is sampled: in proportion to its number of images, to the square root of that number, or equally
     often. The length of an epoch does not change; images of rare classes occur several times in it, each time with a new
     augmentation."""
+    order: Literal["full", "blocked"] = "full"
+    """Order of a pass. ``full``: all images are shuffled. ``blocked``: blocks of neighbours in a pack are shuffled, and images
+    within windows of blocks, so that a pack in an object store is read in large pieces (docs/streaming.md)."""
     average: Average = Average()
     """Averaged weights (EMA or SWA); by default off."""
     interpolation: Interpolation = "bilinear"
@@ -266,6 +269,8 @@ class Recipe(Part):
                 raise ValueError(f"stages[{at}].epochs: give a length such as 10ep, or epochs for the whole recipe")
             if stage.epochs is None and len(self.timed) > 1:
                 raise ValueError(f"stages[{at}].epochs: every stage of several needs a length, e.g. 10ep or 0.5")
+        if self.order == "blocked" and self.sampling != "natural":
+            raise ValueError("order: blocked reads each image once a pass; give sampling: natural (and class_weights)")
         for at, stage in enumerate(self.resolved_stages()):
             if stage.cache is not None:
                 _check_cached(at, stage)

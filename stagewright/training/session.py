@@ -17,6 +17,8 @@ from stagewright.data.batches.specs import train_specs
 from stagewright.data.batches.transfer import on_device
 from stagewright.data.images.decode import Images
 from stagewright.data.manifest import Manifest
+from stagewright.data.remote.cache import cache_of
+from stagewright.data.remote.needs import Needs
 from stagewright.engine.folding import folds_evaluations
 from stagewright.engine.lanes import Lanes, sums_in_order
 from stagewright.engine.numerics import Numerics
@@ -44,6 +46,7 @@ from stagewright.training.optimum import OptimumUpdate
 from stagewright.training.ranks import Ranks
 from stagewright.training.read_watch import ReadWatch
 from stagewright.training.recorder import Recorder
+from stagewright.training.streaming import host_ranks, told_ahead
 
 if TYPE_CHECKING:  # it needs the library for object stores
     from stagewright.mirror.thread import Mirror
@@ -97,6 +100,11 @@ class Session:
     def train_batches(self, first_step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Returns a context that yields the training batches from ``first_step`` to the end of the plan."""
         specs = train_specs(self.plan, self.manifest, first_step, self.features.stored)
+        if (cache := cache_of(self.images)) is not None:
+            needs = Needs(
+                self.plan, self.manifest, cache.table, host_ranks(self.ranks.world), frozenset(self.features.stored)
+            )
+            specs = told_ahead(cache, needs, specs)
         return self.batches.load(self.ranks.own_part(self.plan, specs, self.num_lanes), self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:

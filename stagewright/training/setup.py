@@ -32,6 +32,7 @@ from stagewright.training.clock import Clock
 from stagewright.training.ranks import Ranks
 from stagewright.training.recorder import Recorder
 from stagewright.training.session import Decide, Session
+from stagewright.training.streaming import host_ranks, prepare_cache
 
 if TYPE_CHECKING:  # it needs the library for object stores
     from stagewright.mirror.thread import Mirror
@@ -80,6 +81,8 @@ def open_session(inputs: RunInputs) -> Session:
     if restored is None:
         refuse_lost(run, rejected)
     notes = list(inputs.notes)
+    ranks = inputs.ranks or Ranks.alone(inputs.stop)
+    prepare_cache(images, plan, manifest, execution, host_ranks(ranks.world))
     if execution.keep_decoded:
         images = cache_for_plan(plan, manifest, images, not_shared=notes.append if execution.shared_pictures else None)
     points = {**inputs.memory, "before the model": memory_in_use(device)}
@@ -95,7 +98,7 @@ def open_session(inputs: RunInputs) -> Session:
     clock = Clock(
         state.seconds, "setup", torch.cuda.synchronize if device.type == "cuda" else lambda: None, since=inputs.began
     )
-    again, ranks = run.events.exists(), inputs.ranks or Ranks.alone(inputs.stop)
+    again = run.events.exists()
     several = {"processes": ranks.world.size if ranks.several else None}
     where: dict[str, Any] = {"device": str(device), "device_name": device_name(device), **several}
     resumed = Resumed(

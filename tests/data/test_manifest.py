@@ -155,3 +155,16 @@ def test_columns_must_fit() -> None:
         manifest(labels=np.array([0, 1, 2, 3], np.int32))
     with pytest.raises(ValueError, match="split outside of 0 to 2"):
         manifest(splits=np.array([0, 1, -1, 0], np.int8))
+
+
+def test_blocks_are_written_and_part_of_the_digest(tmp_path: Path) -> None:
+    without, made = manifest(), manifest(blocks=np.array([0, 2, 1, 0], np.int32))
+    made.write(tmp_path / "manifest.parquet")
+    read = Manifest.read(tmp_path / "manifest.parquet")
+    assert read.blocks is not None and read.blocks.tolist() == [0, 2, 1, 0]
+    other = manifest(blocks=np.array([0, 2, 1, 1], np.int32))
+    assert len({without.digest, made.digest, other.digest}) == 3
+    taken = made.taken(np.array([3, 1])).blocks
+    assert taken is not None and taken.tolist() == [0, 2]
+    with pytest.raises(ValueError, match="a block below 0"):
+        manifest(blocks=np.array([0, -1, 0, 0], np.int32))

@@ -63,7 +63,9 @@ def batch_places(
     within the run. If batch_size > n, a batch covers several passes and contains images more than once. Raises ValueError
     unless n and batch_size are positive, and the other numbers not negative.
     """
-    (places,), passes = _batch(lambda index: (_pass_order(seed, n, index),), n, first_pass, batch_size, step_in_stage)
+    (places,), passes = stream_batch(
+        lambda index: (pass_places(seed, n, index),), n, first_pass, batch_size, step_in_stage
+    )
     return places, passes
 
 
@@ -137,12 +139,14 @@ def sampled_places(
     image is used. See :func:`batch_places` for the arguments and errors.
     """
     n = len(classes.by_class)
-    found, passes = _batch(lambda index: _sampled_pass(seed, classes, index), n, first_pass, batch_size, step_in_stage)
+    found, passes = stream_batch(
+        lambda index: _sampled_pass(seed, classes, index), n, first_pass, batch_size, step_in_stage
+    )
     places, views = found
     return places, passes, views
 
 
-def _batch(
+def stream_batch(
     order: Callable[[int], tuple[Places, ...]], n: int, first_pass: int, batch_size: int, step_in_stage: int
 ) -> tuple[tuple[Places, ...], NDArray[np.int64]]:
     """Returns a step's slice of each array that ``order(pass)`` returns, int64 (n,), and the pass of each element."""
@@ -165,7 +169,8 @@ def _batch(
 # A pass of 1.28 million images takes 0.2 s to sort and needs 10 MB. A batch at the boundary of two passes needs both, so the
 # training and a second reader in the same process need four.
 @lru_cache(maxsize=4)
-def _pass_order(seed: int, n: int, pass_index: int) -> Places:
+def pass_places(seed: int, n: int, pass_index: int) -> Places:
+    """Returns a permutation of ``range(n)``, int64 (n,): the places of a pass in their order, with natural sampling."""
     return rng.permutation(rng.key(seed, rng.Stream.ORDER, pass_index), n)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from stagewright.augment.draw import draw
 from stagewright.augment.geometry import Geometry, eval_geometry, train_geometry
 from stagewright.data.batches.batch import BatchSpec
+from stagewright.data.batches.blocked_order import PlacesByBlock, Updates, blocked_places, places_by_block
 from stagewright.data.batches.order import SampledClasses, batch_places, sampled_classes, sampled_places, subset
 from stagewright.data.manifest import Manifest
 from stagewright.plan.plan import Plan, StagePlan, eval_image_size
@@ -56,9 +58,13 @@ def train_specs(
             continue
         count = len(rows) * (1 + stage.augment.copies)
         classes = _sampled(plan, np.tile(manifest.labels[rows], 1 + stage.augment.copies))
+        blocks = stage_blocks(plan, manifest, stage)
         seed, first, size = plan.recipe.seed, stage.first_pass, stage.batch_size
         for step in range(max(first_step, stage.first_step), stage.end_step):
-            if classes is None:
+            if blocks is not None:
+                places, passes = blocked_places(seed, blocks, updates_of(stage), first, step - stage.first_step)
+                views = np.zeros(size, np.int64)
+            elif classes is None:
                 places, passes = batch_places(seed, count, first, size, step - stage.first_step)
                 views = np.zeros(size, np.int64)
             else:
@@ -72,6 +78,28 @@ def train_specs(
                 passes, views = first + fixed, np.zeros(size, np.int64)
             spec = _train_spec(plan, manifest, stage, step, rows[within], _viewed(passes, views))
             yield replace(spec, views=fixed, unread=stage.index in unread)
+
+
+def stage_blocks(plan: Plan, manifest: Manifest, stage: StagePlan) -> PlacesByBlock | None:
+    """Returns the places of a stage by block, of which augmented copies are in the block of their image; None if the order is
+    full. ValueError if the manifest has no blocks."""
+    if plan.recipe.order == "full":
+        return None
+    if manifest.blocks is None:
+        raise ValueError("order: blocked with a manifest that has no blocks")
+    return _blocks_of_places(manifest, plan.recipe.seed, stage.data_fraction, 1 + stage.augment.copies)
+
+
+@lru_cache(maxsize=2)  # whoever looks ahead asks for the same ones
+def _blocks_of_places(manifest: Manifest, seed: int, fraction: float, times: int) -> PlacesByBlock:
+    assert manifest.blocks is not None
+    train = manifest.rows("train")
+    return places_by_block(np.tile(manifest.blocks[train[subset(seed, manifest.labels[train], fraction)]], times))
+
+
+def updates_of(stage: StagePlan) -> Updates:
+    """Returns how a stage divides its images into updates and lanes."""
+    return Updates(stage.batch_size, stage.lanes)
 
 
 def has_fixed_views(stage: StagePlan) -> bool:

@@ -1,0 +1,49 @@
+"""How large a cache of blocks is, and how large it must be."""
+
+from __future__ import annotations
+
+import shutil
+
+from stagewright.data.remote.block_files import BlockFiles
+from stagewright.data.remote.needs import Needs
+from stagewright.errors import RecipeError, StorageError
+
+_SHARE = 4
+
+
+def default_capacity(blocks: BlockFiles) -> int:
+    """Returns a quarter of the bytes that are free on the disk, counting what the cache has already."""
+    return (shutil.disk_usage(blocks.folder).free + blocks.used_bytes()) // _SHARE
+
+
+def capacity_of(cache_gb: float | None, blocks: BlockFiles) -> int:
+    """Returns the capacity in bytes that ``--cache-gb`` asks for, or the default. StorageError if the disk has less room."""
+    if cache_gb is None:
+        return default_capacity(blocks)
+    room = shutil.disk_usage(blocks.folder).free + blocks.used_bytes()
+    if (asked := int(cache_gb * 1e9)) > room:
+        raise StorageError(
+            f"--cache-gb {cache_gb:g}, but {room / 1e9:.3g} GB are free in {blocks.folder}",
+            "what is free on the disk, or less",
+            "free disk space, set STAGEWRIGHT_CACHE to a folder of another disk, or give a smaller --cache-gb",
+        )
+    return asked
+
+
+def check_capacity(capacity: int, needs: Needs, *, blocked: bool) -> None:
+    """RecipeError if a cache of ``capacity`` bytes is too small for a run: with ``order: blocked`` for two windows, one in use
+    and one on the way; with ``order: full`` for all images that a stage trains on."""
+    least = min(int(needs.table.sizes.sum()), needs.window_bytes * (2 if blocked else 1))
+    if capacity >= least:
+        return
+    what = (
+        "two windows of blocks"
+        if blocked
+        else "all pictures that a stage trains on, since order: full reads them at random"
+    )
+    remedy = f"give --cache-gb {least / 1e9 * 1.005:.3g}, or set STAGEWRIGHT_CACHE to a folder of a larger disk"
+    raise RecipeError(
+        f"a cache of {capacity / 1e9:.3g} GB for blocks of {needs.manifest.source}",
+        f"{least / 1e9:.3g} GB or more: {what}",
+        remedy if blocked else f"{remedy}, or --set order=blocked",
+    )
