@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from stagewright.distributed.verdict import EXIT_BAD_INPUT, VERDICTS, combined_code, read_verdict
 from stagewright.errors import Cancelled, WorldError
+from stagewright.system.notices import Notice
 from stagewright.system.output import failsafe_stream, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
@@ -56,8 +57,17 @@ class StopRequests:
     def __init__(self) -> None:
         self.number: int | None = None
         self.interrupts = 0
+        self.until: float | None = None
+        """When the machine is taken away (``time.monotonic``), if that is known."""
         self._workers_run = False
         self._previous: dict[int, Any] = {}
+
+    def heed(self, notice: Notice) -> None:
+        """Asks the workers to stop because of ``notice``; may be called in any thread."""
+        say(f"{notice}: all ranks stop and save")
+        self.until = time.monotonic() + notice.seconds
+        if self._previous:  # else nobody handles the signal
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def expect_workers(self) -> None:
         """From now on signals are for the workers."""
@@ -251,7 +261,8 @@ class Crew:
 
     def _set_deadline(self, reason: str) -> None:
         if self._deadline is None:
-            self._deadline = time.monotonic() + self._grace, reason
+            end = time.monotonic() + self._grace
+            self._deadline = end if self._requests.until is None else min(end, self._requests.until), reason
 
     def _say_overdue(self, running: Sequence[_Worker], reason: str) -> None:
         names = ", ".join(map(str, running))
