@@ -30,9 +30,12 @@ def answer(
             return 401, {}, ""
         if path == "/latest/meta-data/spot/instance-action" and noticed:
             return 200, {}, json.dumps({"action": "terminate", "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"})
-    if provider == "Google Cloud" and path == "/computeMetadata/v1/instance/preempted":
-        if headers.get("Metadata-Flavor") == "Google":
-            return 200, {"Metadata-Flavor": "Google"}, "TRUE" if noticed else "FALSE"
+    if (
+        provider == "Google Cloud"
+        and headers.get("Metadata-Flavor") == "Google"
+        and path.endswith("/v1/instance/preempted")
+    ):
+        return 200, {"Metadata-Flavor": "Google"}, "TRUE" if noticed else "FALSE"
     if provider == "Azure" and headers.get("Metadata") == "true":
         if path.startswith("/metadata/instance/compute/name?"):
             return 200, {}, "vm-7"

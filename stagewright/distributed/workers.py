@@ -31,7 +31,7 @@ THREADS_CHOSEN = "STAGEWRIGHT_THREADS_CHOSEN"
 """Environment variable of a worker whose OMP_NUM_THREADS the launcher chose, not the user."""
 _POLL = 0.05
 """Seconds between two looks at the workers."""
-_LOST = "a rank was lost"
+_LOST, _TAKEN = "a rank was lost", "the machine is taken away"
 _AFTER_LOSS = 5.0
 """Seconds that the others get after a rank has ended because one was lost: they have waited for it as long as that one."""
 _UNKILLABLE = 10.0
@@ -260,14 +260,18 @@ class Crew:
         self._set_deadline(signal_name(number))
 
     def _set_deadline(self, reason: str) -> None:
-        if self._deadline is None:
-            end = time.monotonic() + self._grace
-            self._deadline = end if self._requests.until is None else min(end, self._requests.until), reason
+        until = self._requests.until
+        if self._deadline is None and until is not None and until < time.monotonic() + self._grace:
+            self._deadline = until, _TAKEN
+        elif self._deadline is None:
+            self._deadline = time.monotonic() + self._grace, reason
 
     def _say_overdue(self, running: Sequence[_Worker], reason: str) -> None:
         names = ", ".join(map(str, running))
         if reason == _LOST:
             say(f"{names}: not ended {_AFTER_LOSS:g} s after a rank was lost, so killed")
+        elif reason == _TAKEN:
+            say(f"{names}: not ended when the machine is taken away, so killed")
         else:
             say(f"{names}: not ended {self._grace:g} s after {reason}, so killed; --grace gives more time")
 
