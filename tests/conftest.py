@@ -6,6 +6,8 @@ import os
 
 # Before anything imports torch: test processes run side by side, and their threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No run of a test asks the metadata service of the machine on which the tests run.
+os.environ["STAGEWRIGHT_NOTICES"] = "off"
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -16,6 +16,7 @@ from pathlib import Path
 from stagewright.distributed.workers import Crew, StopRequests, say, signal_name
 from stagewright.errors import Cancelled, WorldError
 from stagewright.system.machine import cores
+from stagewright.system.notices import watching
 from stagewright.system.signals import EXIT_LOST
 
 
@@ -47,13 +48,18 @@ def launch(command: Sequence[str], launch: Launch) -> int:
     """Runs ``command`` as ``launch.nproc`` workers on this host, and returns the exit code.
 
     The workers get RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT as with torchrun. The first of
-    SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process is passed on to each of them once; a second SIGINT kills them (130).
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process is passed on to each of them once; a second SIGINT kills them (130). A
+    notice that this machine will be taken away (:mod:`stagewright.system.notices`) counts as SIGTERM.
     WorldError for values that are not allowed, a port that is taken, and a meeting place that is not reached.
     """
     hosts, endpoint = _hosts(launch.nnodes), None if launch.rdzv is None else _endpoint(launch.rdzv)
     _check(launch, hosts)
     try:
-        with StopRequests() as requests, tempfile.TemporaryDirectory(prefix="stagewright-launch-") as folder:
+        with (
+            StopRequests() as requests,
+            watching(requests.heed),
+            tempfile.TemporaryDirectory(prefix="stagewright-launch-") as folder,
+        ):
             return _run(list(command), launch, (hosts, endpoint), Path(folder), requests)
     except Cancelled as cancelled:
         say(f"stopped by {signal_name(cancelled.number)} while no workers ran; nothing was lost")

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from stagewright.distributed.verdict import EXIT_BAD_INPUT, VERDICTS, combined_code, read_verdict
 from stagewright.errors import Cancelled, WorldError
+from stagewright.system.notices import Notice
 from stagewright.system.output import failsafe_stream, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED
 
@@ -30,7 +31,7 @@ THREADS_CHOSEN = "STAGEWRIGHT_THREADS_CHOSEN"
 """Environment variable of a worker whose OMP_NUM_THREADS the launcher chose, not the user."""
 _POLL = 0.05
 """Seconds between two looks at the workers."""
-_LOST = "a rank was lost"
+_LOST, _TAKEN = "a rank was lost", "the machine is taken away"
 _AFTER_LOSS = 5.0
 """Seconds that the others get after a rank has ended because one was lost: they have waited for it as long as that one."""
 _UNKILLABLE = 10.0
@@ -56,8 +57,17 @@ class StopRequests:
     def __init__(self) -> None:
         self.number: int | None = None
         self.interrupts = 0
+        self.until: float | None = None
+        """When the machine is taken away (``time.monotonic``), if that is known."""
         self._workers_run = False
         self._previous: dict[int, Any] = {}
+
+    def heed(self, notice: Notice) -> None:
+        """Asks the workers to stop because of ``notice``; may be called in any thread."""
+        say(f"{notice}: all ranks stop and save")
+        self.until = time.monotonic() + notice.seconds
+        if self._previous:  # else nobody handles the signal
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def expect_workers(self) -> None:
         """From now on signals are for the workers."""
@@ -250,13 +260,18 @@ class Crew:
         self._set_deadline(signal_name(number))
 
     def _set_deadline(self, reason: str) -> None:
-        if self._deadline is None:
+        until = self._requests.until
+        if self._deadline is None and until is not None and until < time.monotonic() + self._grace:
+            self._deadline = until, _TAKEN
+        elif self._deadline is None:
             self._deadline = time.monotonic() + self._grace, reason
 
     def _say_overdue(self, running: Sequence[_Worker], reason: str) -> None:
         names = ", ".join(map(str, running))
         if reason == _LOST:
             say(f"{names}: not ended {_AFTER_LOSS:g} s after a rank was lost, so killed")
+        elif reason == _TAKEN:
+            say(f"{names}: not ended when the machine is taken away, so killed")
         else:
             say(f"{names}: not ended {self._grace:g} s after {reason}, so killed; --grace gives more time")
 

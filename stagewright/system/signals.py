@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -45,7 +46,9 @@ class StopSignal:
     def __init__(self) -> None:
         self.requested = False
         self.reason: str | None = None
-        """The name of the first signal received, or None if there was none."""
+        """Why a stop was requested: the name of the first signal received, or a sentence. None if nobody says."""
+        self.until: float | None = None
+        """When the machine is taken away (``time.monotonic``), if that is known."""
         self._armed = False
         self._interrupts = 0
         self._previous_handlers: dict[signal.Signals, Any] = {}
@@ -57,6 +60,12 @@ class StopSignal:
         # A library may have caught the Stopped that the handler raised, for instance in a callback.
         if self.requested:
             raise self._stopped()
+
+    def ask(self, reason: str, seconds: float) -> None:
+        """Requests a stop because of ``reason``, with ``seconds`` left to save; may be called in any thread."""
+        self.until = time.monotonic() + seconds
+        self.reason = self.reason or reason
+        self.requested = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT

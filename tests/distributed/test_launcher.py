@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from metadata_service import metadata_service
 
 import stagewright
 from stagewright.distributed.launcher import Launch, launch
@@ -220,6 +221,30 @@ def test_a_signal_stops_all_ranks_once(tmp_path: Path, start: Start, number: sig
         time.sleep(0.1)
     assert launcher.communicate(timeout=60)[1] == "" and launcher.returncode == 75
     assert [(tmp_path / f"signal-{rank}-{number:d}").read_text() for rank in range(2)] == ["x", "x"]
+
+
+def test_a_notice_stops_all_ranks(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal does; those that go on are killed when the machine is taken away, though the grace is longer."""
+    for name, tail, code in (("saves", "stopped_by_signal()", 75), ("goes on", _GOES_ON, 69)):
+        box = tmp_path / name
+        box.mkdir()
+        with metadata_service("AWS", (box / "ready-1").exists, seconds=4) as host:
+            monkeypatch.delenv("STAGEWRIGHT_NOTICES")
+            monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{host}")
+            launcher = start(worker(tail, box), "Launch(2, grace=600)")
+            said = launcher.communicate(timeout=60)[1]
+            monkeypatch.setenv("STAGEWRIGHT_NOTICES", "off")
+        assert launcher.returncode == code, said
+        assert "AWS takes this machine away in " in said and "(terminate): all ranks stop and save" in said
+        assert ("not ended when the machine is taken away, so killed" in said) == (code == 69)
+        assert (box / "signal-1-15").read_text() == "x"
+
+
+_GOES_ON = """
+on_signals(lambda number, frame: note(f"signal-{rank}-{number}"))
+note(f"ready-{rank}")
+time.sleep(600)
+"""
 
 
 def test_ranks_that_go_on_after_a_signal_are_killed(tmp_path: Path, start: Start) -> None:
