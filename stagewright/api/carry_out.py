@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from stagewright.api.heed_notices import heeding_notices
 from stagewright.api.run import Run, Say
 from stagewright.data.dataset import open_images
 from stagewright.data.images.decode import Images
@@ -122,13 +123,13 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
         if (cache := cache_of(session.images)) is not None:
             closing.callback(cache.close)
         status, error, reason = "failed", None, None
-        if session.mirror is not None:
-            closing.callback(_note_mirror, session)
+        closing.callback(_write_notes, session)
         session.ranks.on_lost = lambda sentence: _end(session, "failed", sentence, sentence)
         try:
             keep_hold(inputs.run, inputs.execution.hold_test)
             write_summary(inputs.run, summarise(session, "running"))
             inputs.stop.arm()
+            closing.enter_context(heeding_notices(session))
             status = "finished" if work(session) else "paused" if session.is_paused else "stopped"
             reason = session.ranks.why_stopped() if status == "stopped" else None
             if session.mirror is not None:
@@ -151,9 +152,9 @@ def carry_out(inputs: RunInputs, work: Callable[[Session], bool]) -> Run:
     return Run(inputs.run.root)
 
 
-def _note_mirror(session: Session) -> None:
+def _write_notes(session: Session) -> None:
     with contextlib.suppress(StorageError, OSError):
-        session.recorder.note_mirror(session.state.step)
+        session.recorder.write_notes(session.state.step)
 
 
 def _end(session: Session, status: str, reason: str, error: str | None = None) -> None:

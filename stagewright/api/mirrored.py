@@ -305,7 +305,7 @@ def mirroring(
         mirror.settle(min(execution.mirror_wait, _AFTER_ERROR_SECONDS), say=say, gives_up=_asked_again(stop))
         raise
     else:
-        _conclude(mirror, run, execution.mirror_wait, stop, say)
+        _conclude(mirror, run, min(execution.mirror_wait, stop.seconds_left), stop, say)
     finally:
         mirror.close()
 

@@ -150,6 +150,8 @@ class Saved(Event):
     """Name of the stage that ``peak_gb`` belongs to."""
     peak_gb: float | None = field(default=None, metadata=CLOCK)
     """Highest use of memory in the stage so far, in GiB, of this process."""
+    seconds: float | None = field(default=None, metadata=CLOCK)
+    """How long the saving took."""
 
 
 @dataclass(frozen=True, kw_only=True)

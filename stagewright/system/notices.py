@@ -64,6 +64,14 @@ class Service(Protocol):
         ...
 
 
+def slow_save(saving: float, notice: float) -> str:
+    """Returns the sentence for a save that takes ``saving`` seconds, more than the ``notice`` that this machine gives."""
+    return (
+        f"saving a checkpoint takes {saving:.0f} s, and this machine is taken away {notice:.0f} s after its notice: what is not "
+        "saved by then is lost; save more often (--save-minutes), or to a faster disk"
+    )
+
+
 def find_service(environment: Mapping[str, str] = os.environ) -> Service | None:
     """Returns the metadata service of this machine, or None if none answers; takes at most some seconds."""
     if environment.get(OFF, "").lower() in ("off", "0", "false", "no"):

@@ -7,6 +7,7 @@ signal (130 after Ctrl-C, 143 after SIGTERM), and state what they have kept (:cl
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -66,6 +67,11 @@ class StopSignal:
         self.until = time.monotonic() + seconds
         self.reason = self.reason or reason
         self.requested = True
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until this machine is taken away; infinity where that is not known."""
+        return math.inf if self.until is None else max(0.0, self.until - time.monotonic())
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT

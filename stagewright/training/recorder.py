@@ -66,6 +66,8 @@ class Recorder:
     """The updates since the beginning of the guard's present window."""
     mirror: Mirror | None = None
     """The run's copy in an object store, about which the log tells."""
+    later: list[str] = field(default_factory=list)
+    """Sentences of other threads, which are logged with the next progress."""
 
     def __post_init__(self) -> None:
         self.steps = StepLog(self.run.steps, STEPS)
@@ -226,11 +228,12 @@ class Recorder:
                 mirror=None if self.mirror is None else self.mirror.progress(),
             )
         )
-        self.note_mirror(row[0])
+        self.write_notes(row[0])
 
-    def note_mirror(self, step: int) -> None:
-        """Writes into the log what the mirror's thread has to say."""
-        for text in [] if self.mirror is None else self.mirror.notes():
+    def write_notes(self, step: int) -> None:
+        """Writes into the log what other threads have to say, that of the mirror among them."""
+        said = [self.later.pop(0) for _ in range(len(self.later))]
+        for text in [*said, *([] if self.mirror is None else self.mirror.notes())]:
             self.log.emit(Notice(step=step, text=text))
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,10 @@ from stagewright.plan.lanes import num_lanes
 from stagewright.plan.plan import Hyper, Plan, StagePlan
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
-from stagewright.rundir.event_kinds import Evaluated, Saved, StageBegun
+from stagewright.rundir.event_kinds import Evaluated, Notice, Saved, StageBegun
 from stagewright.rundir.logs import pack_logs
 from stagewright.system.memory import out_of_memory, peak_gb, reset_peak
+from stagewright.system.notices import slow_save
 from stagewright.system.signals import StopSignal
 from stagewright.training.batches import Batches
 from stagewright.training.clock import Clock
@@ -77,6 +79,8 @@ class Session:
     """The run's copy in an object store; None without one, and in all processes but the first."""
     is_paused: bool = field(init=False, default=False)
     """Whether ``decide`` has said no."""
+    notice_seconds: float = field(init=False, default=math.inf)
+    """How long before this machine is taken away that is known; infinity where nobody says so."""
     batches: Batches = field(init=False)
     features: FeatureCache = field(init=False)
     reading: ReadWatch = field(init=False)
@@ -261,6 +265,7 @@ class Session:
         if not self.ranks.world.is_first:
             return
         self.ranks.at("saving", self.state.step)
+        before = self.clock.read("checkpoint")
         with self.clock.phase("checkpoint"), self.ranks.busy():
             self.run.check_held()
             self.recorder.sync()
@@ -278,9 +283,14 @@ class Session:
             checkpoint.point(self.run.checkpoints, "last", state.step)
             if state.best is not None and state.best.step == state.step:
                 checkpoint.point(self.run.checkpoints, "best", state.step)
+        seconds = round(self.clock.read("checkpoint") - before, 3)
+        peak = self.peak_gb()
         self.recorder.log.emit(
-            Saved(step=state.step, checkpoint=path.name, stage=self.stage_name, peak_gb=self.peak_gb())
+            Saved(step=state.step, checkpoint=path.name, stage=self.stage_name, peak_gb=peak, seconds=seconds)
         )
+        if seconds > self.notice_seconds:
+            self.recorder.log.emit(Notice(step=state.step, text=slow_save(seconds, self.notice_seconds)))
+            self.notice_seconds = math.inf  # said once
         if self.mirror is not None:
             self.mirror.saved(state.step)
 
