@@ -344,6 +344,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(make: Callable[..., Set],
     again.save(2)
     again.uploads.work()
     assert again.steps() == [2, 1] and again.last()["step"] == 2
+    assert restore(again.store, again.url, run_directory(tmp_path / "third"), PLAN).step == 2
 
 
 def test_the_newest_of_disk_and_mirror_counts(make: Callable[..., Set], tmp_path: Path) -> None:
@@ -366,3 +367,19 @@ def test_uploads_take_no_time_from_who_saves(make: Callable[..., Set], object_se
     with object_server.fault("stall"):
         one.save(1)
     assert time.monotonic() - began < 5 and object_server.num_requests() == 0
+
+
+def test_nothing_is_removed_before_something_was_added(make: Callable[..., Set], tmp_path: Path) -> None:
+    """A process that goes on from an older checkpoint, as it could not read the newest, must not be the one that removes it."""
+    one = make(keep=1)
+    for step in (2, 4):
+        one.save(step, protect=[2])
+        one.uploads.work()
+    older = run_directory(tmp_path / "older")
+    saved(older, 2, protect=[2])
+    again = make(run=older, keep=1)
+    again.uploads.work(everything=True)
+    assert again.steps() == [4, 2]
+    again.save(3)
+    again.uploads.work()
+    assert again.steps() == [3] and again.last()["step"] == 3
