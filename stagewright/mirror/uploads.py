@@ -85,6 +85,10 @@ class Uploads:
     _prunes: bool = field(init=False, default=False)
     """Whether a checkpoint was uploaded since the last pruning; nothing is removed before this process has added one."""
 
+    def __post_init__(self) -> None:
+        self._first = max(checkpoint.steps(self.run.checkpoints), default=-1)
+        """The step that this process goes on from. What the mirror has of later ones could not be used."""
+
     # ---- for any thread
 
     def saved(self, step: int) -> None:
@@ -131,8 +135,7 @@ class Uploads:
         local = checkpoint.steps(self.run.checkpoints)
         with self._lock:
             self._there = there
-            if local:
-                self._abandoned |= {step for step in there if step > local[-1]}
+            self._abandoned |= {step for step in there if step > self._first}
             for step in local[-1:]:
                 protects = self._protected_by(step)
                 self._waiting |= {one: self._protected_by(one) for one in (*sorted(protects & {*local}), step)}
