@@ -169,7 +169,9 @@ class Mirror:
             except Fenced as fenced:
                 self._end_fenced(fenced.owner)
                 return
-            except Exception as error:  # nothing that an upload meets may end the training
+            except (
+                BaseException
+            ) as error:  # nothing may end this thread, also no panic of the library, which is no Exception
                 if self._uploads.ends.is_set():
                     return
                 self._tell_failure(error)
@@ -197,7 +199,7 @@ class Mirror:
                     return
                 self._uploads.ends.wait(min(left, 0.1))
 
-    def _tell_failure(self, error: Exception) -> None:
+    def _tell_failure(self, error: BaseException) -> None:
         if isinstance(error, BaseError | FileNotFoundError) and not getattr(error, "filename", None):
             told = explain(error, self.url, "uploading").given
         else:

@@ -82,7 +82,12 @@ class Uploads:
     """Content and version of last.json as this process wrote it."""
     _best: int | None = field(init=False, default=None)
     _begun: bool = field(init=False, default=False)
-    _prunes: bool = field(init=False, default=True)
+    _prunes: bool = field(init=False, default=False)
+    """Whether a checkpoint was uploaded since the last pruning; nothing is removed before this process has added one."""
+
+    def __post_init__(self) -> None:
+        self._first = max(checkpoint.steps(self.run.checkpoints), default=-1)
+        """The step that this process goes on from. What the mirror has of later ones could not be used."""
 
     # ---- for any thread
 
@@ -130,8 +135,7 @@ class Uploads:
         local = checkpoint.steps(self.run.checkpoints)
         with self._lock:
             self._there = there
-            if local:
-                self._abandoned |= {step for step in there if step > local[-1]}
+            self._abandoned |= {step for step in there if step > self._first}
             for step in local[-1:]:
                 protects = self._protected_by(step)
                 self._waiting |= {one: self._protected_by(one) for one in (*sorted(protects & {*local}), step)}
@@ -230,9 +234,9 @@ class Uploads:
         except (Damaged, FileNotFoundError) as error:
             self._give_up(step, f"{name_of(step)} is not uploaded: {error}")
             return
-        former = self._remote(step)
-        if former is None or former[0] != content:
-            if former is None or former[1] != meta["sha256"]:
+        former, doubtful = self._remote(step), step in self._abandoned
+        if former is None or former[0] != content or doubtful:
+            if former is None or former[1] != meta["sha256"] or doubtful:
                 try:
                     self._send_state(path / STATE, state_name(step, meta["sha256"]), meta)
                 except (Damaged, FileNotFoundError) as error:
@@ -242,6 +246,7 @@ class Uploads:
                         self._give_up(step, f"{name_of(step)} is not uploaded: {error}")
                     return  # saved again meanwhile: it is uploaded in its turn
             self._put(meta_name(step), content, None if former is None else former[2])
+            self._prunes = True
         with self._lock:
             self._there[step] = frozenset(meta["protect"])
             self._abandoned.discard(step)
@@ -251,7 +256,6 @@ class Uploads:
         with self._lock:
             if self._is_unchanged(path, content):
                 self._waiting.pop(step, None)
-        self._prunes = True
 
     def _is_unchanged(self, path: Path, content: bytes) -> bool:
         try:

@@ -159,3 +159,19 @@ def test_the_mirror_changes_nothing(
     assert same_results(tmp_path / "run", tmp_path / "plain") == []
     assert RunDir(tmp_path / "run").read_plan().digest == RunDir(tmp_path / "plain").read_plan().digest
     assert not (tmp_path / "plain" / "mirror.json").exists()
+
+
+def test_a_checkpoint_that_is_being_uploaded_is_not_pruned(
+    command: tuple[str | Path, ...],
+    object_server: ObjectServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An upload that hangs from the first checkpoint to the end of the run; the disk keeps one checkpoint, and this one."""
+    mirror_recipe(tmp_path, 3, saves="1st", spread=1, checkpoints={"every": "1st", "keep": 1}, eval={"every": "6st"})
+    with object_server.fault("stall", method="PUT", path="step_000001/state"):
+        code, _, said = typed(capsys, monkeypatch, *command, "--mirror-wait", "0s")
+    assert code == EXIT_LOST and "step_000001" in said
+    kept = checkpoint.steps(tmp_path / "run" / "checkpoints")
+    assert 1 in kept and 2 not in kept and kept[-1] == 6

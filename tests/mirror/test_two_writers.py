@@ -45,7 +45,9 @@ def test_the_first_of_two_writers_ends_when_it_wakes(
     assert f"was taken over by process {second.pid(0)} on " in said and str(tmp_path / "first") in said
     assert second.wait(120) == [0], second.said(0)
     assert lacks(tmp_path / "second") == []
-    assert checkpoint.steps(tmp_path / "first" / "checkpoints")[-1] >= 4
+    assert 4 <= checkpoint.steps(tmp_path / "first" / "checkpoints")[-1] < 40, (
+        "it saves and ends, it does not train to the end"
+    )
     if size > 1:  # what the first has saved goes on without the mirror, to the same bits
         parent.run(("resume", tmp_path / "first", "--mirror", "none", *QUIET), 1)
         assert same_results(tmp_path / "first", tmp_path / "second") == []

@@ -267,7 +267,7 @@ def test_a_process_that_sleeps_between_its_look_and_its_write_spoils_nothing(
     make: Callable[..., Set], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hardest moment: it was the owner when it looked, and another one has taken over and gone on before it writes."""
-    for sleeps_before in (meta_name(2), LAST):
+    for sleeps_before in ("checkpoints/step_000002/state", meta_name(2), LAST):
         one, other = make(), None
         one.save(1)
         one.uploads.work()
@@ -276,7 +276,7 @@ def test_a_process_that_sleeps_between_its_look_and_its_write_spoils_nothing(
 
         def sleepy(store: Any, name: str, *rest: Any, sleeps_before: str = sleeps_before, **more: Any) -> Any:
             nonlocal other
-            if name == sleeps_before and other is None:
+            if name.startswith(sleeps_before) and other is None:
                 other = make()
                 other.uploads.work()
                 for step in (2, 3):  # the same steps, but other times in the state: other bytes
@@ -289,8 +289,10 @@ def test_a_process_that_sleeps_between_its_look_and_its_write_spoils_nothing(
             patch.setattr(obstore, "put", sleepy)
             one.uploads.work()
         assert other is not None and other.last()["step"] == 3 and other.steps() == [3, 2]
-        fresh = run_directory(tmp_path / f"fresh-{sleeps_before.replace('/', '-')}")
-        assert restore(other.store, other.url, fresh, PLAN).step == 3
+        for step in (3, 2):
+            fresh = run_directory(tmp_path / f"fresh-{step}-{sleeps_before.replace('/', '-')}")
+            assert restore(other.store, other.url, fresh, PLAN).step == step
+            obstore.delete(other.store, meta_name(step))
         for name in names_in(other.store, other.url):
             obstore.delete(other.store, name)
 
@@ -342,6 +344,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(make: Callable[..., Set],
     again.save(2)
     again.uploads.work()
     assert again.steps() == [2, 1] and again.last()["step"] == 2
+    assert restore(again.store, again.url, run_directory(tmp_path / "third"), PLAN).step == 2
 
 
 def test_the_newest_of_disk_and_mirror_counts(make: Callable[..., Set], tmp_path: Path) -> None:
@@ -364,3 +367,19 @@ def test_uploads_take_no_time_from_who_saves(make: Callable[..., Set], object_se
     with object_server.fault("stall"):
         one.save(1)
     assert time.monotonic() - began < 5 and object_server.num_requests() == 0
+
+
+def test_nothing_is_removed_before_something_was_added(make: Callable[..., Set], tmp_path: Path) -> None:
+    """A process that goes on from an older checkpoint, as it could not read the newest, must not be the one that removes it."""
+    one = make(keep=1)
+    for step in (2, 4):
+        one.save(step, protect=[2])
+        one.uploads.work()
+    older = run_directory(tmp_path / "older")
+    saved(older, 2, protect=[2])
+    again = make(run=older, keep=1)
+    again.uploads.work(everything=True)
+    assert again.steps() == [4, 2]
+    again.save(3)
+    again.uploads.work()
+    assert again.steps() == [3] and again.last()["step"] == 3
