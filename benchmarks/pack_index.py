@@ -65,7 +65,7 @@ def write_pack(folder: Path, rows: int) -> Path:
     from stagewright.data.pack.reader import Pack
     from stagewright.data.pack.writer import write_head
     from stagewright.recipe.recipe import Data
-    from stagewright.storage.parquet import write_table
+    from stagewright.storage.parquet import pc, write_table
 
     photos = folder / "photos"
     for name in ("a", "b"):
@@ -104,7 +104,7 @@ def write_pack(folder: Path, rows: int) -> Path:
         "picture": pa.array(np.ones(rows, bool)),
     }
     table = pa.table(columns, schema=INDEX_SCHEMA)
-    table = table.take(pa.compute.sort_indices(table["path"]))
+    table = table.take(pc.sort_indices(table["path"]))
     write_table(table, made / INDEX)
     parts = []
     for number, count in enumerate(counts.tolist()):
@@ -136,7 +136,7 @@ def main() -> None:
     given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import obstore
-    from object_server import start_object_server
+    from object_server import start_object_server  # pyright: ignore[reportMissingImports]
 
     from stagewright.storage.objects import open_store
 

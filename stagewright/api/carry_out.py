@@ -27,7 +27,6 @@ from stagewright.rundir.events import read_events
 from stagewright.rundir.held_test import keep_hold
 from stagewright.rundir.logs import set_results_aside
 from stagewright.rundir.summary import Summary, read_summary, write_summary
-from stagewright.storage.files import user_path
 from stagewright.system.machine import cores
 from stagewright.training.finish import finish
 from stagewright.training.loop import AfterUpdate, run_plan
@@ -59,7 +58,7 @@ def own_images(
     """
     notes: list[str] = []
     if data is not None:
-        manifest = moved(manifest, user_path(data))
+        manifest = moved(manifest, data)
         notes.append(f"the pictures are in {manifest.root} now")
     images = open_images(manifest)
     with ProgressLine("comparing the pictures", quiet=quiet) as progress:

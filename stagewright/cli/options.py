@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Data = Annotated[
     str,
     typer.Argument(
-        help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; digits; torchvision:NAME."
+        help="A folder of class folders; a folder with train/ val/ [test/]; a CSV or Parquet file; a pack; tar files of "
+        "WebDataset; s3://... of these; digits; torchvision:NAME; hf:NAME."
     ),
 ]
 RunPath = Annotated[

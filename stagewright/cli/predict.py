@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stagewright.cli.options import AsJson, Device, Quiet, RunPath
+from stagewright.cli.options import AsJson, Device, Quiet, RunPath, refuse_alone
 from stagewright.storage.files import STDOUT
 from stagewright.system.output import tell
 
@@ -51,10 +54,39 @@ def predict(
     most_probable: Annotated[
         bool, typer.Option("--most-probable", help="Ignore the operating point that is stored in the model.")
     ] = False,
+    out: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --claim: where the answers go, s3://BUCKET/PREFIX.")
+    ] = None,
+    claim: Annotated[
+        bool, typer.Option("--claim", help="Share the work with other processes; DATA is a pack, a folder, tar files.")
+    ] = False,
+    block_rows: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="With --claim: pictures in a block; default: 4096.")
+    ] = None,
+    lease: Annotated[
+        float | None,
+        typer.Option(min=1, max=86_400, help="With --claim: seconds until a block is taken over; default: 600."),
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict the classes of pictures; exit code 2 if none of them can be read."""
+    for option, given in (("--out", out), ("--block-rows", block_rows), ("--lease", lease)):
+        refuse_alone(option, given is not None and not claim, "--claim")
+    if claim:
+        others = {
+            "--csv": csv,
+            "--threshold": threshold,
+            "--min-confidence": min_confidence,
+            "--most-probable": most_probable,
+        }
+        _refuse_with_claim(
+            [*(name for name, given in others.items() if given), *(["DATA"] if len(images) > 1 else [])], out
+        )
+        _predict_claimed(
+            run, images[0], out or "", (top, batch_size, block_rows, lease), device, overrides, quiet, as_json
+        )
+        return
     from stagewright.api.load_bundle import load_bundle
     from stagewright.api.prediction_data import find_pictures
     from stagewright.errors import StorageError
@@ -91,6 +123,60 @@ def predict(
     answers.show()
     if len(answers.failed) == total:
         raise typer.Exit(2)
+
+
+def _refuse_with_claim(others: Sequence[str], out: str | None) -> None:
+    from stagewright.errors import StorageError
+
+    if others:
+        raise StorageError(
+            f"--claim with {', '.join(others)}" + (" several times" if "DATA" in others else ""),
+            "RUN, one DATA and --out URL, with --top, --batch-size, --device, --set, --block-rows and --lease",
+            "leave it out",
+        )
+    if out is None:
+        raise StorageError("--claim without --out", "the URL where the answers go", "--out s3://BUCKET/PREFIX")
+
+
+def _predict_claimed(
+    run: str | os.PathLike[str],
+    data: str,
+    out: str,
+    numbers: tuple[int, int, int | None, float | None],
+    device: str,
+    overrides: Sequence[str] | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """``numbers``: --top, --batch-size, --block-rows, --lease."""
+    from stagewright.api.claimed_prediction import BLOCK_ROWS, LEASE_SECONDS, predict_claimed
+    from stagewright.observers.progress_line import ProgressLine
+    from stagewright.system.device import choose_device
+    from stagewright.text import counted
+
+    top, batch_size, block_rows, lease = numbers
+    with ProgressLine("predicting", quiet=quiet or as_json) as progress:
+        done = predict_claimed(
+            run,
+            data,
+            out,
+            device=choose_device(device),
+            top=top,
+            batch_size=batch_size,
+            block_rows=block_rows or BLOCK_ROWS,
+            lease_seconds=lease or LEASE_SECONDS,
+            overrides=overrides or (),
+            progress=progress,
+            say=tell if not (quiet or as_json) else lambda text: None,
+        )
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+        return
+    tell(
+        f"{done.url}: all {counted(done.images, 'picture')} are answered, in {counted(done.blocks, 'block')}; "
+        f"{done.own_images:,} in {done.own_blocks:,} of them by this process"
+        + (f", of which {done.failed:,} could not be read" if done.failed else "")
+    )
 
 
 def _thresholds(texts: Sequence[str]) -> dict[str, float]:

@@ -33,7 +33,7 @@ class StoredObject(NamedTuple):
 
 
 class Changed(Exception):
-    """A file does not have the expected ETag, or is gone."""
+    """A condition of a request does not hold: a file has another ETag, or exists already."""
 
 
 def list_objects(store: ObjectStore, url: str) -> dict[str, StoredObject]:
@@ -84,12 +84,12 @@ def repeated(request: Callable[[], T], url: str, doing: str, right: str) -> T:
     FileNotFoundError if there is no such file, :class:`Changed` for a condition that does not hold, and StorageError as
     :func:`~stagewright.storage.objects.explain` words it: Unreadable if the store does not answer.
     """
-    from obstore.exceptions import BaseError, PreconditionError
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
     for attempt in range(ATTEMPTS):
         try:
             return request()
-        except PreconditionError as error:
+        except (PreconditionError, AlreadyExistsError) as error:
             raise Changed(f"{url} has changed") from error
         except (BaseError, OSError) as error:
             kind = kind_of(error)

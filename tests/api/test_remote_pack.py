@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import stagewright as sw
+from stagewright.data.manifest import Manifest
 from stagewright.data.pack.build import pack
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
@@ -17,8 +18,8 @@ from stagewright.storage.objects import open_store
 
 def test_train_and_resume(picture_folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
-    folder, url = tmp_path / "photos.pack", f"{bucket}/photos.pack"
-    for out in (folder, url):
+    folder, url, copy = tmp_path / "photos.pack", f"{bucket}/photos.pack", f"{bucket}/copies/photos.pack"
+    for out in (folder, url, copy):
         pack(str(picture_folder), out, Data(), size=16, part_bytes=8_000)
     recipe = ("model.options={width: 4}", "image_size=16", "batch_size=8", "epochs=6st", "data.val=0.2")
     quiet = sw.Execution(device="cpu", workers=1, pages=False, quiet=True)
@@ -35,3 +36,5 @@ def test_train_and_resume(picture_folder: Path, bucket: str, tmp_path: Path, mon
     with pytest.raises(DataError) as error:
         sw.resume(runs[1].path, overrides=["epochs=9st"], execution=quiet, say=lambda text: None)
     assert error.value.given.startswith(f"part-00001.arrow of {url} has changed (ETag ")
+    moved = sw.resume(runs[1].path, data=copy, overrides=["epochs=7st"], execution=quiet, say=lambda text: None)
+    assert Manifest.read(moved.path / "manifest.parquet").root == copy

@@ -1,8 +1,8 @@
 """Images whose bytes lie in a few large files of an object store: what a reader of them needs, and a plain reader.
 
 The seam between what knows where images lie (a pack, tar files) and what fetches their bytes: :class:`RemoteFiles` names the
-files, their ETags and the place of each image; a :class:`Reader` turns rows into :class:`Stored`. :class:`RangeReader` fetches
-each image by itself and keeps nothing.
+files, their ETags and the place of each image; a :class:`Reader` turns rows into :class:`Stored`. :class:`RangeReader` keeps
+nothing of what it fetches.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from stagewright.storage.objects import open_store
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+_GAP = 1 << 16
+_TOGETHER = 1 << 23
+"""Bytes: a gap between images that is read too, and the most in one request."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,7 @@ class Reader(Protocol):
 
 
 class RangeReader:
-    """Fetches each image by a range request of its own."""
+    """Fetches images by range requests, one for those that lie side by side, and keeps nothing."""
 
     def __init__(self, files: RemoteFiles) -> None:
         self.files, self._store = files, files.open()
@@ -64,27 +68,48 @@ class RangeReader:
     def fetch(self, rows: NDArray[np.int64]) -> Stored:
         """Returns the bytes of the images ``rows`` (n,)."""
         places, failures = self.files.places, dict[int, Exception]()
+        which, offsets, lengths = places.which[rows], places.offsets[rows], places.lengths[rows].copy()
         buffers: list[bytes] = []
-        for at, row in enumerate(rows.tolist()):
-            name, etag = (one[places.which[row]] for one in (places.files, self.files.etags))
+        buffer_of, begins = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int64)
+        for group in _neighbours(which, offsets, lengths):
+            begin, end = int(offsets[group].min()), int((offsets[group] + lengths[group]).max())
             try:
-                where = int(places.offsets[row]), int(places.lengths[row])
-                buffers.append(read_range(self._store, self.files.url, name, *where, etag))
-            except (Changed, FileNotFoundError) as error:
-                failures[at] = changed(self.files.url, name, "is gone" if isinstance(error, OSError) else "has changed")
-                buffers.append(b"")
-            except StorageError as error:
-                failures[at] = OSError(error.given)
-                buffers.append(b"")
-        return stored_bytes(buffers, failures)
+                data = self._read(int(which[group[0]]), begin, end - begin)
+            except (OSError, DataError) as error:
+                failures.update(dict.fromkeys(group.tolist(), error))
+                lengths[group], data = 0, b""
+            buffer_of[group], begins[group] = len(buffers), offsets[group] - begin if data else 0
+            buffers.append(data)
+        return Stored("encoded", buffers, buffer_of, begins, lengths, failures=failures)
+
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        """Returns bytes of a file. DataError if it has changed, OSError if it cannot be read."""
+        name, etag = self.files.places.files[number], self.files.etags[number]
+        try:
+            return read_range(self._store, self.files.url, name, offset, length, etag)
+        except (Changed, FileNotFoundError) as error:
+            raise changed(self.files.url, name, "is gone" if isinstance(error, OSError) else "has changed") from error
+        except StorageError as error:
+            raise OSError(error.given) from error
 
 
-def stored_bytes(buffers: Sequence[bytes], failures: dict[int, Exception]) -> Stored:
-    """Returns the images with the bytes ``buffers``, which are empty for those in ``failures``."""
-    count = len(buffers)
-    lengths = np.fromiter(map(len, buffers), np.int64, count)
-    which, offsets = np.arange(count, dtype=np.int32), np.zeros(count, np.int64)
-    return Stored("encoded", buffers, which, offsets, lengths, failures=failures)
+def _neighbours(
+    which: NDArray[np.int32], offsets: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> list[NDArray[np.intp]]:
+    """Returns the indices of images that are fetched together: of one file, with small gaps, and not too much at once."""
+    order = np.lexsort((offsets, which))
+    groups: list[list[int]] = []
+    end = begin = 0
+    for at in order.tolist():
+        offset, length = int(offsets[at]), int(lengths[at])
+        near = groups and which[groups[-1][0]] == which[at] and offset - end <= _GAP
+        if near and offset + length - begin <= _TOGETHER:
+            groups[-1].append(at)
+            end = max(end, offset + length)
+        else:
+            groups.append([at])
+            begin, end = offset, offset + length
+    return [np.array(group) for group in groups]
 
 
 def changed(url: str, name: str, what: str = "has changed") -> DataError:

@@ -23,6 +23,7 @@ from stagewright.data.sources.fetched import fetch, found_again
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
+from stagewright.storage.files import user_path
 from stagewright.storage.object_files import StoredObject
 from stagewright.storage.objects import is_remote
 from stagewright.system.threads import Pool, as_finished
@@ -93,14 +94,19 @@ def moved(manifest: Manifest, source: str | Path) -> Manifest:
     if is_remote(str(source)) and manifest.objects:
         url = str(source).rstrip("/")
         return replace(manifest, root=url, source=url, objects=_without_etags(manifest))
-    path = Path(os.path.abspath(fetch(str(source), Data()) if is_remote(str(source)) else source))
+    path = Path(os.path.abspath(fetch(str(source), Data()) if is_remote(str(source)) else user_path(source)))
     if not path.exists():
         raise DataError(
             f"--data {source}: there is no such folder", "the folder that has the run's pictures now", "check the path"
         )
     if (root := None if manifest.variant else unpacked_root(str(path))) is None:
         root = str(path if path.is_dir() or manifest.variant else path.parent)
-    return replace(manifest, root=root, source=str(source), objects=_without_etags(manifest))
+    return replace(
+        manifest,
+        root=root,
+        source=str(source if is_remote(str(source)) else user_path(source)),
+        objects=_without_etags(manifest),
+    )
 
 
 def _without_etags(manifest: Manifest) -> tuple[StoredObject, ...]:
