@@ -163,7 +163,7 @@ def pack(
         str, typer.Option(help="Of the stored pictures: mixed, by a key, or listed, which is by class in most data.")
     ] = "mixed",
     out: Annotated[
-        Path | None, typer.Option(parser=user_path, metavar="PATH", help="Folder to write; default: NAME.pack.")
+        str | None, typer.Option(metavar="PATH|URL", help="Folder to write, or s3://...; default: NAME.pack.")
     ] = None,
     overwrite: Overwrite = False,
     overrides: Settings = None,
@@ -183,7 +183,7 @@ def pack(
     if order not in ("mixed", "listed"):
         raise DataError(f"--order {order}", "mixed or listed", "choose one of them")
     refuse_alone("--quality", quality != _QUALITY and encoding != "jpeg", "--format jpeg")
-    folder = out or Path(f"{name_of(data)}.pack")
+    folder = out or f"{name_of(data)}.pack"
     with ProgressLine("scanning the pictures", "packing", quiet=quiet) as progress:
         made = make(
             data,
@@ -200,7 +200,7 @@ def pack(
         )
     if as_json:
         names = ("records", "bytes", "seconds", "excluded", "original_bytes", "made")
-        content = {"folder": str(made.folder), **{name: getattr(made, name) for name in names}}
+        content = {"folder": made.place, **{name: getattr(made, name) for name in names}}
         print(json.dumps({**content, "account": made.account.to_dict()}, indent=1))
         return
     room = f"{made.bytes / 1e6:,.1f} MB from {made.original_bytes / 1e6:,.1f} MB"

@@ -11,6 +11,7 @@ from stagewright.data.account import Account
 from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
+from stagewright.data.images.placed import PlacedImages, RemotePlacedImages
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.images import PackRows
 from stagewright.data.pack.remote import RemotePackImages, is_pack_source, open_pack
@@ -19,10 +20,13 @@ from stagewright.data.remote.cache import BlockCache
 from stagewright.data.remote.table import BlockTable
 from stagewright.data.sources.assemble import Assembled, assemble, assemble_for_evaluation, needs_split
 from stagewright.data.sources.builtin import digits_folder, load_arrays
-from stagewright.data.sources.embedded import unpacked_again
+from stagewright.data.sources.fetched import found_again
 from stagewright.data.sources.folders import Listing
-from stagewright.data.sources.local import list_source, refuse_columns
-from stagewright.data.sources.scan import Progress, Scan, hex_strings, scan
+from stagewright.data.sources.local import refuse_columns
+from stagewright.data.sources.opened import open_source
+from stagewright.data.sources.scan import Progress, Scan, hex_strings
+from stagewright.data.sources.shard_names import names_shards
+from stagewright.data.sources.tars import holds_tars, open_tars
 from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
@@ -87,11 +91,7 @@ def _load(
 ) -> Dataset:
     """``near``: near duplicates stay together in the split that is made."""
     if near and (source.startswith("torchvision:") or is_pack_source(source)):
-        raise DataError(
-            f"data.near=together with {source!r}, whose images are not in separate files",
-            "near duplicates of image files",
-            "split the files first (stagewright data split DATA --near together), and use or pack the table that it writes",
-        )
+        raise _not_separate(source)
     if source.startswith("torchvision:"):
         refuse_columns(source, "a set of torchvision", settings)
         arrays = load_arrays(source)
@@ -104,14 +104,25 @@ def _load(
         manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
         return _dataset(made, _through_cache(pack.images(manifest.paths), manifest))
-    listing = list_source(source, settings, needs_train=needs_train)
-    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
+    if near and names_shards(source):
+        raise _not_separate(source)
+    opened = open_source(source, settings, workers=workers, progress=progress, needs_train=needs_train)
+    listing = opened.listing
     if near and needs_split(listing):
         from stagewright.data.inspect.similar import group_similar  # scipy.spatial takes its time
 
         listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
-    made = rule(source, listing, found)
-    return _dataset(made, FileImages(made.manifest.root, made.manifest.paths, settings.max_pixels))
+    made = rule(source, listing, opened.scan)
+    made = made._replace(manifest=replace(made.manifest, objects=opened.objects, hash_of=opened.hash_of))
+    return _dataset(made, _through_cache(opened.images(made.manifest.paths), made.manifest))
+
+
+def _not_separate(source: str) -> DataError:
+    return DataError(
+        f"data.near=together with {source!r}, whose images are not in separate files",
+        "near duplicates of image files",
+        "split the files first (stagewright data split DATA --near together), and use or pack the table that it writes",
+    )
 
 
 def _dataset(made: Assembled, images: Images) -> Dataset:
@@ -121,13 +132,13 @@ def _dataset(made: Assembled, images: Images) -> Dataset:
 def in_blocks(dataset: Dataset) -> Dataset:
     """Returns ``dataset`` with the blocks of its images in the manifest, for ``order: blocked``. DataError if it has none."""
     images = dataset.images
-    if not isinstance(images, PackRows):
+    if not isinstance(images, PackRows | PlacedImages):
         raise DataError(
             f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
-            "order: blocked with a pack, and order: full with all other data",
+            "order: blocked with a pack or tar files, and order: full with all other data",
             "pack the pictures (stagewright data pack DATA), or --set order=full",
         )
-    blocks = blocks_of(images.which, images.offsets, images.lengths, dataset.manifest.splits)
+    blocks = blocks_of(images.places, dataset.manifest.splits)
     return replace(dataset, manifest=replace(dataset.manifest, blocks=blocks))
 
 
@@ -148,7 +159,9 @@ def open_images(manifest: Manifest) -> Images:
         return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
-    root = str(digits_folder()) if manifest.source == "digits" else unpacked_again(manifest)
+    if holds_tars(manifest):
+        return _through_cache(open_tars(manifest, accepted(manifest.widths, manifest.heights)), manifest)
+    root = str(digits_folder()) if manifest.source == "digits" else found_again(manifest)
     if not os.path.isdir(root):
         raise DataError(
             f"the pictures of {manifest.source!r} were in {root}, which does not exist now",
@@ -171,11 +184,9 @@ def _open_pack(manifest: Manifest) -> Images:
     return _through_cache(pack.images(manifest.paths, manifest.hashes), manifest)
 
 
-def _through_cache(images: PackRows, manifest: Manifest) -> Images:
-    """Returns ``images``; those of an object store are read through a cache of blocks."""
-    if isinstance(images, RemotePackImages):
-        blocks = manifest.blocks
-        if blocks is None:
-            blocks = blocks_of(images.which, images.offsets, images.lengths, manifest.splits)
+def _through_cache(images: Images, manifest: Manifest) -> Images:
+    """Returns ``images``; those in files of an object store are read through a cache of blocks."""
+    if isinstance(images, RemotePackImages | RemotePlacedImages):
+        blocks = blocks_of(images.places, manifest.splits) if manifest.blocks is None else manifest.blocks
         images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
     return images

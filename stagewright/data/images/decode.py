@@ -174,7 +174,7 @@ def decode_for(
         else:
             scale = 1
         upright = upright_rgb(image)
-        return upright, scale, upright.size if scale == 1 else _turned(size, image)
+        return upright, scale, upright.size if scale == 1 else turned(size, image)
     except Exception as error:
         raise read_error(error, max_pixels) from error
 
@@ -226,7 +226,8 @@ def _plain_size_to_pillow(data: bytes | memoryview) -> tuple[int, int] | None:
     return image.size if plain else None
 
 
-def _turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+def turned(size: tuple[int, int], image: Image.Image) -> tuple[int, int]:
+    """Returns the (width, height) of ``image`` of this ``size`` when it is upright."""
     return (size[1], size[0]) if orientation_of(image) >= 5 else size
 
 
@@ -243,7 +244,7 @@ def measure(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[int, int]:
         size = image.size
         image.draft("L", (1, 1))
         image.load()
-        return _turned(size, image)
+        return turned(size, image)
     except Exception as error:
         raise read_error(error, max_pixels) from error
 

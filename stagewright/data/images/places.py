@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from stagewright.storage.files import retry_io
+
+_CHECKED = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +34,16 @@ class Places:
     def __post_init__(self) -> None:
         if len(self.files) != len(self.sizes) or len({len(self.which), len(self.offsets), len(self.lengths)}) != 1:
             raise ValueError("the columns of places differ in length")
-        ends = np.array([*self.sizes, 0], np.int64)[self.which]
-        if len(self) and (
-            not 0 <= self.which.min() <= self.which.max() < len(self.files)
-            or self.offsets.min() < 0
-            or self.lengths.min() <= 0
-            or (self.offsets > ends - self.lengths).any()
-        ):
-            raise ValueError("an image lies outside of its file")
+        sizes = np.array([*self.sizes, 0], np.int64)
+        for at in range(0, len(self), _CHECKED):  # in pieces, since there may be many millions
+            part = slice(at, at + _CHECKED)
+            which, offsets, lengths = self.which[part], self.offsets[part], self.lengths[part]
+            if (
+                not 0 <= which.min() <= which.max() < len(self.files)
+                or min(offsets.min(), lengths.min()) < 0
+                or (offsets > sizes[which] - lengths).any()
+            ):
+                raise ValueError("an image lies outside of its file")
 
     def __len__(self) -> int:
         return len(self.which)
@@ -44,3 +52,13 @@ class Places:
         """Returns the places of ``rows`` (n,) alone, in their order, in the same files."""
         crcs = None if self.crcs is None else self.crcs[rows]
         return Places(self.files, self.sizes, self.which[rows], self.offsets[rows], self.lengths[rows], crcs)
+
+
+def map_file(path: str | Path) -> pa.Buffer:
+    """Maps a file into memory, read-only; no file stays open. OSError if it cannot be opened, after several attempts."""
+    return retry_io(path, _mapped)
+
+
+def _mapped(path: str) -> pa.Buffer:
+    with pa.memory_map(path) as file:
+        return file.read_buffer()

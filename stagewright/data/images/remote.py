@@ -97,13 +97,14 @@ def changed(url: str, name: str, what: str = "has changed") -> DataError:
 
 
 def refuse_changed(url: str, before: Sequence[StoredObject], now: Sequence[StoredObject]) -> None:
-    """DataError with the name of the first file below ``url`` that was ``before`` and is not ``now`` the same."""
+    """DataError with the name of the first file below ``url`` that was ``before`` and is not ``now`` the same. One without an
+    ETag is the same if it has the same size."""
     current = {one.name: one for one in now}
     for one in before:
         found = current.get(one.name)
         if found is None:
             raise changed(url, one.name, "is gone")
-        if found != one:
+        if found.bytes != one.bytes or (one.etag and found.etag != one.etag):
             raise changed(url, one.name, f"has changed (ETag {found.etag} in place of {one.etag})")
 
 

@@ -8,15 +8,11 @@ or with other arguments is refused, and damaged files are written again.
 from __future__ import annotations
 
 import errno
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
-
-import numpy as np
-from numpy.typing import NDArray
 
 from stagewright.data.account import Account
 from stagewright.data.pack.format import (
@@ -32,22 +28,23 @@ from stagewright.data.pack.format import (
     has_crc32,
     record_extents,
 )
+from stagewright.data.pack.making import Missing, Say, check_space, same_pack, write_parts
 from stagewright.data.pack.place import check_place, clear, locked, put_in_place, real_place, take_parts, workplace
-from stagewright.data.pack.reader import is_pack
-from stagewright.data.pack.records import Job, Record, encoded, make
-from stagewright.data.pack.writer import Span, finish, write_head, write_span
+from stagewright.data.pack.records import Job
+from stagewright.data.pack.remote import is_pack_source
+from stagewright.data.pack.store import make_in_store, store_workplace
+from stagewright.data.pack.writer import finish, write_head
 from stagewright.data.sources.assemble import account_of
 from stagewright.data.sources.folders import absolute_path
-from stagewright.data.sources.local import list_source
-from stagewright.data.sources.scan import Progress, scan
+from stagewright.data.sources.opened import open_source
+from stagewright.data.sources.scan import Progress
 from stagewright.errors import DataError, StorageError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import unwritable
+from stagewright.storage.objects import is_remote
 from stagewright.system.signals import keeps
 from stagewright.system.threads import Pool
 from stagewright.text import counted
-
-Say = Callable[[str], None]
 
 PART_BYTES = 1 << 28
 _SAMPLE = 24
@@ -58,7 +55,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class PackSummary:
     """The result of :func:`pack`."""
 
-    folder: Path
+    place: str
+    """Folder or URL of the pack."""
     records: int
     """Number of images in the pack."""
     bytes: int
@@ -72,6 +70,11 @@ class PackSummary:
     """Size of the original image files in bytes."""
     made: int
     """Number of records that this call wrote; the others existed already."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a pack on the disk."""
+        return Path(self.place)
 
 
 def pack(  # many arguments, but each is an option of ``stagewright data pack`` with a default
@@ -89,11 +92,11 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> PackSummary:
-    """Packs the images of ``source`` into the folder ``out``, or continues an earlier call that was interrupted.
+    """Packs the images of ``source`` into ``out``, a folder or a URL, or continues an earlier call that was interrupted.
 
     Args:
         source: a folder, a table or another DATA argument as in ``docs/data.md``.
-        out: the folder of the pack; created if it does not exist.
+        out: the folder of the pack, created if it does not exist; or the URL, to which each part is uploaded when it is made.
         settings: the ``data`` section of the recipe.
         size: images with a larger short side are resized to this short side in pixels. No image is enlarged.
         encoding: ``jpeg`` (4:2:0) or ``raw``. Plain, upright JPEGs that need no resize keep their original bytes.
@@ -112,22 +115,33 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
     began = time.perf_counter()
     say = say or (lambda text: None)
     _check_arguments(source, size, encoding, quality, order)
-    listing = list_source(source, settings)
-    folder = real_place(absolute_path(out))
-    check_place(folder, absolute_path(source))
-    say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
-    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
-    job = Job.of(source, listing, found, settings, size, encoding, quality, order, folder)
+    url = str(out).rstrip("/") if is_remote(str(out)) else None
+    folder = store_workplace(url) if url else real_place(absolute_path(out))
+    if url and is_remote(source) and url.startswith(source.rstrip("/") + "/"):
+        raise DataError(
+            f"{url} is below the pictures",
+            f"a URL that is not below {source}, because the files of the pack would count as data",
+            "choose another one with --out",
+        )
+    if not url:
+        check_place(folder, absolute_path(source))
+    opened = open_source(source, settings, workers=workers, progress=progress, whole=True, say=say)
+    listing, found = opened.listing, opened.scan
+    job = Job.of(source, opened, settings, size, encoding, quality, order, folder)
     try:
-        place = workplace(folder)
-        job = replace(job, folder=place)
-        with locked(place, folder), keeps(lambda: _kept(place, len(job.rows)), resumable=True):
-            made = _make(job, folder, workers, overwrite, part_bytes, progress, say)
-        head = Head.read(folder / HEAD)
+        if url:
+            with locked(folder, Path(url)), keeps(lambda: _kept(folder, len(job.rows), url), resumable=True):
+                made, head = make_in_store(job, url, workers, overwrite, part_bytes, progress, say)
+        else:
+            place = workplace(folder)
+            job = replace(job, folder=place)
+            with locked(place, folder), keeps(lambda: _kept(place, len(job.rows)), resumable=True):
+                made = _make(job, folder, workers, overwrite, part_bytes, progress, say)
+            head = Head.read(folder / HEAD)
     except OSError as error:
         raise _cannot_write(folder, error) from error
     return PackSummary(
-        folder=folder,
+        place=url or str(folder),
         records=head.num_records,
         bytes=sum(part.bytes for part in head.parts),
         seconds=time.perf_counter() - began,
@@ -174,51 +188,33 @@ def _write_missing(
     job: Job, old: Head | None, workers: int, part_bytes: int, progress: Progress | None, say: Say
 ) -> int:
     """Writes all parts, the index and the head that are missing or damaged. Returns the number of records that it wrote."""
-    extents = Extents.empty(len(job.rows))
-    parts: list[PartFile] = []
-    spans: list[Span] = []
     existing = old.parts if old else ()
     if existing:
         say(f"Checking {counted(len(existing), 'part')} from an earlier call.")
-    checked = _extents_of_parts(job.folder, existing, workers)
-    for number, (part, part_extents) in enumerate(zip(existing, checked, strict=True)):
-        parts.append(part)
-        if part_extents is None:
-            say(f"{part.file} is damaged or missing and will be written again.")
-            spans.append(Span(number, part.first, part.rows))
-        else:
-            extents.put(part.first, part_extents)
-    end = parts[-1].first + parts[-1].rows if parts else 0
-    if end < len(job.rows):
-        spans.append(Span(len(parts), end, None))
-    todo = np.concatenate([np.empty(0, np.int64), *(_records(job, span) for span in spans)])
+    missing = Missing.of(job, existing, _extents_of_parts(job.folder, existing, workers), say)
     whole = old and old.version == VERSION and (job.folder / HEAD).is_file()
-    if not len(todo) and old and whole and _index_is_intact(job.folder, old):
+    if not len(missing.todo) and old and whole and _index_is_intact(job.folder, old):
         return 0
-    _check_space(job, todo, say)
-    write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
+    check_space(job, missing.todo, say)
+
+    def save(part: PartFile | None = None) -> None:
+        write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(missing.parts)))
+
+    save()
     (job.folder / HEAD).unlink(missing_ok=True)
-    if len(todo):
-        done = len(job.rows) - len(todo)
-        say(f"Packing {counted(len(todo), 'picture')}" + (f"; {done:,} are packed already." if done else "."))
-        with encoded(job, todo, workers) as records:
-            counted_records = _with_progress(records, done, len(job.rows), progress)
-            for span in spans:
-                for number, part in write_span(job, span, counted_records, extents, part_bytes):
-                    parts[number : number + 1] = [part]
-                    write_head(job.folder / UNFINISHED, replace(job.head, parts=tuple(parts)))
-    finish(job, parts, extents)
-    return len(todo)
+    write_parts(job, missing, workers, part_bytes, progress, say, save)
+    finish(job, missing.parts, missing.extents)
+    return len(missing.todo)
 
 
-def _kept(folder: Path, total: int) -> str:
+def _kept(folder: Path, total: int, url: str | None = None) -> str:
     """Says what an interrupted packing leaves behind: the finished parts."""
     try:
         parts = Head.read(folder / UNFINISHED).parts
     except (DataError, OSError):
         parts = ()
     return (
-        f"kept: {sum(part.rows for part in parts):,} of {counted(total, 'picture')}, in {folder}; "
+        f"kept: {sum(part.rows for part in parts):,} of {counted(total, 'picture')}, in {url or folder}; "
         "the same command packs the rest"
     )
 
@@ -237,22 +233,7 @@ def _same_pack(job: Job, folder: Path, overwrite: bool) -> Head | None:
         if not overwrite:
             raise
         return None
-    kinds = ("encoding", "size", "quality", "resample", "order")
-    differences = [
-        f"{name} {getattr(old, name)} instead of {getattr(job.head, name)}"
-        for name in kinds
-        if getattr(old, name) != getattr(job.head, name)
-    ]
-    if old.listing != job.head.listing:
-        differences.append(f"other pictures, classes or columns ({old.num_listed:,} of {old.source})")
-    if differences and not overwrite:
-        raise DataError(
-            f"{folder} contains another pack: {'; '.join(differences)}",
-            "a new folder, or the arguments and pictures that the pack was started with",
-            "choose another folder with --out, or replace the pack with --overwrite"
-            + ("; --order listed keeps the parts of a pack of version 1" if old.version == 1 else ""),
-        )
-    return None if differences else old
+    return same_pack(old, job, str(folder), overwrite)
 
 
 def _read_extents(folder: Path, part: PartFile) -> Extents | None:
@@ -268,39 +249,6 @@ def _index_is_intact(folder: Path, head: Head) -> bool:
         return has_crc32(folder / INDEX, head.index_crc32)
     except FileNotFoundError:
         return False
-
-
-def _records(job: Job, span: Span) -> NDArray[np.int64]:
-    return np.arange(span.first, len(job.rows) if span.rows is None else span.first + span.rows)
-
-
-def _check_space(job: Job, todo: NDArray[np.int64], say: Say) -> None:
-    """Raises StorageError if the disk has less free space than the records ``todo`` are expected to need."""
-    pixels = job.widths[todo].astype(np.int64) * job.heights[todo]
-    each = 3.0  # bytes per pixel
-    if job.head.encoding == "jpeg" and len(todo):
-        sample = np.unique(np.linspace(0, len(todo) - 1, _SAMPLE).astype(np.int64))
-        each = sum(len(make(job, int(todo[at])).data) for at in sample) / float(pixels[sample].sum())
-    needed = float(pixels.sum()) * each + 200.0 * len(job.rows)
-    free = shutil.disk_usage(job.folder).free
-    if len(todo):
-        say(f"About {needed / 1e6:,.0f} MB will be written; {free / 1e6:,.0f} MB are free in {job.folder.parent}.")
-    if free < needed:
-        raise StorageError(
-            f"{free / 1e9:.3g} GB are free in {job.folder.parent}",
-            f"about {needed / 1e9:.3g} GB, for {counted(len(todo), 'picture')}",
-            "free disk space, choose another disk with --out, or pack with a smaller --size or with --format jpeg",
-        )
-
-
-def _with_progress(records: Iterable[Record], done: int, total: int, progress: Progress | None) -> Iterator[Record]:
-    """Yields ``records`` and calls ``progress`` for each of them; ``done`` of ``total`` records existed before."""
-    if progress is not None:
-        progress(done, total)
-    for at, record in enumerate(records, done + 1):
-        if progress is not None:
-            progress(at, total)
-        yield record
 
 
 def _check_arguments(source: str, size: int, encoding: str, quality: int, order: str) -> None:
@@ -330,7 +278,7 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int, order:
             "a folder, a table or digits",
             f"train on {source} directly",
         )
-    if is_pack(absolute_path(source)):
+    if is_pack_source(source):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack the original pictures")
 
 

@@ -28,6 +28,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
+from stagewright.data.images.places import map_file
 from stagewright.data.partition import TEST, TRAIN, VAL
 from stagewright.data.sources.folders import UNDECIDED
 from stagewright.data.sources.scan import DIGEST_BYTES
@@ -238,16 +239,11 @@ def map_part(folder: Path, part: PartFile) -> NDArray[np.uint8]:
 
 def _opened(folder: Path, part: PartFile) -> pa.Buffer:
     try:
-        return retry_io(folder / part.file, _mapped)
+        return map_file(folder / part.file)
     except OSError as error:
         if error.errno in MISSING:
             raise damaged(folder, f"{part.file} is missing") from error
         raise unreadable(folder / part.file, error) from error
-
-
-def _mapped(path: str) -> pa.Buffer:
-    with pa.memory_map(path) as file:
-        return file.read_buffer()
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,6 +91,7 @@ def locked(place: Path, folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Removes the files of a pack, the heads last, so that the rest of an interrupted removal is still recognised as a pack."""
     parts = sorted(path.name for path in folder.iterdir() if path.match("part-*.arrow") or path.match(".part-*.arrow"))
+    parts += sorted(path.name for path in folder.glob("records-*.parquet"))
     for name in (*parts, INDEX, UNFINISHED, HEAD):
         (folder / name).unlink(missing_ok=True)
 

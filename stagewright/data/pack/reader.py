@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from stagewright.recipe.recipe import Data
 from stagewright.storage.files import is_there, size_of
 from stagewright.storage.object_files import StoredObject
 from stagewright.storage.parquet import one_array, read_table
+from stagewright.system.allocators import give_back_memory
 from stagewright.text import counted, some
 
 pc: Any = pyarrow.compute  # its functions are created at import, so type checkers do not know them
@@ -106,7 +108,11 @@ class Pack:
         )
 
     def columns(self, *names: str) -> pa.Table:
-        """Reads columns of the index. Raises DataError if the index is damaged."""
+        """Reads columns of the index. Raises DataError if the index is damaged.
+
+        Who needs many columns of a large index reads them one by one: Arrow's tables and its spare memory add up.
+        """
+        give_back_memory()
         try:
             table = read_table(self.folder / INDEX, names)
             _check_index(table, names, self.head)
@@ -117,19 +123,19 @@ class Pack:
     def listing(self, settings: Data) -> Listing:
         """Returns the listing of the source. Raises DataError if ``settings`` request columns that the pack does not have."""
         use_split, use_groups = _choices(self, settings)
-        head, table = self.head, self.columns("path", "label", "split", "group", "reason")
-        listed, excluded = table.slice(0, head.num_listed), table.slice(head.num_listed)
-        words = pc.index_in(listed["split"], pa.array(PARTS.values())).to_numpy()
+        head = self.head
+        excluded = self.columns("path", "reason").slice(head.num_listed).to_pylist()
+        words = pc.index_in(self._listed("split"), pa.array(PARTS.values())).to_numpy()
         parts = np.array(list(PARTS), np.int8)[words]
         return Listing(
             root=self.place,
-            paths=one_array(listed["path"]),
-            labels=one_array(listed["label"]),
+            paths=self._paths,
+            labels=one_array(self._listed("label")),
             parts=parts if use_split else np.full(len(parts), UNDECIDED, np.int8),
-            groups=one_array(listed["group"]) if use_groups and head.grouped else None,
+            groups=one_array(self._listed("group")) if use_groups and head.grouped else None,
             group_name=head.group_name if use_groups else "",
             notes=(self.note, *head.notes),
-            excluded=tuple(Excluded(row["path"], row["reason"]) for row in excluded.to_pylist()),
+            excluded=tuple(Excluded(row["path"], row["reason"]) for row in excluded),
         )
 
     def scan(self) -> Scan:
@@ -154,14 +160,18 @@ class Pack:
 
     def rows_for(self, paths: pa.StringArray, hashes: pa.StringArray | None = None) -> PackRows:
         """Returns where and how large the images of ``paths`` are; errors as for :meth:`images`."""
-        table = self._records("path", "digest", "width", "height", "stored_width", "stored_height")
-        own = one_array(table["path"])
-        records = np.arange(len(own))
+        listed = self._listed("file")
+        own, records = (
+            self._paths if not listed.null_count else self._paths.filter(pc.is_valid(listed).combine_chunks()),
+            None,
+        )
         if not own.equals(paths):
             records = pc.index_in(paths, own).fill_null(-1).to_numpy().astype(np.int64)
-        wrong = records < 0
+        del own
+        wrong = np.zeros(0, np.bool_) if records is None else records < 0
         if hashes is not None and not wrong.any():
-            stored = hex_strings(_digests(table["digest"])).take(pa.array(records))
+            stored = hex_strings(_digests(self._records("digest")["digest"]))
+            stored = stored if records is None else stored.take(pa.array(records))
             wrong = ~pc.equal(stored, hashes).to_numpy(zero_copy_only=False)
         if wrong.any():
             names = paths.take(pa.array(np.flatnonzero(wrong))).to_pylist()
@@ -170,8 +180,12 @@ class Pack:
                 "the pack that the run was started with",
                 "restore that pack, or start a new run",
             )
-        sizes = [table[name].to_numpy()[records] for name in ("stored_width", "stored_height", "width", "height")]
-        return PackRows(self.place, self.head, paths, self.places().taken(records), *sizes)
+        names = ("stored_width", "stored_height", "width", "height")
+        places = self.places()
+        sizes = [self._records(name)[name].to_numpy() for name in names]
+        if records is not None:
+            places, sizes = places.taken(records), [column[records] for column in sizes]
+        return PackRows(self.place, self.head, paths, places, *sizes)
 
     def places(self) -> Places:
         """Returns where the records of the images lie, in the order of the index.
@@ -184,6 +198,8 @@ class Pack:
         else:
             table = self._records("file", "offset", "length", "crc32")
             offsets, lengths = table["offset"].to_numpy(), table["length"].to_numpy()
+        if len(lengths) and lengths.min() <= 0:
+            raise damaged(self.place, f"{INDEX} cannot be read (records have no bytes)")
         files, sizes = tuple(part.file for part in head.parts), tuple(part.bytes for part in head.parts)
         try:
             return Places(files, sizes, table["file"].to_numpy(), offsets, lengths, table["crc32"].to_numpy())
@@ -206,10 +222,19 @@ class Pack:
         rows = np.flatnonzero(pc.equal(table["file"], number).fill_null(False).to_numpy())
         return rows if self.head.version == 1 else rows[np.argsort(table["offset"].take(rows).to_numpy())]
 
+    @cached_property
+    def _paths(self) -> pa.StringArray:
+        """The paths of the rows that were scanned; kept, since the manifest has the same array."""
+        return one_array(self._listed("path"))
+
+    def _listed(self, name: str) -> pa.ChunkedArray:
+        """Reads a column of the rows that were scanned."""
+        return self.columns(name)[name].slice(0, self.head.num_listed)
+
     def _records(self, *names: str) -> pa.Table:
         """Reads columns of those rows of the index that have a record."""
         table = self.columns(*dict.fromkeys((*names, "file"))).slice(0, self.head.num_listed)
-        return table.filter(pc.is_valid(table["file"])).select(names)
+        return (table.filter(pc.is_valid(table["file"])) if table["file"].null_count else table).select(names)
 
 
 _ALWAYS = ("path", "label", "split", "digest", "width", "height", "picture")

@@ -25,9 +25,9 @@ from stagewright import rng
 from stagewright.data.account import Account
 from stagewright.data.images import limits
 from stagewright.data.images.decode import decode
-from stagewright.data.images.stored import read_file
 from stagewright.data.pack.format import Encoding, Head, Order
 from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.opened import Opened, WholeFiles
 from stagewright.data.sources.scan import Scan, digest_of
 from stagewright.data.sources.unusable import exclude_unreadable, nothing_readable
 from stagewright.errors import DataError
@@ -47,6 +47,10 @@ class Job:
     folder: Path
     listing: Listing
     found: Scan
+    images: WholeFiles
+    """The original files, in the order of the listing."""
+    hash_of: str
+    """What the digests of ``found`` are of, if not of the files."""
     head: Head
     """The head of the new pack, without its parts."""
     rows: NDArray[np.int64]
@@ -59,8 +63,7 @@ class Job:
     def of(
         cls,
         source: str,
-        listing: Listing,
-        found: Scan,
+        opened: Opened,
         settings: Data,
         size: int,
         encoding: Encoding,
@@ -68,10 +71,11 @@ class Job:
         order: Order,
         folder: Path,
     ) -> Job:
-        """Prepares to pack the scanned ``listing`` of ``source``; the arguments are those of ``build.pack``.
+        """Prepares to pack the pictures of ``source``; the other arguments are those of ``build.pack``.
 
         Raises DataError if no image can be read, or if any cannot be read and ``settings.bad_images`` is "fail".
         """
+        listing, found = opened.listing, opened.scan
         exclude_unreadable(listing, found, settings)
         if len(found.reasons) == len(listing.paths):
             raise nothing_readable(source, listing, found)
@@ -103,7 +107,8 @@ class Job:
             parts=(),
             order=order,
         )
-        return cls(folder, listing, found, head, rows, stored[:, 0], stored[:, 1])
+        images = opened.images(listing.paths)
+        return cls(folder, listing, found, images, opened.hash_of, head, rows, stored[:, 0], stored[:, 1])
 
 
 @dataclass(frozen=True)
@@ -158,8 +163,8 @@ def make(job: Job, at: int) -> Record:
     row = int(job.rows[at])
     path = job.listing.paths[row].as_py()
     try:
-        data = read_file(os.path.join(job.listing.root, path))
-        same = digest_of(data) == job.found.digests[row].tobytes()
+        data = job.images.read(row)
+        same = bool(job.hash_of) or digest_of(data) == job.found.digests[row].tobytes()
         most = limits.accepted(int(job.found.widths[row]), int(job.found.heights[row]))
         record = encode(data, job.head.size, job.head.encoding, job.head.quality, most) if same else b""
     except OSError as error:

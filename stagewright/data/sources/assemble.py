@@ -25,6 +25,7 @@ from stagewright.data.sources.unusable import account_of, exclude_unreadable, no
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
+from stagewright.system.allocators import give_back_memory
 from stagewright.text import counted, printable, some
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
@@ -76,9 +77,11 @@ def assemble(source: str, listing: Listing, scanned: Scan, settings: Data) -> As
     images = _readable_images(source, listing, scanned, settings)
     _check_classes(source, listing, images)
     images, group_notes = _usable_groups(images, settings)
+    give_back_memory()  # before what needs most
     splits, split_notes = _split(images, settings)
     left_out = (*images.account.lines(), *size_notes(images.excluded))
     found = _assembled(source, listing, scanned, images, splits, left_out)
+    give_back_memory()
     notes = (*found.notes, *group_notes, *split_notes, *_duplicate_notes(images, splits))
     return found._replace(notes=notes, unused=_unused_settings(images.given))
 
@@ -100,11 +103,13 @@ def assemble_for_evaluation(source: str, listing: Listing, scanned: Scan, settin
 def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Data) -> _ReadableImages:
     """DataError if there are none, or if ``settings.bad_images`` forbids those that cannot be read."""
     excluded = exclude_unreadable(listing, scanned, settings)
-    rows = np.setdiff1d(np.arange(len(listing.paths)), list(scanned.reasons))
+    rows = np.arange(len(listing.paths))
+    if scanned.reasons:
+        rows = np.delete(rows, list(scanned.reasons))
     if not len(rows):
         raise nothing_readable(source, listing, scanned)
-    taken = pa.array(rows)
-    labels = listing.labels.take(taken)
+    whole = len(rows) == len(listing.paths)  # then a copy would only take memory
+    labels = listing.labels if whole else listing.labels.take(pa.array(rows))
     classes = tuple(sorted(labels.unique().to_pylist()))
     empty = sorted(set(listing.labels.unique().to_pylist()) - set(classes))
     notes = [f"left out {counted(len(empty), 'class')} without a readable picture: {some(empty)}"] if empty else []
@@ -114,7 +119,7 @@ def _readable_images(source: str, listing: Listing, scanned: Scan, settings: Dat
         labels=pc.index_in(labels, pa.array(classes)).to_numpy().astype(np.int32),
         content=np.ascontiguousarray(scanned.digests[rows, :8]).view("<u8").ravel().astype(np.uint64),
         given=listing.parts[rows],
-        groups=None if listing.groups is None else listing.groups.take(taken),
+        groups=listing.groups if listing.groups is None or whole else listing.groups.take(pa.array(rows)),
         group_name=listing.group_name,
         excluded=tuple(excluded),
         account=account_of(listing, scanned),
@@ -126,13 +131,13 @@ def _assembled(
     source: str, listing: Listing, scanned: Scan, images: _ReadableImages, splits: Parts, left_out: tuple[str, ...]
 ) -> Assembled:
     """``left_out`` are the notes on what is left out."""
-    rows = images.rows
+    rows, whole = images.rows, len(images.rows) == len(listing.paths)
     manifest = Manifest(
         root=listing.root,
         source=source,
         classes=images.classes,
-        paths=listing.paths.take(pa.array(rows)),
-        hashes=hex_strings(scanned.digests[rows]),
+        paths=listing.paths if whole else listing.paths.take(pa.array(rows)),
+        hashes=hex_strings(scanned.digests if whole else scanned.digests[rows]),
         labels=images.labels,
         splits=splits,
         widths=scanned.widths[rows],

@@ -99,6 +99,7 @@ def unpack(files: Sequence[Path], requested: str | None = None) -> Unpacked | No
     column = image_column(files[0], requested)
     if column is None:
         return None
+    _refuse_other_columns(files, column)
     stamps = [[str(file), *_stamp(file)] for file in files]
     root = cache_folder("unpacked", hashlib.blake2b(json.dumps([column, stamps]).encode(), digest_size=16).hexdigest())
     if not root.is_dir():
@@ -141,6 +142,19 @@ def parquet_files(place: Path) -> list[Path]:
     if place.is_dir():
         return shards(place)
     return [place] if place.suffix.lower() == ".parquet" and place.is_file() else []
+
+
+def _refuse_other_columns(files: Sequence[Path], column: str) -> None:
+    """DataError with the name of the first file that has no images in ``column``."""
+    for file in files[1:]:
+        with _opened(file) as parquet:
+            schema = parquet.schema_arrow
+        if column not in schema.names or not _may_hold_images(schema.field(column).type):
+            raise DataError(
+                f"{file} has no images in the column {column!r}, as {files[0].name} has; its columns: {some(schema.names, 9)}",
+                "Parquet files of one data set, with the same columns",
+                "point at one of them, or move the others away",
+            )
 
 
 def _may_hold_images(kind: pa.DataType) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from pathlib import Path
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
+from stagewright.data.sources.fetched import fetch, is_fetched, refuse_formats
 from stagewright.data.sources.file_names import read_classes, read_groups
 from stagewright.data.sources.folders import Listing, absolute_path, list_files, list_folder
 from stagewright.data.sources.other_tasks import refuse_folder
+from stagewright.data.sources.shard_names import names_shards
 from stagewright.data.sources.tables import is_table, list_table
 from stagewright.data.sources.val_is_test import with_val_as_test
+from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data, reading_fields
@@ -19,9 +24,9 @@ from stagewright.text import nearest, some
 FORMS = (
     "a folder of class folders; a folder with train/, val/ and test/; a .csv, .tsv or .parquet, or a folder of Parquet files "
     "that contain pictures; digits; "
-    f"torchvision:NAME ({', '.join(TORCHVISION)}); a NAME.pack (made by data pack)"
+    f"torchvision:NAME ({', '.join(TORCHVISION)}); a NAME.pack (made by data pack); "
+    "WebDataset's tar files (NAME.tar, NAME-{000..146}.tar); s3://... of any of these; hf:NAME"
 )
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 
 
 def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Listing:
@@ -38,15 +43,22 @@ def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
     if source == "digits":
         refuse_columns(source, "digits", settings)
         return list_folder(digits_folder())
-    if source.startswith("hf:") or "://" in source:
+    if names_shards(source):
         raise DataError(
-            f"{source!r} is a remote address, and data is read from local files only",
+            f"{source!r} consists of tar files, whose images are no files of their own",
+            "a folder or a table of image files",
+            "unpack them and point at the folder; train, plan, evaluate and data pack read the tar files as they are",
+        )
+    if is_fetched(source):
+        return _listed(fetch(source, settings), settings, needs_train)
+    if "://" in source:
+        raise DataError(
+            f"{source!r} is no address of an object store",
             FORMS,
-            "download it (aws s3 sync, huggingface-cli download, wget) and point at the folder",
+            "download it (wget, huggingface-cli) and point at the folder",
         )
     path = absolute_path(source)
-    if path.name.lower().endswith(_ARCHIVES):
-        raise DataError(f"{source!r} is an archive", FORMS, "unpack it and point at the folder")
+    refuse_formats(source, [path.name] if not path.is_dir() else _files_alone(path))
     if os.path.isdir(path) and (files := shards(path)):
         return list_table(path, settings, files)
     if os.path.isdir(path):
@@ -65,6 +77,13 @@ def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
         FORMS,
         "check the path; digits needs no files",
     )
+
+
+def _files_alone(folder: Path) -> list[str]:
+    """Returns the names of files in a folder that has no folders; [] if it has some."""
+    with os.scandir(folder) as entries:
+        seen = [(entry.name, entry.is_dir()) for entry in itertools.islice(entries, 1000) if not is_ignored(entry.name)]
+    return [] if any(is_folder for _, is_folder in seen) else [name for name, _ in seen]
 
 
 def refuse_columns(source: str, what: str, settings: Data, *, patterns: bool = False) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.account import Omission, by_reason
-from stagewright.data.sources.embedded import Unpacked, unpack
+from stagewright.data.sources.embedded import Unpacked, image_column, unpack
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
@@ -119,18 +119,26 @@ class _TablePaths:
 def list_paths(file: Path, settings: Data) -> _TablePaths:
     """Returns the files that the table ``file`` names, in the order of its rows; only its paths are used. A file in several rows
     comes once. DataError if there is no column of paths, or if no file exists."""
-    table = read_text(file)
-    column = _column(file, table.column_names, settings.path, PATH_NAMES, "path")
-    if column is None:
-        raise _no_column(file, table.column_names, "path")
-    base, names = _image_folder(file, settings), table[column].to_pylist()
+    base, names = _image_folder(file, settings), path_column(file, settings) or []
     match = match_files(str(base), [_expand_home(base, name) for name in names])
-    reasons = {row: reason if names[row] else f"no path in column '{column}'" for row, reason in match.reasons.items()}
+    reasons = {row: reason if names[row] else "no path" for row, reason in match.reasons.items()}
     files = [base / path for path in dict.fromkeys(match.paths) if path is not None]
     if not files:
         raise _no_files(file, base, names, reasons, classes=False)
     lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
-    return _TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
+    return _TablePaths(files, lost, (*match.notes,))
+
+
+def path_column(file: Path, settings: Data) -> list[str] | None:
+    """Returns the paths in the table ``file``, row by row; None if it is a Parquet file that contains its images. DataError if
+    there is no column of paths."""
+    if file.suffix.lower() == ".parquet" and image_column(file, settings.path) is not None:
+        return None
+    table = read_text(file)
+    column = _column(file, table.column_names, settings.path, PATH_NAMES, "path")
+    if column is None:
+        raise _no_column(file, table.column_names, "path")
+    return table[column].to_pylist()
 
 
 def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:

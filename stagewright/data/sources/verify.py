@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from stagewright.data.images.stored import read_file
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.builtin import digits_folder
-from stagewright.data.sources.embedded import unpacked_again, unpacked_root
+from stagewright.data.sources.embedded import unpacked_root
+from stagewright.data.sources.fetched import fetch, found_again
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
 from stagewright.errors import DataError
+from stagewright.recipe.recipe import Data
+from stagewright.storage.object_files import StoredObject
 from stagewright.storage.objects import is_remote
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
@@ -52,7 +55,7 @@ def verify_images(
         return
     if manifest.source == "digits":  # missing digits are written again, with other times
         manifest = replace(manifest, root=str(digits_folder()))
-    manifest = replace(manifest, root=unpacked_again(manifest))
+    manifest = replace(manifest, root=found_again(manifest))
     rows = np.arange(len(manifest)) if rows is None else rows
     with Pool(max(workers, 1), "verify") as pool:
 
@@ -87,17 +90,22 @@ def verify_images(
 
 def moved(manifest: Manifest, source: str | Path) -> Manifest:
     """Returns ``manifest`` for images that are now in the folder, table or pack ``source``, with the same relative paths."""
-    if is_remote(str(source)):
+    if is_remote(str(source)) and manifest.objects:
         url = str(source).rstrip("/")
-        return replace(manifest, root=url, source=url, objects=())  # copies have other ETags; the hashes are compared
-    path = Path(os.path.abspath(source))
+        return replace(manifest, root=url, source=url, objects=_without_etags(manifest))
+    path = Path(os.path.abspath(fetch(str(source), Data()) if is_remote(str(source)) else source))
     if not path.exists():
         raise DataError(
             f"--data {source}: there is no such folder", "the folder that has the run's pictures now", "check the path"
         )
     if (root := None if manifest.variant else unpacked_root(str(path))) is None:
         root = str(path if path.is_dir() or manifest.variant else path.parent)
-    return replace(manifest, root=root, source=str(source), objects=())
+    return replace(manifest, root=root, source=str(source), objects=_without_etags(manifest))
+
+
+def _without_etags(manifest: Manifest) -> tuple[StoredObject, ...]:
+    """Returns the files of ``manifest`` without ETags: copies have others, and the hashes are compared."""
+    return tuple(one._replace(etag="") for one in manifest.objects)
 
 
 def images_gone(manifest: Manifest, bad: Sequence[tuple[int, str]], count: int, total: int, what: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Tests of packs in an object store, against a real server: opened without reading the parts, and each record checked when read."""
+"""Tests of packs in an object store, on a real server: opened without reading the parts, each record checked when it is read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
 
 

@@ -299,15 +299,7 @@ def test_digits(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("source", "given", "remedy"),
     [
-        (
-            "hf:beans",
-            "'hf:beans' is a remote address, and data is read from local files only",
-            "download it (aws s3 sync",
-        ),
-        ("s3://bucket/x.csv", "'s3://bucket/x.csv' is a remote address", "download it"),
-        ("https://host/x.zip", "'https://host/x.zip' is a remote address", "download it"),
-        ("photos.zip", "'photos.zip' is an archive", "unpack it and point at the folder"),
-        ("photos.tar.gz", "'photos.tar.gz' is an archive", "unpack it and point at the folder"),
+        ("https://host/x.zip", "'https://host/x.zip' is no address of an object store", "download it"),
         ("digit", "there is no 'digit'; did you mean 'digits'?", "check the path; digits needs no files"),
         ("photo", "there is no 'photo'; did you mean 'photos'?", "check the path"),
         ("nowhere/at/all", "there is no 'nowhere/at/all'", "check the path"),

@@ -1,0 +1,69 @@
+"""Opens the pictures of DATA that are files of their own, or lie whole in larger files: what they are and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from stagewright.data.images.decode import FileImages, Images
+from stagewright.data.sources.folders import Listing
+from stagewright.data.sources.local import list_source
+from stagewright.data.sources.scan import Progress, Scan, scan
+from stagewright.data.sources.shard_names import names_shards
+from stagewright.data.sources.tars import read_tars
+from stagewright.data.sources.val_is_test import with_val_as_test
+from stagewright.recipe.recipe import Data
+from stagewright.storage.object_files import StoredObject
+from stagewright.text import counted
+
+
+class WholeFiles(Images, Protocol):
+    """Images whose original files can be read."""
+
+    def read(self, row: int) -> bytes:
+        """Returns the bytes of the file of ``row``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """The pictures of DATA."""
+
+    listing: Listing
+    scan: Scan
+    images: Callable[[pa.StringArray], WholeFiles]
+    """Returns the images of paths of the listing."""
+    objects: tuple[StoredObject, ...] = ()
+    """The larger files in which they lie, as a manifest records them."""
+    hash_of: str = ""
+    """What the digests of the scan are of, if not of the files."""
+
+
+def open_source(
+    source: str,
+    settings: Data,
+    *,
+    workers: int,
+    progress: Progress | None,
+    needs_train: bool = True,
+    whole: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Opened:
+    """Finds and reads the pictures of ``source``: a folder, a table, digits, tar files. DataError for anything else.
+
+    ``whole``: every image will be read at once, so that tar files of an object store are fetched first. ``say`` is told how
+    many files are read, before it.
+    """
+    if names_shards(source):
+        tars = read_tars(source, settings, workers=workers, progress=progress, whole=whole)
+        listing = with_val_as_test(source, tars.listing, settings)
+        return Opened(
+            listing, tars.scan, lambda paths: tars.images(paths, settings.max_pixels), tars.shards.files, tars.hash_of
+        )
+    listing = list_source(source, settings, needs_train=needs_train)
+    say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
+    found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
+    return Opened(listing, found, lambda paths: FileImages(listing.root, paths, settings.max_pixels))
