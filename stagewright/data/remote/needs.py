@@ -14,11 +14,11 @@ from stagewright.data.batches.blocked_order import lanes_of_pass, pass_order, wi
 from stagewright.data.batches.order import pass_places
 from stagewright.data.batches.specs import stage_blocks, stage_rows, updates_of
 from stagewright.data.manifest import SPLITS, Manifest
+from stagewright.data.remote.eviction import NEVER
 from stagewright.data.remote.table import BlockTable
 from stagewright.distributed.tree import share
 from stagewright.plan.plan import Plan, StagePlan
 
-NEVER = float("inf")
 _VAL = SPLITS.index("val")
 
 
