@@ -4,8 +4,8 @@
 
 DATA is a folder of class folders. The store is moto's server, and between them lies a proxy with a round trip of 50 ms and
 1 Gbit/s. Server and proxy run on the same machine and take processor time from the training, and each request opens a connection,
-which takes another 50 ms: the figures for the store are worse than those of a real one. Each round trains on the disk, then from
-the store with an empty cache of a quarter of the pack, with ``order: blocked``; images/s are those that the run's summary gives
+which takes another 50 ms: the figures for the store are worse than those of a real one. Each round trains on the disk, then
+from the store with an empty cache of a quarter of the pack, with ``order: blocked``; images/s are those that the run's summary gives
 for its updates, and the steps must be equal. The loader alone is measured too: all batches of the same plan, without a network. At
 last the same with room for all: what the second pass reads.
 """
