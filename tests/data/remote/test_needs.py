@@ -82,7 +82,7 @@ def test_validation_images_are_needed_at_the_next_evaluation() -> None:
     manifest, table = pictures()
     plan = plan_of(manifest)
     needs, val = Needs(plan, manifest, table, HostRanks()), table.split_of == 1
-    assert val.any() and set(needs.next_use(0)[val]) == {10.0} and set(needs.next_use(14)[val]) == {20.0}
+    assert val.any() and set(needs.next_use(0)[val]) == {10.0} and set(needs.next_use(14)[val]) == {23.0}
     assert set(needs.next_use(plan.total_steps + 1)[val]) == {NEVER}
 
 
