@@ -2,12 +2,13 @@
 
     python benchmarks/streaming.py DATA [--pictures 2000] [--rounds 3] [--cache 0.25] [--out results.json]
 
-DATA is a folder of class folders. The store is moto's server, and between them lies a proxy with a round trip of 50 ms and
-1 Gbit/s. Server and proxy run on the same machine and take processor time from the training, and each request opens a connection,
-which takes another 50 ms: the figures for the store are worse than those of a real one. Each round trains on the disk, then from
-the store with an empty cache of a quarter of the pack, with ``order: blocked``; images/s are those that the run's summary gives
-for its updates, and the steps must be equal. The loader alone is measured too: all batches of the same plan, without a network. At
-last the same with room for all: what the second pass reads.
+DATA is a folder of class folders. The store is moto's server, and between them lies a proxy with a round trip of 50
+ms and 1 Gbit/s. Server and proxy run on the same machine and take processor time from the training, and each request
+opens a connection, which takes another 50 ms: the figures for the store are worse than those of a real one. Each
+round trains on the disk, then from the store with an empty cache of a quarter of the pack, with ``order: blocked``;
+images/s are those that the run's summary gives for its updates, and the steps must be equal. The loader alone is
+measured too: all batches of the same plan, without a network. At last the same with room for all: what the second
+pass reads.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from object_server import start_object_server
-from slow_link import slow_link
+from object_server import start_object_server  # pyright: ignore[reportMissingImports]
+from slow_link import slow_link  # pyright: ignore[reportMissingImports]
 
 from stagewright.data.batches.blocked_order import Updates, pass_order, places_by_block
 from stagewright.data.batches.loader import load_batches

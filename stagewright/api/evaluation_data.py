@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from stagewright.bundle.bundle import Bundle
 from stagewright.data.dataset import Dataset, load_for_evaluation
 from stagewright.data.manifest import SPLITS, Manifest
-from stagewright.data.pack.reader import is_pack
+from stagewright.data.pack.remote import is_pack_source
 from stagewright.data.sources.folders import TABLES, absolute_path
 from stagewright.data.sources.scan import Progress
 from stagewright.data.sources.table_text import column_names
@@ -82,10 +82,10 @@ def as_in_training(bundle: Bundle, data: str, asked: Data) -> dict[str, str | Na
     own, place = _training_settings(bundle), absolute_path(data)
     own = {name: value for name, value in own.items() if name not in asked.model_fields_set}
     read = {name: value for name, value in own.items() if isinstance(value, NamePattern)}
-    if "label" in read and os.path.isdir(place) and not is_pack(place) and not _has_folders(place):
+    if "label" in read and os.path.isdir(place) and not is_pack_source(data) and not _has_folders(place):
         return {**read}
     free = {name: value for name, value in own.items() if isinstance(value, str)}
-    if is_pack(place):  # it has the columns that it was made with
+    if is_pack_source(data):  # it has the columns that it was made with
         return {name: value for name, value in free.items() if value == "none"}
     if not free or not is_table(place):
         return {}

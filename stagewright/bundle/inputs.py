@@ -18,6 +18,7 @@ from stagewright.data.sources.walk import left_out_of, walk, written_out
 from stagewright.errors import DataError
 from stagewright.recipe.fields import Data
 from stagewright.storage.files import user_path
+from stagewright.storage.objects import is_remote
 from stagewright.text import some
 
 
@@ -46,6 +47,12 @@ def expand_inputs(inputs: Iterable[str | Path], settings: Callable[[Path], Data]
     left_out: list[Omission] = []
     notes: list[str] = []
     for item in inputs:
+        if is_remote(str(item)):
+            raise DataError(
+                f"{item} is in an object store",
+                "pictures, folders of pictures, globs and tables of paths on the disk",
+                f"stagewright evaluate RUN {item} scores the pictures of a pack there",
+            )
         path = user_path(item)
         files = parquet_files(path)
         read_as = settings(path) if files or is_table(path) else Data()

@@ -51,6 +51,7 @@ from stagewright.cli.options import (
     Until,
     Weights,
     Workers,
+    amounts,
     budget_limit,
     recipe_request,
     refuse_alone,
@@ -168,15 +169,12 @@ def train(
         device=device,
         workers=workers,
         threads=threads,
-        save_minutes=save_minutes,
-        cache_gb=cache_gb,
-        get_price=get_price,
         compress=compresses(compress),
         **mirror_settings(mirror, mirror_unfenced, mirror_wait, allow_http),
-        probe_seconds=probe_seconds,
         pages=not no_pages,
         hold_test=hold_test,
         quiet=quiet,
+        **amounts(save_minutes, probe_seconds, cache_gb, get_price),
     )
     told = {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
     common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}

@@ -1,4 +1,4 @@
-"""Divides the images of a pack into blocks: neighbours in one part file, which are read together.
+"""Divides images in a few large files, such as a pack's, into blocks: neighbours in one file, which are read together.
 
 Blocks are of one split each, so that what is held out does not make the reading of what is trained on dearer. They are a pure
 function of where the records lie and of the splits, and are written into the run's manifest.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stagewright.data.images.places import Places
 
 MOST_BLOCK_BYTES = 8 * 10**6
 _LEAST_BLOCK_BYTES = 1 << 16
@@ -20,17 +22,12 @@ def block_bytes(total_bytes: int) -> int:
     return min(MOST_BLOCK_BYTES, max(_LEAST_BLOCK_BYTES, total_bytes // _NUM_BLOCKS))
 
 
-def blocks_of(
-    which: NDArray[np.int32], offsets: NDArray[np.int64], lengths: NDArray[np.int64], splits: NDArray[np.int8]
-) -> NDArray[np.int32]:
+def blocks_of(places: Places, splits: NDArray[np.int8]) -> NDArray[np.int32]:
     """Returns the block of each of N images, int32 (N,), counted from 0.
 
-    Args:
-        which: int32 (N,), the part file of each image.
-        offsets: int64 (N,), where its record begins in the part.
-        lengths: int64 (N,), the size of the record in bytes.
-        splits: int8 (N,), the split of each image. Blocks of a smaller split have smaller numbers.
+    ``places`` says where they lie; ``splits``, int8 (N,), is the split of each. Blocks of a smaller split have smaller numbers.
     """
+    which, offsets, lengths = places.which, places.offsets, places.lengths
     blocks = np.empty(len(which), np.int32)
     if not len(which):
         return blocks

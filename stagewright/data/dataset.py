@@ -11,6 +11,7 @@ from stagewright.data.account import Account
 from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
+from stagewright.data.images.placed import PlacedImages, RemotePlacedImages
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.images import PackRows
 from stagewright.data.pack.remote import RemotePackImages, is_pack_source, open_pack
@@ -113,7 +114,7 @@ def _load(
         listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     made = rule(source, listing, opened.scan)
     made = made._replace(manifest=replace(made.manifest, objects=opened.objects, hash_of=opened.hash_of))
-    return _dataset(made, opened.images(made.manifest.paths))
+    return _dataset(made, _through_cache(opened.images(made.manifest.paths), made.manifest))
 
 
 def _not_separate(source: str) -> DataError:
@@ -131,13 +132,13 @@ def _dataset(made: Assembled, images: Images) -> Dataset:
 def in_blocks(dataset: Dataset) -> Dataset:
     """Returns ``dataset`` with the blocks of its images in the manifest, for ``order: blocked``. DataError if it has none."""
     images = dataset.images
-    if not isinstance(images, PackRows):
+    if not isinstance(images, PackRows | PlacedImages):
         raise DataError(
             f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
-            "order: blocked with a pack, and order: full with all other data",
+            "order: blocked with a pack or tar files, and order: full with all other data",
             "pack the pictures (stagewright data pack DATA), or --set order=full",
         )
-    blocks = blocks_of(images.which, images.offsets, images.lengths, dataset.manifest.splits)
+    blocks = blocks_of(images.places, dataset.manifest.splits)
     return replace(dataset, manifest=replace(dataset.manifest, blocks=blocks))
 
 
@@ -159,7 +160,7 @@ def open_images(manifest: Manifest) -> Images:
     if manifest.variant:
         return _open_pack(manifest)
     if holds_tars(manifest):
-        return open_tars(manifest, accepted(manifest.widths, manifest.heights))
+        return _through_cache(open_tars(manifest, accepted(manifest.widths, manifest.heights)), manifest)
     root = str(digits_folder()) if manifest.source == "digits" else found_again(manifest)
     if not os.path.isdir(root):
         raise DataError(
@@ -183,11 +184,9 @@ def _open_pack(manifest: Manifest) -> Images:
     return _through_cache(pack.images(manifest.paths, manifest.hashes), manifest)
 
 
-def _through_cache(images: PackRows, manifest: Manifest) -> Images:
-    """Returns ``images``; those of an object store are read through a cache of blocks."""
-    if isinstance(images, RemotePackImages):
-        blocks = manifest.blocks
-        if blocks is None:
-            blocks = blocks_of(images.which, images.offsets, images.lengths, manifest.splits)
+def _through_cache(images: Images, manifest: Manifest) -> Images:
+    """Returns ``images``; those in files of an object store are read through a cache of blocks."""
+    if isinstance(images, RemotePackImages | RemotePlacedImages):
+        blocks = blocks_of(images.places, manifest.splits) if manifest.blocks is None else manifest.blocks
         images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
     return images

@@ -192,3 +192,16 @@ def test_batches_of_few_classes_are_refused_unless_asked_for(tmp_path: Path) -> 
     said = prepared(tmp_path / "listed.pack", spread=1, data={"min_mixing": 0.1})
     assert any(one.startswith("warning: mixing below 80%") for one in said)
     assert not any("warning" in one for one in prepared(tmp_path / "mixed.pack", spread=1))
+
+
+def test_a_run_is_evaluated_on_a_pack_in_a_store(
+    small: SmallPack, unbroken: Path, parent: Parent, tmp_path: Path
+) -> None:
+    asked = ["evaluate", unbroken, "--json", "--device", "cpu"]
+    found = [
+        json.loads(parent.run([*asked[:2], data, *asked[2:]], 1, environments=environment()).said(0))
+        for data in (small.folder, small.url)
+    ]
+    assert found[0]["top1"] == found[1]["top1"] and found[0]["n"] == found[1]["n"] == COUNT
+    ranks = parent.run(["predict", unbroken, small.url], 1, code=2, environments=environment())
+    assert "is in an object store" in ranks.said(0) and "stagewright evaluate RUN" in ranks.said(0)

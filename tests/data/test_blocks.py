@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagewright.data.blocks import MOST_BLOCK_BYTES, block_bytes, blocks_of
+from stagewright.data.images.places import Places
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,9 @@ def test_blocks_are_neighbours_in_a_part_and_of_one_split(sizes: list[int], part
     lengths, splits = np.array(sizes, np.int64), random.integers(0, 3, count).astype(np.int8)
     offsets = np.cumsum(lengths) - lengths
     order = random.permutation(count)  # the manifest's
-    blocks = blocks_of(which[order], offsets[order], lengths[order], splits[order])
+    files = tuple(map(str, range(parts)))
+    places = Places(files, (int(lengths.sum()),) * parts, which[order], offsets[order], lengths[order])
+    blocks = blocks_of(places, splits[order])
     assert sorted(set(blocks.tolist())) == list(range(blocks.max() + 1))
     rank = np.empty(count, np.int64)  # of each image among those of its split in its part, by offset
     for split in range(3):
@@ -41,4 +44,4 @@ def test_blocks_are_neighbours_in_a_part_and_of_one_split(sizes: list[int], part
 
 def test_no_images_have_no_blocks() -> None:
     empty = np.empty(0, np.int64)
-    assert len(blocks_of(empty.astype(np.int32), empty, empty, empty.astype(np.int8))) == 0
+    assert len(blocks_of(Places((), (), empty.astype(np.int32), empty, empty), empty.astype(np.int8))) == 0

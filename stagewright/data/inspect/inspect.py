@@ -23,7 +23,7 @@ from stagewright.data.inspect.fingerprint import Fingerprints
 from stagewright.data.inspect.read import near_rows, read_fingerprints
 from stagewright.data.inspect.similar import grouped_listing
 from stagewright.data.manifest import SPLITS
-from stagewright.data.pack.reader import is_pack
+from stagewright.data.pack.remote import is_pack_source
 from stagewright.data.sources import scan
 from stagewright.data.sources.assemble import account_of, assemble, needs_split
 from stagewright.data.sources.embedded import image_column, parquet_files
@@ -171,7 +171,7 @@ def inspect(source: str, settings: Data, *, workers: int = 2, progress: scan.Pro
     is not a folder or a table of files.
     """
     began = time.perf_counter()
-    if source.startswith("torchvision:") or is_pack(absolute_path(source)):
+    if source.startswith("torchvision:") or is_pack_source(source):
         raise DataError(
             f"{source!r} is not a set of image files",
             "a folder of class folders; a folder with train/, val/ and test/; a table; digits",

@@ -30,8 +30,8 @@ from stagewright.data.pack.format import (
 )
 from stagewright.data.pack.making import Missing, Say, check_space, same_pack, write_parts
 from stagewright.data.pack.place import check_place, clear, locked, put_in_place, real_place, take_parts, workplace
-from stagewright.data.pack.reader import is_pack
 from stagewright.data.pack.records import Job
+from stagewright.data.pack.remote import is_pack_source
 from stagewright.data.pack.store import make_in_store, store_workplace
 from stagewright.data.pack.writer import finish, write_head
 from stagewright.data.sources.assemble import account_of
@@ -278,7 +278,7 @@ def _check_arguments(source: str, size: int, encoding: str, quality: int, order:
             "a folder, a table or digits",
             f"train on {source} directly",
         )
-    if is_pack(absolute_path(source)):
+    if is_pack_source(source):
         raise DataError(f"{source!r} is a pack already", "the original pictures", "pack the original pictures")
 
 

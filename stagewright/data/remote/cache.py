@@ -14,6 +14,7 @@ import zlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,14 @@ from stagewright.data.images.stored import Stored
 from stagewright.data.remote.block_files import BlockFiles
 from stagewright.data.remote.capacity import capacity_of
 from stagewright.data.remote.download import Download
-from stagewright.data.remote.eviction import num_due, victims
-from stagewright.data.remote.needs import NEVER, Needs
+from stagewright.data.remote.eviction import NEVER, num_due, victims
 from stagewright.data.remote.pace import Pace
 from stagewright.data.remote.table import BlockTable
 from stagewright.errors import StorageError
 from stagewright.storage.cache import cache_folder
+
+if TYPE_CHECKING:  # it knows batches, which need torch
+    from stagewright.data.remote.needs import Needs
 
 _MOST_MAPPED = 256
 _IN_FLIGHT_BYTES = 1 << 26

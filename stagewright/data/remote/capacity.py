@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 from stagewright.data.remote.block_files import BlockFiles
-from stagewright.data.remote.needs import Needs
 from stagewright.errors import RecipeError, StorageError
+
+if TYPE_CHECKING:
+    from stagewright.data.remote.needs import Needs
 
 _SHARE = 4
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+NEVER = float("inf")
+"""When a block is needed that no update needs."""
 _MARGIN = 1.5
 """A fetch is begun when this multiple of its expected time is left."""
 _LATENCIES = 2.0

@@ -14,11 +14,11 @@ from stagewright.data.batches.blocked_order import lanes_of_pass, pass_order, wi
 from stagewright.data.batches.order import pass_places
 from stagewright.data.batches.specs import stage_blocks, stage_rows, updates_of
 from stagewright.data.manifest import SPLITS, Manifest
+from stagewright.data.remote.eviction import NEVER
 from stagewright.data.remote.table import BlockTable
 from stagewright.distributed.tree import share
 from stagewright.plan.plan import Plan, StagePlan
 
-NEVER = float("inf")
 _VAL = SPLITS.index("val")
 
 
@@ -33,7 +33,7 @@ class HostRanks:
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class _Section:
     """The updates of one pass of a stage, and when they use each of K blocks."""
 
     first_step: int
@@ -60,7 +60,7 @@ class Needs:
         stages = [stage for stage in plan.stages if stage.index not in unread]
         self._passes = [(stage, number) for stage in stages for number in range(self._num_passes(stage))]
         self._starts = [stage.first_step + self._first(stage, number) for stage, number in self._passes]
-        self._sections: dict[int, Section] = {}
+        self._sections: dict[int, _Section] = {}
 
     def next_use(self, step: int) -> NDArray[np.float64]:
         """Returns the update that needs each block next, from ``step`` on, float64 (K,), or :data:`NEVER`.
@@ -86,7 +86,11 @@ class Needs:
             own = section.own[section.lasts[section.own] >= step]
             blocks.append(own)
             firsts.append(np.maximum(section.firsts[own], step))
-        return np.concatenate(blocks), np.concatenate(firsts)
+        found = np.concatenate(firsts)
+        order = np.argsort(
+            found, kind="stable"
+        )  # an update may use the end of a pass and the beginning of the next one
+        return np.concatenate(blocks)[order], found[order]
 
     @property
     def num_passes(self) -> int:
@@ -113,7 +117,7 @@ class Needs:
             most = max(most, int(sizes.sum()))
         return most
 
-    def _near(self, step: int) -> Iterator[Section]:
+    def _near(self, step: int) -> Iterator[_Section]:
         """Yields the passes that use images at ``step``, and the one after them."""
         at = max(bisect_left(self._starts, step) - 1, 0)
         while at < len(self._passes):
@@ -124,14 +128,14 @@ class Needs:
             if section.first_step > step:
                 break
 
-    def _section(self, at: int) -> Section:
+    def _section(self, at: int) -> _Section:
         if at not in self._sections:
             for old in [one for one in self._sections if not at - 2 <= one <= at + 2]:
                 del self._sections[old]
             self._sections[at] = self._made(*self._passes[at])
         return self._sections[at]
 
-    def _made(self, stage: StagePlan, number: int) -> Section:
+    def _made(self, stage: StagePlan, number: int) -> _Section:
         rows = stage_rows(self.plan, self.manifest, stage)
         count, size, end = self._count(stage), stage.batch_size, stage.end_step
         begin = number * count
@@ -139,7 +143,7 @@ class Needs:
             used = np.unique(self.table.block_of[rows]).astype(np.int64)
             firsts, lasts = np.full(len(self.table), NEVER), np.full(len(self.table), -1.0)
             firsts[used] = lasts[used] = stage.first_step
-            return Section(stage.first_step, end, firsts, lasts, used)
+            return _Section(stage.first_step, end, firsts, lasts, used)
         taken = min(count, stage.num_steps * size - begin)
         places = self._places(stage, number)[:taken]
         blocks = self.table.block_of[rows[places % len(rows)]]
@@ -149,7 +153,7 @@ class Needs:
         own_firsts, own_lasts = self._uses(blocks, steps, _within(lanes, self._lanes(stage, host=False)))
         own = np.flatnonzero(own_lasts >= 0)
         own = own[np.argsort(own_firsts[own], kind="stable")]
-        return Section(int(steps[0]), int(steps[-1]) + 1, firsts, lasts, own)
+        return _Section(int(steps[0]), int(steps[-1]) + 1, firsts, lasts, own)
 
     def _uses(
         self, blocks: NDArray[np.int32], steps: NDArray[np.float64], chosen: NDArray[np.bool_]

@@ -16,7 +16,7 @@ _MOST_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class _Traffic:
     """What a run reads from an object store."""
 
     blocks: int
@@ -27,7 +27,7 @@ class Traffic:
     """Whether all of them find room in the cache, so that each is read once."""
 
 
-def expected_traffic(needs: Needs, capacity: int) -> Traffic:
+def expected_traffic(needs: Needs, capacity: int) -> _Traffic:
     """Returns what the processes of a host read with a cache of ``capacity`` bytes that is empty at the start.
 
     If not all fits, the validation images are counted at each evaluation, which is the most.
@@ -38,12 +38,12 @@ def expected_traffic(needs: Needs, capacity: int) -> Traffic:
     used = np.unique(np.concatenate([*passes, *held_out.values()]))
     fits = int(table.sizes[used].sum()) <= capacity
     if fits:
-        return Traffic(len(used), int(table.num_requests[used].sum()), int(table.request_bytes[used].sum()), fits)
+        return _Traffic(len(used), int(table.num_requests[used].sum()), int(table.request_bytes[used].sum()), fits)
     fetched = _fetched(passes, table.sizes, capacity)
     later = needs.num_passes - len(passes)
     blocks = np.concatenate([*fetched, *[fetched[-1]] * later] if fetched else [used[:0]])
     blocks = np.concatenate([blocks, np.tile(held_out["val"], len(plan.eval_steps)), held_out["test"]])
-    return Traffic(len(used), int(table.num_requests[blocks].sum()), int(table.request_bytes[blocks].sum()), fits)
+    return _Traffic(len(used), int(table.num_requests[blocks].sum()), int(table.request_bytes[blocks].sum()), fits)
 
 
 def _fetched(passes: list[NDArray[np.int64]], sizes: NDArray[np.int64], capacity: int) -> list[NDArray[np.int64]]:

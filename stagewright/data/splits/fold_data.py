@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stagewright.data.inspect.similar import group_similar
 from stagewright.data.manifest import Manifest
-from stagewright.data.pack.reader import is_pack
+from stagewright.data.pack.remote import is_pack_source
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import assemble
 from stagewright.data.sources.folders import Listing, absolute_path
@@ -189,7 +189,7 @@ def _put(place: Path, content: dict[str, list[str | None]]) -> None:
 
 
 def _refuse_no_files(source: str) -> None:
-    if source.startswith("torchvision:") or is_pack(absolute_path(source)):
+    if source.startswith("torchvision:") or is_pack_source(source):
         raise DataError(
             f"--folds with {source!r}, whose pictures are not files, so that the tables of the folds cannot list them",
             "a folder of pictures, or a table of them",

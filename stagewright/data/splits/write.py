@@ -17,7 +17,7 @@ import pyarrow as pa
 from stagewright.data.account import Account
 from stagewright.data.inspect.similar import group_similar
 from stagewright.data.manifest import SPLITS, Manifest
-from stagewright.data.pack.reader import is_pack
+from stagewright.data.pack.remote import is_pack_source
 from stagewright.data.partition import TEST, TRAIN, VAL, Parts
 from stagewright.data.sources.assemble import Assembled, assemble
 from stagewright.data.sources.folders import UNDECIDED, Listing, absolute_path
@@ -151,7 +151,7 @@ def load(  # what `split` was given
     progress: Progress | None,
 ) -> Assembled:
     """Returns the manifest of ``source``, notes, and what was left out; with ``anew``, ignores the split of DATA."""
-    if source.startswith("torchvision:") or is_pack(absolute_path(source)):
+    if source.startswith("torchvision:") or is_pack_source(source):
         raise _no_files(source)
     listing = list_source(source, settings.model_copy(update={"split": "none"}) if anew else settings)
     if not anew:
