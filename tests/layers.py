@@ -9,7 +9,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     [("recipe", "plan")],
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],
-    ["training", "observers", "report"],
+    ["training", "observers", "report", "trackers"],
     [("preflight", "api", "study", "comparison")],
     ["cli"],
     ["__main__"],

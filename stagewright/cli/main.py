@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, plan, predict, report, runs, study
+from stagewright.cli import compare, evaluate, finish, plan, predict, report, runs, study, track
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
@@ -70,6 +70,7 @@ from stagewright.cli.processes import (
     together,
 )
 from stagewright.cli.recipes import recipes_app
+from stagewright.cli.track import Track, chosen_trackers
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.errors import Cancelled, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
@@ -138,6 +139,7 @@ def train(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    trackers: Track = None,
     spread: Spread = None,
     nproc: Nproc = None,
     nnodes: Nnodes = "1",
@@ -169,6 +171,7 @@ def train(
         compress=compresses(compress),
         probe_seconds=probe_seconds,
         pages=not no_pages,
+        track=chosen_trackers(trackers),
         hold_test=hold_test,
         quiet=quiet,
     )
@@ -208,6 +211,7 @@ def resume(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    trackers: Track = None,
     nproc: Nproc = None,
     nnodes: Nnodes = "1",
     rdzv: Rdzv = None,
@@ -231,6 +235,7 @@ def resume(
         save_minutes=save_minutes,
         compress=compresses(compress),
         pages=not no_pages,
+        track=chosen_trackers(trackers),
         quiet=quiet,
     )
     if is_folds(run):
@@ -268,6 +273,7 @@ plan.register(app)
 predict.register(app)
 runs.register(app)
 compare.register(app)
+track.register(app)
 
 
 @app.command()
