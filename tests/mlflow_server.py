@@ -34,7 +34,9 @@ def server_python() -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, timeout=120)
+                subprocess.run(
+                    [sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, timeout=120
+                )
                 command = [str(python), "-m", "pip", "install", "--quiet", f"mlflow=={VERSION}"]
                 if subprocess.run([sys.executable, "-m", "uv", "--version"], capture_output=True).returncode == 0:
                     command = [sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(python), command[-1]]

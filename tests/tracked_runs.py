@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
+from stagewright.data.batches.batch import Batch
+from stagewright.plan.plan import StagePlan
 from stagewright.rundir.directory import RunDir
 from stagewright.system.children import module_command
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
 
 FAULT = 62
-"""The white picture breaks the network from this update on."""
+"""After this update the weights are spoilt."""
 FIELDS: dict[str, Any] = {
     "model": {"name": "cifar_resnet18", "options": {"width": 4}},
     "image_size": 16,
@@ -67,7 +66,7 @@ Points = list[tuple[str, int, float]]
 
 
 def write_pictures(folder: Path) -> Path:
-    """Two classes of stripes, and one white image among the training images."""
+    """Two classes of stripes."""
     random = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):
         for label, name in enumerate(("across", "down")):
@@ -77,21 +76,18 @@ def write_pictures(folder: Path) -> Path:
                 wave = 128 + 80 * np.sin((x, y)[label] * 0.8 + random.uniform(0, 6)) + random.normal(0, 20, (16, 16))
                 pixels = np.repeat(wave[..., None], 3, 2).clip(0, 250).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{at:02d}.png")
-    Image.fromarray(np.full((16, 16, 3), 255, np.uint8)).save(folder / "train" / "down" / "white.png")
     return folder
 
 
-def break_at_the_white_picture(session: Session) -> AfterUpdate | None:
-    """The white image makes the network's output infinite, from update FAULT on: the same in every process of a run."""
+def break_once(session: Session) -> AfterUpdate:
+    """Weights turn into NaN after update FAULT, in every process of the run until the guard has gone back."""
 
-    def spoil(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor] | None:
-        if session.state.step < FAULT or not module.training:
-            return None
-        white = (given[0] > 2.2).all(dim=1).float().mean(dim=(1, 2)) > 0.5
-        return (torch.where(white[:, None, None, None], torch.full_like(given[0], torch.inf), given[0]),)
+    def spoil(stage: StagePlan, batch: Batch) -> None:
+        if session.state.step == FAULT and session.state.guard.rollbacks == 0:
+            with torch.no_grad():
+                next(session.state.model.parameters()).fill_(torch.nan)
 
-    session.state.model.register_forward_pre_hook(spoil)
-    return None
+    return spoil
 
 
 def expected(run: Path) -> Points:
@@ -223,11 +219,6 @@ def track(run: Path, name: str, environment: Mapping[str, str], *flags: str) -> 
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=180)
 
 
-def nothing_but_numbers(points: Points) -> bool:
-    """Whether every value is finite."""
-    return all(math.isfinite(value) for _, _, value in points)
-
-
 def pids_of(run: Path) -> list[int]:
     """The tracker processes of a run, whoever began them."""
     found = []
@@ -240,7 +231,3 @@ def pids_of(run: Path) -> list[int]:
             if b"stagewright.trackers" in words and str(run).encode() in words and entry.name != str(os.getpid()):
                 found.append(int(entry.name))
     return found
-
-
-if __name__ == "__main__":
-    sys.exit("a module of tests")

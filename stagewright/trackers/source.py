@@ -132,7 +132,9 @@ class Source:
         # Read before the steps: an evaluation of a settled step is complete.
         evaluations = {step: values for step, values in self._evaluations() if self.taken < step <= end}
         place = (self._at, self._last_line, self._digest.copy())
-        steps = {int(row["step"]): _numbers(row, _STEP_TAGS) for row in self._lines(end, most if upto is None else None)}
+        steps = {
+            int(row["step"]): _numbers(row, _STEP_TAGS) for row in self._lines(end, most if upto is None else None)
+        }
         last = max(steps, default=self.taken)
         if upto is not None and last < upto:  # cut back by a resume at this very moment
             self._at, self._last_line, self._digest = place

@@ -17,7 +17,7 @@ from tracked_runs import (
     Points,
     Trackers,
     assert_same,
-    break_at_the_white_picture,
+    break_once,
     expected,
     offline_rows,
     tensorboard_points,
@@ -145,8 +145,8 @@ def _train(found: Followed, trackers: Trackers) -> None:
     }
     for step in (5, 14, 23, 31, 44, 57, 66, 79, 90, 111):
         with pytest.raises(RuntimeError, match="power cut"):
-            go(found.run, break_at_the_white_picture, at_steps(actions), crash_after(step))
-    assert go(found.run, break_at_the_white_picture, at_steps(actions))
+            go(found.run, break_once, at_steps(actions), crash_after(step))
+    assert go(found.run, break_once, at_steps(actions))
     assert not actions
 
 
