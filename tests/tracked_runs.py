@@ -118,7 +118,7 @@ def without_result(points: Points) -> Points:
 
 
 def tensorboard_points(run: Path) -> Points:
-    """The numbers in the event files of a run, as TensorBoard's own loader reads them."""
+    """The numbers in the event files of a run, as TensorBoard's own loader reads them: the float64 beside what it shows."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util import tensor_util
 
@@ -127,7 +127,9 @@ def tensorboard_points(run: Path) -> Points:
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if value.metadata.plugin_data.plugin_name == "scalars" or value.HasField("simple_value"):
-                    found.append((value.tag, event.step, float(tensor_util.make_ndarray(value.tensor).item())))
+                    (exact,) = value.tensor.double_val
+                    assert np.float32(exact).tobytes() == tensor_util.make_ndarray(value.tensor).tobytes()
+                    found.append((value.tag, event.step, exact))
     return found
 
 

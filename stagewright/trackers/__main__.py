@@ -38,15 +38,17 @@ def main(arguments: list[str]) -> int:
     say = _only_ours()
     closed = threading.Event()
 
+    def has_ended() -> bool:
+        return closed.is_set() or (given.by_hand and is_held(given.run) is not True)
+
     def wait(seconds: float) -> bool:
+        if has_ended():
+            time.sleep(seconds)
+            return True
         until = time.monotonic() + seconds
-        while not (ended := closed.is_set() or (given.by_hand and is_held(given.run) is not True)):
-            if (left := until - time.monotonic()) <= 0:
-                break
+        while (left := until - time.monotonic()) > 0 and not has_ended():
             closed.wait(min(left, 1.0) if given.by_hand else left)
-        if ended and seconds:
-            time.sleep(max(0.0, min(seconds, until - time.monotonic())))
-        return ended
+        return has_ended()
 
     try:
         run = RunDir.existing(given.run)

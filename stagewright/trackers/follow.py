@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stagewright.errors import StagewrightError
+from stagewright.errors import CheckpointError, RecipeError, StagewrightError
 from stagewright.rundir.directory import RunDir
 from stagewright.text import printable, shortened
 from stagewright.trackers.names import TRACKERS, check_trackers, resend, send
@@ -96,9 +96,9 @@ class Follower:
                     if ended and not more:
                         self._end()
                         return self._tell_unsettled()
-                except StagewrightError:
+                except (CheckpointError, RecipeError):
                     raise
-                except Exception as error:  # whatever a library raises
+                except Exception as error:  # whatever a library raises, or a disk that is full
                     failures += 1
                     more = False
                     self._release()
@@ -207,6 +207,7 @@ class Follower:
         state.opened = True
         if known is not None and known < state.sent:
             state.sent, state.sending, state.rows_sha256 = known, None, None
+            state.notes, state.result_sha256 = 0, None
         write_state(self.run, state)
         self._ready = False
         self._known = known

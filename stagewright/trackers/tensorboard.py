@@ -1,7 +1,8 @@
 """TensorBoard: one event file in trackers/tensorboard, one record a step.
 
 A record is written whole or not at all, and the file itself says which step was the last: a kill at any moment neither loses nor
-doubles one. Numbers are stored as float64. If anything that was sent is superseded, the file is written anew.
+doubles one. Numbers are stored as float32, which TensorBoard shows, and as float64 in the same tensor
+(``tensor.double_val``). If anything that was sent is superseded, the file is written anew.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -19,7 +20,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -158,7 +159,8 @@ def _number(tag: str, value: float) -> Summary.Value:
     about = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DATA_CLASS_SCALAR)
     return Summary.Value(
         tag=tag,
-        tensor=TensorProto(dtype=DT_DOUBLE, double_val=[value], tensor_shape=TensorShapeProto()),
+        # TensorBoard's own server shows float32 alone, and nothing of a float64; a reader finds it beside.
+        tensor=TensorProto(dtype=DT_FLOAT, float_val=[value], double_val=[value], tensor_shape=TensorShapeProto()),
         metadata=about,
     )
 

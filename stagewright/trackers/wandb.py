@@ -23,6 +23,8 @@ from stagewright.trackers.source import Note
 
 _CREATED, _DIRECTORY = "stagewright.created", "stagewright.directory"
 _CONNECT_SECONDS, _FINISH_SECONDS = 30.0, 600.0
+_LONGEST_WAIT_SECONDS = 10.0
+"""Between two attempts of W&B's own process, so that the minute at the end of a run is enough."""
 _LONGEST_NOTES = 10_000
 _TAGS = {"rolled_back": "rolled back", "resumed": "resumed", "ended_early": "ended early"}
 
@@ -134,6 +136,10 @@ class WandB:
             disable_git=True,
             disable_job_creation=True,
             init_timeout=_CONNECT_SECONDS,
+            x_file_stream_retry_wait_min_seconds=1.0,
+            x_file_stream_retry_wait_max_seconds=_LONGEST_WAIT_SECONDS,
+            x_graphql_retry_wait_min_seconds=1.0,
+            x_graphql_retry_wait_max_seconds=_LONGEST_WAIT_SECONDS,
             finish_timeout=_FINISH_SECONDS,
             finish_timeout_raises=True,
             x_disable_stats=True,

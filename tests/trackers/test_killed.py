@@ -1,4 +1,4 @@
-"""The long form: ``stagewright resume --track`` and its trackers ended by SIGKILL ten times, with rollbacks of a real divergence."""
+"""The long form: real processes, each ended by SIGKILL ten times, and rollbacks of a real divergence."""
 
 from __future__ import annotations
 
