@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,7 +41,7 @@ class WandB:
             )
         self.only_whole = mode != "online"
         self._offline = run.root / "trackers" / "wandb"
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._live = run.root / "trackers" / "wandb-live"
         self._wandb: Run | None = None
         self._about: About | None = None
         self._last: int | None = None
@@ -51,13 +50,12 @@ class WandB:
     def open(self, about: About) -> int | None:
         self._about = about
         if self.only_whole:
-            shutil.rmtree(self._offline, ignore_errors=True)
+            _clear(self._offline)
             self._wandb = self._begin(about, about.run.root / "trackers")
             self._folder = str(Path(self._wandb.dir).parent)
             self._describe(about)
             return 0
-        self._temporary = tempfile.TemporaryDirectory(prefix="stagewright-wandb-", ignore_cleanup_errors=True)
-        run = self._wandb = self._begin(about, Path(self._temporary.name))
+        run = self._wandb = self._begin(about, self._emptied())
         if (theirs := run.config.get(_CREATED)) not in (None, about.created):
             where = run.config.get(_DIRECTORY)
             raise CheckpointError(
@@ -66,7 +64,7 @@ class WandB:
                 f"{resend(about.run.root, 'wandb')} sends this one under an id of its own",
             )
         self._describe(about)
-        return max(0, run.step - 1)
+        return max(0, run.starting_step - 1)
 
     def send(self, points: Sequence[Timed]) -> None:
         run = self._open_run()
@@ -104,19 +102,19 @@ class WandB:
             if run is not None:
                 run.finish()
         finally:
-            if self._temporary is not None:
-                self._temporary.cleanup()
-                self._temporary = None
+            shutil.rmtree(self._live, ignore_errors=True)
 
     def confirm(self) -> None:
         """Raises ConnectionError if the service does not have the last row; call it after :meth:`close`."""
         if self._last is None or self.only_whole or (about := self._about) is None:
             return
         last, self._last = self._last, None
-        with tempfile.TemporaryDirectory(prefix="stagewright-wandb-", ignore_cleanup_errors=True) as folder:
-            run = self._begin(about, Path(folder))
-            step = run.step
+        try:
+            run = self._begin(about, self._emptied())
+            step = run.starting_step
             run.finish()
+        finally:
+            shutil.rmtree(self._live, ignore_errors=True)
         if step <= last:
             raise ConnectionError(f"W&B has the rows up to step {step - 1}, not yet those up to {last}")
 
@@ -127,6 +125,12 @@ class WandB:
         if self.only_whole:
             return f"to upload it: wandb sync {self._folder}"
         return f"W&B run {self._about.remote}" if self._about else "W&B"
+
+    def _emptied(self) -> Path:
+        """The folder for what W&B's own process keeps while it sends, without what a killed one left."""
+        _clear(self._live)
+        self._live.mkdir(parents=True)
+        return self._live
 
     def _begin(self, about: About, folder: Path) -> Run:
         settings = wandb.Settings(
@@ -167,3 +171,10 @@ class WandB:
     def _open_run(self) -> Run:
         assert self._wandb is not None
         return self._wandb
+
+
+def _clear(folder: Path) -> None:
+    """Removes ``folder``; where it is a link, which may lead out of the run, only the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
