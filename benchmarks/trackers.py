@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE / "tests"))
 
-from wandb_service import WandbService  # noqa: E402
+from wandb_service import WandbService  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 RECIPE = """\
 model: {{name: cifar_resnet18, options: {{width: {width}}}}}

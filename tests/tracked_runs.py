@@ -145,7 +145,7 @@ def wandb_points(rows: Sequence[Mapping[str, Any]]) -> Points:
 
 def offline_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of history in a .wandb file: blocks of 32 KiB with records in parts (LevelDB's log), each a message of W&B's."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     data, at, begun, rows = file.read_bytes(), 7, b"", []
     assert data[:4] == b":W&B"

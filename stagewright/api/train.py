@@ -41,7 +41,7 @@ from stagewright.system.device import choose_device, computing_with, device_name
 from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
-from stagewright.trackers.names import check_trackers
+from stagewright.trackers.names import usable
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Decide, Session
 from stagewright.training.setup import RunInputs
@@ -99,8 +99,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
         limit = _limit(budget, epochs, until)
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
-        execution = execution or Execution()
-        check_trackers(execution.track)
+        execution = usable(execution or Execution())
         holding.enter_context(computing_with(execution.threads))
         require_known_processor()
         device = choose_device(execution.device)
@@ -208,8 +207,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
         target = old = holding.enter_context(held(user_path(run)))
         plan = old.read_plan()
         manifest = own_manifest(old, plan)
-        execution = execution or Execution()
-        check_trackers(execution.track)
+        execution = usable(execution or Execution())
         execution = holding.enter_context(computing(execution, plan, say, old.read_env()))
         changed = plan  # not resolved again, because this version of stagewright might resolve the recipe differently
         if overrides:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stagewright.errors import RecipeError
+from stagewright.plan.execution import Execution
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ def check_trackers(names: Sequence[str]) -> None:
             )
         if name == "mlflow":
             mlflow_uri()
+
+
+def usable(execution: Execution) -> Execution:
+    """Returns ``execution``; RecipeError as for :func:`check_trackers` if it names a tracker that cannot be used."""
+    check_trackers(execution.track)
+    return execution
 
 
 def mlflow_uri() -> str:

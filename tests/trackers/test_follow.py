@@ -64,6 +64,7 @@ def test_killed_at_any_write_of_the_state_nothing_is_lost_or_doubled(
 ) -> None:
     """The process ends right before it writes its state for the first, second, ... time, until it comes through."""
     monkeypatch.setattr(follow, "_MOST_STEPS", 25)
+    nth = 0
     for nth in range(1, 100):
         writes = 0
 
