@@ -150,8 +150,9 @@ def train(
     compress: Compress = None,
 ) -> None:
     """Plan, train, evaluate and report."""
-    only_alone = {"--folds": folds, "--budget": budget}
-    launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
+    launch_if_asked(
+        (nproc, nnodes, rdzv), (grace, max_restarts), threads, device, {"--folds": folds, "--budget": budget}
+    )
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = budget_limit(budget, price, epochs)
