@@ -150,9 +150,8 @@ def train(
     compress: Compress = None,
 ) -> None:
     """Plan, train, evaluate and report."""
-    launch_if_asked(
-        (nproc, nnodes, rdzv), (grace, max_restarts), threads, device, {"--folds": folds, "--budget": budget}
-    )
+    only_alone = {"--folds": folds, "--budget": budget}
+    launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
     limit = budget_limit(budget, price, epochs)
@@ -176,8 +175,7 @@ def train(
         hold_test=hold_test,
         quiet=quiet,
     )
-    told = {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
-    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}
+    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **_told(metric_lines, quiet)}
     if folds is not None:
         refuse_alone("--until", until is not None, "a single run")
         train_folds(data, folds, chosen, {**common, "execution": execution}, quiet)
@@ -308,6 +306,11 @@ def demo(
     from stagewright.cli.demo import run_demo
 
     run_demo(data, out)
+
+
+def _told(metric_lines: bool, quiet: bool) -> dict[str, Any]:
+    """Returns who is told of a training, as arguments of it."""
+    return {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
 
 
 def _metric_lines(enabled: bool) -> Any:
