@@ -37,6 +37,8 @@ from stagewright.rundir.events import read_events
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Session
 
+pytestmark = pytest.mark.long  # its short form is test_follow.py
+
 QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes=1e9)
 NAMES = ("tensorboard", "wandb", "mlflow")
 
@@ -180,7 +182,7 @@ def test_sent_again_and_anew_it_is_the_same(followed: Followed, name: str) -> No
     before = followed.points(name)
     again = track(followed.run.root, name, followed.environment)
     assert again.returncode == 0, again
-    assert followed.points(name) == before
+    assert_same(followed.points(name), before)
     for _ in range(2):
         anew = track(followed.run.root, name, followed.environment, "--rebuild")
         assert anew.returncode == 0, anew
