@@ -10,7 +10,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],
     ["mirror"],
-    ["training", "observers", "report"],
+    ["training", "observers", "report", "trackers"],
     [("preflight", "api", "study", "comparison")],
     ["cli"],
     ["__main__"],

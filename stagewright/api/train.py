@@ -53,6 +53,7 @@ from stagewright.system.device import choose_device, computing_with, device_name
 from stagewright.system.memory import memory_in_use
 from stagewright.system.output import failsafe_notices
 from stagewright.system.signals import StopSignal
+from stagewright.trackers.names import usable
 from stagewright.training.loop import AfterUpdate
 from stagewright.training.session import Decide, Session
 from stagewright.training.setup import RunInputs
@@ -107,7 +108,7 @@ def train(  # the function behind `stagewright train`: most keywords are its opt
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        limit, execution = _limit(budget, epochs, until), execution or Execution()
+        limit, execution = _limit(budget, epochs, until), usable(execution or Execution())
         flags = recipe_flags(model, weights, batch_size, lr, image_size, seed, loss, optimizer)
         request = as_request(recipe, overrides, flags, epochs)
         device = _prepared_device(execution, holding)
@@ -225,7 +226,7 @@ def resume(  # the function behind `stagewright resume`: most keywords are its o
     """
     began, say = time.perf_counter(), failsafe_notices(say)
     with StopSignal() as stop, contextlib.ExitStack() as holding:
-        execution = execution or Execution()
+        execution = usable(execution or Execution())
         old, mirror, fetched_notes = taken_up(run, out, execution, holding, say)
         target, plan = old, old.read_plan()
         manifest = own_manifest(old, plan)

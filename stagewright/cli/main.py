@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, machine, plan, predict, report, runs, study
+from stagewright.cli import compare, evaluate, finish, machine, plan, predict, report, runs, study, track
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
@@ -73,6 +73,7 @@ from stagewright.cli.processes import (
     together,
 )
 from stagewright.cli.recipes import recipes_app
+from stagewright.cli.track import Track, chosen_trackers
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.errors import Cancelled, MirrorError, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
@@ -143,6 +144,7 @@ def train(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    trackers: Track = None,
     spread: Spread = None,
     nproc: Nproc = None,
     nnodes: Nnodes = "1",
@@ -172,12 +174,12 @@ def train(
         compress=compresses(compress),
         **mirror_settings(mirror, mirror_unfenced, mirror_wait, allow_http),
         pages=not no_pages,
+        track=chosen_trackers(trackers),
         hold_test=hold_test,
         quiet=quiet,
         **amounts(save_minutes, probe_seconds, cache_gb, get_price),
     )
-    told = {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
-    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}
+    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **_told(metric_lines, quiet)}
     if folds is not None:
         refuse_alone("--until", until is not None, "a single run")
         refuse_alone("--mirror", mirror is not None, "a single run")
@@ -218,6 +220,7 @@ def resume(
     metric_lines: MetricLines = False,
     quiet: Quiet = False,
     no_pages: NoPages = False,
+    trackers: Track = None,
     nproc: Nproc = None,
     nnodes: Nnodes = "1",
     rdzv: Rdzv = None,
@@ -248,6 +251,7 @@ def resume(
         compress=compresses(compress),
         **mirror_settings(mirror, mirror_unfenced, mirror_wait, allow_http),
         pages=not no_pages,
+        track=chosen_trackers(trackers),
         quiet=quiet,
     )
     if folds:
@@ -287,6 +291,7 @@ predict.register(app)
 runs.register(app)
 compare.register(app)
 machine.register(app)
+track.register(app)
 
 
 def _budget(budget: str | None, price: float | None, probe_seconds: float, epochs: str | None) -> Any:
@@ -302,6 +307,11 @@ def _check_resume(resume: str, out: Path | None) -> None:
         raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
     if resume == "auto" and out is None:
         raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
+
+
+def _told(metric_lines: bool, quiet: bool) -> dict[str, Any]:
+    """Returns who is told of a training, as arguments of it."""
+    return {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
 
 
 def _metric_lines(enabled: bool) -> Any:

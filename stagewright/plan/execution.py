@@ -48,6 +48,8 @@ class Execution:
     """Approximate seconds for measuring this machine if a budget is given; at most a tenth of the budget."""
     pages: bool = True
     """Whether plots and report.html are updated during the run."""
+    track: tuple[str, ...] = ()
+    """Trackers that the run is sent to by processes beside it: ``tensorboard``, ``wandb``, ``mlflow``."""
     hold_test: bool | str = False
     """Whether the run leaves its test part closed, from its beginning on and for good: a resume, a finish and a fork keep it
     closed without being told. A sentence, of at most 500 characters, says who alone opens it, such as "the study cats opens it

@@ -45,6 +45,7 @@ _OWN_FILES = (
     "plots",
     "model",
     "interim",
+    "trackers",
     locking.NAME,
 )
 """Files and folders of a run that are written by their names. ``checkpoints`` may be a link to another disk."""

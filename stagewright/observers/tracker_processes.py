@@ -1,0 +1,93 @@
+"""Starts the processes that send a run to trackers, one for each, and says what they say. The training never waits for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stagewright.observers.text_log import TextLog
+from stagewright.rundir.event_kinds import Event, Notice
+from stagewright.system.children import module_command
+
+_log = logging.getLogger(__name__)
+_AT_THE_END_SECONDS = 70.0
+"""The processes end by themselves a minute after the training."""
+_GAP_SECONDS = 1.0
+
+
+class TrackerProcesses:
+    """Starts ``stagewright.trackers RUN NAME`` for each name at the first event, and writes what they say to the terminal and to
+    log.txt."""
+
+    def __init__(self, run: Path, names: Sequence[str]) -> None:
+        self.run, self.names = run, tuple(names)
+        self._processes: dict[str, subprocess.Popen[bytes]] | None = None
+        self._begun: dict[str, bytes] = {}
+        self._looked_at = 0.0
+        self._step = 0
+
+    def see(self, event: Event) -> None:
+        self._step = event.step
+        if self._processes is None:
+            self._processes = {name: self._start(name) for name in self.names}
+        elif time.monotonic() - self._looked_at > _GAP_SECONDS:
+            self._looked_at = time.monotonic()
+            self._listen()
+
+    def close(self) -> None:
+        """Lets the processes send the rest, for a minute at most."""
+        processes = list((self._processes or {}).values())
+        for process in processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        until = time.monotonic() + _AT_THE_END_SECONDS
+        for process in processes:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._listen()
+        for process in processes:
+            if process.stdout is not None:
+                process.stdout.close()
+        self._processes = {}
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        command = module_command("stagewright.trackers", [str(self.run), name])
+        if nice := shutil.which("nice"):
+            command = [nice, "-n", "15", *command]  # training has priority
+        # A process group of its own, not a session; see report_pages.
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
+        )
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        return process
+
+    def _listen(self) -> None:
+        for name, process in (self._processes or {}).items():
+            assert process.stdout is not None
+            while True:
+                try:
+                    found = os.read(process.stdout.fileno(), 65536)
+                except BlockingIOError:
+                    break
+                if not found:
+                    break
+                *lines, self._begun[name] = (self._begun.get(name, b"") + found).split(b"\n")
+                for line in lines:
+                    self._tell(line.decode(errors="replace"))
+
+    def _tell(self, text: str) -> None:
+        _log.warning("%s", text)
+        if self.run.is_dir():
+            log = TextLog(self.run / "log.txt")
+            log.see(Notice(step=self._step, text=text, time=datetime.now(UTC).isoformat()))
+            log.close()
