@@ -10,7 +10,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     [("augment", "data"), "model"],
     ["rundir", "bundle", "engine"],
     ["training", "observers", "report"],
-    [("preflight", "api", "study", "comparison")],
+    [("preflight", "api", "study", "comparison", "launch")],
     ["cli"],
     ["__main__"],
 ]

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, plan, predict, report, runs, study
+from stagewright.cli import compare, evaluate, finish, launch, plan, predict, report, runs, study
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
@@ -268,6 +268,7 @@ plan.register(app)
 predict.register(app)
 runs.register(app)
 compare.register(app)
+launch.register(app)
 
 
 @app.command()

@@ -56,7 +56,7 @@ class Budget:
         """
         check_price(price)
         given = text.strip().lower().replace(" ", "")
-        seconds = _money_seconds(given, price) if given.startswith("$") else _time_seconds(given)
+        seconds = _money_seconds(given, price) if given.startswith("$") else time_seconds(given)
         if seconds is None or not 0 < seconds < math.inf:
             raise RecipeError(f"--budget {text!r}", FORMS, "write a time, or an amount of money together with --price")
         return cls(text.strip(), seconds, price, time.monotonic() if began is None else began)
@@ -88,7 +88,8 @@ def refuse_second_length(budget: str, epochs: object) -> None:
         )
 
 
-def _time_seconds(text: str) -> float | None:
+def time_seconds(text: str) -> float | None:
+    """Returns the seconds of a time such as ``90s``, ``45m`` or ``1h30m``, or None if ``text`` is none."""
     match = _TIME.fullmatch(text)
     if match is None or not any(match.groups()):
         return None

@@ -1,0 +1,205 @@
+"""The command ``launch``: writes the files that start a run on rented or shared machines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stagewright.cli.options import (
+    BatchSize,
+    Data,
+    Epochs,
+    ImgSize,
+    LearningRate,
+    Model,
+    Overrides,
+    RecipeName,
+    SaveMinutes,
+    Seed,
+    Spread,
+    Tiny,
+    Weights,
+    Workers,
+    recipe_request,
+)
+from stagewright.storage.files import user_path
+from stagewright.system.output import tell
+
+if TYPE_CHECKING:
+    from stagewright.launch.job import Job
+
+On = Annotated[str, typer.Option("--on", metavar="TARGET", help="sagemaker, skypilot, slurm, jobset or docker.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, max=1000, help="Number of machines.")]
+Gpus = Annotated[int, typer.Option("--gpus", min=0, max=64, help="GPUs of each machine; 0: it computes on the CPU.")]
+Spot = Annotated[
+    bool, typer.Option("--spot", help="Machines that may be taken away, at a lower price; needs --mirror.")
+]
+MirrorUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--mirror",
+        metavar="URL",
+        help="Where the run's copy lies: s3://, gs:// or az://. On SageMaker: its checkpoints and its output.",
+    ),
+]
+Mounts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mount", metavar="SOURCE:PATH", help="docker: a folder, jobset: a volume claim, at PATH; repeatable."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command()(launch)
+
+
+def launch(
+    data: Data,
+    on: On,
+    recipe: RecipeName = "auto",
+    overrides: Overrides = None,
+    model: Model = None,
+    weights: Weights = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    img_size: ImgSize = None,
+    seed: Seed = None,
+    spread: Spread = None,
+    workers: Workers = None,
+    save_minutes: SaveMinutes = 10.0,
+    tiny: Tiny = False,
+    nodes: Nodes = 1,
+    gpus: Gpus = 1,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Processor cores of each machine.")] = None,
+    spot: Spot = False,
+    mirror: MirrorUrl = None,
+    instance: Annotated[
+        str | None, typer.Option("--instance", help="Type of the machines, e.g. ml.g6.12xlarge; default: by --gpus.")
+    ] = None,
+    gpu_type: Annotated[str | None, typer.Option("--gpu-type", help="skypilot: kind of GPU, e.g. L4 or H100.")] = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", help="skypilot: aws, gcp, azure, ...")] = None,
+    region: Annotated[str | None, typer.Option("--region", help="Region of the machines.")] = None,
+    zone: Annotated[str | None, typer.Option("--zone", help="skypilot, jobset: zone of the machines, or any.")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="slurm: the partition.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="Name of the container image that is built.")] = None,
+    role: Annotated[str | None, typer.Option("--role", help="sagemaker: ARN of the role.")] = None,
+    disk: Annotated[int, typer.Option("--disk", min=10, max=16_000, help="Disk of each machine in GB.")] = 100,
+    time_limit: Annotated[
+        str, typer.Option("--time-limit", metavar="TIME", help="Longest time, e.g. 90m or 24h.")
+    ] = "24h",
+    copy_data: Annotated[
+        bool, typer.Option("--copy-data", help="sagemaker: copy DATA (s3://) to the machines before the run.")
+    ] = False,
+    mount: Mounts = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of job and run; default: from the recipe.")] = None,
+    out: Annotated[Path, typer.Option("--out", parser=user_path, metavar="PATH", help="Folder for the files.")] = Path(
+        "launch"
+    ),
+) -> None:
+    """Write the files that start a run on SageMaker, SkyPilot, SLURM, Kubernetes (JobSet) or Docker; nothing is started."""
+    from stagewright.errors import RecipeError
+    from stagewright.launch.checks import check_job, check_lanes
+    from stagewright.launch.instances import nearest
+    from stagewright.launch.job import TARGETS, Job, Machines
+    from stagewright.launch.write import next_steps, write_job
+
+    if (target := {str(one): one for one in TARGETS}.get(on)) is None:
+        raise RecipeError(f"--on {on}", ", ".join(TARGETS), f"--on {nearest(on, TARGETS)}")
+    request = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
+    machines = Machines(
+        nodes=nodes,
+        gpus=gpus,
+        cpus=cpus,
+        instance=instance,
+        gpu_type=gpu_type,
+        spot=spot,
+        region=region,
+        zone=zone,
+        cloud=cloud,
+        partition=partition,
+        disk_gb=disk,
+        seconds=_seconds(time_limit),
+    )
+    own_file = _recipe_file(recipe)
+    spread = check_lanes(request.preliminary, machines, complete=not (request.is_auto or tiny))
+    options: dict[str, Any] = {
+        "recipe": recipe,
+        "set": tuple(overrides or ()) or None,
+        "model": model,
+        "weights": weights,
+        "epochs": epochs,
+        "batch-size": batch_size,
+        "lr": lr,
+        "img-size": img_size,
+        "seed": seed,
+        "spread": spread if spread > 1 else None,
+        "workers": workers,
+        "save-minutes": save_minutes if save_minutes != 10.0 else None,
+        "tiny": tiny,
+    }
+    job = Job(
+        target=target,
+        name=name or _name(recipe),
+        data=data,
+        options={
+            key: value if isinstance(value, tuple | bool) else str(value)
+            for key, value in options.items()
+            if value is not None and value is not False
+        },
+        machines=machines,
+        mirror=mirror,
+        image=image,
+        role=role,
+        mounts=tuple(_mount(text) for text in mount or ()),
+        copies_data=copy_data,
+        recipe_file=own_file if target != "slurm" else None,
+        command=shlex.join(["stagewright", *sys.argv[1:]]),
+    )
+    check_job(job)
+    _say(job, [str(path) for path in write_job(job, out)], next_steps(job, str(out)))
+
+
+def _say(job: Job, written: list[str], steps: list[str]) -> None:
+    tell(f"Written, nothing was started: {', '.join(written)}")
+    tell(f"Next, in this folder ({job.machines.ranks} process{'es' if job.machines.ranks > 1 else ''} in all):")
+    for step in steps:
+        print(f"    {step}")
+
+
+def _seconds(text: str) -> int:
+    from stagewright.errors import RecipeError
+    from stagewright.plan.budget import time_seconds
+
+    seconds = time_seconds(text.strip().lower())
+    if seconds is None or not 300 <= seconds <= 28 * 86_400:
+        raise RecipeError(f"--time-limit {text}", "a time from 5m to 672h (28 days)", "write for example 24h")
+    return int(seconds)
+
+
+def _recipe_file(recipe: str) -> str | None:
+    """Returns the content of a recipe's file; None for the name of a shipped one."""
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8")
+
+
+def _name(recipe: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", Path(recipe).stem.lower()).strip("-")[:40].strip("-") or "run"
+
+
+def _mount(text: str) -> tuple[str, str]:
+    from stagewright.errors import RecipeError
+
+    source, colon, path = text.partition(":")
+    if not (source and colon and path.startswith("/")):
+        raise RecipeError(f"--mount {text}", "SOURCE:PATH with an absolute PATH", "--mount photos:/data")
+    return source, path
