@@ -14,9 +14,11 @@ from stagewright.cli.options import (
     BatchSize,
     Data,
     Epochs,
+    HoldTest,
     ImgSize,
     LearningRate,
     Model,
+    NoPages,
     Overrides,
     RecipeName,
     SaveMinutes,
@@ -31,7 +33,7 @@ from stagewright.storage.files import user_path
 from stagewright.system.output import tell
 
 if TYPE_CHECKING:
-    from stagewright.launch.job import Job
+    from stagewright.launch.job import Job, Target
 
 On = Annotated[str, typer.Option("--on", metavar="TARGET", help="sagemaker, skypilot, slurm, jobset or docker.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, max=1000, help="Number of machines.")]
@@ -76,6 +78,8 @@ def launch(
     workers: Workers = None,
     save_minutes: SaveMinutes = 10.0,
     tiny: Tiny = False,
+    hold_test: HoldTest = False,
+    no_pages: NoPages = False,
     nodes: Nodes = 1,
     gpus: Gpus = 1,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Processor cores of each machine.")] = None,
@@ -111,7 +115,8 @@ def launch(
     from stagewright.launch.job import TARGETS, Job, Machines
     from stagewright.launch.write import next_steps, write_job
 
-    if (target := {str(one): one for one in TARGETS}.get(on)) is None:
+    targets: dict[str, Target] = {one: one for one in TARGETS}
+    if (target := targets.get(on)) is None:
         raise RecipeError(f"--on {on}", ", ".join(TARGETS), f"--on {nearest(on, TARGETS)}")
     request = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
     machines = Machines(
@@ -144,6 +149,8 @@ def launch(
         "workers": workers,
         "save-minutes": save_minutes if save_minutes != 10.0 else None,
         "tiny": tiny,
+        "hold-test": hold_test,
+        "no-pages": no_pages,
     }
     job = Job(
         target=target,

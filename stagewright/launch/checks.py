@@ -149,7 +149,7 @@ def _check_sagemaker(job: Job) -> None:
             raise RecipeError(f"--gpus {gpus} with --on sagemaker", f"types have {counts} GPUs", f"--gpus {near}")
         return
     if instance not in SAGEMAKER:
-        near = nearest(instance, SAGEMAKER)
+        near = nearest(instance, [name for name, count in SAGEMAKER.items() if count == gpus] or SAGEMAKER)
         raise RecipeError(
             f"--instance {instance} is not a type of SageMaker's training",
             f"{len(SAGEMAKER)} types such as ml.g6.12xlarge",

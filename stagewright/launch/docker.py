@@ -17,11 +17,7 @@ docker build --tag {image} "$(dirname "$0")" || exit 2
 mkdir -p runs
 
 stopped=
-stop() {{
-    stopped=yes
-    docker stop --time {grace} {name} >/dev/null
-}}
-trap stop TERM INT HUP
+trap 'signalled=yes; stopped=yes; docker stop --time {grace} {name} >/dev/null' TERM INT HUP
 
 # 69: a rank was lost. 75: stopped on request, saved; not by this script, then by a notice or from elsewhere.
 restarts=0
@@ -30,11 +26,12 @@ while :; do
         {image} \\
         {train} &
     container=$!
-    wait "$container"
-    code=$?
-    while kill -0 "$container" 2>/dev/null; do # a signal ended the wait, not the container
+    code=
+    while [ -z "$code" ]; do
+        signalled=
         wait "$container"
         code=$?
+        [ -z "$signalled" ] || code= # a signal ended the wait, perhaps not the container
     done
     restarts=$((restarts + 1))
     if [ -n "$stopped" ] || [ "$restarts" -gt {most} ]; then

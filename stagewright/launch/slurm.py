@@ -19,20 +19,18 @@ host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 
 # The signal comes to this shell alone; srun itself would kill its tasks, so scancel passes it on to the launchers.
-stop() {
-    scancel --signal=TERM "$SLURM_JOB_ID.0"
-}
-trap stop TERM USR1
+trap 'signalled=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM USR1
 
 # Without SLURM_PROCID each task is a launcher, not a rank.
 srun --ntasks-per-node=1 --kill-on-bad-exit=0 env -u SLURM_PROCID \\
     @TRAIN@ &
 step=$!
-wait "$step"
-code=$?
-while kill -0 "$step" 2>/dev/null; do # a signal ended the wait, not the step
+code=
+while [ -z "$code" ]; do
+    signalled=
     wait "$step"
     code=$?
+    [ -z "$signalled" ] || code= # a signal ended the wait, perhaps not the step
 done
 
 # 69: a rank or a node was lost. 75: stopped on request, saved. Anything else would come again.

@@ -11,10 +11,10 @@ from stagewright.launch.job import Job, Value
 
 OPTIONS = (
     *("recipe", "set", "model", "weights", "epochs", "batch-size", "lr", "img-size", "seed", "spread", "workers"),
-    *("save-minutes", "tiny", "hold-test"),
+    *("save-minutes", "tiny", "hold-test", "no-pages"),
 )
 """Options of ``train`` that a job may carry."""
-FLAGS = ("tiny", "hold-test")
+FLAGS = ("tiny", "hold-test", "no-pages")
 
 
 def option_words(options: Mapping[str, Value]) -> list[str]:
