@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,15 +29,19 @@ from stagewright.cli.options import (
     Workers,
     recipe_request,
 )
+from stagewright.launch.train_command import OPTIONS
 from stagewright.storage.files import user_path
 from stagewright.system.output import tell
 
 if TYPE_CHECKING:
     from stagewright.launch.job import Job, Target
 
-On = Annotated[str, typer.Option("--on", metavar="TARGET", help="sagemaker, skypilot, slurm, jobset or docker.")]
+On = Annotated[
+    str | None, typer.Option("--on", metavar="TARGET", help="sagemaker, skypilot, slurm, jobset or docker; needed.")
+]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, max=1000, help="Number of machines.")]
 Gpus = Annotated[int, typer.Option("--gpus", min=0, max=64, help="GPUs of each machine; 0: it computes on the CPU.")]
+Cpus = Annotated[int | None, typer.Option("--cpus", min=1, help="Processor cores of each machine.")]
 Spot = Annotated[
     bool, typer.Option("--spot", help="Machines that may be taken away, at a lower price; needs --mirror.")
 ]
@@ -49,12 +53,29 @@ MirrorUrl = Annotated[
         help="Where the run's copy lies: s3://, gs:// or az://. On SageMaker: its checkpoints and its output.",
     ),
 ]
+Instance = Annotated[
+    str | None, typer.Option("--instance", help="Type of the machines, e.g. ml.g6.12xlarge; default: by --gpus.")
+]
+GpuType = Annotated[str | None, typer.Option("--gpu-type", help="skypilot: kind of GPU, e.g. L4 or H100.")]
+Cloud = Annotated[str | None, typer.Option("--cloud", help="skypilot: aws, gcp, azure, ...")]
+Region = Annotated[str | None, typer.Option("--region", help="Region of the machines.")]
+Zone = Annotated[str | None, typer.Option("--zone", help="skypilot, jobset: zone of the machines, or any.")]
+Partition = Annotated[str | None, typer.Option("--partition", help="slurm: the partition.")]
+Image = Annotated[str | None, typer.Option("--image", help="Name of the container image that is built.")]
+Role = Annotated[str | None, typer.Option("--role", help="sagemaker: ARN of the role.")]
+Disk = Annotated[int, typer.Option("--disk", min=10, max=16_000, help="Disk of each machine in GB.")]
+TimeLimit = Annotated[str, typer.Option("--time-limit", metavar="TIME", help="Longest time, e.g. 90m or 24h.")]
+CopyData = Annotated[
+    bool, typer.Option("--copy-data", help="sagemaker: copy DATA (s3://) to the machines before the run.")
+]
 Mounts = Annotated[
     list[str] | None,
     typer.Option(
         "--mount", metavar="SOURCE:PATH", help="docker: a folder, jobset: a volume claim, at PATH; repeatable."
     ),
 ]
+Name = Annotated[str | None, typer.Option("--name", help="Name of job and run; default: from the recipe.")]
+Out = Annotated[Path, typer.Option("--out", parser=user_path, metavar="PATH", help="Folder for the files.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +85,7 @@ def register(app: typer.Typer) -> None:
 
 def launch(
     data: Data,
-    on: On,
+    on: On = None,
     recipe: RecipeName = "auto",
     overrides: Overrides = None,
     model: Model = None,
@@ -82,76 +103,38 @@ def launch(
     no_pages: NoPages = False,
     nodes: Nodes = 1,
     gpus: Gpus = 1,
-    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Processor cores of each machine.")] = None,
+    cpus: Cpus = None,
     spot: Spot = False,
     mirror: MirrorUrl = None,
-    instance: Annotated[
-        str | None, typer.Option("--instance", help="Type of the machines, e.g. ml.g6.12xlarge; default: by --gpus.")
-    ] = None,
-    gpu_type: Annotated[str | None, typer.Option("--gpu-type", help="skypilot: kind of GPU, e.g. L4 or H100.")] = None,
-    cloud: Annotated[str | None, typer.Option("--cloud", help="skypilot: aws, gcp, azure, ...")] = None,
-    region: Annotated[str | None, typer.Option("--region", help="Region of the machines.")] = None,
-    zone: Annotated[str | None, typer.Option("--zone", help="skypilot, jobset: zone of the machines, or any.")] = None,
-    partition: Annotated[str | None, typer.Option("--partition", help="slurm: the partition.")] = None,
-    image: Annotated[str | None, typer.Option("--image", help="Name of the container image that is built.")] = None,
-    role: Annotated[str | None, typer.Option("--role", help="sagemaker: ARN of the role.")] = None,
-    disk: Annotated[int, typer.Option("--disk", min=10, max=16_000, help="Disk of each machine in GB.")] = 100,
-    time_limit: Annotated[
-        str, typer.Option("--time-limit", metavar="TIME", help="Longest time, e.g. 90m or 24h.")
-    ] = "24h",
-    copy_data: Annotated[
-        bool, typer.Option("--copy-data", help="sagemaker: copy DATA (s3://) to the machines before the run.")
-    ] = False,
+    instance: Instance = None,
+    gpu_type: GpuType = None,
+    cloud: Cloud = None,
+    region: Region = None,
+    zone: Zone = None,
+    partition: Partition = None,
+    image: Image = None,
+    role: Role = None,
+    disk: Disk = 100,
+    time_limit: TimeLimit = "24h",
+    copy_data: CopyData = False,
     mount: Mounts = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of job and run; default: from the recipe.")] = None,
-    out: Annotated[Path, typer.Option("--out", parser=user_path, metavar="PATH", help="Folder for the files.")] = Path(
-        "launch"
-    ),
+    name: Name = None,
+    out: Out = Path("launch"),
 ) -> None:
     """Write the files that start a run on SageMaker, SkyPilot, SLURM, Kubernetes (JobSet) or Docker; nothing is started."""
-    from stagewright.errors import RecipeError
     from stagewright.launch.checks import check_job, check_lanes
-    from stagewright.launch.instances import nearest
-    from stagewright.launch.job import TARGETS, Job, Machines
+    from stagewright.launch.job import Job, Machines
     from stagewright.launch.write import next_steps, write_job
 
-    targets: dict[str, Target] = {one: one for one in TARGETS}
-    if (target := targets.get(on)) is None:
-        raise RecipeError(f"--on {on}", ", ".join(TARGETS), f"--on {nearest(on, TARGETS)}")
+    target = _target(on)
     request = recipe_request(recipe, overrides, model, weights, epochs, batch_size, lr, img_size, seed, spread)
-    machines = Machines(
-        nodes=nodes,
-        gpus=gpus,
-        cpus=cpus,
-        instance=instance,
-        gpu_type=gpu_type,
-        spot=spot,
-        region=region,
-        zone=zone,
-        cloud=cloud,
-        partition=partition,
-        disk_gb=disk,
-        seconds=_seconds(time_limit),
-    )
+    seconds, where = _seconds(time_limit), (region, zone, cloud, partition)
+    machines = Machines(nodes, gpus, cpus, instance, gpu_type, spot, *where, disk_gb=disk, seconds=seconds)
     own_file = _recipe_file(recipe)
     spread = check_lanes(request.preliminary, machines, complete=not (request.is_auto or tiny))
-    options: dict[str, Any] = {
-        "recipe": recipe,
-        "set": tuple(overrides or ()) or None,
-        "model": model,
-        "weights": weights,
-        "epochs": epochs,
-        "batch-size": batch_size,
-        "lr": lr,
-        "img-size": img_size,
-        "seed": seed,
-        "spread": spread if spread > 1 else None,
-        "workers": workers,
-        "save-minutes": save_minutes if save_minutes != 10.0 else None,
-        "tiny": tiny,
-        "hold-test": hold_test,
-        "no-pages": no_pages,
-    }
+    asked = (recipe, tuple(overrides or ()), model, weights, epochs, batch_size, lr, img_size, seed)
+    more = (spread if spread > 1 else None, workers, save_minutes if save_minutes != 10.0 else None)
+    options = dict(zip(OPTIONS, (*asked, *more, tiny, hold_test, no_pages), strict=True))
     job = Job(
         target=target,
         name=name or _name(recipe),
@@ -159,7 +142,7 @@ def launch(
         options={
             key: value if isinstance(value, tuple | bool) else str(value)
             for key, value in options.items()
-            if value is not None and value is not False
+            if value not in (None, False, ())
         },
         machines=machines,
         mirror=mirror,
@@ -172,6 +155,18 @@ def launch(
     )
     check_job(job)
     _say(job, [str(path) for path in write_job(job, out)], next_steps(job, str(out)))
+
+
+def _target(on: str | None) -> Target:
+    from stagewright.errors import RecipeError
+    from stagewright.launch.instances import nearest
+    from stagewright.launch.job import TARGETS
+
+    targets: dict[str, Target] = {one: one for one in TARGETS}
+    if on is None or on not in targets:
+        near = "slurm" if on is None else nearest(on, TARGETS)
+        raise RecipeError("launch without --on" if on is None else f"--on {on}", ", ".join(TARGETS), f"--on {near}")
+    return targets[on]
 
 
 def _say(job: Job, written: list[str], steps: list[str]) -> None:
