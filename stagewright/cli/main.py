@@ -8,7 +8,6 @@ on request with the state saved (``stagewright resume``, or the same command for
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -17,13 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, launch, plan, predict, report, runs, study
+from stagewright.cli import compare, doctor, evaluate, finish, launch, plan, predict, report, runs, study
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
 from stagewright.cli.options import (
     PROBE_SECONDS,
-    AsJson,
     BatchSize,
     BudgetText,
     ComputeThreads,
@@ -269,6 +267,7 @@ predict.register(app)
 runs.register(app)
 compare.register(app)
 launch.register(app)
+doctor.register(app)
 
 
 @app.command()
@@ -278,17 +277,6 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 
     for name, library in list_models(pattern):
         print(f"{name:<48} {library}")
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
-    from stagewright.cli.machine_view import checks_view
-    from stagewright.preflight.doctor import run_checks, to_dicts
-    from stagewright.system.terminal import Terminal
-
-    checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
 
 
 @app.command()
