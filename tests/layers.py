@@ -11,7 +11,7 @@ LAYERS: list[list[str | tuple[str, ...]]] = [
     ["rundir", "bundle", "engine"],
     ["mirror"],
     ["training", "observers", "report", "trackers"],
-    [("preflight", "api", "study", "comparison")],
+    [("preflight", "api", "study", "comparison", "launch")],
     ["cli"],
     ["__main__"],
 ]

@@ -1,20 +1,18 @@
-"""Commands about this machine and what is installed: ``models``, ``doctor``, ``demo``."""
+"""Commands about what is installed: ``models``, ``demo``."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stagewright.cli.options import AsJson
 from stagewright.storage.files import user_path
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
-    for command in (models, doctor, demo):
+    for command in (models, demo):
         app.command()(command)
 
 
@@ -24,16 +22,6 @@ def models(pattern: Annotated[str, typer.Argument(help="Part of a name.")] = "")
 
     for name, library in list_models(pattern):
         print(f"{name:<48} {library}")
-
-
-def doctor(as_json: AsJson = False) -> None:
-    """Show this machine's resources, whether the native decoder is active, and how much slower it is without."""
-    from stagewright.cli.machine_view import checks_view
-    from stagewright.preflight.doctor import run_checks, to_dicts
-    from stagewright.system.terminal import Terminal
-
-    checks = run_checks()
-    print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
 
 
 def demo(

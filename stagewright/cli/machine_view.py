@@ -21,7 +21,8 @@ def checks_view(checks: Sequence[Check]) -> RenderableType:
     """Returns one row for each check."""
     table = Table.grid(padding=(0, 2))
     for check in checks:
-        table.add_row(Text("ok", "green") if check.good else Text("note", "yellow"), check.name, Text(check.text))
+        colour = {"ok": "green", "slow": "yellow", "will fail": "red"}[check.verdict]
+        table.add_row(Text(check.verdict, colour), check.name, Text(check.text))
     return table
 
 

@@ -17,7 +17,20 @@ from typing import Annotated, Any
 
 import typer
 
-from stagewright.cli import compare, evaluate, finish, machine, plan, predict, report, runs, study, track
+from stagewright.cli import (
+    compare,
+    doctor,
+    evaluate,
+    finish,
+    launch,
+    machine,
+    plan,
+    predict,
+    report,
+    runs,
+    study,
+    track,
+)
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.data import data_app
 from stagewright.cli.folds import FoldCount, is_folds, resume_folds, train_folds
@@ -291,6 +304,8 @@ predict.register(app)
 runs.register(app)
 compare.register(app)
 machine.register(app)
+launch.register(app)
+doctor.register(app)
 track.register(app)
 
 

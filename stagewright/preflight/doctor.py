@@ -34,6 +34,13 @@ class Check:
     good: bool
     """False if something could be improved."""
     text: str
+    fails: bool = False
+    """Whether a run will fail here."""
+
+    @property
+    def verdict(self) -> str:
+        """``ok``, ``slow``: a run works, and something could be improved, or ``will fail``."""
+        return "ok" if self.good else "will fail" if self.fails else "slow"
 
 
 def run_checks(*, seconds: float = 0.5) -> list[Check]:
@@ -136,4 +143,4 @@ def _photograph() -> bytes:
 
 def to_dicts(checks: list[Check]) -> list[dict[str, Any]]:
     """Returns the checks as plain data for JSON."""
-    return [{"name": check.name, "good": check.good, "text": check.text} for check in checks]
+    return [{"name": check.name, "good": check.good, "verdict": check.verdict, "text": check.text} for check in checks]

@@ -8,8 +8,7 @@ from pathlib import Path
 from stagewright.engine.lane_check import refuse_changed_buffers
 from stagewright.errors import WorldError
 from stagewright.model.zoo import create_with_report
-from stagewright.plan.plan import Measured
-from stagewright.plan.resolve import stage_lanes
+from stagewright.plan.recipe_lanes import recipe_lanes
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.device import choose_device
 from stagewright.system.isolation import preserve_global_state
@@ -40,25 +39,12 @@ def check_early(recipe: Recipe, processes: int, device: str, *, complete: bool) 
     spread = recipe.spread if recipe.spread > 1 else processes
     if spread == 1 and recipe.micro_batch_size == "auto":
         return
-    lanes = _lanes(recipe, processes) if complete else {"": spread}
+    lanes = recipe_lanes(recipe, processes) if complete else {"": spread}
     fitted = recipe.micro_batch_size == "auto" and choose_device(device).type == "cuda"
     if not fitted:  # else as many images as fit into memory may make more lanes
         check_processes(min(lanes.values(), default=spread), processes)
     if complete and max(lanes.values(), default=1) > 1 and is_named(recipe.model.name):
         _check_own_network(recipe, lanes)
-
-
-def _lanes(recipe: Recipe, processes: int) -> dict[str, int]:
-    """Returns the number of lanes of each stage that trains by updates, by its name."""
-    measured = Measured(spread=processes if recipe.spread == 1 else None)
-    found: dict[str, int] = {}
-    for stage in recipe.resolved_stages():
-        assert stage.batch_size and stage.name
-        batch = stage.batch_size
-        micro = batch if recipe.micro_batch_size == "auto" else min(recipe.micro_batch_size, batch)
-        if stage.fit == "updates":
-            found[stage.name] = stage_lanes(recipe, measured, stage.name, batch, micro)
-    return found
 
 
 def _check_own_network(recipe: Recipe, lanes: dict[str, int]) -> None:

@@ -1,0 +1,1 @@
+"""Files that start a run on SageMaker, SkyPilot, SLURM, Kubernetes (JobSet) or Docker; nothing is started."""
