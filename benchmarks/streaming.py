@@ -53,8 +53,8 @@ FIELDS: dict[str, Any] = {
     "image_size": 64,
     "batch_size": 64,
     "lr": 0.01,
-    "epochs": "3ep",
-    "eval": {"every": "3ep"},
+    "epochs": "2ep",
+    "eval": {"every": "2ep"},
     "augment": {"crop": "random_resized", "flip": 0.5},
 }
 
@@ -141,10 +141,12 @@ def main() -> None:
                 summary = train(source, run, root / "recipe.yaml", int(given.cache * size), own)
                 ends[name] = (run / "steps.csv").read_text()
                 rows[name].append({"images/s": summary["images_per_second"], "load": load})
+                print(name, rows[name][-1], file=sys.stderr, flush=True)
             assert ends["disk"] == ends["store"], "the steps differ"
             for name, source in (("loader, disk", str(local)), ("loader, store", url)):
                 os.environ["STAGEWRIGHT_CACHE"] = str(root / f"loader-{number}-{name}")
                 rows[name].append(load_all(source, int(given.cache * size)))
+                print(name, rows[name][-1], file=sys.stderr, flush=True)
         os.environ["STAGEWRIGHT_CACHE"] = str(root / "all")
         fits = load_all(url, 2 * size, 2)
     medians = {name: statistics.median(row["images/s"] for row in found) for name, found in rows.items()}
