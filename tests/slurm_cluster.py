@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-_NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "srun")
+_NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "srun")
 _CONF = """\
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -134,7 +134,18 @@ def slurm_cluster(folder: Path, names: Sequence[str]) -> Iterator[Cluster]:
         for name in names:
             daemons.enter_context(_daemon(cluster, *with_names, "slurmd", "-D", "-N", name))
         _until(lambda: _idle(cluster) == len(names), cluster)
-        yield cluster
+        try:
+            yield cluster
+        finally:
+            _end_jobs(cluster)
+
+
+def _end_jobs(cluster: Cluster) -> None:
+    """Cancels what still runs, and waits until its processes have ended; they would outlive the daemons."""
+    end = time.monotonic() + 60
+    while (jobs := cluster.call("squeue", "--noheader", "--format", "%A").split()) and time.monotonic() < end:
+        cluster.call("scancel", *jobs)
+        time.sleep(0.5)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _LONGEST = 60.0
 
 
 @dataclass(frozen=True)
-class Interconnect:
+class _Interconnect:
     """What was measured."""
 
     ranks: int
@@ -39,7 +39,7 @@ class Interconnect:
     """Whether all processes had the same bits after both."""
 
 
-def measure_interconnect(ranks: int, device: str, *, seconds: float = 5.0) -> Interconnect:
+def measure_interconnect(ranks: int, device: str, *, seconds: float = 5.0) -> _Interconnect:
     """Returns the rates between ``ranks`` processes on ``device`` (``cpu`` or ``cuda``), measured for ``seconds``, half of them
     each. RuntimeError with what a process said if one has failed."""
     with tempfile.TemporaryDirectory(prefix="stagewright-doctor-") as folder:
@@ -62,7 +62,7 @@ def measure_interconnect(ranks: int, device: str, *, seconds: float = 5.0) -> In
         for one, (_, errors) in zip(processes, said, strict=True):
             if one.returncode:
                 raise RuntimeError(errors.strip().splitlines()[-1] if errors.strip() else f"exit code {one.returncode}")
-        return Interconnect(**json.loads(said[0][0].splitlines()[-1]))
+        return _Interconnect(**json.loads(said[0][0].splitlines()[-1]))
 
 
 def _main(device: str, seconds: float) -> None:
@@ -94,7 +94,7 @@ def _main(device: str, seconds: float) -> None:
     dist.all_gather_object(digests, hashlib.sha256(content).hexdigest())
     if rank == 0:
         sent = length * 4 * (size - 1) / size
-        found = Interconnect(size, backend, 2 * sent * reduced, sent * exchanged, len(set(digests)) == 1)
+        found = _Interconnect(size, backend, 2 * sent * reduced, sent * exchanged, len(set(digests)) == 1)
         print(json.dumps(asdict(found)), flush=True)
     dist.barrier()
     dist.destroy_process_group()
