@@ -156,7 +156,8 @@ def test_wandb_says_that_rows_differ(run: RunDir) -> None:
         assert f"to send all anew: stagewright track {run.root} --to wandb --rebuild" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["mlflow", pytest.param("wandb", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_run_of_another_place_under_the_id_is_refused(run: RunDir, tmp_path: Path, name: str) -> None:
     """The same plan in a directory of the same name on another machine: the service has a run with this id already."""
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
