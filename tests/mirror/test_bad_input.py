@@ -174,6 +174,7 @@ def test_a_mirror_can_be_ended_and_begun_at_any_resume(train: Type, type_: Type,
     assert complete_steps(names_in(open_store(f"{bucket}/late"), bucket))[0] == 3
 
 
+@pytest.mark.long
 def test_a_start_at_step_0_is_not_hidden_behind_a_newer_mirror(
     train: Type, type_: Type, bucket: str, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_names_that_lead_out_of_the_directory_are_not_written(
     assert not {".hidden", "e", "other.txt"} & found
 
 
+@pytest.mark.long
 def test_an_old_run_forks_without_its_mirror(train: Type, type_: Type, bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/run"
     assert train(url)[0] == 0
