@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ClaimedSummary:
+class _ClaimedSummary:
     """What this process has done, and what is there."""
 
     url: str
@@ -87,7 +87,7 @@ def predict_claimed(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     say: Say = lambda text: None,
-) -> ClaimedSummary:
+) -> _ClaimedSummary:
     """Answers blocks of the images of ``data`` until all are answered; other processes may do the same at the same time.
 
     Writes ``block-00000.parquet`` and so on below ``out``, a URL: the columns of :func:`schema`, one row for each image. ``top``
@@ -115,7 +115,7 @@ def predict_claimed(
         lambda: f"kept: {counted(work.blocks, 'block')} of this process, in {claims.url}; the rest is free for others"
     ):
         _carry_out(work, blocks, progress)
-    return ClaimedSummary(claims.url, len(blocks), len(manifest), work.blocks, work.images, work.failed)
+    return _ClaimedSummary(claims.url, len(blocks), len(manifest), work.blocks, work.images, work.failed)
 
 
 def schema(top: int) -> pa.Schema:
