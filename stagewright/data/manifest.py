@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from stagewright.errors import DataError
 from stagewright.storage.files import read_parsed
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
-_OBJECTS = TypeAdapter(tuple[StoredObject, ...])
 _STAMPS = ("bytes", "mtime_ns", "ctime_ns")
 _KEY = b"stagewright.manifest"
 _VERSION = 1
@@ -226,7 +224,7 @@ class Manifest:
             stamps=_stamps(table),
             variant=head.get("variant", ""),
             blocks=_integers(table, "block", np.int32) if "block" in table.column_names else None,
-            objects=_OBJECTS.validate_python(head.get("objects", [])),
+            objects=_objects(head.get("objects", [])),
             hash_of=head.get("hash_of", ""),
         )
         if manifest.digest != head["digest"]:
@@ -238,6 +236,14 @@ def _stamps(table: pa.Table) -> NDArray[np.int64] | None:
     if not set(_STAMPS) <= set(table.column_names):
         return None
     return np.stack([_integers(table, name, np.int64) for name in _STAMPS], axis=1)
+
+
+def _objects(rows: Any) -> tuple[StoredObject, ...]:
+    """Returns the files of an object store that a manifest names; ValueError for anything else."""
+    found = tuple(StoredObject(*row) for row in rows if isinstance(row, list) and len(row) == 3)
+    if len(found) != len(rows) or any([type(value) for value in one] != [str, int, str] for one in found):
+        raise ValueError("its objects are damaged")
+    return found
 
 
 def _integers(table: pa.Table, name: str, kind: type[np.signedinteger]) -> NDArray[Any]:

@@ -102,7 +102,7 @@ def fetch_files(url: str, wanted: Sequence[StoredObject], say: Say) -> Path:
         raise StorageError(
             f"{free / 1e9:.3g} GB are free in {folder}, and {url} needs {size / 1e9:.3g} GB",
             "enough space for a copy",
-            "set STAGEWRIGHT_CACHE to a larger disk, or pack it on a machine with one: stagewright data pack --out s3://...",
+            "set STAGEWRIGHT_CACHE to a larger disk, or pack it on a machine with one: stagewright data pack --out URL",
         )
     store = open_store(url)
     try:
