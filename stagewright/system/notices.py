@@ -54,7 +54,7 @@ class Notice:
         return f"{self.provider} takes this machine away in {max(0, round(self.seconds))} s ({self.what})"
 
 
-class Service(Protocol):
+class _Service(Protocol):
     """A metadata service."""
 
     provider: Provider
@@ -72,7 +72,7 @@ def slow_save(saving: float, notice: float) -> str:
     )
 
 
-def find_service(environment: Mapping[str, str] = os.environ) -> Service | None:
+def find_service(environment: Mapping[str, str] = os.environ) -> _Service | None:
     """Returns the metadata service of this machine, or None if none answers; takes at most some seconds."""
     if environment.get(OFF, "").lower() in ("off", "0", "false", "no"):
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import obstore
 import pytest
+from commands import typed
 from object_server import ObjectServer
 
 from stagewright.errors import StorageError
@@ -70,3 +72,18 @@ def test_a_store_that_refuses_conditions_is_found_out(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="--mirror-unfenced"):
         try_rights(open_store(url), url)
     assert try_rights(open_store(url), url, unfenced=True) is False
+
+
+def test_doctor_tries_a_store(
+    bucket: str, object_server: ObjectServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the rest of the machine, which takes time: as ``doctor --mirror URL`` does."""
+    monkeypatch.setattr("stagewright.preflight.doctor.run_checks", lambda: [])
+    monkeypatch.setattr("stagewright.preflight.doctor_machine.machine_checks", lambda *_, **__: [])
+    code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", f"{bucket}/run", "--json")
+    assert code == 0 and "conditional writes work" in out
+    with object_server.fault("forbidden", method="PUT"):
+        code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", f"{bucket}/run", "--json")
+    assert code == 2 and [one["name"] for one in json.loads(out)] == ["mirror"] and "no rights" in out
+    code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", "s3://no-such-bucket-at-all", "--json")
+    assert code == 2 and "no such bucket" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ def counting(num_classes: int) -> nn.Module:
     return Counting(num_classes)
 
 
-def prepared(tmp_path: Path, processes: int, base: str | dict[str, object], *overrides: str) -> None:
+def prepared(tmp_path: Path, processes: int, base: str | Mapping[str, object], *overrides: str) -> None:
     """Prepares a run of pictures that are not there: what is refused later is refused as missing data."""
-    recipe = base if isinstance(base, str) else recipes.from_dict(base)
+    recipe = base if isinstance(base, str) else recipes.from_dict(dict(base))
     execution = Execution(device="cpu", processes=processes)
     prepare(tmp_path / "nothing", RecipeRequest(recipe, overrides=overrides), execution, print)
 
