@@ -9,9 +9,12 @@ quarter of the bytes of float32.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import sys
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -92,7 +95,22 @@ def load_batches(  # many arguments, but most are independent options, given by 
         else _HostBatch(images, spec, pin_memory, times)
         for spec in specs
     )
-    return _load_in_threads(batches, max(workers, 1), prefetch if workers else 0, times, on_slow or _ignore_slow, stop)
+    ahead = prefetch if workers else 0
+    loaded = _load_in_threads(batches, max(workers, 1), ahead, times, on_slow or _ignore_slow, stop)
+    _open.add(loaded)
+    return loaded
+
+
+_open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+"""The loaders that are neither closed nor exhausted nor collected, and some that are."""
+
+
+@atexit.register
+def _close_open() -> None:
+    """Ends loaders that a program leaves open. Later, Python has forgotten the modules that this needs."""
+    for loader in list(_open):
+        with contextlib.suppress(Exception):  # another thread may be in it
+            loader.close()
 
 
 def _load_in_threads(
