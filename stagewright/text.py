@@ -192,6 +192,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {names[match[0]]!r}?" if match else ""
 
 
+def most_like(word: str, known: Iterable[str]) -> str:
+    """Returns the one of ``known``, at least one, that is most similar to ``word``, however little. Upper and lower case do not
+    matter."""
+    names = {name.lower(): name for name in known}
+    return names[difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.0)[0]]
+
+
 def near_names(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
     """Returns for each of ``names`` the one of ``known`` that is nearly the same, if there is one; each is used once.
 

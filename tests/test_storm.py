@@ -21,6 +21,7 @@ def test_a_storm(storm: str, count: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_finishes_of_killed_runs() -> None:
     raise_storm(STORM.with_name("finishes.py"), "--count", "2")
 

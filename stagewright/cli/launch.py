@@ -159,12 +159,12 @@ def launch(
 
 def _target(on: str | None) -> Target:
     from stagewright.errors import RecipeError
-    from stagewright.launch.instances import nearest
     from stagewright.launch.job import TARGETS
+    from stagewright.text import most_like
 
     targets: dict[str, Target] = {one: one for one in TARGETS}
     if on is None or on not in targets:
-        near = "slurm" if on is None else nearest(on, TARGETS)
+        near = "slurm" if on is None else most_like(on, TARGETS)
         raise RecipeError("launch without --on" if on is None else f"--on {on}", ", ".join(TARGETS), f"--on {near}")
     return targets[on]
 

@@ -65,7 +65,6 @@ from stagewright.cli.options import (
     Weights,
     Workers,
     amounts,
-    budget_limit,
     recipe_request,
     refuse_alone,
     speaker,
@@ -87,6 +86,7 @@ from stagewright.cli.processes import (
 )
 from stagewright.cli.recipes import recipes_app
 from stagewright.cli.track import Track, chosen_trackers
+from stagewright.cli.train_options import asked_budget, check_resume, metric_observers, told
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.errors import Cancelled, MirrorError, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
@@ -174,8 +174,8 @@ def train(
     """Plan, train, evaluate and report."""
     only_alone = {"--folds": folds, "--budget": budget}
     launch_if_asked((nproc, nnodes, rdzv), (grace, max_restarts), threads, device, only_alone)
-    limit = _budget(budget, price, probe_seconds, epochs)
-    _check_resume(resume, out)
+    limit = asked_budget(budget, price, probe_seconds, epochs)
+    check_resume(resume, out)
     from stagewright.api import train as training
     from stagewright.plan.execution import Execution
 
@@ -192,7 +192,7 @@ def train(
         quiet=quiet,
         **amounts(save_minutes, probe_seconds, cache_gb, get_price),
     )
-    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **_told(metric_lines, quiet)}
+    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told(metric_lines, quiet)}
     if folds is not None:
         refuse_alone("--until", until is not None, "a single run")
         refuse_alone("--mirror", mirror is not None, "a single run")
@@ -272,7 +272,7 @@ def resume(
         single["--verify"] = verify != "changed"
         for flag, given in single.items():
             refuse_alone(flag, bool(given), "the directory of a single run, such as one of the folds,")
-        resume_folds(Path(run), execution, _metric_lines(metric_lines), quiet)
+        resume_folds(Path(run), execution, metric_observers(metric_lines), quiet)
         return
 
     def lead(execution: Execution, own: Any) -> Any:
@@ -281,7 +281,7 @@ def resume(
             out=out,
             overrides=overrides or (),
             execution=execution,
-            observers=_metric_lines(metric_lines),
+            observers=metric_observers(metric_lines),
             from_start=from_start,
             data=data,
             verify=verify == "data",
@@ -307,33 +307,6 @@ machine.register(app)
 launch.register(app)
 doctor.register(app)
 track.register(app)
-
-
-def _budget(budget: str | None, price: float | None, probe_seconds: float, epochs: str | None) -> Any:
-    """Returns the budget of a training, or None; RecipeError for options that need one."""
-    refuse_alone("--price", price is not None and budget is None, "--budget")
-    refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and budget is None, "--budget")
-    return budget_limit(budget, price, epochs)
-
-
-def _check_resume(resume: str, out: Path | None) -> None:
-    """RecipeError for a ``--resume`` that is none, or that does not know of which run."""
-    if resume not in ("auto", "never"):
-        raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
-    if resume == "auto" and out is None:
-        raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
-
-
-def _told(metric_lines: bool, quiet: bool) -> dict[str, Any]:
-    """Returns who is told of a training, as arguments of it."""
-    return {"observers": _metric_lines(metric_lines), "say": speaker(quiet)}
-
-
-def _metric_lines(enabled: bool) -> Any:
-    """Returns the observers for ``--metric-lines``."""
-    from stagewright.observers.metric_lines import MetricLines
-
-    return [MetricLines()] if enabled else []
 
 
 _OUTLIVING = (

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 
 from stagewright.errors import RecipeError, WorldError
-from stagewright.launch.instances import SAGEMAKER, SKYPILOT_GPUS, USUAL, gpu_counts, nearest, nearest_with
+from stagewright.launch.instances import SAGEMAKER, SKYPILOT_GPUS, USUAL, gpu_counts, nearest_with
 from stagewright.launch.job import ANY, Job, Machines, Target, is_named, is_url, region_of
 from stagewright.plan.recipe_lanes import recipe_lanes
 from stagewright.recipe.recipe import Recipe
+from stagewright.text import most_like
 
 _VANISHING: tuple[Target, ...] = ("sagemaker", "skypilot", "jobset")
 """Targets whose disks are gone when the job ends."""
@@ -149,7 +150,7 @@ def _check_sagemaker(job: Job) -> None:
             raise RecipeError(f"--gpus {gpus} with --on sagemaker", f"types have {counts} GPUs", f"--gpus {near}")
         return
     if instance not in SAGEMAKER:
-        near = nearest(instance, [name for name, count in SAGEMAKER.items() if count == gpus] or SAGEMAKER)
+        near = most_like(instance, [name for name, count in SAGEMAKER.items() if count == gpus] or SAGEMAKER)
         raise RecipeError(
             f"--instance {instance} is not a type of SageMaker's training",
             f"{len(SAGEMAKER)} types such as ml.g6.12xlarge",
@@ -168,7 +169,7 @@ def _check_skypilot(job: Job) -> None:
     machines = job.machines
     if machines.cloud is not None and machines.cloud not in _CLOUDS:
         raise RecipeError(
-            f"--cloud {machines.cloud}", ", ".join(_CLOUDS), f"--cloud {nearest(machines.cloud, _CLOUDS)}"
+            f"--cloud {machines.cloud}", ", ".join(_CLOUDS), f"--cloud {most_like(machines.cloud, _CLOUDS)}"
         )
     kind = machines.gpu_type
     if machines.gpus and kind is None and machines.instance is None:
@@ -179,7 +180,7 @@ def _check_skypilot(job: Job) -> None:
         )
     if kind is not None and kind not in SKYPILOT_GPUS:
         raise RecipeError(
-            f"--gpu-type {kind}", f"one of {', '.join(SKYPILOT_GPUS)}", f"--gpu-type {nearest(kind, SKYPILOT_GPUS)}"
+            f"--gpu-type {kind}", f"one of {', '.join(SKYPILOT_GPUS)}", f"--gpu-type {most_like(kind, SKYPILOT_GPUS)}"
         )
     if machines.instance is not None and machines.instance.startswith("ml."):
         raise RecipeError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+from stagewright.text import most_like
 
 _SIZES = "large xlarge 2xlarge 4xlarge 8xlarge 12xlarge 16xlarge 24xlarge"
 _CPU = {
@@ -87,18 +86,11 @@ SKYPILOT_GPUS = (
 """SkyPilot's names of common GPUs."""
 
 
-def nearest(text: str, names: Iterable[str]) -> str:
-    """Returns the name that is most like ``text``, upper and lower case alike."""
-    by_lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.0)
-    return by_lower[found[0]]
-
-
 def nearest_with(instance: str, gpus: int) -> str:
     """Returns the type of SageMaker with ``gpus`` GPUs that is most like ``instance``: of its family, if that has one."""
     fitting = [name for name, count in SAGEMAKER.items() if count == gpus]
     family = [name for name in fitting if name.split(".")[1] == instance.split(".")[1]]
-    return nearest(instance, family or fitting)
+    return most_like(instance, family or fitting)
 
 
 def gpu_counts() -> list[int]:

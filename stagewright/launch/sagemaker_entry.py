@@ -21,10 +21,10 @@ from types import FrameType
 from typing import IO, Any
 
 from stagewright.errors import RecipeError, StagewrightError, StorageError
-from stagewright.launch.instances import nearest
 from stagewright.launch.job import PORT, STOPPED, Value
 from stagewright.launch.train_command import FLAGS, OPTIONS, option_words
 from stagewright.storage.json_text import parse_json, parse_object
+from stagewright.text import most_like
 
 ROOT = Path("/opt/ml")
 RUN = ROOT / "checkpoints" / "run"
@@ -77,7 +77,9 @@ def read_parameters(data: bytes | None) -> dict[str, str]:
     for name, value in found.items():
         if name not in _KEYS:
             raise RecipeError(
-                f"the hyperparameter {name!r} is unknown", ", ".join(_KEYS), f"perhaps {nearest(name, _KEYS)} was meant"
+                f"the hyperparameter {name!r} is unknown",
+                ", ".join(_KEYS),
+                f"perhaps {most_like(name, _KEYS)} was meant",
             )
         if not isinstance(value, str):
             raise RecipeError(
@@ -219,7 +221,11 @@ def _read(name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}", "a file that can be read") from error
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror or error}",
+            "a file that can be read",
+            "start the container as SageMaker does",
+        ) from error
 
 
 def _object(data: bytes | None, name: str) -> dict[str, Any]:

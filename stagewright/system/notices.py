@@ -76,7 +76,7 @@ def find_service(environment: Mapping[str, str] = os.environ) -> _Service | None
     """Returns the metadata service of this machine, or None if none answers; takes at most some seconds."""
     if environment.get(OFF, "").lower() in ("off", "0", "false", "no"):
         return None
-    for make in (Aws, GoogleCloud, Azure):
+    for make in (_Aws, _GoogleCloud, _Azure):
         with contextlib.suppress(OSError, http.client.HTTPException):
             if (found := make.found(environment)) is not None:
                 return found
@@ -113,7 +113,7 @@ def _watch(
         ends.wait(EVERY)
 
 
-class Aws:
+class _Aws:
     """Spot instances of EC2 (docs: "Spot Instance interruption notices")."""
 
     provider: Provider = "AWS"
@@ -122,7 +122,7 @@ class Aws:
         self._host, self._token, self._until = host, "", 0.0
 
     @classmethod
-    def found(cls, environment: Mapping[str, str]) -> Aws | None:
+    def found(cls, environment: Mapping[str, str]) -> _Aws | None:
         """Returns the service if it answers as IMDSv2."""
         if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             return None
@@ -153,7 +153,7 @@ class Aws:
         return bool(self._token)
 
 
-class GoogleCloud:
+class _GoogleCloud:
     """Spot and preemptible machines of Compute Engine (docs: "Spot VMs", preemption process)."""
 
     provider: Provider = "Google Cloud"
@@ -162,7 +162,7 @@ class GoogleCloud:
         self._host = host
 
     @classmethod
-    def found(cls, environment: Mapping[str, str]) -> GoogleCloud | None:
+    def found(cls, environment: Mapping[str, str]) -> _GoogleCloud | None:
         """Returns the service if it answers with Google's header."""
         service = cls(environment.get("GCE_METADATA_HOST") or ADDRESS)
         status, headers, _ = service._preempted()
@@ -179,7 +179,7 @@ class GoogleCloud:
         return _request(self._host, "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
 
 
-class Azure:
+class _Azure:
     """Virtual machines of Azure (docs: "Scheduled Events for Linux VMs")."""
 
     provider: Provider = "Azure"
@@ -188,7 +188,7 @@ class Azure:
         self._host, self._name = host, ""
 
     @classmethod
-    def found(cls, environment: Mapping[str, str]) -> Azure | None:
+    def found(cls, environment: Mapping[str, str]) -> _Azure | None:
         """Returns the service if it answers with scheduled events."""
         service = cls(environment.get("AZURE_METADATA_HOST") or ADDRESS)
         if service._events() is None:

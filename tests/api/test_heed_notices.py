@@ -58,6 +58,7 @@ def test_a_notice_stops_a_run_saved(tmp_path: Path) -> None:
     assert unequal(whole, run) == []
 
 
+@pytest.mark.long
 def test_a_save_that_takes_longer_than_the_notice_is_told(tmp_path: Path) -> None:
     """At the first save; in a run that goes on, at its start, by how long it took before."""
     data, recipe = write_pictures(tmp_path / "stripes"), mirror_recipe(tmp_path, steps=4)

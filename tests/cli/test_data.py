@@ -138,6 +138,7 @@ def test_wrong_words_are_told_what_is_allowed(call: Call, photos: Path) -> None:
         assert code == 2 and allowed in complaint, words
 
 
+@pytest.mark.long
 def test_doctor_says_which_decoder_is_active_and_what_the_other_costs(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

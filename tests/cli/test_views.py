@@ -127,7 +127,7 @@ def test_checks_say_which_are_good() -> None:
     text = shown(checks_view([Check("decoder", True, "native [b]"), Check("cache", False, "full")]))
     assert [line.split() for line in text.splitlines()] == [
         ["ok", "decoder", "native", "[b]"],
-        ["note", "cache", "full"],
+        ["slow", "cache", "full"],
     ]
 
 

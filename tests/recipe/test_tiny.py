@@ -23,7 +23,13 @@ from stagewright.rundir.events import read_events
 INFO = DatasetInfo(num_train=64, num_val=32, num_test=32, classes=("a", "b", "c"), digest="tiny")
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+SOON = ("finetune", "standard", "progressive", "quick")
+"""Those of the shipped recipes whose tiny run is no long test."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOON else pytest.param(name, marks=pytest.mark.long) for name in recipes.shipped()]
+)
 def test_a_tiny_run_goes_through_every_stage(name: str, picture_folder: Path, tmp_path: Path) -> None:
     stages = recipes.load(name).resolved_stages()
     heard: list[str] = []

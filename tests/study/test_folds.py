@@ -275,6 +275,7 @@ def test_the_command_line(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.long
 def test_a_stop_on_the_command_line_has_code_75(picture_folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(picture_folder, tmp_path / "out"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

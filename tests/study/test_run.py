@@ -100,7 +100,19 @@ def test_only_the_confirmation_opens_the_test_part(confirmed: tuple[Study, Ledge
     assert any(line.startswith("Confirming") for line in said)
 
 
-WITHOUT_A_RUN = {"train", "plan", "lr-find", "resume-check", "models", "doctor", "demo", "recipes", "data", "study"}
+WITHOUT_A_RUN = {
+    "train",
+    "plan",
+    "lr-find",
+    "resume-check",
+    "models",
+    "doctor",
+    "demo",
+    "recipes",
+    "data",
+    "study",
+    "launch",
+}
 """Commands that take no run: what they read of DATA is no run's test part."""
 
 
@@ -138,6 +150,7 @@ def test_no_command_opens_the_test_part_of_a_search_run(
         ["compare", run, other, "--format", "json"],
         ["runs", run.parent, "--json"],
         ["evaluate", run, "--split", "val"],
+        ["track", run, "--to", "tensorboard"],
     ]
     for words in refused:
         code, out, err = typed(capsys, monkeypatch, *words)

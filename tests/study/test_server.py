@@ -288,6 +288,7 @@ def test_a_server_that_goes_away_and_comes_back_loses_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_end_while_the_server_is_away(tmp_path: Path, picture_folder: Path, server: Any, url: str) -> None:
     """The end of a run is told when the server is back."""
     world = World(tmp_path, picture_folder, url, 60, [0.01])

@@ -105,6 +105,7 @@ follow.Follower(RunDir(Path(sys.argv[1])), sys.argv[2], lambda seconds: True, pr
 """
 
 
+@pytest.mark.long
 def test_mlflow_takes_a_part_that_comes_twice_once(run: RunDir, tmp_path: Path) -> None:
     """Writes: 1 opened, 2 and 3 around the first part; then 1 opened, 2 after the same part, 3 and 4 around the second."""
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}

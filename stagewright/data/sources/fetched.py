@@ -166,10 +166,10 @@ def _fetch_table(root: str, name: str, settings: Data, say: Say) -> str:
     if name not in found:
         raise DataError(f"there is no {root}/{name}", "a table that exists", "check the URL")
     table = fetch_files(root, [found[name]], say) / name
-    if (paths := path_column(table, settings)) is None:  # the images are inside of it
+    if (column := path_column(table, settings)) is None:  # the images are inside of it
         return str(table)
     base = f"{settings.images.strip('/')}/" if settings.images else ""
-    named = {f"{base}{path.removeprefix('./')}" for path in paths if path}
+    named = {f"{base}{path.removeprefix('./')}" for path in column[1] if path}
     wanted = [found[name], *(one for key, one in found.items() if key in named)]
     return str(fetch_files(root, wanted, say) / name)
 

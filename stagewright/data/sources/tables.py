@@ -119,26 +119,27 @@ class _TablePaths:
 def list_paths(file: Path, settings: Data) -> _TablePaths:
     """Returns the files that the table ``file`` names, in the order of its rows; only its paths are used. A file in several rows
     comes once. DataError if there is no column of paths, or if no file exists."""
-    base, names = _image_folder(file, settings), path_column(file, settings) or []
+    column, names = path_column(file, settings) or ("", [])
+    base = _image_folder(file, settings)
     match = match_files(str(base), [_expand_home(base, name) for name in names])
-    reasons = {row: reason if names[row] else "no path" for row, reason in match.reasons.items()}
+    reasons = {row: reason if names[row] else f"no path in column '{column}'" for row, reason in match.reasons.items()}
     files = [base / path for path in dict.fromkeys(match.paths) if path is not None]
     if not files:
         raise _no_files(file, base, names, reasons, classes=False)
     lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
-    return _TablePaths(files, lost, (*match.notes,))
+    return _TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
 
 
-def path_column(file: Path, settings: Data) -> list[str] | None:
-    """Returns the paths in the table ``file``, row by row; None if it is a Parquet file that contains its images. DataError if
-    there is no column of paths."""
+def path_column(file: Path, settings: Data) -> tuple[str, list[str]] | None:
+    """Returns the column of paths in the table ``file`` and its values, row by row; None if it is a Parquet file that contains
+    its images. DataError if there is no such column."""
     if file.suffix.lower() == ".parquet" and image_column(file, settings.path) is not None:
         return None
     table = read_text(file)
     column = _column(file, table.column_names, settings.path, PATH_NAMES, "path")
     if column is None:
         raise _no_column(file, table.column_names, "path")
-    return table[column].to_pylist()
+    return column, table[column].to_pylist()
 
 
 def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:

@@ -203,6 +203,7 @@ def test_other_formats_are_named(names: list[str], what: str, tmp_path: Path, bu
         assert "webdataset (ShardWriter: KEY.jpg and KEY.cls)" in error.remedy and "not compressed" in error.allowed
 
 
+@pytest.mark.long
 def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("hf:nobody/nothing").given.endswith(": STAGEWRIGHT_OFFLINE is set")
     monkeypatch.delenv("STAGEWRIGHT_OFFLINE")
