@@ -27,11 +27,10 @@ from stagewright.distributed.environment import read_place
 from stagewright.distributed.heartbeat import Heartbeat, explain_lost
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.distributed.world import World, join_world
-from stagewright.engine.lanes import sums_in_order
-from stagewright.errors import RankLost, RecipeError
+from stagewright.errors import RankLost
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
-from stagewright.preflight.early_lanes import check_processes
+from stagewright.preflight.early_lanes import check_compress, check_processes
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.storage.files import write_whole
@@ -77,13 +76,7 @@ class Party:
         plan, run = inputs.plan, inputs.run
         restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
         check_processes(plan.most_devices, self.world.size, None if restored is None else run.root)
-        if inputs.execution.compress and sums_in_order(plan, self.world.device):
-            raise RecipeError(
-                "--compress bf16 where gradients are added in a fixed order "
-                + ("(deterministic: true)" if plan.recipe.deterministic else "(on a CPU)"),
-                "--compress bf16 on GPUs with deterministic: false",
-                "leave it out; the same bits on any number of devices need whole gradients",
-            )
+        check_compress(inputs.execution.compress, plan.recipe.deterministic, self.world.device.type == "cpu")
         step = None if restored is None else restored.step
         del restored
         self.has_led = True

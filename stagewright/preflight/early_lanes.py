@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from stagewright.engine.lane_check import refuse_changed_buffers
-from stagewright.errors import WorldError
+from stagewright.errors import RecipeError, WorldError
 from stagewright.model.zoo import create_with_report
 from stagewright.plan.recipe_lanes import recipe_lanes
 from stagewright.recipe.recipe import Recipe
@@ -28,6 +28,17 @@ def check_processes(lanes: int, processes: int, run: Path | None = None) -> None
         f"1 to {lanes} processes",
         f"start {lanes}, or {fork or f'plan with --spread {processes}'}",
     )
+
+
+def check_compress(asked: bool, deterministic: bool, on_cpu: bool) -> None:
+    """Raises RecipeError where gradients are to be sent compressed, but are added in a fixed order."""
+    if asked and (deterministic or on_cpu):
+        raise RecipeError(
+            "--compress bf16 where gradients are added in a fixed order "
+            + ("(deterministic: true)" if deterministic else "(on a CPU)"),
+            "--compress bf16 on GPUs with deterministic: false",
+            "leave it out; the same bits on any number of devices need whole gradients",
+        )
 
 
 def check_early(recipe: Recipe, processes: int, device: str, *, complete: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stagewright.api.prepare import prepare
 from stagewright.errors import DataError, ModelError, RecipeError, WorldError
 from stagewright.plan.execution import Execution
-from stagewright.preflight.early_lanes import check_processes
+from stagewright.preflight.early_lanes import check_compress, check_processes
 from stagewright.recipe import recipes
 from stagewright.recipe.request import RecipeRequest
 
@@ -89,3 +89,13 @@ def test_the_fork_is_named() -> None:
     assert (
         "start 1, or fork" in caught.value.remedy and "stagewright resume runs/a --set spread=3" in caught.value.remedy
     )
+
+
+def test_compressed_gradients_in_a_fixed_order(tmp_path: Path) -> None:
+    execution = Execution(device="cpu", processes=2, compress=True)
+    with pytest.raises(RecipeError, match=r"--compress bf16 where gradients are added in a fixed order \(on a CPU\)"):
+        prepare(tmp_path / "nothing", RecipeRequest(recipes.from_dict({"spread": 2})), execution, print)
+    with pytest.raises(RecipeError, match=r"\(deterministic: true\)"):
+        check_compress(True, True, False)
+    check_compress(True, False, False)
+    check_compress(False, True, True)
