@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stagewright.data.batches.batch import Batch
 from stagewright.plan.plan import StagePlan
@@ -63,20 +62,6 @@ _EVALUATIONS = {
 
 Points = list[tuple[str, int, float]]
 """Tag, step, value."""
-
-
-def write_pictures(folder: Path) -> Path:
-    """Two classes of stripes."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 8)):
-        for label, name in enumerate(("across", "down")):
-            (folder / split / name).mkdir(parents=True)
-            for at in range(count):
-                y, x = np.mgrid[:16, :16]
-                wave = 128 + 80 * np.sin((x, y)[label] * 0.8 + random.uniform(0, 6)) + random.normal(0, 20, (16, 16))
-                pixels = np.repeat(wave[..., None], 3, 2).clip(0, 250).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{at:02d}.png")
-    return folder
 
 
 def break_once(session: Session) -> AfterUpdate:

@@ -17,10 +17,10 @@ def heeding_notices(session: Session) -> AbstractContextManager[None]:
     host but the first."""
     if is_launched() or session.ranks.world.local_rank > 0:
         return nullcontext()
-    known = _save_seconds(session)
 
     def found(provider: Provider) -> None:
         session.notice_seconds = SECONDS[provider]
+        known = _save_seconds(session)
         if known is not None and known > SECONDS[provider]:
             session.recorder.later.append(slow_save(known, SECONDS[provider]))
 

@@ -290,13 +290,9 @@ def mirroring(
     from stagewright.mirror.owner import own_record, take_over
     from stagewright.mirror.thread import Mirror
 
-    def on_fenced(text: str) -> None:
-        stop.reason = stop.reason or text
-        stop.requested = True
-
     mine = own_record(plan.digest, run.root.resolve().name)
     ownership = take_over(place.store, place.url, mine, conditional=place.conditional)
-    mirror = Mirror(run, ownership, plan.recipe.checkpoints.keep, on_fenced)
+    mirror = Mirror(run, ownership, plan.recipe.checkpoints.keep, stop.ask)
     mirror.start()
     try:
         yield mirror

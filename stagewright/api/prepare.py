@@ -22,7 +22,7 @@ from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import known_from, measure
 from stagewright.preflight.cost_probe import probe
-from stagewright.preflight.early_lanes import check_compress, check_early
+from stagewright.preflight.early_lanes import check_early
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.preflight.quick_forecast import quick_forecast
 from stagewright.preflight.survey import choose_recipe
@@ -53,11 +53,7 @@ def prepare(
     :func:`stagewright.preflight.auto_fields.measure`. Choices and measurements of the plan ``earlier`` are reused. ``known`` is
     the data set if it has been read already, with the request's settings.
     """
-    if execution.processes > 1:
-        check_compress(
-            execution.compress, request.preliminary.deterministic, choose_device(execution.device).type == "cpu"
-        )
-    check_early(request.preliminary, execution.processes, execution.device, complete=not (request.is_auto or tiny))
+    check_early(request.preliminary, execution, complete=not (request.is_auto or tiny))
     dataset, recipe = gather(data, request, execution, say, tiny=tiny, earlier=earlier, known=known)
     measured = measure(recipe, dataset, execution, say, known_from(earlier, recipe, dataset), artifacts)
     precision = auto_precision(choose_device(execution.device))

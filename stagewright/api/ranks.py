@@ -76,7 +76,7 @@ class Party:
         plan, run = inputs.plan, inputs.run
         restored, _ = checkpoint.newest(run.checkpoints, plan.digest)
         check_processes(plan.most_devices, self.world.size, None if restored is None else run.root)
-        check_compress(inputs.execution.compress, plan.recipe.deterministic, self.world.device.type == "cpu")
+        check_compress(inputs.execution.compress, plan.recipe, self.world.device)
         step = None if restored is None else restored.step
         del restored
         self.has_led = True

@@ -64,7 +64,6 @@ from stagewright.cli.options import (
     Until,
     Weights,
     Workers,
-    amounts,
     recipe_request,
     refuse_alone,
     speaker,
@@ -86,10 +85,11 @@ from stagewright.cli.processes import (
 )
 from stagewright.cli.recipes import recipes_app
 from stagewright.cli.track import Track, chosen_trackers
-from stagewright.cli.train_options import asked_budget, check_resume, metric_observers, told
+from stagewright.cli.train_options import asked_budget, check_resume, metric_observers
 from stagewright.distributed.verdict import is_launched, leave_verdict
 from stagewright.errors import Cancelled, MirrorError, RankLost, RecipeError, StagewrightError, Stopped
 from stagewright.storage.files import user_path
+from stagewright.storage.objects import GET_PRICE
 from stagewright.system.output import guarded, make_output_optional, tell
 from stagewright.system.signals import EXIT_LOST, EXIT_STOPPED, CommandSignals
 from stagewright.system.surroundings import as_storage_error
@@ -151,7 +151,7 @@ def train(
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
     save_minutes: SaveMinutes = 10.0,
     cache_gb: CacheGb = None,
-    get_price: GetPrice = 0.0004,
+    get_price: GetPrice = GET_PRICE,
     hold_test: HoldTest = False,
     until: Until = None,
     metric_lines: MetricLines = False,
@@ -190,9 +190,13 @@ def train(
         track=chosen_trackers(trackers),
         hold_test=hold_test,
         quiet=quiet,
-        **amounts(save_minutes, probe_seconds, cache_gb, get_price),
+        save_minutes=save_minutes,
+        probe_seconds=probe_seconds,
+        cache_gb=cache_gb,
+        get_price=get_price,
     )
-    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told(metric_lines, quiet)}
+    told = {"observers": metric_observers(metric_lines), "say": speaker(quiet)}
+    common: dict[str, Any] = {"out": out, "tiny": tiny, "budget": limit, **told}
     if folds is not None:
         refuse_alone("--until", until is not None, "a single run")
         refuse_alone("--mirror", mirror is not None, "a single run")

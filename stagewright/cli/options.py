@@ -181,16 +181,6 @@ def budget_limit(text: str | None, price: float | None, epochs: str | None = Non
     return Budget.parse(text, price, began=process_start_time())
 
 
-def amounts(save_minutes: float, probe_seconds: float, cache_gb: float | None, get_price: float) -> dict[str, Any]:
-    """Returns the fields of an ``Execution`` that are plain numbers of a command."""
-    return {
-        "save_minutes": save_minutes,
-        "probe_seconds": probe_seconds,
-        "cache_gb": cache_gb,
-        "get_price": get_price,
-    }
-
-
 def refuse_alone(flag: str, given: bool, other: str) -> None:
     """RecipeError if a flag is ``given``, i.e. not at its default, but ``other``, without which it has no effect, is not."""
     from stagewright.errors import RecipeError

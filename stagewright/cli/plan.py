@@ -36,6 +36,7 @@ from stagewright.cli.options import (
     speaker,
 )
 from stagewright.storage.files import user_path
+from stagewright.storage.objects import GET_PRICE
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +69,7 @@ def plan(
     ] = False,
     price: Price = None,
     cache_gb: CacheGb = None,
-    get_price: GetPrice = 0.0004,
+    get_price: GetPrice = GET_PRICE,
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -87,26 +87,6 @@ def predict(
             run, images[0], out or "", (top, batch_size, block_rows, lease), device, overrides, quiet, as_json
         )
         return
-    _predict_here(
-        run, images, top, csv, device, batch_size, overrides, threshold, min_confidence, most_probable, quiet, as_json
-    )
-
-
-def _predict_here(
-    run: str | os.PathLike[str],
-    images: list[str],
-    top: int,
-    csv: str | None,
-    device: str,
-    batch_size: int,
-    overrides: Sequence[str] | None,
-    threshold: Sequence[str] | None,
-    min_confidence: float | None,
-    most_probable: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Predicts in this process; the arguments are those of the command."""
     from stagewright.api.load_bundle import load_bundle
     from stagewright.api.prediction_data import find_pictures
     from stagewright.errors import StorageError

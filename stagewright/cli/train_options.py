@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stagewright.cli.options import PROBE_SECONDS, budget_limit, refuse_alone, speaker
+from stagewright.cli.options import PROBE_SECONDS, budget_limit, refuse_alone
 from stagewright.errors import RecipeError
 
 
@@ -22,11 +22,6 @@ def check_resume(resume: str, out: Path | None) -> None:
         raise RecipeError(f"--resume {resume}", "auto or never", "stagewright resume RUN continues a given run")
     if resume == "auto" and out is None:
         raise RecipeError("--resume auto without --out", "--out DIR, the run to continue", "name the directory")
-
-
-def told(lines: bool, quiet: bool) -> dict[str, Any]:
-    """Returns who is told of a training, as arguments of it."""
-    return {"observers": metric_observers(lines), "say": speaker(quiet)}
 
 
 def metric_observers(enabled: bool) -> Any:

@@ -48,4 +48,4 @@ class Deal:
 
     def largest(self, number: int) -> int:
         """Returns the largest ``number`` of all ranks."""
-        return max(self._world.gather(number))
+        return self._world.largest([number])[0]

@@ -100,8 +100,8 @@ class OrderedSum:
 
     def advance(self) -> None:
         """Adds this rank's chunk of all subtrees, and sends the sum to all."""
-        self._wait()
-        own = fold(self._lanes, self._rows, lambda left, right: left.add_(right))
+        self._works = waited_for(self._works, self._world)
+        own = fold(self._lanes, self._rows, add)
         if self._pairwise:
             mine = self._result[self._world.rank]
             if own.data_ptr() != mine.data_ptr():
@@ -112,20 +112,13 @@ class OrderedSum:
 
     def finish(self) -> list[Tensor]:
         """Waits for the sums of the other ranks' chunks."""
-        self._wait()
+        self._works = waited_for(self._works, self._world)
         return self._results
 
     def _exchange_pairs(
         self, sent: Sequence[Tensor] | Tensor, received: Sequence[Tensor] | Tensor, tag: int
     ) -> list[dist.Work | None]:
         return exchange_with(range(self._world.size), self._world.rank, sent, received, tag)
-
-    def _wait(self) -> None:
-        with self._world.waits:
-            for work in self._works:
-                assert work is not None
-                work.wait()
-        self._works = []
 
 
 def exchange_with(
@@ -141,6 +134,20 @@ def exchange_with(
         return list(dist.batch_isend_irecv(operations)) if operations else []
     works = [dist.irecv(received[at], ranks[at], tag=tag) for at in others]
     return works + [dist.isend(sent[at], ranks[at], tag=tag) for at in others]
+
+
+def waited_for(works: Sequence[dist.Work | None], world: World) -> list[dist.Work | None]:
+    """Waits until all of ``works`` are done; returns those that are left, none."""
+    with world.waits:
+        for work in works:
+            assert work is not None
+            work.wait()
+    return []
+
+
+def add(left: Tensor, right: Tensor) -> Tensor:
+    """Adds ``right`` to ``left``, and returns that."""
+    return left.add_(right)
 
 
 class PairSum:
@@ -175,11 +182,7 @@ class PairSum:
 
     def finish(self) -> list[Tensor]:
         """Waits for the other rank's sum, and adds."""
-        with self._world.waits:
-            for work in self._works:
-                assert work is not None
-                work.wait()
-        self._works = []
+        self._works = waited_for(self._works, self._world)
         torch.add(self._sums[0], self._sums[1], out=self._result)
         return self._results
 

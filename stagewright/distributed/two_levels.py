@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stagewright.distributed.exchange import PARTS, exchange_with
+from stagewright.distributed.exchange import PARTS, add, exchange_with, waited_for
 from stagewright.distributed.flat import flat_length, flat_views
 from stagewright.distributed.tree import fold, fold_part, share, subtrees
 from stagewright.distributed.world import World
@@ -86,16 +86,16 @@ class TwoLevelSum:
 
     def advance(self) -> None:
         """Begins the next part: to the other hosts, back from them, back within this host."""
-        self._wait()
+        self._works = waited_for(self._works, self._world)
         self._advanced += 1
         if self._advanced == 1:
-            host_sum = fold_part(self._hosts[self._host], self._rows, _add)
+            host_sum = fold_part(self._hosts[self._host], self._rows, add)
             sent = host_sum.view(len(self._hosts), -1)
             self._pieces[self._host].copy_(sent[self._host])
             self._works = self._exchange(self._far, sent, self._pieces, 1)
         elif self._advanced == 2:
             values = {(own.start, own.stop): piece for own, piece in zip(self._hosts, self._pieces, strict=True)}
-            self._own[self._host].copy_(fold(self._lanes, values, _add))
+            self._own[self._host].copy_(fold(self._lanes, values, add))
             self._works = self._exchange(self._far, [self._own[self._host]] * len(self._hosts), self._own, 2)
         else:
             mine = self._result[self._world.local_rank]
@@ -103,21 +103,10 @@ class TwoLevelSum:
 
     def finish(self) -> list[Tensor]:
         """Waits for the sums of the other parts."""
-        self._wait()
+        self._works = waited_for(self._works, self._world)
         return self._results
 
     def _exchange(
         self, ranks: range, sent: Sequence[Tensor] | Tensor, received: Sequence[Tensor] | Tensor, part: int
     ) -> list[dist.Work | None]:
         return exchange_with(ranks, self._world.rank, sent, received, self._tag + part)
-
-    def _wait(self) -> None:
-        with self._world.waits:
-            for work in self._works:
-                assert work is not None
-                work.wait()
-        self._works = []
-
-
-def _add(left: Tensor, right: Tensor) -> Tensor:
-    return left.add_(right)

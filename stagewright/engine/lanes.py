@@ -17,7 +17,8 @@ from stagewright.distributed.reduce import LaneGradients
 from stagewright.distributed.tree import fold
 from stagewright.distributed.world import World
 from stagewright.errors import RecipeError
-from stagewright.plan.plan import Plan, StagePlan
+from stagewright.plan.plan import StagePlan
+from stagewright.recipe.recipe import Recipe
 
 
 class Lanes:
@@ -110,10 +111,10 @@ class Lanes:
         return fold(self.count, {(at, at + 1): rows[at, :count] for at in range(self.count)}, torch.add)
 
 
-def sums_in_order(plan: Plan, device: torch.device) -> bool:
+def sums_in_order(recipe: Recipe, device: torch.device) -> bool:
     """Returns whether processes add gradients in the order of the tree, which gives the same bits for any number of them: always
     on a CPU, on CUDA where the recipe asks for deterministic kernels, without which other bits differ anyway."""
-    return device.type == "cpu" or plan.recipe.deterministic
+    return device.type == "cpu" or recipe.deterministic
 
 
 class _Statistics:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from stagewright.errors import RecipeError, WorldError
 from stagewright.launch.instances import SAGEMAKER, SKYPILOT_GPUS, USUAL, gpu_counts, nearest_with
 from stagewright.launch.job import ANY, Job, Machines, Target, is_named, is_url, region_of
+from stagewright.plan.lanes import asked_spread
 from stagewright.plan.recipe_lanes import recipe_lanes
 from stagewright.recipe.recipe import Recipe
 from stagewright.text import most_like
@@ -41,7 +42,7 @@ def check_lanes(recipe: Recipe, machines: Machines, *, complete: bool) -> int:
     WorldError for more GPUs on all nodes than lanes that the plan has for certain, RecipeError for a batch with fewer images than
     lanes. ``complete``: whether the recipe's batch sizes are final; ``auto`` chooses them later.
     """
-    spread = recipe.spread if recipe.spread > 1 else machines.ranks
+    spread = asked_spread(recipe.spread, machines.ranks)
     lanes = min(recipe_lanes(recipe, machines.ranks).values(), default=spread) if complete else spread
     if machines.ranks > lanes:
         gpus = min(machines.processes, lanes)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 import signal
 import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from stagewright.observers.text_log import TextLog
+from stagewright.observers.text_log import tell_beside
 from stagewright.plan.cost import PAGE_GAP_SECONDS
-from stagewright.rundir.event_kinds import Evaluated, Event, Notice
-from stagewright.system.children import module_command
-
-_log = logging.getLogger(__name__)
+from stagewright.rundir.event_kinds import Evaluated, Event
+from stagewright.system.children import start_beside
 
 _PACKAGES = Path(__file__).resolve().parent.parent.parent
 _PAGE = "import sys; sys.path.append(sys.argv.pop(1)); from stagewright.report.__main__ import main; sys.exit(main())"
@@ -55,13 +50,7 @@ class Pages:
             self._tell(f"ended with {code}" if code != -signal.SIGKILL else "did not end in time, or was killed")
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = module_command("stagewright.report", [str(self.run)])
-        if nice := shutil.which("nice"):
-            command = [nice, "-n", "15", *command]  # training has priority
-        nowhere = subprocess.DEVNULL
-        # A separate process group, because Ctrl-C is meant for the training, which closes its observers itself. Not a separate
-        # session, because Linux may divide the processors evenly among sessions (autogroup) and ignore nice.
-        return subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, process_group=0)
+        return start_beside("stagewright.report", [str(self.run)])
 
     def _await(self, process: subprocess.Popen[bytes]) -> int:
         try:
@@ -75,11 +64,7 @@ class Pages:
             return
         self._told = True
         text = f"the process that writes plots and report.html {how}; stagewright report {self.run} shows the error"
-        _log.warning("%s", text)
-        if self.run.is_dir():
-            log = TextLog(self.run / "log.txt")
-            log.see(Notice(step=self._step, text=text, time=datetime.now(UTC).isoformat()))
-            log.close()
+        tell_beside(self.run, self._step, text)
 
 
 def _nearly_over(event: Evaluated) -> bool:

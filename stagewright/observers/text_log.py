@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 
 from stagewright.errors import StorageError
-from stagewright.rundir.event_kinds import Event
+from stagewright.rundir.event_kinds import Event, Notice
 from stagewright.rundir.event_text import sentence
 from stagewright.storage.append_file import AppendFile
 from stagewright.text import printable
 
+_log = logging.getLogger(__name__)
 _MOST_WAITING = 1000
 
 
@@ -51,3 +54,12 @@ class TextLog:
         if self._waiting:
             self._write()
         self._release()
+
+
+def tell_beside(run: Path, step: int, text: str) -> None:
+    """Writes ``text``, of a process beside the training, to the terminal and to log.txt of ``run``; it is no event of the run."""
+    _log.warning("%s", text)
+    if run.is_dir():
+        log = TextLog(run / "log.txt")
+        log.see(Notice(step=step, text=text, time=datetime.now(UTC).isoformat()))
+        log.close()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from stagewright.observers.text_log import TextLog
-from stagewright.rundir.event_kinds import Event, Notice
-from stagewright.system.children import module_command
+from stagewright.observers.text_log import tell_beside
+from stagewright.rundir.event_kinds import Event
+from stagewright.system.children import start_beside
 
-_log = logging.getLogger(__name__)
 _AT_THE_END_SECONDS = 70.0
 """The processes end by themselves a minute after the training."""
 _GAP_SECONDS = 1.0
@@ -60,13 +56,7 @@ class TrackerProcesses:
         self._processes = {}
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        command = module_command("stagewright.trackers", [str(self.run), name])
-        if nice := shutil.which("nice"):
-            command = [nice, "-n", "15", *command]  # training has priority
-        # A process group of its own, not a session; see report_pages.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
-        )
+        process = start_beside("stagewright.trackers", [str(self.run), name], pipes=True)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
         return process
@@ -83,11 +73,4 @@ class TrackerProcesses:
                     break
                 *lines, self._begun[name] = (self._begun.get(name, b"") + found).split(b"\n")
                 for line in lines:
-                    self._tell(line.decode(errors="replace"))
-
-    def _tell(self, text: str) -> None:
-        _log.warning("%s", text)
-        if self.run.is_dir():
-            log = TextLog(self.run / "log.txt")
-            log.see(Notice(step=self._step, text=text, time=datetime.now(UTC).isoformat()))
-            log.close()
+                    tell_beside(self.run, self._step, line.decode(errors="replace"))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from stagewright.errors import RecipeError
-from stagewright.storage.objects import is_remote
+from stagewright.storage.objects import GET_PRICE, is_remote
 
 MOST_WORKERS = 1024
 """Threads above this number wait for each other; systems commonly refuse some tens of thousands."""
@@ -31,7 +31,7 @@ class Execution:
     memory once and are decoded once (:mod:`stagewright.data.images.shared_pictures`)."""
     cache_gb: float | None = None
     """Size of the cache on disk for images in an object store, in GB (10^9 bytes); None: a quarter of the free disk."""
-    get_price: float = 0.0004
+    get_price: float = GET_PRICE
     """Dollars for a thousand requests to an object store; only for what is said about costs."""
     cache_features: bool = True
     """Whether the outputs of frozen blocks are stored, in memory or on disk, instead of computed for each batch anew."""

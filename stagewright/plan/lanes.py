@@ -10,6 +10,12 @@ from __future__ import annotations
 from itertools import accumulate
 
 
+def asked_spread(spread: int, processes: int | None) -> int:
+    """Returns the number of devices that lanes are planned for: the recipe's ``spread``, or if it has none (1) the number of
+    ``processes`` that the run begins with; None: one."""
+    return spread if spread > 1 else processes or 1
+
+
 def num_lanes(batch_size: int, spread: int, micro_batch_size: int) -> int:
     """Returns the number of lanes of an update of ``batch_size`` images: at least ``spread``, and enough that none has more than
     ``micro_batch_size`` images."""

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
+from stagewright.plan.lanes import asked_spread
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.recipe import Augment, Average, Mix, Recipe, num_head_stages
 from stagewright.recipe.schema import Frozen, problems
@@ -216,7 +217,7 @@ class Plan(Frozen):
     @property
     def spread(self) -> int:
         """The recipe's ``spread``, or the number of processes that the run began with."""
-        return self.recipe.spread if self.recipe.spread > 1 else self.measured.spread or 1
+        return asked_spread(self.recipe.spread, self.measured.spread)
 
     @property
     def most_devices(self) -> int:

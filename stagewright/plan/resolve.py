@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from stagewright.errors import RecipeError
 from stagewright.measures.metrics import METRICS, MOST_PROBABILITIES, keeps_probabilities, needs_probabilities
-from stagewright.plan.lanes import num_lanes
+from stagewright.plan.lanes import asked_spread, num_lanes
 from stagewright.plan.plan import DatasetInfo, Measured, Plan, Precision, StagePlan, subset_size
 from stagewright.plan.schedule import Curve
 from stagewright.recipe.duration import Duration
@@ -252,7 +252,7 @@ def _trained(train: str | tuple[str, ...], measured: Measured) -> str | tuple[st
 
 def stage_lanes(recipe: Recipe, measured: Measured, name: str, batch_size: int, micro_batch_size: int) -> int:
     """Returns the number of lanes of the stage ``name``. RecipeError if the batch has fewer images than devices."""
-    spread = recipe.spread if recipe.spread > 1 else measured.spread or 1
+    spread = asked_spread(recipe.spread, measured.spread)
     if spread > batch_size:
         raise RecipeError(
             f"stage {name!r}: spread {spread} over batches of {batch_size}",

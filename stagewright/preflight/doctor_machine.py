@@ -158,7 +158,7 @@ def _threads(seconds: float) -> Check:
 
 def _rate(seconds: float, more: dict[str, str]) -> float:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    words = [sys.executable, "-c", _SPIN, str(seconds)]
+    words = [sys.executable, "-P", "-c", _SPIN, str(seconds)]
     return float(subprocess.run(words, env={**clean, **more}, capture_output=True, text=True, check=True).stdout)
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import torch
+
 from stagewright.engine.lane_check import refuse_changed_buffers
+from stagewright.engine.lanes import sums_in_order
 from stagewright.errors import RecipeError, WorldError
 from stagewright.model.zoo import create_with_report
+from stagewright.plan.execution import Execution
+from stagewright.plan.lanes import asked_spread
 from stagewright.plan.recipe_lanes import recipe_lanes
 from stagewright.recipe.recipe import Recipe
 from stagewright.system.device import choose_device
@@ -30,28 +35,31 @@ def check_processes(lanes: int, processes: int, run: Path | None = None) -> None
     )
 
 
-def check_compress(asked: bool, deterministic: bool, on_cpu: bool) -> None:
+def check_compress(asked: bool, recipe: Recipe, device: torch.device) -> None:
     """Raises RecipeError where gradients are to be sent compressed, but are added in a fixed order."""
-    if asked and (deterministic or on_cpu):
+    if asked and sums_in_order(recipe, device):
         raise RecipeError(
             "--compress bf16 where gradients are added in a fixed order "
-            + ("(deterministic: true)" if deterministic else "(on a CPU)"),
+            + ("(deterministic: true)" if recipe.deterministic else "(on a CPU)"),
             "--compress bf16 on GPUs with deterministic: false",
             "leave it out; the same bits on any number of devices need whole gradients",
         )
 
 
-def check_early(recipe: Recipe, processes: int, device: str, *, complete: bool) -> None:
+def check_early(recipe: Recipe, execution: Execution, *, complete: bool) -> None:
     """Raises an error for what is known of lanes before the images are read.
 
-    RecipeError for a ``spread`` above a batch, WorldError for more ``processes`` than lanes, ModelError for a user's network
-    whose buffers change in training. ``complete``: whether the batch sizes of ``recipe`` are final; ``auto`` chooses them later.
+    RecipeError as :func:`check_compress` and for a ``spread`` above a batch, WorldError for more processes than lanes, ModelError
+    for a user's network whose buffers change in training. ``complete``: whether the batch sizes of ``recipe`` are final;
+    ``auto`` chooses them later.
     """
-    spread = recipe.spread if recipe.spread > 1 else processes
+    processes, device = execution.processes, choose_device(execution.device)
+    check_compress(execution.compress and processes > 1, recipe, device)
+    spread = asked_spread(recipe.spread, processes)
     if spread == 1 and recipe.micro_batch_size == "auto":
         return
     lanes = recipe_lanes(recipe, processes) if complete else {"": spread}
-    fitted = recipe.micro_batch_size == "auto" and choose_device(device).type == "cuda"
+    fitted = recipe.micro_batch_size == "auto" and device.type == "cuda"
     if not fitted:  # else as many images as fit into memory may make more lanes
         check_processes(min(lanes.values(), default=spread), processes)
     if complete and max(lanes.values(), default=1) > 1 and is_named(recipe.model.name):

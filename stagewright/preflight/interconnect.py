@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from stagewright.system.children import module_command
+
 BYTES = 25 << 20
 """What is sent at once: as much as a bucket of gradients."""
 _FOLDER = "STAGEWRIGHT_DOCTOR_FOLDER"
@@ -43,7 +45,7 @@ def measure_interconnect(ranks: int, device: str, *, seconds: float = 5.0) -> _I
     """Returns the rates between ``ranks`` processes on ``device`` (``cpu`` or ``cuda``), measured for ``seconds``, half of them
     each. RuntimeError with what a process said if one has failed."""
     with tempfile.TemporaryDirectory(prefix="stagewright-doctor-") as folder:
-        words = [sys.executable, "-m", "stagewright.preflight.interconnect", device, str(seconds)]
+        words = module_command("stagewright.preflight.interconnect", [device, str(seconds)])
         common = {**os.environ, "OMP_NUM_THREADS": "1", _FOLDER: folder, "WORLD_SIZE": str(ranks)}
         pipe = subprocess.PIPE
         processes = [

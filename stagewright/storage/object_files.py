@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from stagewright.errors import StorageError, Unreadable
-from stagewright.storage.objects import explain, first_line, kind_of
+from stagewright.storage.objects import PASSING, explain, first_line, kind_of
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 """A request that fails for a reason that passes is made so many times, with pauses of 0.1 to 1.6 seconds."""
-_FINAL = ("no bucket", "no rights", "credentials", "expired", "region", "missing")
-"""Kinds of errors that another attempt does not change."""
 
 
 class StoredObject(NamedTuple):
@@ -95,7 +93,7 @@ def repeated(request: Callable[[], T], url: str, doing: str, right: str) -> T:
             kind = kind_of(error)
             if kind == "missing":
                 raise FileNotFoundError(f"{url} does not exist") from error
-            if kind in _FINAL:
+            if kind not in PASSING:
                 raise explain(error, url, doing, right) from error
             if attempt + 1 == ATTEMPTS:
                 said = explain(error, url, doing, right)

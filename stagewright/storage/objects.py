@@ -35,6 +35,8 @@ CONCURRENCY = 4
 """Parts in transfer at the same time: few, so that on a slow link each ends before the timeout."""
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each new attempt of what a user waits for."""
+GET_PRICE = 0.0004
+"""Dollars for 1,000 requests that read: the price of S3 in us-east-1."""
 _MOST_PARTS = 9_000
 
 _URL = re.compile(r"([a-z][a-z0-9]*)://(.*)", re.DOTALL)
@@ -47,6 +49,8 @@ _FORMS = "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:
 _CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 
+PASSING = ("slow", "unreachable", "other")
+"""Kinds of errors after which the same request may succeed."""
 Kind = Literal["no bucket", "no rights", "credentials", "expired", "region", "slow", "unreachable", "missing", "other"]
 """What an error of a store means."""
 
@@ -107,7 +111,7 @@ def patiently(do: Callable[[], T], *, pauses: Sequence[float] | None = None) -> 
 
 def is_passing(error: BaseException) -> bool:
     """Returns whether ``error``, of a function of obstore, may be gone in a moment: the same request may then succeed."""
-    return type(error).__module__.startswith("obstore") and kind_of(error) in ("slow", "unreachable", "other")
+    return type(error).__module__.startswith("obstore") and kind_of(error) in PASSING
 
 
 def part_bytes(size: int) -> int:

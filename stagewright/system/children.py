@@ -7,6 +7,8 @@ would be imported instead of the standard one. ``-P`` and ``PYTHONSAFEPATH`` (Py
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,18 @@ def module_command(module: str, arguments: Sequence[str]) -> list[str]:
     folder."""
     path = safe_path()
     return [sys.executable, "-P", "-c", _START, str(len(path)), *path, module, *arguments]
+
+
+def start_beside(module: str, arguments: Sequence[str], *, pipes: bool = False) -> subprocess.Popen[bytes]:
+    """Starts ``module`` as a process beside a training, which has priority: its standard error goes nowhere, input and output
+    are ``pipes`` or go nowhere too."""
+    command = module_command(module, arguments)
+    if nice := shutil.which("nice"):
+        command = [nice, "-n", "15", *command]
+    aside = subprocess.PIPE if pipes else subprocess.DEVNULL
+    # A separate process group, because Ctrl-C is meant for the training, which closes its observers itself. Not a separate
+    # session, because Linux may divide the processors evenly among sessions (autogroup) and ignore nice.
+    return subprocess.Popen(command, stdin=aside, stdout=aside, stderr=subprocess.DEVNULL, process_group=0)
 
 
 def safe_path() -> list[str]:

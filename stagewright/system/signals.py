@@ -62,9 +62,10 @@ class StopSignal:
         if self.requested:
             raise self._stopped()
 
-    def ask(self, reason: str, seconds: float) -> None:
-        """Requests a stop because of ``reason``, with ``seconds`` left to save; may be called in any thread."""
-        self.until = time.monotonic() + seconds
+    def ask(self, reason: str, seconds: float | None = None) -> None:
+        """Requests a stop because of ``reason``, with ``seconds`` left to save if that is known; may be called in any thread."""
+        if seconds is not None:
+            self.until = time.monotonic() + seconds
         self.reason = self.reason or reason
         self.requested = True
 

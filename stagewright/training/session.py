@@ -238,7 +238,7 @@ class Session:
             return 1
         if self._lanes is None or self._lanes.count != count:
             self._close_lanes()
-            ordered = sums_in_order(self.plan, self.state.device)
+            ordered = sums_in_order(self.plan.recipe, self.state.device)
             compress = self.execution.compress and not ordered
             self._lanes = Lanes(self.state.model, count, self.ranks.world, ordered=ordered, compress=compress)
         return self._lanes

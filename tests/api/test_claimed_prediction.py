@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import typed
 from object_server import ObjectServer
-from PIL import Image
+from picture_folders import write_noise
 
 from stagewright.api.claimed_prediction import predict_claimed
 from stagewright.api.load_bundle import load_bundle
@@ -35,11 +35,7 @@ from stagewright.storage.objects import open_store
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of 90 pictures on the disk."""
     root = tmp_path_factory.mktemp("claimed") / "photos"
-    for label, name in enumerate("ab"):
-        (root / name).mkdir(parents=True)
-        for at in range(45):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (20 + at % 7, 24, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{at:02d}.png")
+    write_noise(root, "ab", 45, lambda at: (20 + at % 7, 24))
     return pack(str(root), root.parent / "photos.pack", Data(), size=20, part_bytes=20_000).folder
 
 

@@ -312,7 +312,7 @@ def test_on_the_command_line(
         def close(self) -> None: ...
 
     with monkeypatch.context() as patch:
-        patch.setattr("stagewright.cli.main._metric_lines", lambda enabled: [StopAtSix()])
+        patch.setattr("stagewright.cli.main.metric_observers", lambda enabled: [StopAtSix()])
         code, out, err = typed(capsys, patch, "resume", run.root, "--no-pages", "--device", "cpu")
     assert code == 75 and err.splitlines()[-1].endswith(f"stagewright finish {run.root}")
     code, out, err = typed(capsys, monkeypatch, "finish", run.root, "--no-pages", "--device", "cpu")

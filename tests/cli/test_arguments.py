@@ -40,7 +40,7 @@ def test_all_commands_are_seen() -> None:
     assert len(COMMANDS) >= 16 and len(OPTIONS) >= 90
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+@pytest.mark.parametrize("blank", ["", *(pytest.param(one, marks=pytest.mark.long) for one in ("  ", "\t"))])
 def test_empty_arguments(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blank: str
 ) -> None:

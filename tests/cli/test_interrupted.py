@@ -146,10 +146,10 @@ def test_pack_keeps_no_pack_and_goes_on(place: Path, started: list[Command]) -> 
     "words",
     [
         ("data", "inspect", "photos"),
-        pytest.param(("data", "split", "photos", "--out", "split.csv", "--links", "linked"), marks=pytest.mark.slow),
-        pytest.param(("evaluate", "bundle", "photos"), marks=pytest.mark.slow),
-        pytest.param(("data", "bench", "photos"), marks=pytest.mark.slow),
-        pytest.param(("plan", "photos", "-r", "quick"), marks=pytest.mark.slow),
+        pytest.param(("data", "split", "photos", "--out", "split.csv", "--links", "linked"), marks=pytest.mark.long),
+        pytest.param(("evaluate", "bundle", "photos"), marks=pytest.mark.long),
+        pytest.param(("data", "bench", "photos"), marks=pytest.mark.long),
+        pytest.param(("plan", "photos", "-r", "quick"), marks=pytest.mark.long),
     ],
     ids=("inspect", "split", "evaluate", "bench", "plan"),
 )
@@ -169,7 +169,7 @@ def test_a_command_says_how_far_it_is_and_ends_at_once(
         file.unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_quiet_hides_the_progress_and_not_the_results(place: Path, started: list[Command]) -> None:
     started.append(command := Command(place, "predict", "bundle", "photos", "--csv", "-", "-b", "4", "--quiet"))
     assert command.process.stdout is not None

@@ -14,6 +14,7 @@ from stagewright.errors import DataError, ModelError, RecipeError, WorldError
 from stagewright.plan.execution import Execution
 from stagewright.preflight.early_lanes import check_compress, check_processes
 from stagewright.recipe import recipes
+from stagewright.recipe.recipe import Recipe
 from stagewright.recipe.request import RecipeRequest
 
 
@@ -96,6 +97,6 @@ def test_compressed_gradients_in_a_fixed_order(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--compress bf16 where gradients are added in a fixed order \(on a CPU\)"):
         prepare(tmp_path / "nothing", RecipeRequest(recipes.from_dict({"spread": 2})), execution, print)
     with pytest.raises(RecipeError, match=r"\(deterministic: true\)"):
-        check_compress(True, True, False)
-    check_compress(True, False, False)
-    check_compress(False, True, True)
+        check_compress(True, Recipe(deterministic=True), torch.device("cuda"))
+    check_compress(True, Recipe(), torch.device("cuda"))
+    check_compress(False, Recipe(deterministic=True), torch.device("cpu"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import stored_points
+from picture_folders import write_stripes
 from stopping import begin
 from tracked_runs import (
     FIELDS,
@@ -22,7 +23,6 @@ from tracked_runs import (
     track,
     wandb_points,
     without_result,
-    write_pictures,
 )
 from wandb_service import WandbService
 
@@ -40,7 +40,7 @@ QUIET = Execution(device="cpu", workers=1, pages=False, quiet=True, save_minutes
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("follow")
-    run = begin(folder / "run", write_pictures(folder / "pictures"), recipes.from_dict(FIELDS))
+    run = begin(folder / "run", write_stripes(folder / "pictures"), recipes.from_dict(FIELDS))
     assert resume(run.root, execution=QUIET, say=lambda text: None).finished
     return run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from picture_folders import write_stripes
 from stopping import begin, crash_after
 from tracked_runs import (
     FAULT,
@@ -24,7 +25,6 @@ from tracked_runs import (
     track,
     wandb_points,
     without_result,
-    write_pictures,
 )
 from wandb_service import WandbService
 
@@ -98,7 +98,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
     server.start()
     try:
         with WandbService() as wandb:
-            run = begin(folder / "run", write_pictures(folder / "pictures"), recipes.from_dict(FIELDS))
+            run = begin(folder / "run", write_stripes(folder / "pictures"), recipes.from_dict(FIELDS))
             environment = {"MLFLOW_TRACKING_URI": server.url, **wandb.environment()}
             found = Followed(run, server, wandb, environment)
             trackers = Trackers(run, environment, NAMES)

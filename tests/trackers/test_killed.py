@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from picture_folders import write_stripes
 from stopping import begin
 from tracked_runs import (
     FIELDS,
@@ -24,7 +25,6 @@ from tracked_runs import (
     track,
     wandb_points,
     without_result,
-    write_pictures,
 )
 from wandb_service import WandbService
 
@@ -47,7 +47,7 @@ GUARD = {"window": 8, "lr_factor": 0.01, "lr_factor_windows": 40}
 def test_ten_times_kill_nine(tmp_path: Path) -> None:
     fields = {**FIELDS, "stages": STAGES, "guard": GUARD, "eval": {"every": "50st"}, "checkpoints": {"every": "40st"}}
     run = begin(
-        tmp_path / "run", write_pictures(tmp_path / "pictures"), recipes.from_dict({**fields, "average": "none"})
+        tmp_path / "run", write_stripes(tmp_path / "pictures"), recipes.from_dict({**fields, "average": "none"})
     )
     chance = random.Random(0)
     server = MlflowServer(tmp_path)

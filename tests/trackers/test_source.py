@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from picture_folders import write_stripes
 from stopping import begin
-from tracked_runs import FIELDS, write_pictures
+from tracked_runs import FIELDS
 
 from stagewright.recipe import recipes
 from stagewright.rundir.directory import RunDir
@@ -22,7 +23,7 @@ HEADER = f"{','.join(STEPS)}\n"
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("source") / "pictures")
+    return write_stripes(tmp_path_factory.mktemp("source") / "pictures")
 
 
 @pytest.fixture

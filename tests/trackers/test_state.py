@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from picture_folders import write_stripes
 from stopping import begin
-from tracked_runs import FIELDS, track, write_pictures
+from tracked_runs import FIELDS, track
 
 from stagewright.api.train import resume, train
 from stagewright.errors import CheckpointError, RecipeError
@@ -25,7 +26,7 @@ from stagewright.trackers.state import new_state, only_one, read_state, state_pa
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("state")
-    return begin(folder / "run", write_pictures(folder / "pictures"), recipes.from_dict(FIELDS))
+    return begin(folder / "run", write_stripes(folder / "pictures"), recipes.from_dict(FIELDS))
 
 
 @pytest.fixture

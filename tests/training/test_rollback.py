@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
+from picture_folders import write_stripes
 from PIL import Image
 from stopping import begin, stop_after
 from torch import Tensor, nn
@@ -39,15 +40,7 @@ Make = Callable[..., RunDir]
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of stripes, and one white image among the training images."""
     folder = tmp_path_factory.mktemp("recovery")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 8)):
-        for label, name in enumerate(("across", "down")):
-            (folder / split / name).mkdir(parents=True)
-            for at in range(count):
-                y, x = np.mgrid[:16, :16]
-                wave = 128 + 80 * np.sin((x, y)[label] * 0.8 + random.uniform(0, 6)) + random.normal(0, 20, (16, 16))
-                pixels = np.repeat(wave[..., None], 3, 2).clip(0, 250).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{at:02d}.png")
+    write_stripes(folder)
     Image.fromarray(np.full((16, 16, 3), 255, np.uint8)).save(folder / "train" / "down" / "white.png")
     return folder
 

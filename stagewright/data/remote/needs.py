@@ -137,7 +137,7 @@ class Needs:
 
     def _made(self, stage: StagePlan, number: int) -> _Section:
         rows = stage_rows(self.plan, self.manifest, stage)
-        count, size, end = self._count(stage), stage.batch_size, stage.end_step
+        count, size, end = stage.num_images, stage.batch_size, stage.end_step
         begin = number * count
         if stage.fit == "optimum":
             used = np.unique(self.table.block_of[rows]).astype(np.int64)
@@ -170,7 +170,7 @@ class Needs:
         to be used once."""
         seed, blocks = self.plan.recipe.seed, stage_blocks(self.plan, self.manifest, stage)
         if blocks is None:
-            return pass_places(seed, self._count(stage), stage.first_pass + number)
+            return pass_places(seed, stage.num_images, stage.first_pass + number)
         return pass_order(seed, blocks, updates_of(stage), stage.first_pass, stage.first_pass + number).places
 
     def _lanes(self, stage: StagePlan, *, host: bool) -> range:
@@ -181,15 +181,11 @@ class Needs:
         first, last = (ranks.first, ranks.first + ranks.count - 1) if host else (ranks.own, ranks.own)
         return range(share(lanes, first, ranks.size).start, share(lanes, last, ranks.size).stop)
 
-    @staticmethod
-    def _count(stage: StagePlan) -> int:
-        return stage.num_images
-
     def _num_passes(self, stage: StagePlan) -> int:
-        return 1 if stage.fit == "optimum" else -(-stage.num_steps * stage.batch_size // self._count(stage))
+        return 1 if stage.fit == "optimum" else stage.num_passes
 
     def _first(self, stage: StagePlan, number: int) -> int:
-        return number * self._count(stage) // stage.batch_size
+        return number * stage.num_images // stage.batch_size
 
 
 def _within(lanes: NDArray[np.uint16], own: range) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import make_folders, read_file, write_json
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.object_files import Changed, StoredObject, list_objects, repeated
-from stagewright.storage.objects import is_remote, open_store
+from stagewright.storage.objects import GET_PRICE, is_remote, open_store
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 HUB = "hf:"
-GET_DOLLARS = 0.0004 / 1000
-"""Price of a GET request of S3 in us-east-1."""
 _ETAGS = "etags.json"
 _AT_ONCE = 16
 _CHUNK = 1 << 24
@@ -95,7 +93,7 @@ def fetch_files(url: str, wanted: Sequence[StoredObject], say: Say) -> Path:
     size = sum(one.bytes for one in missing)
     say(
         f"Fetching {counted(len(missing), 'file')}, {size / 1e9:,.2f} GB, of {url} to {folder}: about "
-        f"${len(missing) * GET_DOLLARS:,.4f} for requests, and what the store asks for traffic that leaves its region."
+        f"${len(missing) / 1000 * GET_PRICE:,.4f} for requests, and what the store asks for traffic that leaves its region."
     )
     make_folders(folder)
     if (free := shutil.disk_usage(folder).free) < size:

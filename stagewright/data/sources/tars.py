@@ -99,12 +99,7 @@ def read_tars(
         notes=notes,
         excluded=tuple(sorted(excluded, key=lambda one: one.path)),
     )
-    places = Places(
-        tuple(one.name for one in shards.files),
-        tuple(one.bytes for one in shards.files),
-        *(table[name].to_numpy() for name in ("shard", "offset", "length")),
-    )
-    return _Tars(shards, listing, _scan(table, listing.paths), places)
+    return _Tars(shards, listing, _scan(table, listing.paths), _places(shards, table))
 
 
 def holds_tars(manifest: Manifest) -> bool:
@@ -133,13 +128,14 @@ def open_tars(manifest: Manifest, max_pixels: int) -> PlacedImages:
         path = manifest.paths[int(np.flatnonzero(wrong)[0])].as_py()
         name = next(one.name for one in before if path.startswith(one.name + "/"))
         raise changed(root, name, f"has changed ({counted(int(wrong.sum()), 'picture')} of the run, e.g. {path})")
-    table = table.take(pa.array(rows))
-    places = Places(
-        tuple(one.name for one in shards.files),
-        tuple(one.bytes for one in shards.files),
-        *(table[name].to_numpy() for name in ("shard", "offset", "length")),
-    )
+    places = _places(shards, table.take(pa.array(rows)))
     return _images(shards, places, manifest.paths, max_pixels)
+
+
+def _places(shards: Shards, table: pa.Table) -> Places:
+    """Returns where the images of the index ``table`` lie in the files."""
+    names, sizes = tuple(one.name for one in shards.files), tuple(one.bytes for one in shards.files)
+    return Places(names, sizes, *(table[name].to_numpy() for name in ("shard", "offset", "length")))
 
 
 def _images(shards: Shards, places: Places, paths: pa.StringArray, max_pixels: int) -> PlacedImages:

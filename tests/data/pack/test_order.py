@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from picture_folders import write_noise
 from PIL import Image
 
 from stagewright.augment.geometry import train_geometry
@@ -35,11 +36,7 @@ VERSION_1_RECORDS = "7cc920c43e09256e2fec2e19ebf39c760acd297e42ac00b05c804868ad6
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes with 20 images each, and a file that cannot be read."""
     root = tmp_path_factory.mktemp("order") / "photos"
-    for label, name in enumerate("abc"):
-        (root / name).mkdir(parents=True)
-        for at in range(20):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (24 + at, 30, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{at:02d}.png")
+    write_noise(root, "abc", 20, lambda at: (24 + at, 30))
     (root / "b" / "cut.png").write_bytes((root / "b" / "00.png").read_bytes()[:99])
     return root
 

@@ -11,6 +11,7 @@ import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
+from picture_folders import write_noise
 from PIL import Image
 
 from stagewright.augment.geometry import eval_geometry
@@ -36,11 +37,7 @@ VERSION_1 = Path(__file__).parent / "version-1.pack"
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A JPEG pack and a raw pack of 40 images in several parts, and the one of version 1."""
     root = tmp_path_factory.mktemp("remote") / "photos"
-    for label, name in enumerate("ab"):
-        (root / name).mkdir(parents=True)
-        for at in range(20):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (30 + at, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{at:02d}.png")
+    write_noise(root, "ab", 20, lambda at: (30 + at, 40))
     made = {"version 1": VERSION_1}
     for encoding in ("jpeg", "raw"):
         made[encoding] = root.parent / f"{encoding}.pack"

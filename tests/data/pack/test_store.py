@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
-from PIL import Image
+from picture_folders import write_noise
 
 from stagewright.data.dataset import load_dataset
 from stagewright.data.pack.build import PackSummary, pack
@@ -25,11 +24,7 @@ from stagewright.storage.objects import open_store
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes with 20 images each."""
     root = tmp_path_factory.mktemp("store") / "photos"
-    for label, name in enumerate("ab"):
-        (root / name).mkdir(parents=True)
-        for at in range(20):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (30 + at, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{at:02d}.png")
+    write_noise(root, "ab", 20, lambda at: (30 + at, 40))
     return root
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
-from PIL import Image
+from picture_folders import write_noise
 
 from stagewright.augment.geometry import eval_geometry
 from stagewright.data.batches.batch import BatchSpec
@@ -36,11 +36,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes with 10 images each."""
     root = tmp_path_factory.mktemp("fetched") / "photos"
-    for label, name in enumerate(CLASSES):
-        (root / name).mkdir(parents=True)
-        for at in range(10):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (20 + at, 30, 3), np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{at:02d}{('.jpg', '.png')[at % 2]}")
+    write_noise(root, CLASSES, 10, lambda at: (20 + at, 30), lambda at: (".jpg", ".png")[at % 2])
     return root
 
 

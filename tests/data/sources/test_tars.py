@@ -17,6 +17,7 @@ import obstore
 import pyarrow as pa
 import pytest
 from object_server import ObjectServer
+from picture_folders import write_noise
 from PIL import Image
 
 from stagewright.augment.geometry import eval_geometry
@@ -45,12 +46,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tars") / "photos"
     exif = Image.Exif()
     exif[274] = 6
-    for label, name in enumerate(CLASSES):
-        (root / name).mkdir(parents=True)
-        for at in range(12):
-            pixels = np.random.default_rng(100 * label + at).integers(0, 256, (20 + at, 30, 3), np.uint8)
-            kind = (".jpg", ".png", ".jpg")[at % 3]
-            Image.fromarray(pixels).save(root / name / f"{at:02d}{kind}", exif=exif if at == 3 else Image.Exif())
+    endings = (".jpg", ".png", ".jpg")
+
+    def save(at: int) -> dict[str, Any]:
+        return {"exif": exif if at == 3 else Image.Exif()}
+
+    write_noise(root, CLASSES, 12, lambda at: (20 + at, 30), lambda at: endings[at % 3], save)
     (root / "cow" / "cut.jpg").write_bytes((root / "cow" / "11.jpg").read_bytes()[:-300])
     return root
 
