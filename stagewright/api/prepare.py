@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stagewright.api.order_notes import with_order_notes
 from stagewright.api.run import Say
+from stagewright.api.run_threads import computing
 from stagewright.data.class_names import display_names
 from stagewright.data.dataset import Dataset, in_blocks, load_dataset
 from stagewright.data.sample import sample
@@ -96,9 +97,8 @@ def probed(plan: Plan, dataset: Dataset, execution: Execution, say: Say) -> Cost
     """Measures the costs of ``plan`` on this machine (:func:`stagewright.preflight.cost_probe.probe`)."""
     say(f"Measuring this machine for about {execution.probe_seconds:g} s.")
     startup_seconds = time.monotonic() - process_start_time()
-    return probe(
-        plan, dataset, execution, Path("runs"), seconds=execution.probe_seconds, startup_seconds=startup_seconds
-    )
+    with computing(execution, plan, say) as own:
+        return probe(plan, dataset, own, Path("runs"), seconds=own.probe_seconds, startup_seconds=startup_seconds)
 
 
 def tell_time(plan: Plan, dataset: Dataset, execution: Execution, say: Say, began: float) -> None:

@@ -35,7 +35,7 @@ from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan
 from stagewright.plan.resolve import resolve
 from stagewright.preflight.auto_fields import asks_for_lr, inherited_lr_notice
-from stagewright.preflight.cost_probe import within_budget
+from stagewright.preflight.budget_length import within_budget
 from stagewright.preflight.early_lanes import check_processes
 from stagewright.preflight.lr_find import RunArtifacts
 from stagewright.recipe import recipes

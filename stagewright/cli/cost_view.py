@@ -26,7 +26,7 @@ def cost_view(plan: Plan, costs: Costs, price: float | None = None) -> Renderabl
         table.add_row(
             stage.name,
             span_text(ahead.total_seconds),
-            *(_short(seconds) for seconds in (cost.step_seconds, cost.compute_seconds, cost.load_seconds)),
+            *(short_time(seconds) for seconds in (cost.step_seconds, cost.compute_seconds, cost.load_seconds)),
             number_text(stage.batch_size / max(cost.step_seconds, 1e-9)),
             f"{cost.train_gb:.2f}",
             f"{cost.eval_gb:.2f}",
@@ -100,7 +100,8 @@ def money_text(amount: float) -> str:
     return "less than $0.01" if amount < 0.01 else f"${amount:,.2f}"
 
 
-def _short(seconds: float | None) -> str:
+def short_time(seconds: float | None) -> str:
+    """``3.21 ms``, ``1.5 s``; a dash for None."""
     if seconds is None:
         return ABSENT
     return f"{1000 * seconds:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"

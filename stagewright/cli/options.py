@@ -123,8 +123,13 @@ BudgetText = Annotated[
     ),
 ]
 Price = Annotated[
-    float | None, typer.Option(help="Price of one hour of this machine in dollars; for --budget $ and plan --probe.")
+    float | None,
+    typer.Option(
+        help="Price of one hour of this machine in dollars, for --budget $ and plan --probe; of one device, for plan --devices."
+    ),
 ]
+WIRE = "10G"
+"""Bits a second between hosts."""
 PROBE_SECONDS = 10.0
 ProbeSeconds = Annotated[
     float, typer.Option(help="Length of the speed measurement in seconds, for all stages together.")

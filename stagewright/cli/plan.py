@@ -11,6 +11,7 @@ import typer
 
 from stagewright.cli.options import (
     PROBE_SECONDS,
+    WIRE,
     AsJson,
     BatchSize,
     CacheGb,
@@ -68,6 +69,37 @@ def plan(
         ),
     ] = False,
     price: Price = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,HxN",
+            help="Forecast for these numbers of devices on one host, or on H hosts with N each, such as 1,2,4,8,16x8; needs "
+            "--probe or --from.",
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            parser=user_path,
+            metavar="PATH",
+            help="With --devices: what --probe --json has printed for this plan, on one device of the kind in question.",
+        ),
+    ] = None,
+    wire: Annotated[
+        str,
+        typer.Option(
+            "--wire", metavar="RATE", help="With --devices: bits a second between hosts, such as 10G or 100M."
+        ),
+    ] = WIRE,
+    wire_within: Annotated[
+        str | None,
+        typer.Option(
+            "--wire-within",
+            metavar="RATE",
+            help="With --devices: bits a second between the devices of a host; default: 80G for GPUs, 8G for processes on a CPU.",
+        ),
+    ] = None,
     cache_gb: CacheGb = None,
     get_price: GetPrice = GET_PRICE,
     probe_seconds: ProbeSeconds = PROBE_SECONDS,
@@ -80,6 +112,7 @@ def plan(
     """Print the plan of a run, without training."""
     from stagewright.api.prepare import prepare, probed, tell_time
     from stagewright.cli.cost_view import cost_view, in_json
+    from stagewright.cli.device_view import Asked, device_view
     from stagewright.cli.plan_view import plan_view
     from stagewright.errors import RecipeError
     from stagewright.plan.budget import check_price
@@ -90,7 +123,8 @@ def plan(
     check_price(price)
     refuse_alone("--probe-seconds", probe_seconds != PROBE_SECONDS and not probe, "--probe")
     refuse_alone("--steps", steps and not as_json, "--json")
-    if price is not None and not probe:
+    asked = Asked.parse(devices, source, wire, wire_within, price, probe=probe)
+    if price is not None and not (probe or asked):
         raise RecipeError(
             f"--price {price:g} without --probe", "--price with --probe", "add --probe, which measures the time"
         )
@@ -107,14 +141,18 @@ def plan(
     if chosen.is_auto and not (probe or as_json or tiny):
         tell_time(made, dataset, execution, speaker(as_json), began)
     costs = probed(made, dataset, execution, speaker(as_json)) if probe else None
+    expected = None if asked is None else asked.forecasts(made, dataset, execution, costs)
     if as_json:
         content = made.to_json() | ({"hyper": list(made.steps())} if steps else {})
         content |= {"account": dataset.account.to_dict()}
-        print(json.dumps(content | ({} if costs is None else in_json(made, costs, price)), indent=1))
+        content |= {} if costs is None else in_json(made, costs, price)
+        print(json.dumps(content | ({} if expected is None else {"devices": expected.to_json()}), indent=1))
     else:
         Terminal().print(plan_view(made))
         if costs is not None:
             Terminal().print("", cost_view(made, costs, price), sep="\n")
+        if expected is not None:
+            Terminal().print("", device_view(expected), sep="\n")
 
 
 def resume_check(

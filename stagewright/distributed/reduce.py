@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from stagewright.distributed.buckets import BUCKET_BYTES, first_bucket_bytes
 from stagewright.distributed.exchange import AllReduceSum, Exchange, OrderedSum, PairSum
 from stagewright.distributed.flat import bucket_positions
 from stagewright.distributed.tree import PartialSums, share, subtrees
@@ -16,10 +17,6 @@ from stagewright.distributed.two_levels import TwoLevelSum, host_lanes
 from stagewright.distributed.world import World
 from stagewright.errors import WorldError
 
-BUCKET_BYTES = 25 * 2**20
-FIRST_BUCKET_BYTES = 2**20
-"""Between hosts the first bucket is small, as torch's DDP has it: its exchange begins early in the backward pass. Within a host
-the fixed costs of another exchange are more than that."""
 _UNDER_WAY = 2
 """How many younger buckets begin before the next part of an exchange does: by then the part before has mostly arrived. The
 number is fixed, because all ranks must exchange in the same order."""
@@ -79,8 +76,9 @@ class LaneGradients:
         if self._world.size == 1:  # nothing is exchanged: one bucket, so that additions are few large calls
             return [list(range(len(self._parameters)))]
         on_hosts = len({member.host for member in self._world.members}) > 1
-        first = min(bucket_bytes, FIRST_BUCKET_BYTES) if on_hosts else bucket_bytes
-        return bucket_positions(self._parameters, bucket_bytes, first)
+        return bucket_positions(
+            self._parameters, bucket_bytes, first_bucket_bytes(bucket_bytes, several_hosts=on_hosts)
+        )
 
     @contextmanager
     def lane(self) -> Iterator[None]:

@@ -32,6 +32,16 @@ def subtrees(lanes: int, own: range) -> tuple[range, ...]:
     return tuple(found)
 
 
+def host_shares(lanes: int, size: int, local: int) -> list[range] | None:
+    """Returns the lanes of each host with ``local`` of the ``size`` ranks; None unless there are several hosts with several ranks
+    each, whose lanes are a subtree, so that the sum over a host's lanes is a part of the sum."""
+    if local < 2 or size % local or size == local:
+        return None
+    firsts = range(0, size, local)
+    hosts = [range(share(lanes, at, size).start, share(lanes, at + local - 1, size).stop) for at in firsts]
+    return hosts if all(len(subtrees(lanes, own)) == 1 for own in hosts) else None
+
+
 class PartialSums(Generic[T]):
     """The sums of the subtrees inside a rank's lanes, from the lanes' values in order.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stagewright.distributed.exchange import PARTS, add, exchange_with, waited_for
 from stagewright.distributed.flat import flat_length, flat_views
-from stagewright.distributed.tree import fold, fold_part, share, subtrees
+from stagewright.distributed.tree import fold, fold_part, host_shares, share, subtrees
 from stagewright.distributed.world import World
 
 
@@ -25,18 +25,12 @@ def host_lanes(lanes: int, world: World) -> list[range] | None:
     each host are a subtree.
     """
     local, size = world.local_size, world.size
-    if local < 2 or size % local or size == local or world.rank % local != world.local_rank:
+    if world.rank % local != world.local_rank:
         return None
     hosts = [member.host for member in world.members]
     if any(len(set(hosts[first : first + local])) > 1 for first in range(0, size, local)):
         return None
-    found = []
-    for first in range(0, size, local):
-        own = range(share(lanes, first, size).start, share(lanes, first + local - 1, size).stop)
-        if len(subtrees(lanes, own)) > 1:
-            return None
-        found.append(own)
-    return found
+    return host_shares(lanes, size, local)
 
 
 class TwoLevelSum:

@@ -117,6 +117,11 @@ def sums_in_order(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cpu" or recipe.deterministic
 
 
+def batch_norm_statistics(model: nn.Module) -> int:
+    """Returns how many numbers the batch norms of ``model``, in the mode that it is in, give in each lane."""
+    return sum(one.numel() for one in _Statistics(model).running)
+
+
 class _Statistics:
     """The running statistics of the batch norms of a model in training mode, kept apart for each lane."""
 

@@ -23,6 +23,25 @@ DISTURBED_CORES = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class GradientCost:
+    """The measured parts of an update, for a forecast for several devices (:mod:`stagewright.plan.devices`)."""
+
+    lane_seconds: float
+    """Time of one lane: forward and backward pass."""
+    arrivals: tuple[tuple[float, int], ...]
+    """(seconds since the beginning of a lane, bytes) of each gradient, in the order in which the backward pass gives them."""
+    statistics_bytes: int
+    """Size of the batch-norm statistics of one lane."""
+    copy_seconds: float
+    """Time to copy all gradients once and to add them to others once, in memory."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of all gradients."""
+        return sum(size for _, size in self.arrivals)
+
+
+@dataclass(frozen=True, slots=True)
 class StageCost:
     """The measured costs of a stage."""
 
@@ -47,6 +66,10 @@ class StageCost:
     """Highest memory use in training: allocated memory of the device, or on a CPU this process's resident memory."""
     eval_gb: float
     """Highest memory use in evaluation, likewise."""
+    shared_entry_seconds: float = 0.0
+    """The part of :attr:`entry_seconds` that several processes share out: features computed once."""
+    gradients: GradientCost | None = None
+    """The parts of an update; None if they were not measured, or if the stage exchanges no gradients."""
     short: StageCost | None = None
     """The costs if the stage is too short to use each image once, so that features of a frozen body are not cached; None if
     they do not differ."""
@@ -138,9 +161,10 @@ class Forecast:
         return {**asdict(self), "total_seconds": self.total_seconds}
 
 
-def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecast:
+def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0, alone: Costs | None = None) -> Forecast:
     """Returns the predicted time of ``plan`` on the machine on which ``costs`` were measured. The measured plan must have had
-    the same stages; their lengths may differ.
+    the same stages; their lengths may differ. ``alone``: the costs of one process, which evaluates the finished model; None: the
+    same.
 
     It assumes that a checkpoint is saved after every evaluation, as after an improvement. Early stopping is ignored.
     """
@@ -149,7 +173,8 @@ def forecast(plan: Plan, costs: Costs, *, save_minutes: float = 10.0) -> Forecas
     stages = tuple(_stage_forecast(plan, stage, cost) for stage, cost in zip(plan.stages, own, strict=True))
     num_saves, save_seconds = _saves(plan, own, save_minutes)
     first_use = costs.first_image_seconds * (info.num_train + info.num_val + info.num_test)
-    last = costs.stages[-1].short or costs.stages[-1]  # the finished model is evaluated as a whole
+    last = (alone or costs).stages[-1]
+    last = last.short or last  # the finished model is evaluated as a whole
     # The head alone is evaluated on the test images too, and every mixture with it on the validation images.
     val, test = (
         (info.num_val * len(HEAD_GRID), 2 * info.num_test) if plan.compares_head else (info.num_val, info.num_test)

@@ -53,10 +53,10 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
     for stage in plan.stages:
         optimum = stage.fit == "optimum"
         frozen = stage.train != "all" and not stage.cache_views and has_fixed_views(stage)
-        long.append(place(stage, _key(stage, frozen)))
+        long.append(place(stage, cost_key(stage, frozen)))
         # More images than the stage can use: it is then too short for cached features to save time.
         many = stage.model_copy(update={"num_images": STEPS * stage.batch_size + 1})
-        short.append(place(many, _key(many, frozen)) if frozen and not optimum else long[-1])
+        short.append(place(many, cost_key(many, frozen)) if frozen and not optimum else long[-1])
     rehearsed = Plan.model_validate(
         {
             **{name: getattr(plan, name) for name in Plan.model_fields},
@@ -69,7 +69,7 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
     return ProbePlan(rehearsed, tuple(long), tuple(short))
 
 
-def _key(stage: StagePlan, frozen: bool) -> str:
+def cost_key(stage: StagePlan, frozen: bool) -> str:
     """Returns a text that is equal for stages whose steps have equal costs."""
     content = stage.model_dump(mode="json", exclude=set(_WITHOUT_COST))
     content["clipped"] = stage.clip_norm is not None

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,24 +25,22 @@ from stagewright.data.sample import spread
 from stagewright.engine.state import Score
 from stagewright.errors import BundleError, NotFinite
 from stagewright.observers.report_pages import Pages
-from stagewright.plan.budget import Budget, apply, fit
-from stagewright.plan.cost import Costs, StageCost, noise_warning
+from stagewright.plan.cost import Costs, GradientCost, StageCost
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.plan.probe_plan import ProbePlan, probe_plan
+from stagewright.preflight.gradient_profile import gradient_profile
 from stagewright.preflight.optimum_time import optimum_seconds
 from stagewright.preflight.probe_folder import own_folder, remove_leftovers
 from stagewright.preflight.step_timer import MIN_BLOCKS, StepTimer
 from stagewright.rundir import checkpoint
 from stagewright.rundir.directory import RunDir
 from stagewright.rundir.environment import environment
-from stagewright.rundir.summary import recorded_choice
 from stagewright.system.device import device_name
 from stagewright.system.isolation import preserve_global_state
 from stagewright.system.machine import OtherProcessLoad, cores
 from stagewright.system.memory import peak_gb, reset_peak
 from stagewright.system.signals import StopSignal
-from stagewright.text import span_text
 from stagewright.training.evaluator import Evaluator, recalibrated_images
 from stagewright.training.feature_cache import MOST_IN_MEMORY
 from stagewright.training.finish import bundle_spec, write_bundle
@@ -191,7 +187,7 @@ class _Bench:
         once = self.features_seconds(stage, _EVAL * limit) * views if cut is not None else 0.0
         if stage.fit == "optimum":
             step = compute = optimum_seconds(session, stage, self.synchronize)
-            lead = load = 0.0
+            lead, load, parts = 0.0, 0.0, None
             before = session.state.seconds["checkpoint"]
             session.save()
             self.remember_save(before)
@@ -201,6 +197,7 @@ class _Bench:
             step, lead = timer.step_seconds, timer.lead_seconds
             train_gb = peak_gb(device)
             load, compute = self.separate_times(stage, timer, _ALONE * limit)
+            parts = None if compute is None else self.parts(stage, timer)
         reset_peak(device)
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
@@ -218,6 +215,8 @@ class _Bench:
             save_seconds=self.save_seconds,
             train_gb=train_gb,
             eval_gb=peak_gb(device),
+            shared_entry_seconds=once,
+            gradients=parts,
         )
 
     def select_rows(self, train: Rows, evaluated: Rows) -> None:
@@ -267,9 +266,9 @@ class _Bench:
 
     def separate_times(self, stage: StagePlan, timer: StepTimer, limit: float) -> tuple[float | None, float | None]:
         """Returns the seconds of loading one batch without training, and of one step without loading; None for both if that
-        takes longer than ``limit`` seconds."""
+        takes longer than ``limit`` seconds. With several lanes it may: a forecast for several devices needs both."""
         session, batch = self.session, timer.batch
-        if batch is None or 2 * timer.step_seconds > limit:
+        if batch is None or (stage.lanes == 1 and 2 * timer.step_seconds > limit):
             return None, None
         began, done = time.perf_counter(), 0
         while (spent := time.perf_counter() - began) < limit or done < MIN_BLOCKS:
@@ -286,6 +285,18 @@ class _Bench:
                 next(batches)
                 done += 1
         return spent / done, compute
+
+    def parts(self, stage: StagePlan, timer: StepTimer) -> GradientCost | None:
+        """Returns the parts of an update with images that are already loaded; None if the stage has never been updated."""
+        session, batch = self.session, timer.batch
+        if batch is None:
+            return None
+
+        def update() -> None:
+            session.update(stage, replace(batch, step=session.state.step))
+            self.synchronize()
+
+        return gradient_profile(update, session.state.model, session.num_lanes(stage), session.state.device)
 
     def evaluations(self, stage: StagePlan, limit: float) -> tuple[float, float, float, float]:
         """Returns (fixed, per image, additionally per image the first time, recalibration): seconds of one evaluation of the
@@ -369,29 +380,3 @@ class _Bench:
         """Waits until the device has finished its work."""
         if self.session.state.device.type == "cuda":
             torch.cuda.synchronize(self.session.state.device)
-
-
-def within_budget(
-    plan: Plan,
-    dataset: Dataset,
-    execution: Execution,
-    budget: Budget,
-    out: Path | None,
-    say: Callable[[str], None],
-) -> tuple[Plan, dict[str, Any]]:
-    """Returns ``plan`` scaled to the length that ends within ``budget``, and the data about it for ``env.json``.
-
-    If ``out`` contains a run that was begun with this budget, its length is used again, since a resumed run must not change.
-    Otherwise this machine is measured. RecipeError if the budget is too small.
-    """
-    if out is not None and (choice := recorded_choice(RunDir(out), budget)) is not None:
-        return apply(plan, choice), RunDir(out).read_env()["budget"]
-    seconds = budget.probe_seconds(execution.probe_seconds)
-    say(f"Measuring this machine for about {span_text(seconds)}.")
-    folder, startup = out or Path("runs"), budget.spent_seconds
-    costs = probe(plan, dataset, execution, folder, seconds=seconds, startup_seconds=startup)
-    fitted = fit(plan, costs, budget, save_minutes=execution.save_minutes)
-    if costs.is_noisy:
-        say(noise_warning(costs))
-    say(fitted.sentence()[:1].upper() + fitted.sentence()[1:])
-    return fitted.plan, fitted.to_dict()

@@ -19,7 +19,7 @@ from stagewright.plan.cost import Costs, StageCost, forecast
 from stagewright.plan.execution import Execution
 from stagewright.plan.plan import DatasetInfo, Plan
 from stagewright.plan.resolve import resolve
-from stagewright.preflight import cost_probe
+from stagewright.preflight import budget_length
 from stagewright.recipe import recipes
 from stagewright.recipe.recipe import Recipe
 from stagewright.rundir.event_kinds import Notice
@@ -247,7 +247,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         probed.append(plan)
         return costs(*(stage_cost(step_seconds=1.0, entry_seconds=0.0) for _ in plan.stages))
 
-    monkeypatch.setattr(cost_probe, "probe", measure)
+    monkeypatch.setattr(budget_length, "probe", measure)
     return probed
 
 

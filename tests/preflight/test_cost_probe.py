@@ -163,3 +163,37 @@ def test_plan_probe_on_the_command_line(picture_folder: Path, tmp_path: Path, mo
     content = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     assert content["forecast"]["total_seconds"] > 0 and len(content["costs"]["stages"]) == 1 and content["digest"]
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
+
+
+def test_devices_on_the_command_line(picture_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured now, or on another machine and read from what was printed there, the forecasts are the same."""
+    monkeypatch.chdir(tmp_path)
+    stages = [{"name": "low", "epochs": "1ep"}, {"name": "high", "image_size": 24, "epochs": "1ep", "train": "last:1"}]
+    (tmp_path / "r.yaml").write_text(json.dumps({**SMALL, "stages": stages, "spread": 4}))
+    common = ["plan", str(picture_folder), "-r", "r.yaml", "--device", "cpu", "-j", "0", "--devices", "1,2,2x2,3,8"]
+    printed = CliRunner().invoke(app, [*common, "--probe", "--probe-seconds", "0.2", "--price", "36", "--json"])
+    content = json.loads(printed.stdout)
+    sizes = []
+    for stage in content["costs"]["stages"]:
+        parts = stage["gradients"]
+        sizes.append(sum(size for _, size in parts["arrivals"]))
+        assert parts["lane_seconds"] > 0 and parts["statistics_bytes"] > 0
+        assert [at for at, _ in parts["arrivals"]] == sorted(at for at, _ in parts["arrivals"])
+    assert sizes[0] > sizes[1] > 0  # of the second stage's network only the upper part is trained
+    rows = content["devices"]
+    assert [(row["devices"], row["count"], row["problem"]) for row in rows] == [
+        *(("1", 1, None), ("2", 2, None), ("2x2", 4, None), ("3", 3, None)),
+        ("8", 8, "stage 'low' has 4 lanes"),
+    ]
+    assert rows[3]["uneven"] == ["low", "high"] and rows[0]["expected"] == content["forecast"]
+    assert rows[0]["dollars"] == pytest.approx(content["money"])
+    (tmp_path / "probe.json").write_text(printed.stdout)
+    known = [*common, "--from", "probe.json", "--price", "36"]
+    assert json.loads(CliRunner().invoke(app, [*known, "--json"]).stdout)["devices"] == rows
+    text = " ".join(CliRunner().invoke(app, known).output.split())
+    assert "8 devices: not possible, as stage 'low' has 4 lanes; --spread plans more." in text
+    assert "some devices wait for others: 3 (low, high)." in text and "Between hosts 10 Gbit/s" in text
+    faster = CliRunner().invoke(app, [*known, "--wire", "100G", "--epochs", "9ep"])
+    assert faster.exit_code == 0 and "Between hosts 100 Gbit/s" in faster.output  # another length costs the same a step
+    other = CliRunner().invoke(app, [*known, "--batch-size", "16"])
+    assert other.exit_code == 2 and "batch_size of stage 'low' (8 there, 16 here)" in " ".join(other.output.split())
