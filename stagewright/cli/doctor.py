@@ -27,7 +27,7 @@ StoreUrl = Annotated[
     typer.Option(
         "--mirror",
         metavar="URL",
-        help="Try the rights and conditional writes of an object store, e.g. s3://bucket/prefix.",
+        help="Try the rights and conditional writes of an object store, e.g. s3://bucket/prefix, and compare the clocks.",
     ),
 ]
 
@@ -43,12 +43,14 @@ def doctor(
     """Show what this machine offers: each check is ok, slow or will fail, with a remedy; exit code 2 if something will fail."""
     from stagewright.cli.machine_view import checks_view
     from stagewright.preflight.doctor import run_checks, to_dicts
-    from stagewright.preflight.doctor_machine import machine_checks, store_check
+    from stagewright.preflight.doctor_machine import clock_check, machine_checks, store_check
     from stagewright.system.terminal import Terminal
 
     checks = [*run_checks(), *machine_checks(Path("runs"), ranks=ranks)]
     if mirror is not None:
         checks.append(store_check(mirror, lambda: _trial(mirror, allow_http)))
+        if not checks[-1].fails:
+            checks.append(clock_check(mirror, *_clock_ahead(mirror, allow_http)))
     print(json.dumps(to_dicts(checks), indent=1)) if as_json else Terminal().print(checks_view(checks))
     if any(check.fails for check in checks):
         raise typer.Exit(2)
@@ -62,3 +64,11 @@ def _trial(url: str, allow_http: bool) -> bool:
     from stagewright.mirror.trial import try_rights  # obstore is there
 
     return try_rights(store, url, unfenced=True)
+
+
+def _clock_ahead(url: str, allow_http: bool) -> tuple[float, float]:
+    """Returns by how many seconds this clock is ahead of the store's, and by how many that may be wrong."""
+    from stagewright.mirror.trial import clock_ahead
+    from stagewright.storage.objects import open_store
+
+    return clock_ahead(open_store(url, allow_http=allow_http), url)

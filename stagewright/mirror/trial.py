@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,6 +53,19 @@ def try_rights(store: ObjectStore, url: str, *, unfenced: bool = False) -> bool:
             "if you start only one process at a time on this mirror: --mirror-unfenced",
         )
     return conditional
+
+
+def clock_ahead(store: ObjectStore, url: str) -> tuple[float, float]:
+    """Returns (seconds that this machine's clock is ahead of the store's, negative: behind; by how many seconds that may be
+    wrong), from the time that the store gives an object written now. StorageError if it cannot be written."""
+    name = f"{TRIAL}{secrets.token_hex(8)}"
+    began = time.time()
+    _attempt(url, "put", lambda: obstore.put(store, name, b"clock", use_multipart=False))
+    ended = time.time()
+    there = _attempt(url, "get", lambda: obstore.head(store, name))["last_modified"].timestamp()
+    _attempt(url, "delete", lambda: obstore.delete(store, name))
+    whole = 0.0 if there % 1 else 0.5  # S3 gives whole seconds, rounded down
+    return (began + ended) / 2 - there - whole, (ended - began) / 2 + whole
 
 
 def _attempt(url: str, right: str, do: Callable[[], T]) -> T:

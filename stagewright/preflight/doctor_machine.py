@@ -30,6 +30,9 @@ _ROOM_BYTES = 10 * 10**9
 _SLOW_LINK = {"cuda": 2e9, "cpu": 2e8}
 """Bytes a second between processes below which sending takes a share of each update that is felt."""
 _SPUN = 1.5
+_CLOCK_SECONDS = 30.0
+_STORE_REFUSES_SECONDS = 900.0
+"""S3 refuses requests signed by a clock that is further away (RequestTimeTooSkewed)."""
 
 _SPIN = """
 import sys, time
@@ -175,6 +178,20 @@ def store_check(url: str, trial: Callable[[], bool]) -> Check:
         text = f"{url}: no conditional writes. Remedy: --mirror-unfenced, and one process at a time"
         return Check("mirror", False, text)
     return Check("mirror", True, f"{url}: written, read, listed and deleted; conditional writes work")
+
+
+def clock_check(url: str, ahead: float, inexact: float) -> Check:
+    """Returns whether this machine's clock is ``ahead`` seconds of that of the store at ``url``, exact to ``inexact`` seconds, as
+    the clocks of all hosts should agree with it."""
+    away = max(0.0, abs(ahead) - inexact)
+    how = f"{abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} the clock of {url}"
+    if away < _CLOCK_SECONDS:
+        return Check(
+            "clock", True, f"within {abs(ahead) + inexact:.1f} s of the clock of {url}; compare with the other hosts"
+        )
+    fails = away > _STORE_REFUSES_SECONDS
+    why = "stores refuse such requests" if fails else "leases of predict --claim and times in logs are wrong by that"
+    return Check("clock", False, f"{how}: {why}. Remedy: set it by NTP (chrony, systemd-timesyncd)", fails=fails)
 
 
 def interconnect(ranks: int, device: str, seconds: float) -> Check:

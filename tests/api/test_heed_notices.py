@@ -41,6 +41,7 @@ def notices(run: Path) -> list[str]:
     return [event["text"] for event in events if event["kind"] == "notice"]
 
 
+@pytest.mark.long
 def test_a_notice_stops_a_run_saved(tmp_path: Path) -> None:
     data, recipe = write_pictures(tmp_path / "stripes"), mirror_recipe(tmp_path, steps=40, saves="100st")
     run, whole = tmp_path / "run", tmp_path / "whole"

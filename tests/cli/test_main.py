@@ -196,6 +196,7 @@ def test_a_flag_that_stages_overrule_is_refused(
     assert answer.code == 2 and "--set stages.a.image_size=32" in answer.err
 
 
+@pytest.mark.long
 def test_resume_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, picture_folder: Path
 ) -> None:

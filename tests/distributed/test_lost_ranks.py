@@ -80,7 +80,10 @@ def is_in_the_record(run: Path, sentence: str) -> None:
     assert summary["status"] == "failed" and summary["error"] == sentence
 
 
-@pytest.mark.parametrize(("rank", "phase"), [(1, "training"), (0, "training"), (0, "evaluation")])
+@pytest.mark.parametrize(
+    ("rank", "phase"),
+    [(1, "training"), *(pytest.param(0, one, marks=pytest.mark.long) for one in ("training", "evaluation"))],
+)
 def test_a_rank_that_is_killed(parent: Parent, data: Path, tmp_path: Path, rank: int, phase: str) -> None:
     fault = {"rank": rank, "do": "SIGKILL", "phase": phase, "step": 4, "after": TOLD}
     ranks = parent.start(train(data, tmp_path / "run"), 3, fault=[fault])
@@ -163,7 +166,7 @@ def test_a_full_disk_at_rank_0(parent: Parent, data: Path, tmp_path: Path) -> No
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.long)])
 def test_a_signal_at_one_rank_stops_all(parent: Parent, data: Path, tmp_path: Path, name: str) -> None:
     """At one step, saved; a resume on another number of ranks gives the bits of a run that was not stopped."""
     fault = {"rank": 2, "do": name, "phase": "training", "step": 3}

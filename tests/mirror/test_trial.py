@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import obstore
@@ -11,7 +12,7 @@ from commands import typed
 from object_server import ObjectServer
 
 from stagewright.errors import StorageError
-from stagewright.mirror.trial import try_rights
+from stagewright.mirror.trial import clock_ahead, try_rights
 from stagewright.storage import objects
 from stagewright.storage.objects import open_store
 
@@ -82,8 +83,20 @@ def test_doctor_tries_a_store(
     monkeypatch.setattr("stagewright.preflight.doctor_machine.machine_checks", lambda *_, **__: [])
     code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", f"{bucket}/run", "--json")
     assert code == 0 and "conditional writes work" in out
+    assert [(one["name"], one["verdict"]) for one in json.loads(out)] == [("mirror", "ok"), ("clock", "ok")]
     with object_server.fault("forbidden", method="PUT"):
         code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", f"{bucket}/run", "--json")
     assert code == 2 and [one["name"] for one in json.loads(out)] == ["mirror"] and "no rights" in out
     code, out, _ = typed(capsys, monkeypatch, "doctor", "--mirror", "s3://no-such-bucket-at-all", "--json")
     assert code == 2 and "no such bucket" in out
+
+
+def test_a_clock_is_compared_with_that_of_the_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(f"{bucket}/clock")
+    ahead, inexact = clock_ahead(store, bucket)
+    assert abs(ahead) <= inexact + 0.5 and inexact < 5
+    right = time.time
+    monkeypatch.setattr("stagewright.mirror.trial.time.time", lambda: right() - 100)
+    behind, inexact = clock_ahead(store, bucket)
+    assert -100 - inexact - 0.5 <= behind <= -100 + inexact + 0.5
+    assert [one for part in obstore.list(store) for one in part] == []

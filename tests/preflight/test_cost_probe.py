@@ -196,4 +196,4 @@ def test_devices_on_the_command_line(picture_folder: Path, tmp_path: Path, monke
     faster = CliRunner().invoke(app, [*known, "--wire", "100G", "--epochs", "9ep"])
     assert faster.exit_code == 0 and "Between hosts 100 Gbit/s" in faster.output  # another length costs the same a step
     other = CliRunner().invoke(app, [*known, "--batch-size", "16"])
-    assert other.exit_code == 2 and "batch_size of stage 'low' (8 there, 16 here)" in " ".join(other.output.split())
+    assert "batch_size of stage 'low' (8 there, 16 here)" in str(other.exception)

@@ -48,6 +48,25 @@ def test_a_store_without_rights_will_fail_and_one_without_conditions_is_named() 
     assert "--mirror-unfenced" in checks[1].text and "Remedy: ask for s3:PutObject" in checks[2].text
 
 
+@pytest.mark.parametrize(
+    ("ahead", "inexact", "verdict", "text"),
+    [
+        (0.3, 0.5, "ok", "within 0.8 s of the clock of s3://b/x; compare with the other hosts"),
+        (-30.4, 0.5, "ok", "within 30.9 s"),
+        (31.0, 0.5, "slow", "31 s ahead of the clock of s3://b/x: leases of predict --claim"),
+        (
+            -1000.0,
+            0.5,
+            "will fail",
+            "1,000 s behind the clock of s3://b/x: stores refuse such requests. Remedy: set it by NTP",
+        ),
+    ],
+)
+def test_a_clock_that_is_wrong(ahead: float, inexact: float, verdict: str, text: str) -> None:
+    check = doctor_machine.clock_check("s3://b/x", ahead, inexact)
+    assert check.verdict == verdict and text in check.text
+
+
 def test_processes_that_cannot_reach_each_other_will_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none0")
     found = doctor_machine.interconnect(2, "cpu", 0.1)
