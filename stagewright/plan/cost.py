@@ -34,6 +34,10 @@ class GradientCost:
     """Size of the batch-norm statistics of one lane."""
     copy_seconds: float
     """Time to copy all gradients once and to add them to others once, in memory."""
+    send_seconds: float
+    """Time of a processor to send all gradients and to receive as many; 0 where processors do not compute, as beside a GPU."""
+    noise_seconds: float
+    """Standard deviation of the time of an update."""
 
     @property
     def bytes(self) -> int:

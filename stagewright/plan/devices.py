@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 from typing import Any, Literal
 
 from stagewright.distributed.buckets import BUCKET_BYTES, first_bucket_bytes
@@ -142,12 +143,21 @@ def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *
     on_host = max(sum(parts[at : at + devices.per_host]) for at in groups)
     # What computing and loading cost each other on one device: nothing if each has processors of its own.
     drag = _bounded((alone - max(load, compute)) / max(min(load, compute), 1e-9))
-    own = compute - (stage.lanes - most) * lane + gradients.copy_seconds
     host_load = load * on_host / stage.lanes
     wire, exposed = _exchange(stage.lanes, most, gradients, devices, links, ordered=ordered)
+    between, within = traffic(stage.lanes, devices, ordered=ordered)
+    # A processor that computes sends too, but for what it sends while it waits for the wire.
+    sending = gradients.send_seconds * (between / devices.per_host + within) * max(0.0, 1 - exposed / max(wire, 1e-12))
+    own = compute - (stage.lanes - most) * lane + gradients.copy_seconds + sending
+    own += _slowest(devices.count) * gradients.noise_seconds * math.sqrt(most / stage.lanes)
     visible = max(0.0, host_load - exposed)  # images are loaded while a device waits for the wire
     seconds = exposed + max(visible, own) + drag * min(visible, own)
     return StepForecast(seconds, own, host_load, wire, alone / seconds / devices.count)
+
+
+def _slowest(count: int) -> float:
+    """Returns how many standard deviations the largest of ``count`` normal numbers lies above their mean, about (Blom 1958)."""
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 
 def _exchange(

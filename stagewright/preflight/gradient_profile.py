@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from stagewright.engine.lanes import batch_norm_statistics
 from stagewright.plan.cost import GradientCost
 
-_ROUNDS = 3
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 12, 2.0
+_MOST_SENT = 32 << 20
+_CHUNK = 32 << 10
 
 
 class Moment(Protocol):
@@ -52,18 +55,19 @@ class _Mark:
 def gradient_profile(
     update: Callable[[], object], model: nn.Module, lanes: int, device: torch.device
 ) -> GradientCost | None:
-    """Returns the parts of ``update``, one of ``lanes`` lanes, all of which this process carries out: medians of three.
+    """Returns the parts of ``update``, one of ``lanes`` lanes, all of which this process carries out: medians of 3 to 12.
 
     None if gradients are not seen to arrive, as where they are part of a captured graph.
     """
     parameters = [one for one in model.parameters() if one.requires_grad]
     now = _Mark if device.type == "cuda" else _Clock
-    lane_seconds, times = list[float](), list[dict[int, float]]()
+    lane_seconds, whole, times = list[float](), list[float](), list[dict[int, float]]()
     with _arrivals(parameters, now) as seen:
-        for _ in range(_ROUNDS):
+        while len(whole) < _ROUNDS or (len(whole) < _MOST_ROUNDS and sum(whole) < _SECONDS):
             seen.clear()
             began = now()
             update()
+            whole.append(now().since(began))
             if not seen:
                 return None
             lane = seen[-1][1].since(began) / lanes
@@ -80,6 +84,8 @@ def gradient_profile(
         arrivals=tuple(arrivals),
         statistics_bytes=batch_norm_statistics(model) * torch.float32.itemsize,
         copy_seconds=_copy_seconds([parameters[at] for at in known], now),
+        send_seconds=_send_seconds(sum(size for _, size in arrivals)) if device.type == "cpu" else 0.0,
+        noise_seconds=statistics.stdev(whole),
     )
 
 
@@ -110,3 +116,16 @@ def _copy_seconds(parameters: Sequence[nn.Parameter], now: Callable[[], Moment])
         torch._foreach_add_(left, right)  # pyright: ignore[reportPrivateImportUsage]
         found.append(now().since(began))
     return min(found)
+
+
+def _send_seconds(size: int) -> float:
+    """Returns the seconds of a processor to send ``size`` bytes by TCP and to receive as many, on this host."""
+    data, sent = memoryview(bytes(_CHUNK)), min(max(size, _CHUNK), _MOST_SENT)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as left:
+        right, _ = server.accept()
+        with right:
+            began = time.perf_counter()
+            for _ in range(-(-sent // _CHUNK)):
+                left.sendall(data)
+                right.recv_into(bytearray(_CHUNK), _CHUNK, socket.MSG_WAITALL)
+            return (time.perf_counter() - began) * size / sent

@@ -18,7 +18,14 @@ from stagewright.plan.resolve import resolve
 from stagewright.recipe import recipes
 
 INFO = DatasetInfo(num_train=1024, num_val=100, num_test=50, classes=("a", "b"), digest="d")
-PARTS = GradientCost(lane_seconds=0.05, arrivals=((0.02, 10), (0.05, 4)), statistics_bytes=8, copy_seconds=0.002)
+PARTS = GradientCost(
+    lane_seconds=0.05,
+    arrivals=((0.02, 10), (0.05, 4)),
+    statistics_bytes=8,
+    copy_seconds=0.002,
+    send_seconds=0.001,
+    noise_seconds=0.01,
+)
 COST = StageCost(0.45, 0.04, 0.43, 2.0, 1.0, 0.01, 3.0, 0.25, 1.25, 0.5, 1.5, PARTS)
 COSTS = Costs(
     (replace(COST, short=replace(COST, load_seconds=None)),), 4.0, 1.0, 0.0, 99, 0.5, 1.5, 0.0, 9.0, "CPU, 2 threads"
