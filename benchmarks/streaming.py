@@ -4,7 +4,7 @@
     python benchmarks/streaming.py training DATA ...
 
 DATA is a folder of class folders. The store is ``range_store.py``, with a round trip of 50 ms and 1 Gbit/s. It runs on the same
-cores; its user and system time is given. ``loader``: all batches of ten passes, without a network, in each round
+cores; its user and system time is given. ``loader``: all batches of eight passes, without a network, in each round
 
 - from the disk,
 - from the store, with an empty cache of a quarter of the pack,
@@ -64,7 +64,7 @@ FIELDS: dict[str, Any] = {
 }
 
 
-PASSES = 10
+PASSES = 8
 SIZES = (64, 160, 224)
 
 

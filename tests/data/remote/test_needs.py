@@ -33,9 +33,9 @@ def pictures() -> tuple[Manifest, BlockTable]:
     splits = np.where(np.arange(COUNT) % 5 == 4, 1, 0).astype(np.int8)
     which, offsets = (order % 2).astype(np.int32), (order // 2).astype(np.int64) * EACH
     places = Places(("a", "b"), (COUNT * EACH,) * 2, which, offsets, np.full(COUNT, EACH, np.int64))
-    blocks = blocks_of(places, splits)
-    names, sides = pa.array([f"{row:03d}" for row in range(COUNT)]), np.full(COUNT, 32, np.int32)
     labels = (np.arange(COUNT) % 3).astype(np.int32)
+    blocks = blocks_of(places, splits, labels)
+    names, sides = pa.array([f"{row:03d}" for row in range(COUNT)]), np.full(COUNT, 32, np.int32)
     manifest = Manifest("", "memory", ("a", "b", "c"), names, names, labels, splits, sides, sides, blocks=blocks)
     return manifest, BlockTable(places, blocks, splits)
 
