@@ -216,9 +216,9 @@ class BlockCache:
         """Returns the job of a block that somebody waits for, begun before those that are fetched ahead."""
         with self._lock:
             if (job := self._jobs.get(block)) is None:
+                self._start_threads()
                 job = self._jobs[block] = _Job(block, urgent=True)
                 self._urgent.append(job)
-                self._start_threads()
                 self._to_work.notify()
             return job
 
@@ -296,7 +296,7 @@ class BlockCache:
             removed = None
         with self._lock:
             let_go = [self._mapped.pop(one, None) for one in removed or ()]
-        del let_go
+        del let_go  # without the lock
         if removed is not None:
             job.content = self._map(block)
         if job.content is None:
