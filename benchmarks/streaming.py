@@ -11,8 +11,8 @@ cores; its user and system time is given. ``loader``: all batches of eight passe
 - from the disk, while another process asks the server as often for as many bytes as the store's round did, and throws them away:
   what the disk gives if the machine carries the server too.
 
-``training`` trains one epoch on the disk, then from the store with an empty cache; the steps must be equal. Images/s are those that the
-run's summary gives for its updates. ``order`` is ``blocked``. Results are added to the file of ``--out``.
+``training`` trains one epoch on the disk, then from the store with an empty cache; the steps must be equal. Images/s are those
+that the run's summary gives for its updates. ``order`` is ``blocked``. Results are added to the file of ``--out``.
 """
 
 from __future__ import annotations
