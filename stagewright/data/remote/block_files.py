@@ -277,7 +277,7 @@ def _write(descriptor: int, pieces: Sequence[memoryview]) -> None:
             left[0] = left[0][written:]
 
 
-class OtherCache(NamedTuple):
+class _OtherCache(NamedTuple):
     """A cache of other blocks beside one."""
 
     used_at: float
@@ -286,18 +286,18 @@ class OtherCache(NamedTuple):
     folder: Path
 
 
-def caches_beside(folder: Path) -> list[OtherCache]:
+def caches_beside(folder: Path) -> list[_OtherCache]:
     """Returns the caches beside the one in ``folder``, the one that was used longest ago first."""
-    found = list[OtherCache]()
+    found = list[_OtherCache]()
     for other in [one for one in folder.parent.iterdir() if one != folder and one.is_dir()]:
         used, size = other / _USED, 0
         with suppress(OSError), os.scandir(other) as files:  # another process may give it up
             size = sum(file.stat().st_size for file in files)
-            found.append(OtherCache((used if used.exists() else other).stat().st_mtime, size, other))
+            found.append(_OtherCache((used if used.exists() else other).stat().st_mtime, size, other))
     return sorted(found)
 
 
-def give_up(cache: OtherCache) -> bool:
+def give_up(cache: _OtherCache) -> bool:
     """Removes a cache, unless a process uses it; returns whether it is gone."""
     folder = cache.folder
     if folder.suffix != _GONE:

@@ -180,7 +180,7 @@ class BlockCache:
         content = self.blocks.map(block)
         if content is None:
             return None
-        if not self._is_right(block, [memoryview(content)]):
+        if not self._is_right(block, [content.data]):
             self.blocks.remove(block)
             return None
         with self._lock:

@@ -127,14 +127,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_caches_of_other_packs_are_given_up_oldest_first_unless_they_are_in_use(tmp_path: Path) -> None:
-    for at, name in enumerate(["old", "used", "new"]):
+    def use(name: str, at: int) -> None:
         files = BlockFiles(tmp_path / name, SIZES)
         assert put(files, 3) and put(files, 0)
         os.utime(tmp_path / name / "used", (at, at))
+
+    for at, name in enumerate(["old", "used", "new"]):
+        use(name, at)
     in_use = BlockFiles(tmp_path / "used", SIZES)
     os.utime(tmp_path / "used" / "used", (1, 1))
     (tmp_path / "killed.gone").mkdir()
-    del files
     own = BlockFiles(tmp_path / "own", SIZES)
     assert [one.folder.name for one in caches_beside(own.folder)][:3] == ["old", "used", "new"]
     make_room(own, 400)
