@@ -138,8 +138,9 @@ def in_blocks(dataset: Dataset) -> Dataset:
             "order: blocked with a pack or tar files, and order: full with all other data",
             "pack the pictures (stagewright data pack DATA), or --set order=full",
         )
-    blocks = blocks_of(images.places, dataset.manifest.splits)
-    return replace(dataset, manifest=replace(dataset.manifest, blocks=blocks))
+    blocks = blocks_of(images.places, dataset.manifest.splits, dataset.manifest.labels)
+    manifest = replace(dataset.manifest, blocks=blocks)
+    return replace(dataset, manifest=manifest, images=_through_cache(images, manifest))
 
 
 def open_images(manifest: Manifest) -> Images:
@@ -187,6 +188,8 @@ def _open_pack(manifest: Manifest) -> Images:
 def _through_cache(images: Images, manifest: Manifest) -> Images:
     """Returns ``images``; those in files of an object store are read through a cache of blocks."""
     if isinstance(images, RemotePackImages | RemotePlacedImages):
-        blocks = blocks_of(images.places, manifest.splits) if manifest.blocks is None else manifest.blocks
+        blocks = manifest.blocks
+        if blocks is None:
+            blocks = blocks_of(images.places, manifest.splits, manifest.labels)
         images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
     return images

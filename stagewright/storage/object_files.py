@@ -61,10 +61,17 @@ def read_object(store: ObjectStore, url: str, name: str, etag: str = "") -> byte
 def read_range(store: ObjectStore, url: str, name: str, offset: int, length: int, etag: str = "") -> bytes:
     """Returns ``length`` bytes from ``offset`` on of the file ``name`` below ``url``; errors as for :func:`read_object`, and
     StorageError if the file ends before."""
+    return bytes(view_range(store, url, name, offset, length, etag))
+
+
+def view_range(store: ObjectStore, url: str, name: str, offset: int, length: int, etag: str = "") -> memoryview:
+    """As :func:`read_range`, without a copy of the bytes that came."""
     import obstore
 
-    def read() -> bytes:
-        data = bytes(obstore.get(store, name, options={"range": (offset, offset + length), **_expecting(etag)}).bytes())
+    def read() -> memoryview:
+        data = memoryview(
+            obstore.get(store, name, options={"range": (offset, offset + length), **_expecting(etag)}).bytes()
+        )
         if len(data) != length:
             raise OSError(f"{len(data):,} of {length:,} bytes came")
         return data

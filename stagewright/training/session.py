@@ -108,7 +108,7 @@ class Session:
             needs = Needs(
                 self.plan, self.manifest, cache.table, host_ranks(self.ranks.world), frozenset(self.features.stored)
             )
-            specs = told_ahead(cache, needs, specs)
+            specs = told_ahead(cache, needs, specs, self.execution.prefetch)
         return self.batches.load(self.ranks.own_part(self.plan, specs, self.num_lanes), self.batches.train_times)
 
     def enter(self, stage: StagePlan) -> tuple[int, int]:

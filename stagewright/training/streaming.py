@@ -36,13 +36,14 @@ def prepare_cache(
     return cache
 
 
-def told_ahead(cache: BlockCache, needs: Needs, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
-    """Yields ``specs``, of updates, and tells ``cache`` each time which update is read."""
+def told_ahead(cache: BlockCache, needs: Needs, specs: Iterator[BatchSpec], prefetch: int) -> Iterator[BatchSpec]:
+    """Yields ``specs``, of updates, and tells ``cache`` each time which update is read. Whoever takes them reads at most
+    ``prefetch`` at a time."""
     begun = False
     for spec in specs:
         if begun:
             cache.at(spec.step)
         else:
-            cache.follow(needs, spec.step)
+            cache.follow(needs, spec.step, prefetch)
             begun = True
         yield spec

@@ -54,9 +54,13 @@ class Reader(Protocol):
     """Fetches the bytes of images of :class:`RemoteFiles`. Thread-safe."""
 
     def fetch(self, rows: NDArray[np.int64]) -> Stored:
-        """Returns the bytes of the images ``rows`` (n,), of kind ``encoded``. What cannot be fetched is in ``failures``. The
-        bytes need not be checked: who holds the reader does it (:func:`checked`)."""
+        """Returns the bytes of the images ``rows`` (n,), of kind ``encoded``. What cannot be fetched is in ``failures``, and, as
+        :class:`Damaged`, what does not match its checksum where ``places`` of the files has them."""
         ...
+
+
+class Damaged(OSError):
+    """The bytes of an image do not match its checksum."""
 
 
 class RangeReader:
@@ -80,7 +84,8 @@ class RangeReader:
                 lengths[group], data = 0, b""
             buffer_of[group], begins[group] = len(buffers), offsets[group] - begin if data else 0
             buffers.append(data)
-        return Stored("encoded", buffers, buffer_of, begins, lengths, failures=failures)
+        found = Stored("encoded", buffers, buffer_of, begins, lengths, failures=failures)
+        return found if places.crcs is None else without_damaged(found, damaged_in(found, places.crcs[rows]))
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
         """Returns bytes of a file. DataError if it has changed, OSError if it cannot be read."""
@@ -133,15 +138,20 @@ def refuse_changed(url: str, before: Sequence[StoredObject], now: Sequence[Store
             raise changed(url, one.name, f"has changed (ETag {found.etag} in place of {one.etag})")
 
 
-def checked(stored: Stored, expected: NDArray[np.uint32], names: Sequence[str]) -> Stored:
-    """Returns ``stored`` with a failure for each image whose bytes do not have the crc32 ``expected`` (n,); ``names`` (n,) are
-    the images' names for the message."""
-    wrong = dict[int, Exception]()
-    for at in range(len(stored)):
-        if at not in stored.failures and zlib.crc32(stored.data(at)) != expected[at]:
-            wrong[at] = OSError(f"{names[at]} is damaged: its bytes do not match its checksum")
+def damaged_in(stored: Stored, expected: NDArray[np.uint32]) -> list[int]:
+    """Returns which images of ``stored`` do not have the crc32 ``expected`` (n,); those in its ``failures`` are not looked at."""
+    return [
+        at
+        for at, crc in enumerate(expected.tolist())
+        if at not in stored.failures and zlib.crc32(stored.data(at)) != crc
+    ]
+
+
+def without_damaged(stored: Stored, wrong: Sequence[int]) -> Stored:
+    """Returns ``stored`` with a failure in place of each of the images ``wrong``."""
     if not wrong:
         return stored
     lengths = stored.lengths.copy()
     lengths[list(wrong)] = 0
-    return replace(stored, lengths=lengths, failures={**stored.failures, **wrong})
+    failures = {at: Damaged("the bytes of an image do not match its checksum") for at in wrong}
+    return replace(stored, lengths=lengths, failures={**stored.failures, **failures})

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stagewright.data.images.remote import RangeReader, Reader, RemoteFiles, changed, checked, refuse_changed
+from stagewright.data.images.remote import Damaged, RangeReader, Reader, RemoteFiles, changed, refuse_changed
 from stagewright.data.images.stored import Stored
 from stagewright.data.pack.footers import find_records
 from stagewright.data.pack.format import HEAD, INDEX, UNFINISHED, Extents, Head, PartFile, damaged, has_crc32
@@ -155,9 +155,12 @@ class RemotePackImages(PackRows):
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:
         """Fetches the images of ``rows``. Those that cannot be fetched, or do not match their crc32, are in its ``failures``."""
-        assert self.places.crcs is not None
-        names = self.paths.take(pa.array(rows)).to_pylist()
-        return self.with_sizes(checked(self.reader.fetch(rows), self.places.crcs[rows], names), rows)
+        found = self.reader.fetch(rows)
+        for at, error in found.failures.items():
+            if isinstance(error, Damaged):
+                name = self.paths[int(rows[at])].as_py()
+                found.failures[at] = OSError(f"{name} is damaged: its bytes do not match its checksum")
+        return self.with_sizes(found, rows)
 
 
 def _fetched(store: ObjectStore, url: str, head: StoredObject) -> Path:

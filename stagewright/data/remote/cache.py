@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.data.images.remote import RemoteFiles
+from stagewright.data.images.remote import RemoteFiles, without_damaged
 from stagewright.data.images.stored import Stored
-from stagewright.data.remote.block_files import BlockFiles
-from stagewright.data.remote.capacity import capacity_of
+from stagewright.data.remote.block_files import BlockFiles, Choose, Store
+from stagewright.data.remote.capacity import capacity_of, make_room
 from stagewright.data.remote.download import Download
 from stagewright.data.remote.eviction import NEVER, num_due, victims
 from stagewright.data.remote.pace import Pace
@@ -35,8 +36,9 @@ if TYPE_CHECKING:  # it knows batches, which need torch
 
 _MOST_MAPPED = 256
 _IN_FLIGHT_BYTES = 1 << 26
-_FEWEST, _MOST_THREADS = 4, 32
-_PAUSE_SECONDS = 0.05
+_FEWEST_THREADS, _MOST_THREADS = 4, 32
+_LEAST_PAUSE, _PAUSES = 0.005, 10.0
+"""Seconds between two looks ahead at least, and multiples of the processor time that one takes."""
 _NOTHING = np.empty(0, np.uint8)
 
 
@@ -68,17 +70,21 @@ class BlockCache:
         self.fetched_bytes = 0
         """Size of all blocks that this process has fetched."""
         self._needs: Needs | None = None
-        self._step = 0
+        self._first, self._step, self._pending = 0, 0, 0
         self._next_use = np.full(len(table), NEVER)
         self._jobs: dict[int, _Job] = {}
         self._urgent, self._ahead = deque[_Job](), deque[int]()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._to_work, self._to_look = threading.Condition(self._lock), threading.Condition(self._lock)
         self._threads: list[threading.Thread] = []
         self._generation = object()
         """Threads end when it is another one than they were started with."""
-        self._moved = False
+        self._moved, self._pause = False, _LEAST_PAUSE
         self._mapped: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._renewed: set[int] = set()
+        self._checked, self._renewed = set[int](), set[int]()
+        """Blocks whose images have been compared with their checksums; and those that were fetched once more after that."""
+        self._wrong = set[int]()
+        """Images that are damaged in the store."""
 
     @cached_property
     def blocks(self) -> BlockFiles:
@@ -92,19 +98,18 @@ class BlockCache:
 
     def fetch(self, rows: NDArray[np.int64]) -> Stored:
         """Returns the bytes of the images ``rows`` (n,), most of them as positions in memory maps. What cannot be fetched is in
-        ``failures``."""
-        blocks = self.table.block_of[rows]
-        found = self._bring(np.unique(blocks).tolist())
-        found = self._bring(self._damaged(rows, blocks, found), again=found)
+        ``failures``, and what is damaged, also after its block has been fetched once more."""
+        blocks = self.table.block_of[rows].tolist()
+        found = self._bring(set(blocks))
         buffers, number = [_NOTHING], {}
         for block, content in found.items():
             if isinstance(content, np.ndarray):
                 number[block] = len(buffers)
                 buffers.append(content)
-        which = np.array([number.get(block, 0) for block in blocks.tolist()], np.int32)
+        which = np.array([number.get(block, 0) for block in blocks], np.int32)
         offsets, lengths = self.table.inner[rows], self.table.places.lengths[rows]
         failures = dict[int, Exception]()
-        alone = [at for at, block in enumerate(blocks.tolist()) if found[block] is None]
+        alone = [at for at, block in enumerate(blocks) if found[block] is None] if len(number) < len(found) else []
         read = self.download.rows(rows[alone].tolist()) if alone else []
         for at, content in zip(alone, read, strict=True):
             if isinstance(content, Exception):
@@ -112,31 +117,36 @@ class BlockCache:
                 continue
             which[at], offsets[at] = len(buffers), 0
             buffers.append(np.frombuffer(content, np.uint8))
-        for at, block in enumerate(blocks.tolist()):
+        for at, block in enumerate(blocks):
             if isinstance(error := found[block], Exception):
                 failures[at] = error
         failures = {at: _as_unreadable(error) for at, error in sorted(failures.items())}
         lengths[list(failures)] = offsets[list(failures)] = which[list(failures)] = 0
-        return Stored("encoded", buffers, which, offsets, lengths, failures=failures)
+        stored = Stored("encoded", buffers, which, offsets, lengths, failures=failures)
+        if not self._wrong:
+            return stored
+        wrong = [at for at, row in enumerate(rows.tolist()) if row in self._wrong and at not in failures]
+        return without_damaged(stored, wrong)
 
-    def follow(self, needs: Needs, step: int) -> None:
-        """Fetches from now on ahead what ``needs`` tells, from the update ``step`` on."""
-        with self._changed:
-            self._needs, self._step, self._moved = needs, step, True
+    def follow(self, needs: Needs, step: int, pending: int = 0) -> None:
+        """Fetches from now on ahead what ``needs`` tells, from the update ``step`` on. ``pending``: updates before the one that
+        is told next (:meth:`at`) of which images may still be read."""
+        with self._lock:
+            self._needs, self._first, self._step, self._pending, self._moved = needs, step, step, pending, True
             self._start_threads()
-            self._changed.notify_all()
+            self._to_look.notify()
 
     def at(self, step: int) -> None:
         """Tells which update is read next."""
         self.pace.stepped(step)
-        with self._changed:
+        with self._lock:
             if step != self._step:
                 self._step, self._moved = step, True
-                self._changed.notify_all()
+                self._to_look.notify()
 
     def close(self) -> None:
         """Ends the threads; what is in the cache stays. A later :meth:`fetch` starts them again."""
-        with self._changed:
+        with self._lock:
             self._generation, self._threads, self._needs = object(), [], None
             self._ahead.clear()
             for job in self._urgent:
@@ -144,12 +154,13 @@ class BlockCache:
                 job.error = OSError("the cache of blocks has been closed")
                 job.done.set()
             self._urgent.clear()
-            self._changed.notify_all()
+            self._to_work.notify_all()
+            self._to_look.notify()
         self.download.close()
 
-    def _bring(self, blocks: list[int], again: dict[int, _Found] | None = None) -> dict[int, _Found]:
-        """Returns each of ``blocks``, None if there is no room for it, or the error; and what is in ``again`` of others."""
-        found, jobs = dict(again or {}), dict[int, _Job]()
+    def _bring(self, blocks: set[int]) -> dict[int, _Found]:
+        """Returns each of ``blocks``, None if there is no room for it, or the error."""
+        found, jobs = dict[int, _Found](), dict[int, _Job]()
         for block in blocks:
             if (content := self._map(block)) is not None:
                 found[block] = content
@@ -157,61 +168,65 @@ class BlockCache:
                 jobs[block] = self._urgently(block)
         for block, job in jobs.items():
             job.done.wait()
-            if job.content is None and job.error is None and not job.urgent:  # begun ahead, when there was no room
-                job = self._urgently(block)
-                job.done.wait()
             found[block] = job.error or job.content
         return found
 
-    def _damaged(self, rows: NDArray[np.int64], blocks: NDArray[np.int32], found: dict[int, _Found]) -> list[int]:
-        """Removes the blocks in which an image of ``rows`` is damaged, and returns them; each block only once."""
-        crcs, wrong = self.table.places.crcs, set[int]()
-        if crcs is None:
-            return []
-        ends = self.table.inner[rows] + self.table.places.lengths[rows]
-        for row, block, end in zip(rows.tolist(), blocks.tolist(), ends.tolist(), strict=True):
-            content = found[block]
-            if block in wrong or block in self._renewed or not isinstance(content, np.ndarray):
-                continue
-            if zlib.crc32(content[self.table.inner[row] : end].data) != crcs[row]:
-                wrong.add(block)
-        with self._changed:
-            self._renewed |= wrong
-            for block in wrong:
-                self._mapped.pop(block, None)
-        for block in wrong:
-            self.blocks.remove(block)
-        return sorted(wrong)
-
     def _map(self, block: int) -> NDArray[np.uint8] | None:
-        """Returns a block that is there, mapped into memory, or None."""
-        with self._changed:
+        """Returns a block that is there, mapped into memory, or None. One with damaged images is removed, but not twice."""
+        with self._lock:
             if (content := self._mapped.get(block)) is not None:
                 self._mapped.move_to_end(block)
                 return content
         content = self.blocks.map(block)
-        if content is not None:
-            with self._changed:
-                self._mapped[block] = content
-                while len(self._mapped) > _MOST_MAPPED:
-                    self._mapped.popitem(last=False)
+        if content is None:
+            return None
+        if not self._is_right(block, [content.data]):
+            self.blocks.remove(block)
+            return None
+        with self._lock:
+            self._mapped[block] = content
+            while len(self._mapped) > _MOST_MAPPED:
+                self._mapped.popitem(last=False)
         return content
+
+    def _is_right(self, block: int, pieces: Iterable[memoryview]) -> bool:
+        """Compares the images of a block with their checksums when this process first meets it; returns False if it must be
+        fetched once more. Not with each read, as threads that load images would wait for Python's global lock each time."""
+        if (crcs := self.table.places.crcs) is None or block in self._checked:
+            return True
+        rows, wrong = self.table.rows(block), set[int]()
+        left, piece, at = iter(pieces), memoryview(b""), 0
+        for row, length, crc in zip(
+            rows.tolist(), self.table.places.lengths[rows].tolist(), crcs[rows].tolist(), strict=True
+        ):
+            if length and at == len(piece):
+                piece, at = next(left), 0
+            if zlib.crc32(piece[at : at + length]) != crc:
+                wrong.add(row)
+            at += length
+        with self._lock:
+            if wrong and block not in self._renewed:
+                self._renewed.add(block)
+                return False
+            self._wrong |= wrong
+            self._checked.add(block)
+        return True
 
     def _urgently(self, block: int) -> _Job:
         """Returns the job of a block that somebody waits for, begun before those that are fetched ahead."""
-        with self._changed:
+        with self._lock:
             if (job := self._jobs.get(block)) is None:
+                self._start_threads()
                 job = self._jobs[block] = _Job(block, urgent=True)
                 self._urgent.append(job)
-                self._start_threads()
-                self._changed.notify_all()  # one alone may be the thread that looks ahead
+                self._to_work.notify()
             return job
 
     def _start_threads(self) -> None:
         if not self._threads:
+            make_room(self.blocks, self.capacity)
             most = int(self.table.sizes.max(initial=1))
-            # What is on the way takes room from what is there.
-            count = min(_MOST_THREADS, max(_FEWEST, min(_IN_FLIGHT_BYTES, self.capacity // 4) // most))
+            count = min(_MOST_THREADS, max(_FEWEST_THREADS, _IN_FLIGHT_BYTES // most))
             works = [self._work] * count + [self._look_ahead]
             own = (self._generation,)
             self._threads = [threading.Thread(target=work, args=own, name="blocks", daemon=True) for work in works]
@@ -221,20 +236,18 @@ class BlockCache:
     def _work(self, generation: object) -> None:
         while (job := self._next_job(generation)) is not None:
             try:
-                job.content = self._fetched(job)
+                kept = self._fetch(job)
             except Exception as error:  # told to whoever waits for the block
-                job.error = error
-            with self._changed:
+                job.error, kept = error, False
+            with self._lock:
                 del self._jobs[job.block]
-                if (
-                    job.content is None
-                ):  # what is needed later has no room or no store either; the next update asks again
+                if not kept:  # what is needed later has no room or no store either; the next look decides again
                     self._ahead.clear()
             job.done.set()
 
     def _next_job(self, generation: object) -> _Job | None:
         """Waits for a block to fetch; None at the end."""
-        with self._changed:
+        with self._lock:
             while self._generation is generation:
                 if self._urgent:
                     return self._urgent.popleft()
@@ -242,11 +255,11 @@ class BlockCache:
                     if (block := self._ahead.popleft()) not in self._jobs:
                         job = self._jobs[block] = _Job(block, urgent=False)
                         return job
-                self._changed.wait()
+                self._to_work.wait()
             return None
 
-    def _fetched(self, job: _Job) -> NDArray[np.uint8] | None:
-        """Fetches a block into the cache unless it is there, and returns it; None if there is no room."""
+    def _fetch(self, job: _Job) -> bool:
+        """Fetches a block into the cache unless it is there, and completes ``job``; returns whether the block is kept."""
         block = job.block
         after = float(self._next_use[block])
         if job.urgent and after <= self._step + 1:  # as planned, and not looked at by chance, as to estimate statistics
@@ -255,56 +268,92 @@ class BlockCache:
         def choose(present: NDArray[np.int64], needed: int) -> list[int] | None:
             return victims(present, self._next_use, self.table.sizes, needed, after)
 
-        with self.blocks.making(block, self.capacity, choose) as store:
-            if store is None:
-                return self.blocks.map(block)
-            began = time.monotonic()
-            content = self.download.block(block)
-            self.pace.fetched(len(content), time.monotonic() - began, len(self._jobs))
-            with self._changed:
-                self.fetched_bytes += len(content)
-            try:
-                store(content)
-            except StorageError:  # a full disk: the content is there, only not for others
-                return np.frombuffer(content, np.uint8)
-        mapped = self.blocks.map(block)
-        return np.frombuffer(content, np.uint8) if mapped is None else mapped
+        if job.urgent and not self.blocks.has_room(
+            self._coming(after) + int(self.table.sizes[block]), self.capacity, choose
+        ):
+            return False
+        with self.blocks.making(block) as store:
+            if store is not None:
+                return self._made(job, store, choose)
+        job.content = self._map(block)  # another process has made it
+        return job.content is not None or self._fetch(job)
+
+    def _made(self, job: _Job, store: Store, choose: Choose) -> bool:
+        """Fetches a block that is not there; otherwise as :meth:`_fetch`."""
+        block = job.block
+        self._checked.discard(block)
+        began = time.monotonic()
+        pieces = self.download.block(block)
+        self.pace.fetched(sum(map(len, pieces)), time.monotonic() - began, len(self._jobs))
+        if not self._is_right(block, pieces):
+            pieces = self.download.block(block)
+            self._is_right(block, pieces)
+        with self._lock:
+            self.fetched_bytes += sum(map(len, pieces))
+        try:
+            removed = store(pieces, self.capacity, choose)
+        except StorageError:  # a full disk: the content is there, only not for others
+            removed = None
+        with self._lock:
+            let_go = [self._mapped.pop(one, None) for one in removed or ()]
+        del let_go  # without the lock
+        if removed is not None:
+            job.content = self._map(block)
+        if job.content is None:
+            job.content = np.frombuffer(b"".join(pieces), np.uint8)
+        return removed is not None
+
+    def _coming(self, before: float) -> int:
+        """Returns the bytes of blocks that are being fetched and are needed ``before`` this, or at the same time."""
+        with self._lock:
+            others = [job.block for job in self._jobs.values() if not job.urgent]
+        return int(self.table.sizes[[block for block in others if self._next_use[block] <= before]].sum())
 
     def _look_ahead(self, generation: object) -> None:
         """Decides at each update what is fetched ahead."""
         while True:
-            with self._changed:
+            with self._lock:
                 while (needs := self._needs) is None or not self._moved:
                     if self._generation is not generation:
                         return
-                    self._changed.wait()
+                    self._to_look.wait()
                 step, self._moved = self._step, False
-            next_use = needs.next_use(step)
-            ahead = self._to_fetch(needs, step)
-            with self._changed:
+                oldest = max(self._first, step - self._pending)
+            began = time.thread_time()
+            next_use = needs.next_use(oldest)
+            ahead = self._to_fetch(needs, next_use, oldest, step)
+            with self._lock:
                 if self._generation is not generation:
                     return
-                self._next_use, self._ahead = next_use, deque(ahead)
-                self._changed.notify_all()
-            time.sleep(_PAUSE_SECONDS)  # updates of a few milliseconds need not be looked at one by one
+                self._next_use, self._ahead = next_use, deque(block for block in ahead if block not in self._jobs)
+                self._to_work.notify(len(self._ahead))
+            # Updates of a few milliseconds need not be looked at one by one.
+            self._pause = max(_LEAST_PAUSE, _PAUSES * (time.thread_time() - began))
+            time.sleep(self._pause)
 
-    def _to_fetch(self, needs: Needs, step: int) -> list[int]:
-        """Returns the blocks to begin now: those that find room, and those that must be begun lest they come too late."""
-        blocks, firsts = needs.wanted(step)
+    def _to_fetch(self, needs: Needs, next_use: NDArray[np.float64], oldest: int, step: int) -> list[int]:
+        """Returns the blocks to begin now: those that find room, and those that must be begun lest they come too late, as far as
+        they are needed before others that would make room."""
+        blocks, firsts = needs.wanted(oldest)
+        present, sizes = self.blocks.present(), self.table.sizes
         there = np.zeros(len(self.table), np.bool_)
-        there[self.blocks.present()] = True
-        sizes = self.table.sizes
+        there[present] = True
         missing = np.flatnonzero(~there[blocks])
-        free = self.capacity - int(sizes[there].sum())
-        fitting = int(np.searchsorted(np.cumsum(sizes[blocks[missing]]), free, "right"))
+        coming = np.cumsum(sizes[blocks[missing]])
+        by_use = present[np.argsort(next_use[present])]
+        kept = np.concatenate([[0], np.cumsum(sizes[by_use])])
+        needed = kept[np.searchsorted(next_use[by_use], firsts[missing], "right")]
+        room = int(np.append(np.flatnonzero(coming + needed > self.capacity), len(missing))[0])
+        fitting = int(np.searchsorted(coming, self.capacity - kept[-1], "right"))
         if self.pace.is_known:
             seconds = (firsts[missing] - step) * self.pace.step_seconds
-            latency = self.pace.latency + _PAUSE_SECONDS
-            due = num_due(seconds, sizes[blocks[missing]], self.pace.bytes_per_second, latency)
+            latency = self.pace.latency + self._pause
+            rate = self.pace.bytes_per_second(len(self._threads) - 1)
+            due = num_due(seconds, sizes[blocks[missing]], rate, latency)
         else:  # as much as is in use at a time
             later = np.cumsum(np.where(firsts > step, sizes[blocks], 0))
             due = int(np.searchsorted(missing, np.searchsorted(later, needs.window_bytes, "right")))
-        return blocks[missing[: max(fitting, due)]].tolist()
+        return blocks[missing[: min(room, max(fitting, due))]].tolist()
 
 
 _Found = NDArray[np.uint8] | Exception | None

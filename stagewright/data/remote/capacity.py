@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from stagewright.data.remote.block_files import BlockFiles
+from stagewright.data.remote.block_files import BlockFiles, caches_beside, give_up
 from stagewright.errors import RecipeError, StorageError
 
 if TYPE_CHECKING:
@@ -14,16 +14,28 @@ if TYPE_CHECKING:
 _SHARE = 4
 
 
-def default_capacity(blocks: BlockFiles) -> int:
-    """Returns a quarter of the bytes that are free on the disk, counting what the cache has already."""
-    return (shutil.disk_usage(blocks.folder).free + blocks.used_bytes()) // _SHARE
+def make_room(blocks: BlockFiles, capacity: int) -> None:
+    """Removes caches beside ``blocks`` that no process uses, the one that was used longest ago first, so that all of them have
+    ``capacity`` bytes together when this one is as full as it gets."""
+    others = caches_beside(blocks.folder)
+    left = min(capacity, int(blocks.sizes.sum())) + sum(one.bytes for one in others)
+    for one in others:
+        if left > capacity and give_up(one):
+            left -= one.bytes
+
+
+def _room(blocks: BlockFiles) -> int:
+    """Returns the bytes that are free on the disk, with those of all caches."""
+    others = sum(one.bytes for one in caches_beside(blocks.folder))
+    return shutil.disk_usage(blocks.folder).free + blocks.used_bytes() + others
 
 
 def capacity_of(cache_gb: float | None, blocks: BlockFiles) -> int:
-    """Returns the capacity in bytes that ``--cache-gb`` asks for, or the default. StorageError if the disk has less room."""
+    """Returns the capacity in bytes that ``--cache-gb`` asks for, or a quarter of the free disk, counting what caches have
+    already. StorageError if the disk has less room."""
     if cache_gb is None:
-        return default_capacity(blocks)
-    room = shutil.disk_usage(blocks.folder).free + blocks.used_bytes()
+        return _room(blocks) // _SHARE
+    room = _room(blocks)
     if (asked := int(cache_gb * 1e9)) > room:
         raise StorageError(
             f"--cache-gb {cache_gb:g}, but {room / 1e9:.3g} GB are free in {blocks.folder}",

@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from stagewright.data.images.remote import RemoteFiles, changed
+from stagewright.data.images.remote import Damaged, RemoteFiles, changed
 from stagewright.data.remote.table import BlockTable, Span
 from stagewright.errors import StorageError, Unreadable
-from stagewright.storage.object_files import Changed, read_range
+from stagewright.storage.object_files import Changed, view_range
 from stagewright.system.threads import Pool
 
 T = TypeVar("T")
@@ -51,27 +51,24 @@ class Download:
         self._is_away = False
         """Whether the store has been waited for in vain; then nobody waits until it has answered again."""
 
-    def block(self, block: int) -> bytes:
-        """Returns the content of a block; whoever reads an image compares it with its checksum.
+    def block(self, block: int) -> list[memoryview]:
+        """Returns the content of a block, in pieces; whoever reads an image compares it with its checksum.
 
         DataError if the file has changed, Unreadable if the store does not answer, StorageError if it refuses.
         """
-        places, spans = self.table.places, list(self.table.spans(block))
+        spans = self.table.spans(block)
         if len(spans) == 1:
             read = [self._read(spans[0][0])]
         else:
             read = [task.result() for task in [self._pool().submit(self._read, span) for span, _ in spans]]
-        pieces = list[memoryview]()
-        for (span, rows), content in zip(spans, read, strict=True):
-            begins, view = (places.offsets[rows] - span.offset).tolist(), memoryview(content)
-            pieces += [view[at : at + size] for at, size in zip(begins, places.lengths[rows].tolist(), strict=True)]
-        return b"".join(pieces)
+        every = zip(read, spans, strict=True)
+        return [content[begin:end] for content, (_, pieces) in every for begin, end in pieces]
 
-    def rows(self, rows: list[int]) -> list[bytes | Exception]:
+    def rows(self, rows: list[int]) -> list[memoryview | Exception]:
         """Returns the bytes of each image, or the error as above: all are fetched at the same time, and one that is damaged once
         more."""
         tasks = [self._pool().submit(self._row, row) for row in rows]
-        found = list[bytes | Exception]()
+        found = list[memoryview | Exception]()
         for task in tasks:
             try:
                 found.append(task.result())
@@ -88,17 +85,20 @@ class Download:
         if pool is not None:
             pool.close(0.0)
 
-    def _row(self, row: int) -> bytes:
+    def _row(self, row: int) -> memoryview:
         places = self.table.places
         span = Span(int(places.which[row]), int(places.offsets[row]), int(places.lengths[row]))
-        content = self._read(span)
-        return content if places.crcs is None or zlib.crc32(content) == places.crcs[row] else self._read(span)
+        for _ in range(2):
+            content = self._read(span)
+            if places.crcs is None or zlib.crc32(content) == places.crcs[row]:
+                return content
+        raise Damaged("the bytes of an image do not match its checksum")
 
-    def _read(self, span: Span) -> bytes:
+    def _read(self, span: Span) -> memoryview:
         name, etag = self.files.places.files[span.file], self.files.etags[span.file]
 
-        def request() -> bytes:
-            return read_range(self._store, self.files.url, name, span.offset, span.length, etag)
+        def request() -> memoryview:
+            return view_range(self._store, self.files.url, name, span.offset, span.length, etag)
 
         try:
             content = self._patiently(request)

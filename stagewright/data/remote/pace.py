@@ -7,6 +7,8 @@ import time
 
 _WEIGHT = 0.1
 """Share of a new measurement in its running mean."""
+_FORGOTTEN = 0.01
+"""By so much the shortest time of a request grows with each other request."""
 
 
 class Pace:
@@ -19,13 +21,18 @@ class Pace:
         """Of an update."""
         self.latency = 0.0
         """Seconds that a request takes at least: the shortest one, forgotten slowly."""
-        self.bytes_per_second = 0.0
-        """Of all requests together."""
+        self._block_bytes, self._more_seconds, self._bytes_together = 0.0, 0.0, 0.0
+        """Of a block: its size, what it took above the latency, and the size of all blocks that came with it."""
 
     @property
     def is_known(self) -> bool:
         """Whether both have been measured."""
-        return self.step_seconds > 0 and self.bytes_per_second > 0
+        return self.step_seconds > 0 and self.latency > 0
+
+    def bytes_per_second(self, together: int) -> float:
+        """What the store gives to so many requests together: no more than each brings in a latency."""
+        rate = self._bytes_together / max(self._more_seconds, 1e-6)
+        return min(rate, together * self._block_bytes / self.latency)
 
     def stepped(self, step: int) -> None:
         """Notes that the batch of ``step`` is read now."""
@@ -38,8 +45,10 @@ class Pace:
     def fetched(self, num_bytes: int, seconds: float, together: int) -> None:
         """Notes a block that came in ``seconds``, one of so many that came together."""
         with self._lock:
-            self.bytes_per_second = _mean(self.bytes_per_second, together * num_bytes / max(seconds, 1e-6))
-            self.latency = min(seconds, self.latency * (1 + _WEIGHT)) if self.latency else seconds
+            self.latency = max(1e-6, min(seconds, self.latency * (1 + _FORGOTTEN)) if self.latency else seconds)
+            self._block_bytes = _mean(self._block_bytes, num_bytes)
+            self._more_seconds = _mean(self._more_seconds, max(0.0, seconds - self.latency))
+            self._bytes_together = _mean(self._bytes_together, together * num_bytes)
 
 
 def _mean(old: float, new: float) -> float:

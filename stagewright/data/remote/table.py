@@ -5,7 +5,6 @@ A block is stored without what lies between its images in the file, so its size 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -77,15 +76,24 @@ class BlockTable:
         """Returns the images of a block, in the order of the file."""
         return self._order[self._starts[block] : self._starts[block + 1]]
 
-    def spans(self, block: int) -> Iterator[tuple[Span, NDArray[np.int64]]]:
-        """Yields the ranges of the file that a block is made of, and the images of each, in the order of the file."""
+    def spans(self, block: int) -> list[tuple[Span, list[tuple[int, int]]]]:
+        """Returns the ranges of the file that a block is made of, in the order of the file, and of each the ranges of its bytes
+        that belong to the block, (begin, end)."""
         rows = self.rows(block)
-        begins = self.places.offsets[rows]
-        ends = begins + self.places.lengths[rows]
-        cuts = np.flatnonzero(begins[1:] - ends[:-1] > _GAP_BYTES) + 1
-        for own in np.split(np.arange(len(rows)), cuts):
-            first, end = int(begins[own[0]]), int(ends[own[-1]])
-            yield Span(int(self.places.which[rows[0]]), first, end - first), rows[own]
+        begins, lengths = self.places.offsets[rows].tolist(), self.places.lengths[rows].tolist()
+        file, found = int(self.places.which[rows[0]]), list[tuple[Span, list[tuple[int, int]]]]()
+        first = end = begins[0]
+        pieces = list[tuple[int, int]]()
+        for begin, length in zip(begins, lengths, strict=True):
+            if begin - end > _GAP_BYTES:
+                found.append((Span(file, first, end - first), pieces))
+                first, pieces = begin, []
+            if pieces and begin == end:
+                pieces[-1] = pieces[-1][0], begin + length - first
+            else:
+                pieces.append((begin - first, begin + length - first))
+            end = begin + length
+        return [*found, (Span(file, first, end - first), pieces)]
 
     @cached_property
     def num_requests(self) -> NDArray[np.int64]:

@@ -136,6 +136,24 @@ def test_traffic_is_near_the_optimum_and_never_above_the_capacity(
         assert len(set(used)) < len(optimum)
 
 
+def test_blocks_of_updates_that_are_still_being_read_stay(small: SmallPack, object_server: ObjectServer) -> None:
+    with opened(small, capacity=8 * 10 * BYTES) as (dataset, cache):
+        assert isinstance(dataset.images, PackRows)
+        plan = plan_of(dataset.manifest, epochs="1ep")
+        specs = list(train_specs(plan, dataset.manifest, 0))
+        needs = Needs(plan, dataset.manifest, cache.table, HostRanks())
+        object_server.requests(clear=True)
+        cache.follow(needs, 0, pending=4)
+        for step in range(len(specs) + 4):
+            if step < len(specs):
+                cache.at(step)
+            time.sleep(0.02)
+            if step >= 4:
+                assert not dataset.images.stored(specs[step - 4].rows).failures
+        asked = Counter(ranges(object_server))
+        assert set(asked.values()) == {1} and len(asked) > 15
+
+
 def test_if_all_fits_a_later_pass_reads_nothing(small: SmallPack, object_server: ObjectServer) -> None:
     with opened(small) as (dataset, cache):
         plan = plan_of(dataset.manifest, epochs="1ep")

@@ -33,9 +33,9 @@ def pictures() -> tuple[Manifest, BlockTable]:
     splits = np.where(np.arange(COUNT) % 5 == 4, 1, 0).astype(np.int8)
     which, offsets = (order % 2).astype(np.int32), (order // 2).astype(np.int64) * EACH
     places = Places(("a", "b"), (COUNT * EACH,) * 2, which, offsets, np.full(COUNT, EACH, np.int64))
-    blocks = blocks_of(places, splits)
-    names, sides = pa.array([f"{row:03d}" for row in range(COUNT)]), np.full(COUNT, 32, np.int32)
     labels = (np.arange(COUNT) % 3).astype(np.int32)
+    blocks = blocks_of(places, splits, labels)
+    names, sides = pa.array([f"{row:03d}" for row in range(COUNT)]), np.full(COUNT, 32, np.int32)
     manifest = Manifest("", "memory", ("a", "b", "c"), names, names, labels, splits, sides, sides, blocks=blocks)
     return manifest, BlockTable(places, blocks, splits)
 
@@ -99,9 +99,14 @@ def test_blocks_are_told_apart_and_whole() -> None:
     _, table = pictures()
     assert table.sizes.sum() == COUNT * EACH
     for block in range(len(table)):
-        rows = np.concatenate([rows for _, rows in table.spans(block)])
+        rows = table.rows(block)
         assert sorted(rows.tolist()) == np.flatnonzero(table.block_of == block).tolist()
         spans = [span for span, _ in table.spans(block)]
+        bounds = [
+            (span.offset + begin, span.offset + end) for span, pieces in table.spans(block) for begin, end in pieces
+        ]
+        assert [at for begin, end in bounds for at in range(begin, end, EACH)] == table.places.offsets[rows].tolist()
+        assert sum(end - begin for begin, end in bounds) == table.sizes[block] == len(rows) * EACH
         assert len(spans) == table.num_requests[block]
         assert sum(span.length for span in spans) == table.request_bytes[block]
         assert table.inner[rows].tolist() == (np.arange(len(rows)) * EACH).tolist()
