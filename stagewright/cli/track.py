@@ -15,7 +15,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="NAMES",
-        help="Send the run to tensorboard, wandb, mlflow (several: with commas), by a process beside it.",
+        help="Send each run to tensorboard, wandb, mlflow (several: with commas), by a process beside it.",
     ),
 ]
 

@@ -74,8 +74,16 @@ def mlflow_uri() -> str:
     """Returns MLFLOW_TRACKING_URI; RecipeError if it is not set, or neither a server nor a SQLite file."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = uri.partition("://")
-    if (scheme in ("http", "https") and rest.strip("/")) or (scheme == "sqlite" and rest.startswith("/") and rest[1:]):
+    if scheme in ("http", "https") and rest.strip("/"):
         return uri
+    if scheme == "sqlite" and rest.startswith("/") and rest[1:]:
+        if (folder := Path(rest[1:]).parent).is_dir():
+            return uri
+        raise RecipeError(
+            f"MLFLOW_TRACKING_URI is {uri!r}, and there is no folder {folder}",
+            "a folder that exists",
+            f"mkdir -p {folder}",
+        )
     raise RecipeError(
         f"MLFLOW_TRACKING_URI is {without_secrets(uri)!r}" if uri else "MLFLOW_TRACKING_URI is not set",
         "the address of a server, such as http://127.0.0.1:5000, or a file, such as sqlite:///mlflow.db",

@@ -138,6 +138,13 @@ def test_a_database_needs_more_than_mlflow(monkeypatch: pytest.MonkeyPatch) -> N
     assert missing.value.remedy == "pip install 'stagewright[mlflow]'"
 
 
+def test_a_database_in_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
+    with pytest.raises(RecipeError, match=f"there is no folder {tmp_path}/none") as found:
+        check_trackers(["mlflow"])
+    assert found.value.remedy == f"mkdir -p {tmp_path}/none"
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:secret@host/x")
     with pytest.raises(RecipeError) as found:
