@@ -41,7 +41,7 @@ from tracked_runs import pids_of  # noqa: E402 # pyright: ignore[reportMissingIm
 RECIPE = """\
 model: {{name: cifar_resnet18, options: {{width: {width}}}}}
 image_size: 32
-batch_size: 64
+batch_size: 32
 epochs: {steps}st
 lr: {{schedule: constant, peak: 0.02}}
 augment: {{crop: none}}
@@ -59,8 +59,8 @@ with WandbService() as service:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=360)
+    parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", type=Path, metavar="FILE")

@@ -130,7 +130,8 @@ class Follower:
 
     def _failure(self, error: Exception) -> str:
         text = printable(_USER.sub("//", f"{type(error).__name__}: {error}".splitlines()[0]))
-        return f"{self.tracker} cannot be reached or refuses ({shortened(text, 200)}); it is tried again, the training goes on"
+        meanwhile = "" if self.by_hand else ", the training goes on"
+        return f"{self.tracker} cannot be reached or refuses ({shortened(text, 200)}); it is tried again{meanwhile}"
 
     def _tell(self, what: str, text: str) -> None:
         if what not in self._told:

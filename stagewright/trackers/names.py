@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def mlflow_uri() -> str:
         raise RecipeError(
             f"MLFLOW_TRACKING_URI is {uri!r}, and there is no folder {folder}",
             "a folder that exists",
-            f"mkdir -p {folder}",
+            f"mkdir -p {shlex.quote(str(folder))}",
         )
     raise RecipeError(
         f"MLFLOW_TRACKING_URI is {without_secrets(uri)!r}" if uri else "MLFLOW_TRACKING_URI is not set",
