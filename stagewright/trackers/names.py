@@ -72,7 +72,8 @@ def usable(execution: Execution) -> Execution:
 
 
 def mlflow_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI; RecipeError if it is not set, or neither a server nor a SQLite file."""
+    """Returns MLFLOW_TRACKING_URI; RecipeError if it is not set, or neither a server nor a SQLite file in a folder that
+    exists."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = uri.partition("://")
     if scheme in ("http", "https") and rest.strip("/"):

@@ -206,6 +206,13 @@ def test_trackers_get_every_run_and_no_score_of_a_closed_test_part(tmp_path: Pat
     assert parents == [(parent[0],)] and parent[1:] == ("out", "FINISHED")
 
 
+def test_a_tracker_that_cannot_be_used_is_refused_before_the_study_begins(tmp_path: Path, picture_folder: Path) -> None:
+    one = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]}, seeds=[0])
+    with pytest.raises(RecipeError, match="the tracker 'comet'"):
+        run_study(one, tmp_path / "out", Manner(execution=Execution(device="cpu", track=("comet",))))
+    assert not (tmp_path / "out").exists()
+
+
 def test_after_a_run_only_its_best_and_last_checkpoint_stay_and_no_page(
     confirmed: tuple[Study, Ledger, list[str]],
 ) -> None:

