@@ -13,6 +13,7 @@ import typer
 from stagewright.cli.arguments import StrictTyper
 from stagewright.cli.completion import study_names
 from stagewright.cli.options import AsJson, ComputeThreads, Device, Quiet, Tiny, budget_limit, refuse_alone, speaker
+from stagewright.cli.track import Track, chosen_trackers
 from stagewright.storage.files import user_path
 
 if TYPE_CHECKING:
@@ -134,12 +135,13 @@ def run_study(
         int, typer.Option(min=0, help="So many of the best paused runs of a search go on to their end.")
     ] = 0,
     tiny: Tiny = False,
+    trackers: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Carry out a study, or join those who work at it; the same command goes on after whatever ended it."""
     refuse_alone("--price", price is not None and budget is None, "--budget")
     refuse_alone("--device", devices is not None and device != "auto", "no --devices")
-    limit = budget_limit(budget, price)
+    limit, chosen = budget_limit(budget, price), chosen_trackers(trackers)
     from stagewright.study.definition import read_study
 
     study = read_study(source, data)
@@ -149,7 +151,7 @@ def run_study(
 
     places = tuple(one.strip() for one in (devices or "").split(",") if one.strip())
     manner = run.Manner(
-        execution=Execution(device=device, threads=threads),
+        execution=Execution(device=device, threads=threads, track=chosen),
         processes=processes or max(1, len(places)),
         devices=places,
         storage=storage,

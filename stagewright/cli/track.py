@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="NAMES",
-        help="Send the run to tensorboard, wandb, mlflow (several: with commas), by a process beside it.",
+        help="Send each run to tensorboard, wandb, mlflow (several: with commas), by a process beside it.",
     ),
 ]
 
@@ -63,8 +64,10 @@ def _send(run: str, name: str, flags: list[str]) -> int:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdin is not None
+            refused = False
             for line in process.stdout:
-                print(line, end="", flush=True)
+                refused |= line.startswith("error: ")  # with the lines after it, which are the last
+                print(line, end="", flush=True, file=sys.stderr if refused else sys.stdout)
             process.stdin.close()
             return process.wait()
         except BaseException:

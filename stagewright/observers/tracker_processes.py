@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stagewright.observers.text_log import tell_beside
 from stagewright.rundir.event_kinds import Event
+from stagewright.rundir.tracking import not_all_sent
 from stagewright.system.children import start_beside
 
 _AT_THE_END_SECONDS = 70.0
@@ -38,19 +39,21 @@ class TrackerProcesses:
 
     def close(self) -> None:
         """Lets the processes send the rest, for a minute at most."""
-        processes = list((self._processes or {}).values())
-        for process in processes:
+        processes = self._processes or {}
+        for process in processes.values():
             if process.stdin is not None:
                 process.stdin.close()
         until = time.monotonic() + _AT_THE_END_SECONDS
-        for process in processes:
+        for process in processes.values():
             try:
                 process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # as on a machine that is too busy for it
                 process.kill()
                 process.wait()
         self._listen()
-        for process in processes:
+        for name, process in processes.items():
+            if process.returncode < 0 or process.returncode == 1:  # killed, or a fault: it could not say so itself
+                self._tell(not_all_sent(self.run, name))
             if process.stdout is not None:
                 process.stdout.close()
         self._processes = {}
@@ -73,4 +76,7 @@ class TrackerProcesses:
                     break
                 *lines, self._begun[name] = (self._begun.get(name, b"") + found).split(b"\n")
                 for line in lines:
-                    tell_beside(self.run, self._step, line.decode(errors="replace"))
+                    self._tell(line.decode(errors="replace"))
+
+    def _tell(self, text: str) -> None:
+        tell_beside(self.run, self._step, text)

@@ -26,6 +26,7 @@ from stagewright.study.status import ranked
 from stagewright.system.machine import cores
 from stagewright.system.signals import keeps
 from stagewright.text import counted, shortened, some
+from stagewright.trackers.names import usable
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _execution(study: Study, ledger: Ledger, manner: Manner) -> Execution:
     else:
         threads = asked or max(1, cores() // manner.processes)
     several = manner.processes > 1  # read the same pictures
-    return replace(manner.execution, threads=threads, pages=False, quiet=True, shared_pictures=several)
+    return replace(usable(manner.execution), threads=threads, pages=False, quiet=True, shared_pictures=several)
 
 
 def _refuse_other_plans(ledger: Ledger, old: Mapping[str, Any], new: Mapping[str, Any], checked: Checked) -> None:

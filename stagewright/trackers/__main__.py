@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=_watch, args=(closed, follower, say), daemon=True).start()
         return 0 if follower.follow() else REST_LEFT
     except StagewrightError as error:
-        say(str(error) if given.by_hand else f"{given.tracker}: {' '.join(str(error).split())}")
+        say(f"error: {error}" if given.by_hand else f"{given.tracker}: {' '.join(str(error).split())}")
         return REFUSED
 
 

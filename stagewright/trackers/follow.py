@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 from stagewright.errors import CheckpointError, RecipeError, StagewrightError
 from stagewright.rundir.directory import RunDir
+from stagewright.rundir.tracking import not_all_sent
 from stagewright.text import printable, shortened
-from stagewright.trackers.names import TRACKERS, check_trackers, resend, send
+from stagewright.trackers.names import TRACKERS, check_trackers, resend
 from stagewright.trackers.service import About, Service, Timed
 from stagewright.trackers.source import Changed, Source, study_of
 from stagewright.trackers.state import State, new_state, only_one, read_state, write_state
@@ -125,11 +126,12 @@ class Follower:
 
     def rest(self) -> str:
         """Returns the sentence that says how what is left is sent."""
-        return f"{self.tracker}: not all of {self.run.root} was sent; to send the rest: {send(self.run.root, self.tracker)}"
+        return not_all_sent(self.run.root, self.tracker)
 
     def _failure(self, error: Exception) -> str:
         text = printable(_USER.sub("//", f"{type(error).__name__}: {error}".splitlines()[0]))
-        return f"{self.tracker} cannot be reached or refuses ({shortened(text, 200)}); it is tried again, the training goes on"
+        meanwhile = "" if self.by_hand else ", the training goes on"
+        return f"{self.tracker} cannot be reached or refuses ({shortened(text, 200)}); it is tried again{meanwhile}"
 
     def _tell(self, what: str, text: str) -> None:
         if what not in self._told:

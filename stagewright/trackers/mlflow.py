@@ -6,6 +6,8 @@ Users and passwords come from MLflow's own variables.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ _ID, _DIRECTORY, _CREATED, _STUDY = (
     "stagewright.created",
     "stagewright.study",
 )
+_FILE = "sqlite:///"
+_PARENT = "mlflow.parentRunId"
 _STATUS = {"finished": "FINISHED", "failed": "FAILED"}
 
 
@@ -42,15 +46,17 @@ class MLflow:
         self._uri = mlflow_uri()
         self._client = MlflowClient(tracking_uri=self._uri)
         self._id = ""
+        self._parent_id: str | None = None
         self._running = False
 
     def open(self, about: About) -> int | None:
-        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "stagewright")
+        experiment = self._experiment()
         found = self._find(experiment, _ID, about.remote)
         if found is None:
-            parent = None if about.study is None else self._parent(experiment, about.study, about.began_ms)
             tags = {_ID: about.remote, _DIRECTORY: about.directory, _CREATED: about.created}
-            tags |= {"mlflow.parentRunId": parent} if parent else {}
+            if about.study is not None:
+                self._parent_id = self._parent(experiment, about.study, about.began_ms)
+                tags[_PARENT] = self._parent_id
             made = self._client.create_run(experiment, about.began_ms, tags, about.name)
             self._id = made.info.run_id
             self._params(about.settings)
@@ -63,7 +69,7 @@ class MLflow:
                 "one run under one id",
                 f"{resend(about.run.root, 'mlflow')} sends this one under an id of its own",
             )
-        self._id = found
+        self._id, self._parent_id = found, theirs.get(_PARENT)
         self._params({name: value for name, value in about.settings.items() if _key(name) not in run.data.params})
         return None if about.opened else self._last_step()
 
@@ -94,6 +100,9 @@ class MLflow:
             self._client.log_batch(self._id, metrics=part)
         self._client.set_tag(self._id, "stagewright.status", status)
         self._client.set_terminated(self._id, _STATUS.get(status, "KILLED"), time_ms)
+        if self._parent_id is not None and status == "finished":
+            with contextlib.suppress(MlflowException):  # it was deleted
+                self._client.set_terminated(self._parent_id, "FINISHED", time_ms)
 
     def artifacts(self, paths: Sequence[Path]) -> None:
         for path in paths:
@@ -109,18 +118,24 @@ class MLflow:
         """As for :meth:`close`."""
 
     def drop(self, remote: str) -> None:
-        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "stagewright")
+        experiment = self._experiment()
         if (found := self._find(experiment, _ID, remote)) is not None:
             self._client.delete_run(found)  # which MLflow can restore
 
     def where(self) -> str:
         return f"{without_secrets(self._uri)}, run {self._id}"
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self) -> str:
+        """Returns the id of the experiment, which is made if need be, and before it the database."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "stagewright"
+        if not self._uri.startswith(_FILE):
+            return self._made_experiment(name, None)
+        folder = Path(self._uri.removeprefix(_FILE)).absolute().parent
+        with _taking_turns(folder):  # two processes that make the tables at the same time fail
+            return self._made_experiment(name, folder.joinpath("mlartifacts").as_uri())  # else in ./mlruns
+
+    def _made_experiment(self, name: str, place: str | None) -> str:
         if (found := self._client.get_experiment_by_name(name)) is None:
-            place = None
-            if self._uri.startswith("sqlite:///"):  # else it would be the current folder's mlruns
-                place = Path(self._uri.removeprefix("sqlite:///")).absolute().parent.joinpath("mlartifacts").as_uri()
             try:
                 return self._client.create_experiment(name, artifact_location=place)
             except MlflowException:  # another process was faster
@@ -130,15 +145,17 @@ class MLflow:
 
     def _find(self, experiment: str, tag: str, value: str) -> str | None:
         quoted = value.replace("'", "\\'")
-        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{quoted}'", max_results=1)
+        oldest = ["attributes.start_time ASC"]
+        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{quoted}'", max_results=1, order_by=oldest)
         return found[0].info.run_id if found else None
 
     def _parent(self, experiment: str, study: Path, began_ms: int) -> str:
-        """Returns the id of the run that stands for the study, which is made if need be."""
+        """Returns the id of the run that stands for the study, which is made if need be, by one process at a time."""
         place = str(study.resolve())
-        if (found := self._find(experiment, _STUDY, place)) is not None:
-            return found
-        return self._client.create_run(experiment, began_ms, {_STUDY: place}, study.name).info.run_id
+        with _taking_turns(study):
+            if (found := self._find(experiment, _STUDY, place)) is not None:
+                return found
+            return self._client.create_run(experiment, began_ms, {_STUDY: place}, study.name).info.run_id
 
     def _params(self, settings: Mapping[str, str]) -> None:
         params = [Param(_key(name), value[:_LONGEST_PARAM]) for name, value in settings.items()]
@@ -151,6 +168,18 @@ class MLflow:
             one.step for tag in ("train/loss", "val/loss") for one in self._client.get_metric_history(self._id, tag)
         ]
         return max(found, default=0)
+
+
+@contextlib.contextmanager
+def _taking_turns(folder: Path) -> Iterator[None]:
+    """Context manager: one process of this host at a time is in it, for each ``folder``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks, or without locks on folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _key(name: str) -> str:

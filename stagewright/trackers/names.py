@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stagewright.errors import RecipeError
 from stagewright.plan.execution import Execution
+from stagewright.rundir.tracking import send
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,21 @@ def check_trackers(names: Sequence[str]) -> None:
                 "write for example --track tensorboard,wandb",
             )
         needs = TRACKERS[name]
-        if importlib.util.find_spec(needs.module) is None:
-            raise RecipeError(
-                f"the tracker {name} needs the library {needs.module}, which is not installed",
-                f"the extra {needs.extra!r}",
-                f"pip install 'stagewright[{needs.extra}]'",
-            )
-        if name == "mlflow":
-            mlflow_uri()
+        _check_library(name, needs.module, needs.extra)
+        if name == "mlflow" and mlflow_uri().startswith("sqlite:"):
+            for module in ("sqlalchemy", "alembic"):  # which MLflow alone does not bring
+                _check_library(name, module, needs.extra)
+        if name == "wandb":
+            is_wandb_offline()
+
+
+def _check_library(tracker: str, module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise RecipeError(
+            f"the tracker {tracker} needs the library {module}, which is not installed",
+            f"the extra {extra!r}",
+            f"pip install 'stagewright[{extra}]'",
+        )
 
 
 def usable(execution: Execution) -> Execution:
@@ -64,11 +72,20 @@ def usable(execution: Execution) -> Execution:
 
 
 def mlflow_uri() -> str:
-    """Returns MLFLOW_TRACKING_URI; RecipeError if it is not set, or neither a server nor a SQLite file."""
+    """Returns MLFLOW_TRACKING_URI; RecipeError if it is not set, or neither a server nor a SQLite file in a folder that
+    exists."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = uri.partition("://")
-    if (scheme in ("http", "https") and rest.strip("/")) or (scheme == "sqlite" and rest.startswith("/") and rest[1:]):
+    if scheme in ("http", "https") and rest.strip("/"):
         return uri
+    if scheme == "sqlite" and rest.startswith("/") and rest[1:]:
+        if (folder := Path(rest[1:]).parent).is_dir():
+            return uri
+        raise RecipeError(
+            f"MLFLOW_TRACKING_URI is {uri!r}, and there is no folder {folder}",
+            "a folder that exists",
+            f"mkdir -p {shlex.quote(str(folder))}",
+        )
     raise RecipeError(
         f"MLFLOW_TRACKING_URI is {without_secrets(uri)!r}" if uri else "MLFLOW_TRACKING_URI is not set",
         "the address of a server, such as http://127.0.0.1:5000, or a file, such as sqlite:///mlflow.db",
@@ -76,16 +93,29 @@ def mlflow_uri() -> str:
     )
 
 
+def is_wandb_offline() -> bool:
+    """Returns whether WANDB_MODE says that a finished run is written as a folder, to be uploaded later; RecipeError if that
+    variable or WANDB_BASE_URL is wrong."""
+    mode, address = os.environ.get("WANDB_MODE") or "online", os.environ.get("WANDB_BASE_URL", "")
+    if mode not in ("online", "offline", "dryrun"):
+        raise RecipeError(
+            f"WANDB_MODE is {mode!r}", "online or offline", "unset WANDB_MODE, or leave wandb out of --track"
+        )
+    scheme, _, rest = address.partition("://")
+    if address and not (scheme in ("http", "https") and rest.strip("/")):
+        raise RecipeError(
+            f"WANDB_BASE_URL is {without_secrets(address)!r}",
+            "the address of a W&B server, such as https://api.wandb.ai",
+            "unset WANDB_BASE_URL, or export WANDB_BASE_URL=https://HOST",
+        )
+    return mode != "online"
+
+
 def without_secrets(uri: str) -> str:
     """Returns ``uri`` without the user and password that may stand before its host."""
     scheme, found, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}"
-
-
-def send(run: Path, tracker: str) -> str:
-    """Returns the command that sends the rest of ``run``."""
-    return f"stagewright track {shlex.quote(str(run))} --to {tracker}"
 
 
 def resend(run: Path, tracker: str) -> str:

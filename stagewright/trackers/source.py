@@ -97,6 +97,8 @@ class Source:
         self.env = run.read_env()
         self.taken = 0
         """The step up to which points were taken."""
+        self._events: list[Event] = []
+        self._events_at: tuple[int, int] | None = None
         self._rewind()
 
     def _rewind(self) -> None:
@@ -203,11 +205,8 @@ class Source:
 
         The list only grows; what a resumed run writes again is in it once.
         """
-        if not self.run.events.is_file():
-            return []
         found, seen = list[Note](), set[tuple[str, int, str]]()
-        for one in read_events(self.run.events, lambda _: None):
-            event = one.event
+        for event in self._all_events():
             if not isinstance(event, StageBegun | RolledBack | Resumed | EndedEarly | OpenedTest):
                 continue
             text = sentence(event) or event.kind
@@ -220,10 +219,7 @@ class Source:
     def time_at(self, step: int) -> int:
         """Returns about when ``step`` was made, in milliseconds since 1970, from the times of events and of steps.csv."""
         known = [(0, _parsed(self.env.get("created")))]
-        if self.run.events.is_file():
-            known += [
-                (one.event.step, _milliseconds(one.event)) for one in read_events(self.run.events, lambda _: None)
-            ]
+        known += [(event.step, _milliseconds(event)) for event in self._all_events()]
         if self.run.steps.is_file():
             known.append((self.last_step(), int(self.run.steps.stat().st_mtime * 1000)))
         known = [(at, time) for at, time in known if time > 0]
@@ -233,6 +229,17 @@ class Source:
             return (before or after or (0, 1))[1]
         share = (step - before[0]) / (after[0] - before[0])
         return int(before[1] + share * (after[1] - before[1]))
+
+    def _all_events(self) -> list[Event]:
+        """Returns the events of the log, which is read again only where it has changed: long runs have many of them."""
+        try:
+            about = self.run.events.stat()
+        except FileNotFoundError:
+            return []
+        if self._events_at != (at := (about.st_size, about.st_mtime_ns)):
+            self._events = [one.event for one in read_events(self.run.events, lambda _: None)]
+            self._events_at = at
+        return self._events
 
     def _lines(self, end: int, most: int | None = None) -> Iterator[dict[str, str]]:
         """Yields the rows of steps.csv from the present place up to step ``end``, at most ``most``, and moves the place."""

@@ -66,9 +66,8 @@ class TensorBoard:
         self._file = RecordWriter(file)
         if end == 0:
             self._write(Event(wall_time=about.began_ms / 1000, file_version="brain.Event:2"))
-            table = "\n".join(
-                ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in about.settings.items())]
-            )
+            rows = (f"| {name} | {_cell(value)} |" for name, value in about.settings.items())
+            table = "\n".join(["| setting | value |", "|---|---|", *rows])
             self._write(_event(0, about.began_ms, [_text("settings", table)]))
         return last
 
@@ -149,6 +148,10 @@ def _records(path: Path) -> Iterator[tuple[bytes, int]]:
                 return
             end += 16 + length
             yield record, end
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _event(step: int, time_ms: int, values: list[Summary.Value]) -> Event:

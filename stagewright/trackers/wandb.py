@@ -14,9 +14,9 @@ from pathlib import Path
 import wandb
 from wandb.sdk.wandb_run import Run
 
-from stagewright.errors import CheckpointError, RecipeError
+from stagewright.errors import CheckpointError
 from stagewright.rundir.directory import RunDir
-from stagewright.trackers.names import resend
+from stagewright.trackers.names import is_wandb_offline, resend
 from stagewright.trackers.service import About, Timed
 from stagewright.trackers.source import Note
 
@@ -34,12 +34,7 @@ class WandB:
     rewrites = False
 
     def __init__(self, run: RunDir) -> None:
-        mode = os.environ.get("WANDB_MODE") or "online"
-        if mode not in ("online", "offline", "dryrun"):
-            raise RecipeError(
-                f"WANDB_MODE={mode}", "online or offline", "unset WANDB_MODE, or leave wandb out of --track"
-            )
-        self.only_whole = mode != "online"
+        self.only_whole = is_wandb_offline()
         self._offline = run.root / "trackers" / "wandb"
         self._live = run.root / "trackers" / "wandb-live"
         self._wandb: Run | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +19,9 @@ import typer
 import typer.core
 import typer.main
 from commands import typed
+from mlflow_server import stored_points
 from small_recipe import NETWORK
+from tracked_runs import assert_same, expected, tensorboard_points, without_result
 
 from stagewright.api.evaluate import evaluate
 from stagewright.api.run import Run
@@ -34,6 +38,7 @@ from stagewright.study.ledger import Ledger
 from stagewright.study.run import Manner, run_study
 from stagewright.study.status import study_status
 from stagewright.study.store import ENVIRONMENT
+from stagewright.system.children import module_command
 from stagewright.system.device import computing_with
 
 SMALL: dict[str, Any] = {
@@ -171,6 +176,41 @@ def test_no_command_opens_the_test_part_of_a_search_run(
         assert not (place / "evaluations" / "test.parquet").exists()
     with pytest.raises(StagewrightError):
         evaluate(run)
+
+
+@pytest.mark.long
+def test_trackers_get_every_run_and_no_score_of_a_closed_test_part(tmp_path: Path, picture_folder: Path) -> None:
+    """Two runs at a time send to the same database, which both make. The confirmation opens the test part, for its run alone."""
+    one = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]}, seeds=[0, 1], confirm={"top": 1, "seeds": 1})
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["study", "run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "-j", "2", "--device", "cpu"]
+    command = module_command("stagewright", [*words, "--threads", "1", "--track", "tensorboard,mlflow"])
+    done = subprocess.run(command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    ledger = Ledger(tmp_path / "out")
+    jobs = {job.name: job for job in ledger.jobs()}
+    assert len(jobs) == 5 and one.confirm is not None
+    stored = stored_points(tmp_path / "mlflow.db")
+    for name, job in jobs.items():
+        run = ledger.run(name)
+        remote = json.loads((run / "trackers" / "mlflow.json").read_bytes())["remote"]
+        for points in (tensorboard_points(run), stored[remote]):
+            assert_same(without_result(points), expected(run))
+            tags = {tag for tag, *_ in points if tag.startswith("final/")}
+            assert "final/val_top1" in tags
+            assert any("test" in tag for tag in tags) == (job.phase == "confirmation"), (name, tags)
+    connection = sqlite3.connect(tmp_path / "mlflow.db")
+    parents = connection.execute("select distinct value from tags where key = 'mlflow.parentRunId'").fetchall()
+    (parent,) = connection.execute("select run_uuid, name, status from runs where name = 'out'").fetchall()
+    connection.close()
+    assert parents == [(parent[0],)] and parent[1:] == ("out", "FINISHED")
+
+
+def test_a_tracker_that_cannot_be_used_is_refused_before_the_study_begins(tmp_path: Path, picture_folder: Path) -> None:
+    one = study(tmp_path, picture_folder, grid={"lr.peak": [0.001, 0.02]}, seeds=[0])
+    with pytest.raises(RecipeError, match="the tracker 'comet'"):
+        run_study(one, tmp_path / "out", Manner(execution=Execution(device="cpu", track=("comet",))))
+    assert not (tmp_path / "out").exists()
 
 
 def test_after_a_run_only_its_best_and_last_checkpoint_stay_and_no_page(

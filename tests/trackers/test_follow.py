@@ -121,6 +121,7 @@ def test_mlflow_takes_a_part_that_comes_twice_once(run: RunDir, tmp_path: Path) 
     assert {"summary.json", "weights.safetensors"} <= files
 
 
+@pytest.mark.long
 def test_wandb_goes_on_from_what_its_service_has(run: RunDir) -> None:
     with WandbService() as service:
         environment = service.environment()
@@ -169,8 +170,9 @@ def test_a_run_of_another_place_under_the_id_is_refused(run: RunDir, tmp_path: P
         env = run.read_env()
         run.env.write_text(json.dumps({**env, "created": "2020-01-01T00:00:00+00:00"}))
         done = track(run.root, name, environment)
-        assert done.returncode == 2 and f"is of another run, begun {env['created']} in {run.root}" in done.stdout
-        assert f"stagewright track {run.root} --to {name} --rebuild sends this one under an id" in done.stdout
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")
+        assert f"is of another run, begun {env['created']} in {run.root}" in done.stderr
+        assert f"stagewright track {run.root} --to {name} --rebuild sends this one under an id" in done.stderr
         assert track(run.root, name, environment, "--rebuild").returncode == 0
         if name == "wandb":
             assert len(service.history) == 2 and all(len(service.rows(one)) == 120 for one in service.history)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,24 +194,33 @@ def test_sent_again_and_anew_it_is_the_same(followed: Followed, name: str) -> No
     assert followed.wandb.overwritten == []
 
 
-@pytest.mark.parametrize("name", ("mlflow", "wandb"))
+def copied(followed: Followed, to: Path) -> Path:
+    """A copy of the run as it was before any tracker."""
+    shutil.copytree(followed.run.root, to, ignore=shutil.ignore_patterns("trackers", "checkpoints"))
+    return to
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_service_that_is_away_throughout_gets_all_by_track(followed: Followed, tmp_path: Path, name: str) -> None:
-    run = tmp_path / "copy"
-    shutil.copytree(followed.run.root, run, ignore=shutil.ignore_patterns("trackers", "checkpoints"))
+    """Nobody listens at port 9; TensorBoard's folder cannot be made where a file has its name."""
+    run = copied(followed, tmp_path / "copy")
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    in_the_way = run / "trackers" / "tensorboard"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
     trackers = Trackers(RunDir(run), {**followed.environment, **away}, (name,))
-    trackers.start(at_the_end=3.0)
+    trackers.start(at_the_end=12.0)
     code, told = trackers.end()[name]
     assert code == 3
     assert f"stagewright track {run} --to {name}" in told.splitlines()[-1]
+    in_the_way.unlink()
     done = track(run, name, followed.environment)
     assert done.returncode == 0, done
     assert_same(without_result(followed.points(name, run)), expected(run))
 
 
 def test_offline_wandb_writes_one_whole_folder(followed: Followed, tmp_path: Path) -> None:
-    run = tmp_path / "copy"
-    shutil.copytree(followed.run.root, run, ignore=shutil.ignore_patterns("trackers", "checkpoints"))
+    run = copied(followed, tmp_path / "copy")
     offline = {**followed.environment, "WANDB_MODE": "offline"}
     for flags in ([], ["--rebuild"], []):
         done = track(run, "wandb", offline, *flags)
@@ -217,3 +228,28 @@ def test_offline_wandb_writes_one_whole_folder(followed: Followed, tmp_path: Pat
         (file,) = run.glob("trackers/wandb/offline-run-*/*.wandb")
         assert_same(without_result(wandb_points(offline_rows(file))), expected(run))
     assert "aaaaaaaa" not in "".join(path.read_text(errors="ignore") for path in run.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_are_not_finite(followed: Followed, tmp_path: Path, name: str) -> None:
+    """As the gradient's norm of an update that overflowed. MLflow's database has no infinite numbers: the largest float64."""
+    run = copied(followed, tmp_path / "copy")
+    odd = {3: "inf", 7: "nan", 50: "-inf"}
+    header, *rows = (run / "steps.csv").read_text().splitlines()
+    at = header.split(",").index("grad_norm")
+    for step, text in odd.items():
+        cells = rows[step - 1].split(",")
+        assert cells[0] == str(step)
+        rows[step - 1] = ",".join([*cells[:at], text, *cells[at + 1 :]])
+    (run / "steps.csv").write_text("\n".join([header, *rows, ""]))
+    done = track(run, name, followed.environment)
+    assert done.returncode == 0, done
+    wanted = expected(run)
+    assert {step: str(value) for tag, step, value in wanted if tag == "train/grad_norm" and step in odd} == odd
+    if name == "mlflow":
+        largest = sys.float_info.max
+        wanted = [
+            (tag, step, max(-largest, min(largest, value)) if math.isinf(value) else value)
+            for tag, step, value in wanted
+        ]
+    assert_same(without_result(followed.points(name, run)), wanted)

@@ -130,12 +130,14 @@ def test_notes_are_said_once_and_only_grow(run: RunDir) -> None:
     append_event(run.events, StageBegun(step=0, stage=0, name="first", trainable=10, frozen=0))
     append_event(run.events, Resumed(step=9, checkpoint="step_000009", rejected=()))
     append_event(run.events, StageBegun(step=0, stage=0, name="first", trainable=10, frozen=0))
-    before = Source(run).notes()
+    source = Source(run)
+    before = source.notes()
     append_event(run.events, Resumed(step=9, checkpoint="step_000009", rejected=()))
     back = {"number": 1, "at": 30, "found": 32, "fault": "spike", "reason": "r", "remedy": "m"}
     append_event(run.events, RolledBack(step=20, **back))
     append_event(run.events, RolledBack(step=20, **back))
-    notes = Source(run).notes()
+    notes = source.notes()
+    assert notes == Source(run).notes()
     assert [note.kind for note in before] == ["stage", "resumed"] and notes[:2] == before
     assert [note.kind for note in notes[2:]] == ["resumed", "rolled_back"]
 

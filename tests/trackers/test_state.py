@@ -116,6 +116,35 @@ def test_other_addresses_are_refused(monkeypatch: pytest.MonkeyPatch, uri: str) 
     assert "sqlite:///mlflow.db" in found.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "disabled"), ("WANDB_BASE_URL", "api.wandb.ai"), ("WANDB_BASE_URL", "https://")],
+)
+def test_wrong_variables_of_wandb_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=f"{variable} is '{value}'") as found:
+        check_trackers(["wandb"])
+    assert f"unset {variable}" in found.value.remedy
+
+
+def test_a_database_needs_more_than_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else found(name))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    check_trackers(["mlflow"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(RecipeError, match="needs the library sqlalchemy") as missing:
+        check_trackers(["mlflow"])
+    assert missing.value.remedy == "pip install 'stagewright[mlflow]'"
+
+
+def test_a_database_in_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
+    with pytest.raises(RecipeError, match=f"there is no folder {tmp_path}/none") as found:
+        check_trackers(["mlflow"])
+    assert found.value.remedy == f"mkdir -p {tmp_path}/none"
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:secret@host/x")
     with pytest.raises(RecipeError) as found:
