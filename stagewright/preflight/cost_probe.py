@@ -197,7 +197,7 @@ class _Bench:
             step, lead = timer.step_seconds, timer.lead_seconds
             train_gb = peak_gb(device)
             load, compute = self.separate_times(stage, timer, _ALONE * limit)
-            parts = None if compute is None else self.parts(stage, timer)
+            parts = self.parts(stage, timer) if stage.lanes > 1 else None
         reset_peak(device)
         fixed, each, first, recalibrating = self.evaluations(stage, _EVAL * limit)
         if cut is not None:
@@ -287,10 +287,9 @@ class _Bench:
         return spent / done, compute
 
     def parts(self, stage: StagePlan, timer: StepTimer) -> GradientCost | None:
-        """Returns the parts of an update with images that are already loaded; None if the stage has never been updated."""
+        """Returns the parts of an update with images that are already loaded."""
         session, batch = self.session, timer.batch
-        if batch is None:
-            return None
+        assert batch is not None
 
         def update() -> None:
             session.update(stage, replace(batch, step=session.state.step))

@@ -90,6 +90,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> R
     return run
 
 
+@pytest.mark.long
 def test_killed_at_many_moments_finished_at_each_and_resumed(
     unbroken: RunDir, picture_folder: Path, tmp_path: Path
 ) -> None:

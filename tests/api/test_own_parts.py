@@ -230,6 +230,7 @@ def test_auto_chooses_around_ones_own_network(picture_folder: Path, tmp_path: Pa
     assert recipe.loss == "cross_entropy"
 
 
+@pytest.mark.long
 def test_the_command_line_takes_a_name(elsewhere: Path, picture_folder: Path) -> None:
     words = [
         "train",

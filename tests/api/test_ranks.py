@@ -47,6 +47,7 @@ def test_what_must_be_equal() -> None:
     assert found["plan"] != _facts(plan(seed=1), Execution(device="cpu"))["plan"]
 
 
+@pytest.mark.long
 def test_refused_in_processes(parent: Parent, tmp_path: Path) -> None:
     """Before anything is trained: more ranks than lanes, in a train and in a resume; threads that differ; a network with a
     buffer of its own; a wrong recipe, which only the first process reads. The first says why; the others, who it was."""

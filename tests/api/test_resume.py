@@ -116,7 +116,7 @@ def test_stopped_after_every_step(start: Start, unbroken: RunDir) -> None:
     assert differences(unbroken, run) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_once_at_each_step(start: Start, unbroken: RunDir) -> None:
     for step in range(1, 17):
         run, _ = start()
@@ -178,10 +178,11 @@ def test_worker_count_may_change_on_resume(start: Start, unbroken: RunDir) -> No
     assert differences(unbroken, run) == []
 
 
+@pytest.mark.long
 def test_kill_in_evaluation_and_at_stage_changes(start: Start, unbroken: RunDir) -> None:
     run, plan = start()
     # 9 and 15 are after an evaluation and before the next save: its row in metrics.csv must be removed
-    for moment in [Kill(9), Kill(plan.eval_steps[3], evaluating=True), Kill(15)]:
+    for moment in [Kill(6), Kill(9), Kill(plan.eval_steps[3], evaluating=True), Kill(12), Kill(15)]:
         run_in_process(run.root, QUIET, moment)
     run_in_process(run.root, QUIET, None)
     assert differences(unbroken, run) == []

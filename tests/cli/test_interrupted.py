@@ -97,7 +97,10 @@ def started(place: Path) -> Iterator[list[Command]]:
         command.close()
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [pytest.param(signal.SIGINT, 130, "Ctrl-C", marks=pytest.mark.long), (signal.SIGTERM, 143, "SIGTERM")],
+)
 def test_predict_keeps_the_rows_that_are_done(
     place: Path, started: list[Command], number: signal.Signals, code: int, name: str
 ) -> None:
@@ -113,6 +116,7 @@ def test_predict_keeps_the_rows_that_are_done(
     assert found[2].endswith(f"stopped by {name}; kept: {len(rows) - 1:,} of 3,000 predictions, in {target.name}\n")
 
 
+@pytest.mark.long
 def test_predict_as_json_is_complete_json(place: Path, started: list[Command]) -> None:
     started.append(command := Command(place, "predict", "bundle", "photos", "--json", "-b", "4"))
     assert command.process.stdout is not None
@@ -145,7 +149,7 @@ def test_pack_keeps_no_pack_and_goes_on(place: Path, started: list[Command]) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ("data", "inspect", "photos"),
+        pytest.param(("data", "inspect", "photos"), marks=pytest.mark.long),
         pytest.param(("data", "split", "photos", "--out", "split.csv", "--links", "linked"), marks=pytest.mark.long),
         pytest.param(("evaluate", "bundle", "photos"), marks=pytest.mark.long),
         pytest.param(("data", "bench", "photos"), marks=pytest.mark.long),
