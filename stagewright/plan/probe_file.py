@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from stagewright.errors import RecipeError
 from stagewright.plan.cost import Costs
 from stagewright.plan.plan import Plan
-from stagewright.plan.probe_plan import cost_key
+from stagewright.plan.probe_plan import cost_fields
 from stagewright.recipe.schema import problems
 from stagewright.storage.files import MISSING, read_user_file, unreadable
 from stagewright.storage.json_text import parse_object
@@ -71,11 +71,11 @@ def _differing(measured: Plan, plan: Plan) -> list[str]:
     if len(plan.stages) != len(measured.stages):
         return [*found, f"{len(measured.stages)} stages there, {len(plan.stages)} here"]
     for own, other in zip(plan.stages, measured.stages, strict=True):
-        here, there = (json.loads(cost_key(one, False)) for one in (own, other))
+        here, there = cost_fields(own, False), cost_fields(other, False)
         found += [
-            f"{name} of stage {own.name!r} ({there[name]} there, {here[name]} here)"
-            for name in here
-            if here[name] != there[name]
+            f"{name} of stage {own.name!r} ({there.get(name)} there, {value} here)"
+            for name, value in here.items()
+            if value != there.get(name)
         ]
     return found
 

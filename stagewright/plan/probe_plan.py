@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from stagewright.plan.plan import Plan, StagePlan
 from stagewright.plan.schedule import Curve
@@ -43,7 +44,8 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
     keys: dict[str, int] = {}
     stages: list[StagePlan] = []
 
-    def place(stage: StagePlan, key: str) -> int:
+    def place(stage: StagePlan, frozen: bool) -> int:
+        key = json.dumps(cost_fields(stage, frozen), sort_keys=True)
         if key not in keys:
             keys[key] = len(stages)
             stages.append(_lengthened(stage, len(stages)))
@@ -53,10 +55,10 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
     for stage in plan.stages:
         optimum = stage.fit == "optimum"
         frozen = stage.train != "all" and not stage.cache_views and has_fixed_views(stage)
-        long.append(place(stage, cost_key(stage, frozen)))
+        long.append(place(stage, frozen))
         # More images than the stage can use: it is then too short for cached features to save time.
         many = stage.model_copy(update={"num_images": STEPS * stage.batch_size + 1})
-        short.append(place(many, cost_key(many, frozen)) if frozen and not optimum else long[-1])
+        short.append(place(many, frozen) if frozen and not optimum else long[-1])
     rehearsed = Plan.model_validate(
         {
             **{name: getattr(plan, name) for name in Plan.model_fields},
@@ -69,15 +71,15 @@ def probe_plan(plan: Plan, has_fixed_views: Callable[[StagePlan], bool]) -> Prob
     return ProbePlan(rehearsed, tuple(long), tuple(short))
 
 
-def cost_key(stage: StagePlan, frozen: bool) -> str:
-    """Returns a text that is equal for stages whose steps have equal costs."""
+def cost_fields(stage: StagePlan, frozen: bool) -> dict[str, Any]:
+    """Returns what the cost of a step of ``stage`` depends on: equal for stages whose steps have equal costs."""
     content = stage.model_dump(mode="json", exclude=set(_WITHOUT_COST))
     content["clipped"] = stage.clip_norm is not None
     content["mix"] = bool(stage.mix.probability and (stage.mix.mixup or stage.mix.cutmix))
     content["average"] = [stage.average.kind, stage.average.recalibrate]
     if not (frozen or stage.cache_views):
         del content["num_images"]  # it matters only for cached features, which must fit into memory
-    return json.dumps(content, sort_keys=True)
+    return content
 
 
 def _lengthened(stage: StagePlan, index: int) -> StagePlan:

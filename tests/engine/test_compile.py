@@ -299,7 +299,7 @@ def test_errors_of_the_network_stay_as_they_are(monkeypatch: pytest.MonkeyPatch)
 MALLOC_DEBUG = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not MALLOC_DEBUG.exists(), reason="needs glibc's checks of the heap, on x86_64")
 def test_compiled_networks_with_few_channels_write_nothing_beyond_their_memory() -> None:
     """The layout that torch chooses by itself makes oneDNN write past its workspace (see takes_channels_last)."""

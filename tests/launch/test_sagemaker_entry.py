@@ -100,7 +100,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) ->
     return sw.train(picture_folder, "quick", overrides=SMALL, out=out, execution=quiet, say=lambda text: None).path
 
 
-@pytest.mark.parametrize("follow", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("follow", [False, True])
 def test_stopped_moved_through_s3_and_started_again_with_the_same_bits(
     tmp_path: Path, picture_folder: Path, reference: Path, follow: bool
 ) -> None:
