@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def quoted_commands() -> list[tuple[str, str]]:
 def parse(text: str) -> None:
     """Parses as the command line would; its own error where that is refused."""
     words = shlex.split(text, comments=True)[1:]
-    words = words[: words.index("|")] if "|" in words else words
+    words = list(takewhile(lambda word: word not in ("|", ">"), words))
     command: Any = typer.main.get_command(main.app)
     context: Any = None
     while words and hasattr(command, "resolve_command"):

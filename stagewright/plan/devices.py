@@ -63,7 +63,7 @@ Bound = Literal["compute", "input", "wire"]
 
 
 @dataclass(frozen=True)
-class StepForecast:
+class _StepForecast:
     """One update of a stage on several devices."""
 
     seconds: float
@@ -116,7 +116,7 @@ def parse_rate(option: str, text: str) -> float:
     return rate
 
 
-def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *, ordered: bool) -> StepForecast:
+def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *, ordered: bool) -> _StepForecast:
     """Returns an update of ``stage`` on ``devices``. ``ordered``: gradients are added in the order of the tree, else by
     all-reduce.
 
@@ -124,11 +124,11 @@ def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *
     """
     alone = cost.step_seconds
     if stage.fit == "optimum":  # the whole fit is repeated by each process
-        return StepForecast(alone, alone, 0.0, 0.0, 1 / devices.count)
+        return _StepForecast(alone, alone, 0.0, 0.0, 1 / devices.count)
     load, compute = cost.load_seconds, cost.compute_seconds
     if devices.count == 1:
         whole = alone if compute is None else compute
-        return StepForecast(alone, whole, load or 0.0, 0.0, 1.0)
+        return _StepForecast(alone, whole, load or 0.0, 0.0, 1.0)
     gradients = cost.gradients
     if gradients is None or load is None or compute is None:
         raise RecipeError(
@@ -152,7 +152,7 @@ def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *
     own += _slowest(devices.count) * gradients.noise_seconds * math.sqrt(most / stage.lanes)
     visible = max(0.0, host_load - exposed)  # images are loaded while a device waits for the wire
     seconds = exposed + max(visible, own) + drag * min(visible, own)
-    return StepForecast(seconds, own, host_load, wire, alone / seconds / devices.count)
+    return _StepForecast(seconds, own, host_load, wire, alone / seconds / devices.count)
 
 
 def _slowest(count: int) -> float:
@@ -212,7 +212,7 @@ class DeviceForecast:
     """A run on some devices."""
 
     devices: Devices
-    stages: tuple[StepForecast, ...] = ()
+    stages: tuple[_StepForecast, ...] = ()
     """One for each stage of the plan; empty if there is a :attr:`problem`."""
     expected: Forecast | None = None
     problem: str | None = None

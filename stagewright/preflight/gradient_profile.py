@@ -20,10 +20,10 @@ _MOST_SENT = 32 << 20
 _CHUNK = 32 << 10
 
 
-class Moment(Protocol):
+class _Moment(Protocol):
     """A point in time of a device."""
 
-    def since(self, earlier: Moment) -> float:
+    def since(self, earlier: _Moment) -> float:
         """Returns the seconds that have passed since ``earlier``; waits until both are over."""
         ...
 
@@ -34,7 +34,7 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds = time.perf_counter()
 
-    def since(self, earlier: Moment) -> float:
+    def since(self, earlier: _Moment) -> float:
         assert isinstance(earlier, _Clock)
         return self.seconds - earlier.seconds
 
@@ -46,7 +46,7 @@ class _Mark:
         self.event = torch.cuda.Event(enable_timing=True)
         self.event.record()
 
-    def since(self, earlier: Moment) -> float:
+    def since(self, earlier: _Moment) -> float:
         assert isinstance(earlier, _Mark)
         self.event.synchronize()
         return earlier.event.elapsed_time(self.event) / 1000
@@ -90,9 +90,9 @@ def gradient_profile(
 
 
 @contextmanager
-def _arrivals(parameters: Sequence[nn.Parameter], now: Callable[[], Moment]) -> Iterator[list[tuple[int, Moment]]]:
+def _arrivals(parameters: Sequence[nn.Parameter], now: Callable[[], _Moment]) -> Iterator[list[tuple[int, _Moment]]]:
     """Context manager of a list to which each gradient adds (position of its parameter, when it was there)."""
-    seen: list[tuple[int, Moment]] = []
+    seen: list[tuple[int, _Moment]] = []
 
     def hook(at: int) -> Callable[[Tensor], None]:
         return lambda _: seen.append((at, now()))
@@ -105,7 +105,7 @@ def _arrivals(parameters: Sequence[nn.Parameter], now: Callable[[], Moment]) -> 
             one.remove()
 
 
-def _copy_seconds(parameters: Sequence[nn.Parameter], now: Callable[[], Moment]) -> float:
+def _copy_seconds(parameters: Sequence[nn.Parameter], now: Callable[[], _Moment]) -> float:
     """Returns the seconds to copy tensors like ``parameters`` once and to add them to others once: the least of three."""
     left = [torch.zeros_like(one, requires_grad=False) for one in parameters]
     right = [torch.zeros_like(one, requires_grad=False) for one in parameters]
