@@ -34,7 +34,7 @@ def device_forecasts(
     ``between`` and ``within``: bits a second between hosts and between the devices of a host; None: :data:`WITHIN`. ``price``:
     dollars for an hour of one device. RecipeError for a probe without the parts of an update.
     """
-    kind = "cpu" if costs.device.startswith("CPU") else "cuda"
+    kind = "cpu" if costs.on_cpu else "cuda"
     links = Links(between, within or WITHIN[kind])
     found = [device_forecast(plan, costs, one, links, price=price) for one in layouts]
     return [one if one.problem else _with_requests(one, plan, dataset, execution) for one in found]

@@ -88,7 +88,7 @@ def _paces(plan: Plan, costs: Costs) -> list[str]:
 
 def _memory(costs: Costs) -> str:
     train, evaluated = (max(getattr(cost, name) for cost in costs.stages) for name in ("train_gb", "eval_gb"))
-    where = "of this process, with its libraries" if costs.device.startswith("CPU") else "of the device"
+    where = "of this process, with its libraries" if costs.on_cpu else "of the device"
     return (
         f"Memory {where}: up to {train:.2f} GB in training, {evaluated:.2f} GB in evaluation. "
         f"Measured in {span_text(costs.probe_seconds)}."

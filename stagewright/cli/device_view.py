@@ -112,13 +112,16 @@ def device_view(expected: Expected) -> RenderableType:
 
 
 def _add(table: FittingTable, expected: Expected, row: DeviceForecast) -> None:
-    totals = [] if row.expected is None else [span_text(row.expected.total_seconds)]
+    if row.expected is None:
+        table.add_row(str(row.devices), "not possible")
+        return
+    totals = [span_text(row.expected.total_seconds)]
     if row.dollars is not None:
         totals.append(money_text(row.dollars))
     if row.requests is not None:
         totals.append(f"{row.requests:,}")
     blank = [""] * len(totals)
-    for at, (stage, step) in enumerate(zip(expected.plan.stages, row.stages, strict=bool(row.stages))):
+    for at, (stage, step) in enumerate(zip(expected.plan.stages, row.stages, strict=True)):
         table.add_row(
             str(row.devices) if at == 0 else "",
             stage.name,
@@ -128,8 +131,6 @@ def _add(table: FittingTable, expected: Expected, row: DeviceForecast) -> None:
             percent_text(100 * step.efficiency, 0),
             *(totals if at == 0 else blank),
         )
-    if row.problem is not None:
-        table.add_row(str(row.devices), "not possible")
 
 
 def _sentences(expected: Expected) -> list[str]:

@@ -114,6 +114,11 @@ class Costs:
     """Average number of processor cores that other processes used during the measurements; None if unknown."""
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether they were measured on a CPU."""
+        return self.device.startswith("CPU")
+
+    @property
     def is_noisy(self) -> bool:
         """Whether other processes used so much of the machine that the times are not reliable."""
         return self.others_cores is not None and self.others_cores > DISTURBED_CORES

@@ -144,8 +144,8 @@ def step_on(stage: StagePlan, cost: StageCost, devices: Devices, links: Links, *
     # What computing and loading cost each other on one device: nothing if each has processors of its own.
     drag = _bounded((alone - max(load, compute)) / max(min(load, compute), 1e-9))
     host_load = load * on_host / stage.lanes
-    wire, exposed = _exchange(stage.lanes, most, gradients, devices, links, ordered=ordered)
     between, within = traffic(stage.lanes, devices, ordered=ordered)
+    wire, exposed = _exchange(stage.lanes - most, gradients, devices, links, (between, within))
     # A processor that computes sends too, but for what it sends while it waits for the wire.
     sending = gradients.send_seconds * (between / devices.per_host + within) * max(0.0, 1 - exposed / max(wire, 1e-12))
     own = compute - (stage.lanes - most) * lane + gradients.copy_seconds + sending
@@ -161,17 +161,17 @@ def _slowest(count: int) -> float:
 
 
 def _exchange(
-    lanes: int, most: int, gradients: GradientCost, devices: Devices, links: Links, *, ordered: bool
+    others: int, gradients: GradientCost, devices: Devices, links: Links, sent: tuple[float, float]
 ) -> tuple[float, float]:
-    """Returns the seconds that the wire is busy in an update, and those of them that are over after the backward pass."""
-    between, within = traffic(lanes, devices, ordered=ordered)
-    each = 8 * _HEADERS * (between / links.between + within / links.within)
+    """Returns the seconds that the wire is busy in an update, and those of them that are over after the backward pass.
+    ``others``: lanes of the other devices; ``sent`` as :func:`traffic`."""
+    each = 8 * _HEADERS * (sent[0] / links.between + sent[1] / links.within)
     several_hosts = devices.hosts > 1
     free = busy = 0.0
     for ready, size in _buckets(gradients.arrivals, several_hosts):
         free = max(ready, free) + size * each
         busy += size * each
-    statistics = gradients.statistics_bytes * (lanes - most) * 8 * _HEADERS
+    statistics = gradients.statistics_bytes * others * 8 * _HEADERS
     statistics /= links.between if several_hosts else links.within
     trip = _ROUND_TRIP_SECONDS["between" if several_hosts else "within"]
     small = statistics + _ROUND_TRIPS * math.ceil(math.log2(devices.count)) * trip
@@ -243,11 +243,13 @@ def device_forecast(
     if devices.count > plan.most_devices:
         few = next(one for one in plan.stages if one.fit == "updates" and one.lanes == plan.most_devices)
         return DeviceForecast(devices, problem=f"stage {few.name!r} has {counted(few.lanes, 'lane')}")
-    shared = costs_on(plan, costs, devices, links)
-    expected = forecast(plan, shared, alone=costs)
-    ordered = _in_order(plan, costs)
-    pairs = list(zip(plan.stages, costs.stages, strict=True))
-    steps = tuple(step_on(stage, cost.of(stage), devices, links, ordered=ordered) for stage, cost in pairs)
+    ordered = plan.recipe.deterministic or costs.on_cpu  # as stagewright.engine.lanes.sums_in_order
+    own = [cost.of(stage) for stage, cost in zip(plan.stages, costs.stages, strict=True)]
+    steps = tuple(
+        step_on(stage, cost, devices, links, ordered=ordered) for stage, cost in zip(plan.stages, own, strict=True)
+    )
+    shared = tuple(_shared_out(cost, step, devices.count) for cost, step in zip(own, steps, strict=True))
+    expected = forecast(plan, replace(costs, stages=shared), alone=costs)
     hours = expected.total_seconds / 3600
     return DeviceForecast(
         devices,
@@ -258,29 +260,17 @@ def device_forecast(
     )
 
 
-def costs_on(plan: Plan, costs: Costs, devices: Devices, links: Links) -> Costs:
-    """Returns ``costs``, measured on one device, as they are on ``devices``: updates, evaluations and features are shared out,
-    while saves and what comes before and after the stages are the work of the first process. Errors as :func:`step_on`."""
-    ordered = _in_order(plan, costs)
-
-    def shared(stage: StagePlan, cost: StageCost) -> StageCost:
-        few = cost.short
-        return replace(
-            cost,
-            step_seconds=step_on(stage, cost, devices, links, ordered=ordered).seconds,
-            entry_seconds=cost.entry_seconds - cost.shared_entry_seconds * (1 - 1 / devices.count),
-            eval_image_seconds=cost.eval_image_seconds / devices.count,
-            recalibrate_seconds=cost.recalibrate_seconds / devices.count,
-            short=None if few is None else shared(stage, few),
-        )
-
-    stages = tuple(shared(stage, cost.of(stage)) for stage, cost in zip(plan.stages, costs.stages, strict=True))
-    return replace(costs, stages=stages)
-
-
-def _in_order(plan: Plan, costs: Costs) -> bool:
-    """Returns whether the devices of ``costs`` add gradients in the order of the tree."""
-    return plan.recipe.deterministic or costs.device.startswith("CPU")
+def _shared_out(cost: StageCost, step: _StepForecast, count: int) -> StageCost:
+    """Returns ``cost``, measured on one device, as it is on ``count`` with updates as ``step``: updates, evaluations and features
+    are shared out, while saves are the work of the first process."""
+    return replace(
+        cost,
+        step_seconds=step.seconds,
+        entry_seconds=cost.entry_seconds - cost.shared_entry_seconds * (1 - 1 / count),
+        eval_image_seconds=cost.eval_image_seconds / count,
+        recalibrate_seconds=cost.recalibrate_seconds / count,
+        short=None,
+    )
 
 
 def _bounded(share: float) -> float:

@@ -23,7 +23,6 @@ from stagewright.plan.devices import (
     ONE,
     Devices,
     Links,
-    costs_on,
     device_forecast,
     parse_devices,
     parse_rate,
@@ -129,7 +128,7 @@ def test_one_device_takes_what_was_measured() -> None:
     plan = plan_of()
     step = step_on(plan.stages[0], COST, ONE, FAST, ordered=False)
     assert (step.seconds, step.efficiency, step.bound, step.wire_seconds) == (0.45, 1.0, "compute", 0.0)
-    assert forecast(plan, costs_on(plan, COSTS, ONE, FAST)) == forecast(plan, COSTS)
+    assert device_forecast(plan, COSTS, ONE, FAST).expected == forecast(plan, COSTS)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
