@@ -5,7 +5,7 @@
 DATA is a folder of class folders. This machine stands for two hosts of one thread each, so that both halves are always at
 work: the probe runs in both network namespaces at once, as do two trainings of one process each, and the training of two
 processes. What ``plan --from probe.json --devices 1,2x1 --wire RATE`` says of a step is compared with the slope of
-timing.csv. Each round measures all; ratios are predicted over measured.
+timing.csv. Each round measures all; ratios are predicted over measured. Each network is added to the file of ``--out``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
 }
 WIRES = {"1gbit": "1G", "100mbit": "100M"}
-STEPS = {"alone": 40, "1gbit": 40, "100mbit": 12}
+STEPS = {
+    "resnet18": {"alone": 40, "1gbit": 40, "100mbit": 12},
+    "cifar_resnet18": {"alone": 120, "1gbit": 120, "100mbit": 60},
+}
+"""Enough for several rows of timing.csv, which gets one every two seconds."""
 Host = tuple[str, str, str]
 
 
@@ -46,7 +50,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--links", nargs="+", choices=list(WIRES), default=list(WIRES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON")
+    parser.add_argument(
+        "--out", type=Path, help="also write the figures as JSON, with those of other networks that are there"
+    )
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes and namespaces are removed
     sys.path.insert(0, str(ROOT))
@@ -54,24 +60,27 @@ def main() -> None:
     from stagewright.system.machine import OtherProcessLoad
 
     others = OtherProcessLoad()
-    rounds: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="stagewright-forecast-") as folder:
         for network in asked.networks:
+            rounds: dict[str, list[dict[str, float]]] = {}
             for number in range(asked.rounds):
                 place = Path(folder) / f"{network}-{number}"
                 place.mkdir()
                 for case, row in one_round(asked, network, place).items():
-                    rounds.setdefault(f"{network}, {case}", []).append(row)
+                    rounds.setdefault(case, []).append(row)
                     print(f"{network}, {case}: {row}", flush=True)
-    cases = {name: summed_up(rows) for name, rows in rounds.items()}
-    print(json.dumps(cases, indent=1))
+                cases = {case: summed_up(rows) for case, rows in rounds.items()}
+                command = (
+                    f"python benchmarks/forecast.py {asked.data.name} --networks {network} --rounds {asked.rounds}"
+                )
+                env = environment(asked.data.name, command.split(), "cpu", "CPU, 1 thread a process")
+                del env["cwd"]  # a path of this machine
+                found = {"cases": cases, "rounds": rounds, "cores_of_others": round(others.cores, 3), **env}
+                if asked.out:
+                    there = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+                    asked.out.write_text(json.dumps({**there, network: found}, indent=1) + "\n")
+            print(json.dumps(cases, indent=1))
     print(f"other processes used {others.cores} cores")
-    if asked.out:
-        command = f"python benchmarks/forecast.py {asked.data.name} --rounds {asked.rounds}"
-        env = environment(asked.data.name, command.split(), "cpu", "CPU, 1 thread a process")
-        del env["cwd"]  # a path of this machine
-        content = {"cases": cases, "rounds": rounds, "cores_of_others": others.cores, **env}
-        asked.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def summed_up(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -84,7 +93,7 @@ def one_round(asked: argparse.Namespace, network: str, place: Path) -> dict[str,
     """Seconds of a step, predicted and measured, by case."""
     found: dict[str, dict[str, float]] = {}
     with linked("10gbit") as hosts:
-        recipe = written(place, network, STEPS["alone"])
+        recipe = written(place, network, STEPS[network]["alone"])
         words = ["plan", asked.data, "-r", recipe, "--probe", "--probe-seconds", "20", "--json"]
         probes = both(hosts, place, [[*words], [*words]])
         (place / "probe.json").write_text(probes[0])
@@ -94,7 +103,7 @@ def one_round(asked: argparse.Namespace, network: str, place: Path) -> dict[str,
         found["1"] = {"predicted": predicted(asked.data, place, recipe, "1", "10G"), "measured": measured}
     for link in asked.links:
         with linked(link) as hosts:
-            recipe = written(place, network, STEPS[link])
+            recipe = written(place, network, STEPS[network][link])
             out, port = place / f"run-{link}", free_port()
             meeting = ["--nproc", "1", "--nnodes", "2", "--rdzv", f"{hosts[0][1]}:{port}", "--out", out]
             both(hosts, place, [["train", asked.data, "-r", recipe, *meeting]] * 2)
