@@ -8,6 +8,13 @@ counts.
 
     python benchmarks/trackers.py --work /tmp/trackers-cost --out benchmarks/results/trackers-cpu.json
 
+The times of whole runs differ by some percent from one to the next, whatever runs beside them. ``--turns N`` measures within one
+run: its tracker processes (and those that they began) are stopped and woken in turn, 2 N + 1 times. A step of each turn in which
+they work is compared with the mean of the turns before and after it, in which they are stopped. They have twice as much to do
+then as otherwise. Their start is not in it.
+
+    python benchmarks/trackers.py --turns 12 --work /tmp/trackers-turns --out benchmarks/results/trackers-turns-cpu.json
+
 ``--alone FILE`` holds an exclusive lock on FILE during each round, for machines where other jobs take a shared one.
 """
 
@@ -63,12 +70,16 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int)
     parser.add_argument("--alone", type=Path, metavar="FILE")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
     recipe = args.work / "recipe.yaml"
+    if args.turns is not None:
+        measure_turns(args, recipe)
+        return
     recipe.write_text(RECIPE.format(steps=args.steps, width=args.width, every=max(1, args.steps // 4)))
     rounds: list[dict[str, dict[str, float]]] = []
     with services(args.work) as addresses:
@@ -80,10 +91,89 @@ def main() -> None:
                 )
             for way in WAYS:
                 print(f"round {turn + 1}: {way:<9} {rounds[-1][way]}", flush=True)
-    result = {**about(args), "rounds": rounds, **summed(rounds)}
+    result = {**about(args, args.work / "none-0"), "rounds": rounds, **summed(rounds)}
     print(json.dumps(summed(rounds), indent=1))
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure_turns(args: argparse.Namespace, recipe: Path) -> None:
+    """Trains once beside all three, which are stopped and woken in turn."""
+    recipe.write_text(RECIPE.format(steps=1_000_000, width=args.width, every=1_000_000))
+    out = args.work / "turns"
+    environment = os.environ | {"PYTHONPATH": str(HERE), "STAGEWRIGHT_CACHE": str(args.work / "cache")}
+    command = [sys.executable, "-m", "stagewright", "train", "digits", "--recipe", str(recipe), "--out", str(out)]
+    command += ["--device", "cpu", "--threads", str(args.threads), "--no-pages", "--quiet"]
+    nowhere, beside = subprocess.DEVNULL, list[float]()
+    with services(args.work) as addresses:
+        own = environment | dict(addresses["all three"] or {})
+        process = subprocess.Popen([*command, "--track", "tensorboard,wandb,mlflow"], env=own, stdout=nowhere)
+        try:
+            trackers = awaited(out)
+            turns = list[dict[str, Any]]()
+            for at in range(2 * args.turns + 1):
+                working = at % 2 == 1
+                for pid in trackers:
+                    os.kill(pid, signal.SIGCONT if working else signal.SIGSTOP)
+                began = cpu_of(trackers)
+                rows = next_rows(out, 5)
+                milliseconds = 1000 * (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
+                beside.append(cpu_of(trackers) - began)
+                turns.append(
+                    {"working": working, "step_ms": round(milliseconds, 3), "cpu_seconds": round(beside[-1], 2)}
+                )
+                print(turns[-1], flush=True)
+        finally:
+            for pid in [*pids_of(out), process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+    times = [one["step_ms"] for one in turns]
+    added = [200 * times[at] / (times[at - 1] + times[at + 1]) - 100 for at in range(1, len(times), 2)]
+    half_width = 2 * statistics.stdev(added) / len(added) ** 0.5
+    found = {"added_percent": {"mean": statistics.mean(added), "2 standard errors": half_width}}
+    found["added_percent"] |= {"median": statistics.median(added)}
+    print(json.dumps(found, indent=1))
+    if args.out is not None:
+        about_it = {**about(args, out), "pairs": [round(one, 2) for one in added], "turns": turns}
+        args.out.write_text(json.dumps({**about_it, **found}, indent=1) + "\n")
+
+
+def awaited(out: Path) -> list[int]:
+    """Waits until each tracker has sent a step; returns the processes of all of them, and those that they began."""
+    while True:
+        time.sleep(1)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            files = [out / "trackers" / f"{name}.json" for name in ("tensorboard", "wandb", "mlflow")]
+            if all(json.loads(file.read_bytes())["sent"] for file in files):
+                break
+    found = pids_of(out)
+    for pid in found:  # grows meanwhile
+        children = Path(f"/proc/{pid}/task").glob("*/children")
+        found += [int(child) for file in children for child in file.read_text().split() if int(child) not in found]
+    return found
+
+
+def next_rows(out: Path, count: int) -> list[tuple[int, float]]:
+    """Waits for so many more rows of timing.csv: (step, seconds of training)."""
+
+    def rows() -> list[tuple[int, float]]:
+        with open(out / "timing.csv", newline="") as file:
+            return [(int(row["step"]), float(row["train_seconds"])) for row in csv.DictReader(file)]
+
+    known = len(rows())
+    while len(found := rows()) < known + count:
+        time.sleep(0.1)
+    return found[known : known + count]
+
+
+def cpu_of(pids: list[int]) -> float:
+    """Seconds of processor time that the processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def summed(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
@@ -179,21 +269,22 @@ def alone(file: Path | None) -> Iterator[None]:
         yield
 
 
-def about(args: argparse.Namespace) -> dict[str, Any]:
+def about(args: argparse.Namespace, run: Path) -> dict[str, Any]:
     """What was measured, on what, and by which command."""
-    env = json.loads((args.work / "none-0" / "env.json").read_bytes())
+    env = json.loads((run / "env.json").read_bytes())
     libraries = {name: metadata.version(name) for name in ("tensorboard", "wandb", "mlflow-skinny")}
     return {
         "device": f"CPU, {env['cpu']}, {env['cores']} cores, {args.threads} threads for the training",
         "versions": {key: env[key] for key in ("stagewright", "python", "torch")} | libraries,
         "commit": env["git_commit"],
         "command": shlex.join(["python", "benchmarks/trackers.py", *words(args)]),
-        "steps": args.steps,
+        **({} if args.turns is not None else {"steps": args.steps}),
     }
 
 
 def words(args: argparse.Namespace) -> list[str]:
-    found = [f"--{key}={getattr(args, key)}" for key in ("steps", "width", "rounds", "threads")]
+    keys = ("steps", "width", "rounds", "threads") if args.turns is None else ("turns", "width", "threads")
+    found = [f"--{key}={getattr(args, key)}" for key in keys]
     return ["--work", "/tmp/trackers-cost", *found]
 
 

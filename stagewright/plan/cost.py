@@ -28,6 +28,8 @@ class GradientCost:
 
     lane_seconds: float
     """Time of one lane: forward and backward pass."""
+    update_seconds: float
+    """Time of a whole update, measured together with the lanes."""
     arrivals: tuple[tuple[float, int], ...]
     """(seconds since the beginning of a lane, bytes) of each gradient, in the order in which the backward pass gives them."""
     statistics_bytes: int

@@ -81,6 +81,7 @@ def gradient_profile(
     )
     return GradientCost(
         lane_seconds=statistics.median(lane_seconds),
+        update_seconds=statistics.median(whole),
         arrivals=tuple(arrivals),
         statistics_bytes=batch_norm_statistics(model) * torch.float32.itemsize,
         copy_seconds=_copy_seconds([parameters[at] for at in known], now),

@@ -36,6 +36,7 @@ from stagewright.recipe import recipes
 INFO = DatasetInfo(num_train=1024, num_val=100, num_test=50, classes=("a", "b"), digest="d")
 GRADIENTS = GradientCost(
     lane_seconds=0.05,
+    update_seconds=0.43,
     arrivals=((0.02, 10 << 20), (0.03, 20 << 20), (0.05, 10 << 20)),
     statistics_bytes=40_000,
     copy_seconds=0.002,
@@ -158,6 +159,21 @@ def test_devices_wait_for_the_slowest_and_processors_send() -> None:
     assert 0 < paid.compute_seconds - free.compute_seconds < 0.01
     slow = [step_on(stage, cost, two, Links(1e6, 1e6), ordered=True).compute_seconds for cost in (COST, sending)]
     assert slow[1] - slow[0] == pytest.approx(0.0, abs=1e-5)  # all of it while the wire is waited for
+
+
+def test_a_lane_is_a_share_of_the_update_it_was_measured_with() -> None:
+    """The machine was half as fast when the lanes were measured as when the update was; 7 % of it are no lanes."""
+    slow = replace(COST, gradients=replace(GRADIENTS, lane_seconds=0.1, update_seconds=0.86))
+    plan, two = plan_of().stages[0], Devices(1, 2)
+    found, same = (step_on(plan, cost, two, FAST, ordered=False).compute_seconds for cost in (slow, COST))
+    assert found == pytest.approx(same) == pytest.approx(0.03 + 4 * 0.05 + 0.002)
+
+
+def test_small_exchanges_cost_more_where_processors_compute() -> None:
+    on_cpu = replace(COST, load_seconds=0.0, gradients=replace(GRADIENTS, send_seconds=1e-9))
+    plan, beside = plan_of().stages[0], replace(COST, load_seconds=0.0)
+    one, other = (step_on(plan, cost, Devices(1, 4), FAST, ordered=False).seconds for cost in (on_cpu, beside))
+    assert one - other == pytest.approx(2 * 3 * 1e-3, rel=1e-3)
 
 
 def test_loading_is_that_of_a_host() -> None:

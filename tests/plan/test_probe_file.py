@@ -20,6 +20,7 @@ from stagewright.recipe import recipes
 INFO = DatasetInfo(num_train=1024, num_val=100, num_test=50, classes=("a", "b"), digest="d")
 PARTS = GradientCost(
     lane_seconds=0.05,
+    update_seconds=0.45,
     arrivals=((0.02, 10), (0.05, 4)),
     statistics_bytes=8,
     copy_seconds=0.002,
