@@ -248,7 +248,7 @@ def test_cuda_graphs_want_cuda(picture_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_for_real(picture_folder: Path, tmp_path: Path, counters: dict[str, Any]) -> None:
     """Compiled by inductor, whose random numbers for drop-path differ: same number of graphs, and same bits after a stop."""
     small = {
