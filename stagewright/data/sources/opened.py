@@ -66,8 +66,8 @@ def open_source(
             listing, tars.scan, lambda paths: tars.images(paths, settings.max_pixels), tars.shards.files, tars.hash_of
         )
     if whole and is_remote(source):
-        given = {"workers": workers, "progress": progress, "needs_train": needs_train, "say": say}
-        if (stored := read_in_store(source, settings, **given)) is not None:
+        stored = read_in_store(source, settings, workers=workers, progress=progress, needs_train=needs_train, say=say)
+        if stored is not None:
             return Opened(stored.listing, stored.scan, lambda paths: stored.images(paths, settings.max_pixels))
     listing = list_source(source, settings, needs_train=needs_train)
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
