@@ -124,6 +124,11 @@ def is_missing(error: BaseException) -> bool:
     return kind_of(error) == "missing"
 
 
+def price_of(requests: int) -> str:
+    """Returns the dollars for so many requests that read, as a text (:data:`GET_PRICE`)."""
+    return f"{requests / 1000 * GET_PRICE:,.4f}"
+
+
 def kind_of(error: BaseException) -> Kind:
     """Returns what ``error``, raised by a function of obstore, means."""
     text = str(error)

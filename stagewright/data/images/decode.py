@@ -17,7 +17,7 @@ import os
 import re
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 NOT_IDENTIFIED = "not a picture in any format that Pillow reads"
-
 
 # Formats that Pillow knows by name but does not decode itself: most have no reader. EPS files are programs, which Pillow
 # would run with Ghostscript.
@@ -249,16 +248,18 @@ def measure(data: bytes, max_pixels: int = MOST_PIXELS) -> tuple[int, int]:
         raise read_error(error, max_pixels) from error
 
 
-def identified(path: str) -> bool:
-    """Returns True if a file begins like an image, damaged or not; reads only its start. OSError if it cannot be opened."""
+def identified(file: str | BinaryIO) -> bool:
+    """Returns True if a file, its path or open, begins like an image, damaged or not. OSError if it cannot be opened."""
+    if isinstance(file, str):
+        with open(file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as opened:
+            return identified(opened)
     _silence_pillow()
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        try:
-            Image.open(file, formats=_formats())
-        except UnidentifiedImageError:
-            return False
-        except Exception:
-            return True
+    try:
+        Image.open(file, formats=_formats())
+    except UnidentifiedImageError:
+        return False
+    except Exception:
+        return True
     return True
 
 

@@ -15,6 +15,7 @@ from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.places import Places, map_file
 from stagewright.data.images.remote import RangeReader, Reader, RemoteFiles
 from stagewright.data.images.stored import Stored
+from stagewright.storage.object_files import read_range
 
 
 class PlacedImages:
@@ -67,7 +68,7 @@ class MappedImages(PlacedImages):
 
 
 class RemotePlacedImages(PlacedImages):
-    """Images in files of an object store."""
+    """Images in files of an object store, or that are such files."""
 
     def __init__(self, files: RemoteFiles, paths: pa.StringArray, max_pixels: int) -> None:
         super().__init__(files.places, paths, max_pixels)
@@ -83,3 +84,19 @@ class RemotePlacedImages(PlacedImages):
             failures=found.failures,
             max_pixels=self.max_pixels,
         )
+
+
+class RemoteWholeImages(RemotePlacedImages):
+    """Images in files of an object store, or that are such files, each of which is read once and as a whole."""
+
+    def __init__(self, files: RemoteFiles, paths: pa.StringArray, max_pixels: int) -> None:
+        super().__init__(files, paths, max_pixels)
+        self._store = files.open()
+
+    def read(self, row: int) -> bytes:
+        """Returns the bytes of the image file of ``row``. Unlike that of other images, an error says what the store said:
+        Changed if the object has another ETag, FileNotFoundError if it is gone, StorageError if the store refuses or does not
+        answer."""
+        files, number = self.files, int(self.places.which[row])
+        place = int(self.places.offsets[row]), int(self.places.lengths[row])
+        return read_range(self._store, files.url, self.places.files[number], *place, files.etags[number])

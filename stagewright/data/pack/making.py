@@ -108,7 +108,7 @@ def check_space(job: Job, todo: NDArray[np.int64], say: Say, most: float = float
     each = 3.0  # bytes per pixel
     if job.head.encoding == "jpeg" and len(todo):
         sample = np.unique(np.linspace(0, len(todo) - 1, _SAMPLE).astype(np.int64))
-        each = sum(len(make(job, int(todo[at])).data) for at in sample) / float(pixels[sample].sum())
+        each = sum(len(make(job, int(todo[at]), job.images.read).data) for at in sample) / float(pixels[sample].sum())
     needed = float(pixels.sum()) * each + 200.0 * len(job.rows)
     free = shutil.disk_usage(job.folder).free
     needed = min(needed, most)

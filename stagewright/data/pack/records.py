@@ -13,7 +13,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,18 @@ from stagewright import rng
 from stagewright.data.account import Account
 from stagewright.data.images import limits
 from stagewright.data.images.decode import decode
+from stagewright.data.images.placed import RemoteWholeImages
+from stagewright.data.images.read_ahead import Read, read_ahead
 from stagewright.data.pack.format import Encoding, Head, Order
-from stagewright.data.sources.folders import Listing, absolute_path
+from stagewright.data.sources.folders import TABLES, Listing, absolute_path
 from stagewright.data.sources.opened import Opened, WholeFiles
 from stagewright.data.sources.scan import Scan, digest_of
+from stagewright.data.sources.shard_names import TAR
 from stagewright.data.sources.unusable import exclude_unreadable, nothing_readable
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
+from stagewright.storage.object_files import Changed
+from stagewright.storage.objects import is_remote
 from stagewright.storage.parquet import column_bytes
 from stagewright.system.threads import Pool, Task
 
@@ -49,8 +54,6 @@ class Job:
     found: Scan
     images: WholeFiles
     """The original files, in the order of the listing."""
-    hash_of: str
-    """What the digests of ``found`` are of, if not of the files."""
     head: Head
     """The head of the new pack, without its parts."""
     rows: NDArray[np.int64]
@@ -92,7 +95,7 @@ class Job:
             resample=_RESAMPLE.name.lower(),
             listing=digest,
             source=source,
-            form="table" if os.path.isfile(absolute_path(source)) else "folder",
+            form="table" if _names_file(source) else "folder",
             settings={
                 name: None if (value := getattr(settings, name)) is None else str(value)
                 for name in ("path", "label", "group", "split", "images")
@@ -108,7 +111,22 @@ class Job:
             order=order,
         )
         images = opened.images(listing.paths)
-        return cls(folder, listing, found, images, opened.hash_of, head, rows, stored[:, 0], stored[:, 1])
+        return cls(folder, listing, found, images, head, rows, stored[:, 0], stored[:, 1])
+
+    def reading(self, todo: NDArray[np.int64]) -> AbstractContextManager[Read]:
+        """Returns a context manager of what reads the original file of a row, for the records ``todo`` in this order. Files in an
+        object store are read ahead."""
+        if not isinstance(self.images, RemoteWholeImages):
+            return nullcontext(self.images.read)
+        rows = self.rows[todo]
+        return read_ahead(self.images.read, rows, self.images.places.lengths[rows])
+
+
+def _names_file(source: str) -> bool:
+    """Whether ``source`` is a file, and not a folder, a URL of several files or a pattern."""
+    if not is_remote(source):
+        return os.path.isfile(absolute_path(source))
+    return os.path.splitext(source)[1].lower() in {*TABLES, TAR} and not set("*?[{") & set(source)
 
 
 @dataclass(frozen=True)
@@ -158,20 +176,26 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return image.format == "JPEG" and image.mode in ("RGB", "L") and upright and "progressive" not in image.info
 
 
-def make(job: Job, at: int) -> Record:
-    """Makes record ``at``. Raises DataError if its file has changed since the scan, or cannot be read any more."""
+def make(job: Job, at: int, read: Read) -> Record:
+    """Makes record ``at`` of the file that ``read`` returns. Raises DataError if it has changed since the scan, or cannot be read
+    any more, and StorageError for an object store that refuses or does not answer."""
     row = int(job.rows[at])
     path = job.listing.paths[row].as_py()
     try:
-        data = job.images.read(row)
-        same = bool(job.hash_of) or digest_of(data) == job.found.digests[row].tobytes()
+        data = read(row)
+        same = digest_of(data) == job.found.digests[row].tobytes()
         most = limits.accepted(int(job.found.widths[row]), int(job.found.heights[row]))
         record = encode(data, job.head.size, job.head.encoding, job.head.quality, most) if same else b""
+    except Changed as error:
+        raise _changed(path, _SINCE) from error
     except OSError as error:
         raise _changed(path, f"cannot be read: {error.strerror or error}") from error
     if not same:
-        raise _changed(path, "has changed since it was scanned")
+        raise _changed(path, _SINCE)
     return Record(at, record, len(data))
+
+
+_SINCE = "has changed since it was scanned"
 
 
 def _changed(path: str, what: str) -> DataError:
@@ -188,26 +212,24 @@ def encoded(job: Job, todo: NDArray[np.int64], workers: int) -> Iterator[Iterato
 
     The threads are only a few chunks ahead of the iterator, which limits the memory.
     """
-    pool = Pool(max(workers, 1), "pack")
+    with job.reading(todo) as read, Pool(max(workers, 1), "pack") as pool:
+        yield _records(job, todo, read, pool, 2 * max(workers, 1) + 1)
+
+
+def _records(job: Job, todo: NDArray[np.int64], read: Read, pool: Pool, num_ahead: int) -> Iterator[Record]:
     chunks = iter([todo[at : at + _CHUNK].tolist() for at in range(0, len(todo), _CHUNK)])
     ahead: deque[Task[list[Record]]] = deque()
 
-    def records() -> Iterator[Record]:
-        for _ in range(2 * max(workers, 1) + 1):
-            submit()
-        while ahead:
-            made = ahead.popleft().result()
-            submit()
-            yield from made
-
     def submit() -> None:
         if (chunk := next(chunks, None)) is not None:
-            ahead.append(pool.submit(lambda: [make(job, at) for at in chunk]))
+            ahead.append(pool.submit(lambda: [make(job, at, read) for at in chunk]))
 
-    try:
-        yield records()
-    finally:
-        pool.close()
+    for _ in range(num_ahead):
+        submit()
+    while ahead:
+        made = ahead.popleft().result()
+        submit()
+        yield from made
 
 
 def _digest(listing: Listing, found: Scan) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from stagewright.data.images.decode import image_extensions
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.embedded import unpacked_again, unpacked_root
 from stagewright.data.sources.folders import TABLES
-from stagewright.data.sources.shard_names import TAR, Shards
+from stagewright.data.sources.shard_names import TAR
 from stagewright.data.sources.tables import path_column
 from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError, StorageError
@@ -25,7 +25,7 @@ from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import make_folders, read_file, write_json
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.object_files import Changed, StoredObject, list_objects, repeated
-from stagewright.storage.objects import GET_PRICE, is_remote, open_store
+from stagewright.storage.objects import is_remote, open_store, price_of
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted
 
@@ -62,8 +62,15 @@ def fetch(source: str, settings: Data, say: Say = on_stderr) -> str:
     root, _, name = url.rpartition("/")
     if os.path.splitext(name)[1].lower() in TABLES:
         return _fetch_table(root, name, settings, say)
+    return str(fetch_files(url, not_ignored(files_below(source)), say))
+
+
+def files_below(source: str) -> dict[str, StoredObject]:
+    """Returns the files below the URL ``source`` by name. DataError if there are none, or if they are of a format that is not
+    read."""
+    url = source.rstrip("/")
     found = list_objects(open_store(url), url)
-    wanted = [one for key, one in found.items() if not any(is_ignored(part) for part in key.split("/"))]
+    wanted = not_ignored(found)
     if not wanted:
         raise DataError(
             f"there is nothing below {source}",
@@ -71,29 +78,41 @@ def fetch(source: str, settings: Data, say: Say = on_stderr) -> str:
             "check the URL",
         )
     refuse_formats(source, [one.name for one in wanted])
-    return str(fetch_files(url, wanted, say))
+    return found
 
 
-def fetch_shards(shards: Shards, say: Say = on_stderr) -> Shards:
-    """Returns the tar files ``shards`` of an object store as files on the disk."""
-    return Shards(
-        str(fetch_files(shards.root, shards.files, say)), tuple(one._replace(etag="") for one in shards.files)
-    )
+def not_ignored(found: Mapping[str, StoredObject]) -> list[StoredObject]:
+    """Returns the files without hidden and foreign ones."""
+    return [one for key, one in found.items() if not any(is_ignored(part) for part in key.split("/"))]
+
+
+def whole_copy(url: str, wanted: Sequence[StoredObject]) -> Path | None:
+    """Returns the folder of the cache with the files ``wanted`` below ``url``, if an earlier fetch has completed it."""
+    folder = _folder_of(url, wanted)
+    return folder if folder.is_dir() and not _missing(folder, wanted, _read_etags(folder.parent / _ETAGS)) else None
+
+
+def _folder_of(url: str, wanted: Sequence[StoredObject]) -> Path:
+    names = hashlib.blake2b("\n".join([url, *sorted(one.name for one in wanted)]).encode(), digest_size=16).hexdigest()
+    return cache_folder("fetched", names, url.rpartition("/")[2] or "data")
+
+
+def _missing(folder: Path, wanted: Sequence[StoredObject], there: Mapping[str, str]) -> list[StoredObject]:
+    return [one for one in wanted if there.get(one.name) != one.etag or not _has(folder, one)]
 
 
 def fetch_files(url: str, wanted: Sequence[StoredObject], say: Say) -> Path:
     """Returns the folder of the cache with the files ``wanted`` below ``url``, and with no others."""
-    names = hashlib.blake2b("\n".join([url, *sorted(one.name for one in wanted)]).encode(), digest_size=16).hexdigest()
-    folder = cache_folder("fetched", names, url.rpartition("/")[2] or "data")
+    folder = _folder_of(url, wanted)
     etags = folder.parent / _ETAGS
     there = _read_etags(etags)
-    missing = [one for one in wanted if there.get(one.name) != one.etag or not _has(folder, one)]
+    missing = _missing(folder, wanted, there)
     if not missing:
         return folder
     size = sum(one.bytes for one in missing)
     say(
         f"Fetching {counted(len(missing), 'file')}, {size / 1e9:,.2f} GB, of {url} to {folder}: about "
-        f"${len(missing) / 1000 * GET_PRICE:,.4f} for requests, and what the store asks for traffic that leaves its region."
+        f"${price_of(len(missing))} for requests, and what the store asks for traffic that leaves its region."
     )
     make_folders(folder)
     if (free := shutil.disk_usage(folder).free) < size:
@@ -160,16 +179,21 @@ def _read_etags(file: Path) -> dict[str, str]:
 
 def _fetch_table(root: str, name: str, settings: Data, say: Say) -> str:
     """Fetches a table, and the images that it names, which lie beside it or in ``data.images``."""
-    found = list_objects(open_store(root), root)
-    if name not in found:
-        raise DataError(f"there is no {root}/{name}", "a table that exists", "check the URL")
-    table = fetch_files(root, [found[name]], say) / name
+    table, found = fetch_alone(root, name, say)
     if (column := path_column(table, settings)) is None:  # the images are inside of it
         return str(table)
     base = f"{settings.images.strip('/')}/" if settings.images else ""
     named = {f"{base}{path.removeprefix('./')}" for path in column[1] if path}
     wanted = [found[name], *(one for key, one in found.items() if key in named)]
     return str(fetch_files(root, wanted, say) / name)
+
+
+def fetch_alone(root: str, name: str, say: Say) -> tuple[Path, dict[str, StoredObject]]:
+    """Returns a copy of the table ``name`` below the URL ``root``, and all files there. DataError if there is no such table."""
+    found = list_objects(open_store(root), root)
+    if name not in found:
+        raise DataError(f"there is no {root}/{name}", "a table that exists", "check the URL")
+    return fetch_files(root, [found[name]], say) / name, found
 
 
 _OTHERS = {

@@ -24,6 +24,7 @@ from stagewright.data.sources.folder_names import (
     own_folder,
     part_folders,
 )
+from stagewright.data.sources.tree import DiskTree, Tree, as_tree
 from stagewright.data.sources.walk import Excluded, Walk, is_folder, is_ignored, left_out_of, walk, written_out
 from stagewright.errors import DataError
 from stagewright.storage.files import user_path
@@ -100,17 +101,19 @@ def place_of_groups(name: str) -> str:
     return name if name in (BY_NAME, BY_LIKENESS) else f"column '{name}'"
 
 
-def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
+def list_folder(place: Path | Tree, *, needs_train: bool = True) -> Listing:
     """Lists the images of a folder of class folders, or of a folder with train, val and test folders of class folders. Without
     ``needs_train`` the latter may lack train.
 
-    Parts are recognised by their names (:func:`~stagewright.data.sources.folder_names.part_folders`). DataError if there are
-    no class folders, if it is unclear whether folders are classes or parts, or if stagewright itself wrote the folder.
+    ``place`` is a folder on the disk, or any tree. Parts are recognised by their names
+    (:func:`~stagewright.data.sources.folder_names.part_folders`). DataError if there are no class folders, if it is unclear
+    whether folders are classes or parts, or if stagewright itself wrote the folder.
     """
+    root = as_tree(place)
     top = _Level.read(root)
     _refuse_own(root, top)
     if not top.folders:
-        raise _no_class_folders(root, top.files)
+        raise _no_class_folders(root, "", top.files)
     tables = [name for name in top.files if Path(name).suffix.lower() in TABLES]
     found = part_folders(top.folders)
     if tables and len(top.folders) == 1 and not found.names:
@@ -126,29 +129,31 @@ def list_folder(root: Path, *, needs_train: bool = True) -> Listing:
     left_out += [(f"{name}/", "a folder that by its name has no classes") for name in found.unlabelled]
     left_out += [(f"{name}/", "a folder that is not train, val or test") for name in found.others]
     passed = top.passed()
-    first = root / next(iter(by_part.values()))
+    first = next(iter(by_part.values()))
     for part, name in list(by_part.items()):
-        level = _Level.read(root / name, f"{name}/")
+        level = _Level.read(root, name, f"{name}/")
         passed.ignored += level.ignored
         if level.folders:
             notes += level.notes()
             left_out += level.left_out()
         elif part == TRAIN and needs_train:
-            raise _no_class_folders(root / name, level.files, root, top.files)
+            raise _no_class_folders(root, name, level.files, top.files)
         else:
             left_out += [(f"{name}/{file}", f"in {name}/ without class folders") for file in level.files]
             del by_part[part]
     if not by_part:
-        raise _no_class_folders(first, _Level.read(first).files, root, top.files)
+        raise _no_class_folders(root, first, _Level.read(root, first).files, top.files)
     return _list_classes(root, by_part, notes, left_out, passed)
 
 
-def list_files(root: Path, *, needs_train: bool = True) -> Listing:
+def list_files(place: Path | Tree, *, needs_train: bool = True) -> Listing:
     """Lists the files of a folder at any depth, without classes: the label of each is empty, and something else has to say it.
 
-    Folders train, val and test are parts, as for :func:`list_folder`; without a train folder, or without ``needs_train`` any of
-    them, folders have no meaning. DataError if there is no file, or if stagewright itself wrote the folder.
+    ``place`` is a folder on the disk, or any tree. Folders train, val and test are parts, as for :func:`list_folder`; without a
+    train folder, or without ``needs_train`` any of them, folders have no meaning. DataError if there is no file, or if
+    stagewright itself wrote the folder.
     """
+    root = as_tree(place)
     top = _Level.read(root)
     _refuse_own(root, top)
     found = part_folders(top.folders)
@@ -159,13 +164,13 @@ def list_files(root: Path, *, needs_train: bool = True) -> Listing:
         notes = [f"parts by their names: {_named(by_part)}"]
         others = [f"{name}/" for name in (*found.unlabelled, *found.others)]
         beside = [(written_out(name), f"beside {_named(by_part)}") for name in (*top.files, *others)]
-    walks = [walk(str(root), name) for name in by_part.values()]
+    walks = [walk(root, name) for name in by_part.values()]
     paths = [path for one in walks for path in one.files]
     if not paths:
-        raise _no_class_folders(root, ())
+        raise _no_class_folders(root, "", ())
     parts_of = np.repeat(np.array(list(by_part), np.int8), [len(one.files) for one in walks])
     listing = Listing.from_unsorted(
-        str(root), pa.array(paths, pa.string()), pa.array([""] * len(paths), pa.string()), parts_of
+        root.place, pa.array(paths, pa.string()), pa.array([""] * len(paths), pa.string()), parts_of
     )
     return replace(
         listing,
@@ -175,11 +180,11 @@ def list_files(root: Path, *, needs_train: bool = True) -> Listing:
     )
 
 
-def _innermost(root: Path, name: str, part: int) -> str:
+def _innermost(root: Tree, name: str, part: int) -> str:
     """Returns the folder of a part, or the one folder in it that repeats its name (``seg_train/seg_train``, from archives that
     were unpacked into a folder of their own name)."""
     while True:
-        level = _Level.read(root / name)
+        level = _Level.read(root, name)
         if level.files or len(level.folders) != 1:
             return name
         inner = level.folders[0]
@@ -204,13 +209,12 @@ class _Level:
     """Folders whose names are not valid Unicode."""
 
     @classmethod
-    def read(cls, folder: Path, prefix: str = "") -> _Level:
+    def read(cls, tree: Tree, inner: str = "", prefix: str = "") -> _Level:
         try:
-            with os.scandir(folder) as opened:
-                entries = sorted(opened, key=lambda entry: entry.name)
+            entries = sorted(tree.scan(inner), key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
-                f"the folder {folder} cannot be opened: {error.strerror or error}",
+                f"the folder {tree.join(inner)} cannot be opened: {error.strerror or error}",
                 "a folder that this user may open",
                 "check its permissions, and those of the folders above it",
             ) from error
@@ -238,36 +242,36 @@ class _Level:
         return [f"{self.prefix}{name} is not read; point at it to train by that table" for name in tables]
 
 
-def _chosen_parts(root: Path, found: PartFolders, needs_train: bool) -> dict[int, str] | None:
+def _chosen_parts(root: Tree, found: PartFolders, needs_train: bool) -> dict[int, str] | None:
     """The folder of each part, or None if the folders are classes, one of which may well be called train."""
     several = next((names for names in found.names.values() if len(names) > 1), None)
     if several:
         raise DataError(
-            f"{root} has two folders for one part: {several[0]}/ and {several[1]}/",
+            f"{root.place} has two folders for one part: {several[0]}/ and {several[1]}/",
             "one folder each for train, val and test",
             "join or rename them",
         )
     by_part = {part: found.names[part][0] for part in (TRAIN, VAL, TEST) if part in found.names}
-    if TRAIN in by_part and (not found.others or _Level.read(root / by_part[TRAIN]).folders):
+    if TRAIN in by_part and (not found.others or _Level.read(root, by_part[TRAIN]).folders):
         return by_part
     if by_part and not found.others:
         if not needs_train:
             return by_part
         raise DataError(
-            f"{root} has {some(f'{name}/' for name in sorted(by_part.values()))} but no train/",
+            f"{root.place} has {some(f'{name}/' for name in sorted(by_part.values()))} but no train/",
             "class folders; or train/ with val/ and test/ beside it",
             "add the images to train on, or point at the folder that has them",
         )
     if len(by_part) > 1:
-        raise _unclear(root, by_part, found.others)
+        raise _unclear(root.place, by_part, found.others)
     return None
 
 
-def _unclear(root: Path, by_part: dict[int, str], others: tuple[str, ...]) -> DataError:
+def _unclear(place: str, by_part: dict[int, str], others: tuple[str, ...]) -> DataError:
     parts = some(f"{name}/" for name in by_part.values())
     count = counted(len(by_part) + len(others), "folder")
     return DataError(
-        f"{root} can be read in two ways: {parts} are parts of the data set, or all {count} are classes, as "
+        f"{place} can be read in two ways: {parts} are parts of the data set, or all {count} are classes, as "
         f"{some((f'{name}/' for name in others), 3)}",
         "class folders alone; or train/ with class folders in it, val/ and test/ beside it",
         f"if they are parts: put class folders into {by_part.get(TRAIN, 'train')}/; if they are classes: rename them, or give "
@@ -275,27 +279,27 @@ def _unclear(root: Path, by_part: dict[int, str], others: tuple[str, ...]) -> Da
     )
 
 
-def _refuse_own(root: Path, top: _Level) -> None:
+def _refuse_own(root: Tree, top: _Level) -> None:
     """DataError for a folder that stagewright wrote: its example images and plots are no data set."""
     if (what := own_folder(top.files)) is not None:
         raise DataError(
-            f"{root} is {what} of stagewright, not a data set",
+            f"{root.place} is {what} of stagewright, not a data set",
             "a folder of class folders with images in them",
-            f"point at the images; stagewright evaluate {root} measures a run"
+            f"point at the images; stagewright evaluate {root.place} measures a run"
             if what == "a run"
             else "point at the images",
         )
 
 
 def _list_classes(
-    root: Path, by_part: dict[int, str], notes: list[str], left_out: list[tuple[str, str]], passed: Walk
+    root: Tree, by_part: dict[int, str], notes: list[str], left_out: list[tuple[str, str]], passed: Walk
 ) -> Listing:
     paths, labels, parts, walks = [], [], [], [passed]
     empty, deep = [], []
     for part, name in by_part.items():
-        for folder in _Level.read(root / name).folders:
+        for folder in _Level.read(root, name).folders:
             place = f"{name}/{folder}" if name else folder
-            found = walk(str(root), place)
+            found = walk(root, place)
             walks.append(found)
             if not found.files and not found.own:
                 empty.append(place)
@@ -308,12 +312,10 @@ def _list_classes(
     if empty:
         notes.append(f"left out {counted(len(empty), 'empty class folder')}: {some(empty)}")
     if len(deep) > 1:
-        place = shlex.quote(str(root))
-        notes.append(
-            f"the outer folders are the classes; {some((f'{one}/' for one in deep), 3)} hold folders, whose images are "
-            f"joined. To have the inner folders as classes: mkdir classes && ln -s {place}/*/* classes/, and point at classes/"
-        )
-    listing = Listing.from_unsorted(str(root), pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts))
+        notes.append(_deep_note(root, deep))
+    listing = Listing.from_unsorted(
+        root.place, pa.concat_arrays(paths), pa.concat_arrays(labels), np.concatenate(parts)
+    )
     return replace(
         listing,
         notes=tuple(notes),
@@ -322,33 +324,40 @@ def _list_classes(
     )
 
 
+def _deep_note(root: Tree, deep: list[str]) -> str:
+    text = f"the outer folders are the classes; {some((f'{one}/' for one in deep), 3)} hold folders, whose images are joined"
+    if not isinstance(root, DiskTree):  # which has no links
+        return text
+    place = shlex.quote(root.place)
+    return f"{text}. To have the inner folders as classes: mkdir classes && ln -s {place}/*/* classes/, and point at classes/"
+
+
 def _is_deep(files: list[str], place: str) -> bool:
     """Whether a class folder holds several folders with files, and no files itself."""
     inner = {name.removeprefix(f"{place}/").partition("/")[0] for name in files}
     return len(inner) > 1 and all("/" in name.removeprefix(f"{place}/") for name in files)
 
 
-def _table_beside(root: Path, folder: str, tables: list[str]) -> DataError:
+def _table_beside(root: Tree, folder: str, tables: list[str]) -> DataError:
     return DataError(
-        f"{root} holds one folder, {folder}/, which would be the only class, and {some(tables, 3)}",
+        f"{root.place} holds one folder, {folder}/, which would be the only class, and {some(tables, 3)}",
         "two class folders or more; or a table of paths and classes",
-        f"point at the table: {root / tables[0]} (if its paths are relative to {folder}/: --set data.images={folder})",
+        f"point at the table: {root.join(tables[0])} (if its paths are relative to {folder}/: --set data.images={folder})",
     )
 
 
-def _no_class_folders(
-    folder: Path, files: tuple[str, ...], root: Path | None = None, beside: tuple[str, ...] = ()
-) -> DataError:
-    """The error for a ``folder`` of ``files`` alone, in ``root`` with files ``beside`` it: a table or their names may hold
+def _no_class_folders(root: Tree, inner: str, files: tuple[str, ...], beside: tuple[str, ...] = ()) -> DataError:
+    """The error for a folder ``inner`` of ``files`` alone, in ``root`` with files ``beside`` it: a table or their names may hold
     the classes."""
+    folder = root.join(inner)
     if not files:
         return DataError(
             f"the folder {folder} is empty",
             "a folder of class folders with pictures in them; or train/ and val/ of such folders",
             "put the pictures of each class into a folder named after it",
         )
-    places = [folder / name for name in files] + [(root or folder) / name for name in beside]
-    tables = [place for place in places if place.suffix.lower() in TABLES]
+    places = [root.join(inner, name) for name in files] + [root.join(name) for name in beside]
+    tables = [place for place in places if Path(place).suffix.lower() in TABLES]
     images = [name for name in files if Path(name).suffix.lower() in image_extensions()]
     remedy = "put the pictures of each class into a folder named after it, or give a CSV with paths and classes"
     remedy += r"; classes in the names of files: --set 'data.label=(?P<label>[^/]+)_\d+'"
@@ -356,7 +365,7 @@ def _no_class_folders(
         remedy = f"point at the table of classes instead: {tables[0]}"
     elif classes := classes_in_file_names(images):
         remedy = (
-            f"the file names seem to hold the classes ({some(classes, 5)}); this reads them: point at {shlex.quote(str(folder))} "
+            f"the file names seem to hold the classes ({some(classes, 5)}); this reads them: point at {shlex.quote(folder)} "
             f"with --set {shlex.quote(f'data.label={CLASS_AND_NUMBER}')}"
         )
     return DataError(

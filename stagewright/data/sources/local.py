@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from pathlib import Path
 
 from stagewright.data.sources.builtin import TORCHVISION, digits_folder
 from stagewright.data.sources.embedded import shards
@@ -14,8 +13,9 @@ from stagewright.data.sources.folders import Listing, absolute_path, list_files,
 from stagewright.data.sources.other_tasks import refuse_folder
 from stagewright.data.sources.shard_names import names_shards
 from stagewright.data.sources.tables import is_table, list_table
+from stagewright.data.sources.tree import DiskTree, Tree
 from stagewright.data.sources.val_is_test import with_val_as_test
-from stagewright.data.sources.walk import is_ignored
+from stagewright.data.sources.walk import is_folder, is_ignored
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data, reading_fields
@@ -33,7 +33,11 @@ def list_source(source: str, settings: Data, *, needs_train: bool = True) -> Lis
     """Lists the files of ``source``: a folder, a table or digits, with the classes and groups that patterns read from names.
     DataError for anything else, and for settings of ``settings`` that it cannot follow. ``needs_train`` as for
     :func:`~stagewright.data.sources.folders.list_folder`."""
-    listing = _listed(source, settings, needs_train)
+    return completed(source, _listed(source, settings, needs_train), settings)
+
+
+def completed(source: str, listing: Listing, settings: Data) -> Listing:
+    """Returns ``listing`` with the groups that a pattern reads from names, and with the parts that ``settings`` ask for."""
     if isinstance(settings.group, NamePattern):
         listing = read_groups(listing, settings.group)
     return with_val_as_test(source, listing, settings)
@@ -58,15 +62,11 @@ def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
             "download it (wget, huggingface-cli) and point at the folder",
         )
     path = absolute_path(source)
-    refuse_formats(source, [path.name] if not path.is_dir() else _files_alone(path))
+    refuse_formats(source, [path.name] if not path.is_dir() else _files_alone(DiskTree(path)))
     if os.path.isdir(path) and (files := shards(path)):
         return list_table(path, settings, files)
     if os.path.isdir(path):
-        refuse_columns(source, "a folder", settings, patterns=True)
-        refuse_folder(path)
-        if isinstance(settings.label, NamePattern):
-            return read_classes(list_files(path, needs_train=needs_train), settings.label)
-        return list_folder(path, needs_train=needs_train)
+        return list_tree(source, DiskTree(path), settings, needs_train)
     if is_table(path):
         return list_table(path, settings)
     if path.exists():
@@ -79,11 +79,20 @@ def _listed(source: str, settings: Data, needs_train: bool) -> Listing:
     )
 
 
-def _files_alone(folder: Path) -> list[str]:
+def list_tree(source: str, tree: Tree, settings: Data, needs_train: bool) -> Listing:
+    """Lists the files of the folder ``tree``, on the disk or in a store, with the classes that its folders or a pattern give;
+    errors as for :func:`list_source`."""
+    refuse_columns(source, "a folder", settings, patterns=True)
+    refuse_folder(tree)
+    if isinstance(settings.label, NamePattern):
+        return read_classes(list_files(tree, needs_train=needs_train), settings.label)
+    return list_folder(tree, needs_train=needs_train)
+
+
+def _files_alone(tree: Tree) -> list[str]:
     """Returns the names of files in a folder that has no folders; [] if it has some."""
-    with os.scandir(folder) as entries:
-        seen = [(entry.name, entry.is_dir()) for entry in itertools.islice(entries, 1000) if not is_ignored(entry.name)]
-    return [] if any(is_folder for _, is_folder in seen) else [name for name, _ in seen]
+    seen = [entry for entry in itertools.islice(tree.scan(""), 1000) if not is_ignored(entry.name)]
+    return [] if any(map(is_folder, seen)) else [entry.name for entry in seen]
 
 
 def refuse_columns(source: str, what: str, settings: Data, *, patterns: bool = False) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from stagewright.data.images.decode import image_extensions
+from stagewright.data.sources.tree import DiskTree, Tree, as_tree
 from stagewright.data.sources.walk import walk
 from stagewright.text import counted, some
 
@@ -31,19 +32,20 @@ class _Match:
     notes: list[str] = field(default_factory=list)
 
 
-def match_files(base: str, names: Sequence[str]) -> _Match:
-    """Finds the files in ``base``, at any depth, for the ``names`` of a table.
+def match_files(base: str | Tree, names: Sequence[str]) -> _Match:
+    """Finds the files in ``base``, a folder on the disk or any tree, at any depth, for the ``names`` of a table.
 
     Tried in this order: the exact path; the same path with another extension or letter case; the only file whose path
     ends with the name. If no name at all leads to a file, the leading folders that all names share (paths of another
     machine) are dropped one by one.
     """
-    normalized = [_normalized(base, name) for name in names]
-    match = _Match([name if os.path.isfile(os.path.join(base, name)) else None for name in normalized])
+    tree = as_tree(base)
+    normalized = [_normalized(tree, name) for name in names]
+    match = _Match([name if tree.is_file(name) else None for name in normalized])
     rows = [row for row, path in enumerate(match.paths) if path is None]
     if not rows:
         return match
-    files = [path for path in walk(base).files if _extension(path)]
+    files = [path for path in walk(tree).files if _extension(path)]
     shared = _shared_folders(normalized) if len(rows) == len(normalized) else 0
     candidates: list[list[str]] = []
     for dropped in range(shared + 1):
@@ -60,15 +62,19 @@ def match_files(base: str, names: Sequence[str]) -> _Match:
     return match
 
 
-def _normalized(base: str, name: str) -> str:
-    """Returns ``name`` with ``/``, without ``./`` and ``..`` if possible; absolute paths become relative to ``base``."""
-    name = posixpath.normpath(name.strip().replace("\\", "/"))
-    if os.path.isabs(name):
-        if not os.path.isfile(name):
-            return name.lstrip("/")
-        # realpath, since ``..`` after a link leads to the parent of the link's target, not to the parent of the link.
-        return os.path.relpath(os.path.realpath(name), os.path.realpath(base)).replace(os.sep, "/")
-    return name
+def _normalized(tree: Tree, name: str) -> str:
+    """Returns ``name`` with ``/``, without ``./`` and ``..`` if possible; absolute paths become relative to ``tree``."""
+    name = _cleaned(name)
+    if not os.path.isabs(name):
+        return name
+    if not isinstance(tree, DiskTree) or not os.path.isfile(name):
+        return name.lstrip("/")
+    # realpath, since ``..`` after a link leads to the parent of the link's target, not to the parent of the link.
+    return os.path.relpath(os.path.realpath(name), os.path.realpath(tree.folder)).replace(os.sep, "/")
+
+
+def _cleaned(name: str) -> str:
+    return posixpath.normpath(name.strip().replace("\\", "/"))
 
 
 def _extension(path: str) -> str:
@@ -126,7 +132,7 @@ def _difference_notes(names: Sequence[str], match: _Match) -> list[str]:
     for name, path in zip(names, match.paths, strict=True):
         if path is None or path == name:
             continue
-        given = _normalized("", name) if not os.path.isabs(name) else name
+        given = name if os.path.isabs(name) else _cleaned(name)
         example = f"{name} is {path}"
         if not _extension(given):
             examples_of["named without an extension in the table"].append(example)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from stagewright.data.images.decode import FileImages, Images
 from stagewright.data.sources.folders import Listing
+from stagewright.data.sources.in_store import read_in_store
 from stagewright.data.sources.local import list_source
 from stagewright.data.sources.scan import Progress, Scan, scan
 from stagewright.data.sources.shard_names import names_shards
@@ -17,6 +18,7 @@ from stagewright.data.sources.tars import read_tars
 from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.recipe.recipe import Data
 from stagewright.storage.object_files import StoredObject
+from stagewright.storage.objects import is_remote
 from stagewright.text import counted
 
 
@@ -54,15 +56,19 @@ def open_source(
 ) -> Opened:
     """Finds and reads the pictures of ``source``: a folder, a table, digits, tar files. DataError for anything else.
 
-    ``whole``: every image will be read at once, so that tar files of an object store are fetched first. ``say`` is told how
-    many files are read, before it.
+    ``whole``: every image will be read once, so that those of an object store are read where they are, and not fetched. ``say``
+    is told how many files are read, before it.
     """
     if names_shards(source):
-        tars = read_tars(source, settings, workers=workers, progress=progress, whole=whole)
+        tars = read_tars(source, settings, workers=workers, progress=progress, whole=whole, say=say)
         listing = with_val_as_test(source, tars.listing, settings)
         return Opened(
             listing, tars.scan, lambda paths: tars.images(paths, settings.max_pixels), tars.shards.files, tars.hash_of
         )
+    if whole and is_remote(source):
+        stored = read_in_store(source, settings, workers=workers, progress=progress, needs_train=needs_train, say=say)
+        if stored is not None:
+            return Opened(stored.listing, stored.scan, lambda paths: stored.images(paths, settings.max_pixels))
     listing = list_source(source, settings, needs_train=needs_train)
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from stagewright.data.images.decode import image_extensions
 from stagewright.data.sources.folder_names import PART_WORDS, words_of
+from stagewright.data.sources.tree import Tree, as_tree
 from stagewright.errors import DataError
 from stagewright.text import some
 
@@ -44,11 +45,12 @@ _MASK_END = re.compile(r"[ _.-]*(masks?|seg|segmentation|gt|labels?|matte|l)$", 
 _MOST_FILES, _OPENED, _HEAD = 2000, 5, 1 << 18
 
 
-def refuse_folder(root: Path) -> None:
-    """DataError if the folder ``root`` holds data of another task than classification."""
-    top = _Level.read(root)
-    levels = [top, *(_Level.read(root / name) for name in top.folders[:20])]
-    parts = [level for level in levels[1:] if set(words_of(level.path.name)) & PART_WORDS.keys()]
+def refuse_folder(place: Path | Tree) -> None:
+    """DataError if a folder, on the disk or any tree, holds data of another task than classification."""
+    root = as_tree(place)
+    top = _Level.read(root, "")
+    levels = [top, *(_Level.read(root, name) for name in top.folders[:20])]
+    parts = [level for level in levels[1:] if set(words_of(level.name)) & PART_WORDS.keys()]
     if not all(map(_is_structure, top.folders)) or any(
         not _is_structure(name) for one in parts for name in one.folders
     ):
@@ -56,10 +58,10 @@ def refuse_folder(root: Path) -> None:
     images = next((name for name in top.folders if set(words_of(name)) & _IMAGE_WORDS), None)
     remedy = "give each image one class by a folder, a table, or its name (data.label)"
     if images is not None:
-        remedy = f"point at {root / images}, where folders or names of files (data.label) must say the class"
+        remedy = f"point at {root.join(images)}, where folders or names of files (data.label) must say the class"
     for level in levels:
         for task, what in (*_boxes_of_coco(level), *_boxes_of_voc(level), *_boxes_of_yolo(level), *_masks(level)):
-            raise refusal(str(root), task, what, remedy)
+            raise refusal(root.place, task, what, remedy)
 
 
 def refusal(source: str, task: str, what: str, remedy: str) -> DataError:
@@ -80,87 +82,88 @@ def _is_structure(name: str) -> bool:
 class _Level:
     """The first entries of one folder."""
 
-    path: Path
+    tree: Tree
+    inner: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> _Level:
+    def read(cls, tree: Tree, inner: str) -> _Level:
         folders, files = [], []
         try:
-            with os.scandir(path) as entries:
-                for entry in islice(entries, _MOST_FILES):
-                    if not entry.name.startswith("."):
-                        (folders if entry.is_dir() else files).append(entry.name)
+            for entry in islice(tree.scan(inner), _MOST_FILES):
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
         except OSError:  # the listing says so
             pass
-        return cls(path, tuple(sorted(folders)), tuple(sorted(files)))
+        return cls(tree, inner, tuple(sorted(folders)), tuple(sorted(files)))
 
-    def named(self, *extensions: str) -> list[Path]:
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.tree.join(self.inner).rpartition("/")[2]
+
+    def named(self, *extensions: str) -> list[str]:
         """The files with one of ``extensions``, lower case with the dot."""
-        return [self.path / name for name in self.files if os.path.splitext(name)[1].lower() in extensions]
+        return [name for name in self.files if os.path.splitext(name)[1].lower() in extensions]
+
+    def ends(self, name: str) -> bytes:
+        """The begin and the end of a regular file; nothing if it cannot be read."""
+        return self.tree.ends(self._path(name), _HEAD)
+
+    def folder(self, name: str) -> _Level:
+        """The level of one of the folders."""
+        return _Level.read(self.tree, self._path(name))
 
     def below(self) -> list[_Level]:
         """This level and those of its folders."""
-        return [self, *(_Level.read(self.path / name) for name in self.folders[:5])]
+        return [self, *map(self.folder, self.folders[:5])]
 
-
-def _ends(path: Path) -> bytes:
-    """Returns the begin and the end of a regular file; nothing if it cannot be read."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-            file.seek(max(os.fstat(file.fileno()).st_size - _HEAD, len(head)))
-            return head + file.read(_HEAD)
-    except OSError:
-        return b""
+    def _path(self, name: str) -> str:
+        return f"{self.inner}/{name}" if self.inner else name
 
 
 def _boxes_of_coco(level: _Level) -> Iterable[tuple[str, str]]:
     for file in level.named(".json")[:_OPENED]:
-        text = _ends(file)
+        text = level.ends(file)
         if b'"annotations"' in text and b'"image_id"' in text and (b'"bbox"' in text or b'"segmentation"' in text):
-            yield "object detection", f"{file.name} holds annotations of COCO"
+            yield "object detection", f"{file} holds annotations of COCO"
 
 
 def _boxes_of_voc(level: _Level) -> Iterable[tuple[str, str]]:
     found = sum(
-        b"<annotation" in (text := _ends(file)) and b"<bndbox" in text for file in level.named(".xml")[:_OPENED]
+        b"<annotation" in (text := level.ends(file)) and b"<bndbox" in text for file in level.named(".xml")[:_OPENED]
     )
     if found:
-        yield "object detection", f"{level.path.name}/ holds XML files with boxes, as of Pascal VOC"
+        yield "object detection", f"{level.name}/ holds XML files with boxes, as of Pascal VOC"
 
 
 def _boxes_of_yolo(level: _Level) -> Iterable[tuple[str, str]]:
     beside = {os.path.splitext(name)[0] for name in level.files if _is_image(name)}
-    labels = [
-        one for name in level.folders if "labels" in words_of(name) for one in _Level.read(level.path / name).below()
-    ]
+    labels = [one for name in level.folders if "labels" in words_of(name) for one in level.folder(name).below()]
     for place in (level, *labels):
-        files = [file for file in place.named(".txt") if place is not level or file.stem in beside]
-        lines = [line for file in files[:_OPENED] for line in _ends(file).splitlines() if line.strip()]
+        files = [file for file in place.named(".txt") if place is not level or os.path.splitext(file)[0] in beside]
+        lines = [line for file in files[:_OPENED] for line in place.ends(file).splitlines() if line.strip()]
         matched = [match for line in lines if (match := _NUMBERS.fullmatch(line))]
         if not lines or len(matched) < len(lines):
             continue
         if all(len(match[1].split()) == 4 for match in matched):
-            yield "object detection", f"{files[0].name} and others hold boxes of YOLO"
+            yield "object detection", f"{files[0]} and others hold boxes of YOLO"
         else:
-            yield "segmentation", f"{files[0].name} and others hold polygons of YOLO"
+            yield "segmentation", f"{files[0]} and others hold polygons of YOLO"
 
 
 def _masks(level: _Level) -> Iterable[tuple[str, str]]:
     masks = [name for name in level.folders if set(words_of(name)) & _MASK_WORDS]
     for name, other in ((mask, other) for mask in masks for other in level.folders if other not in masks):
-        stems = [_MASK_END.sub("", stem) for stem in _image_stems(level.path / name)]
-        images = set(_image_stems(level.path / other))
+        stems = [_MASK_END.sub("", stem) for stem in _image_stems(level.folder(name))]
+        images = set(_image_stems(level.folder(other)))
         if len(stems) >= 2 and sum(stem in images for stem in stems) >= 0.8 * len(stems):
             yield "segmentation", f"the images in {name}/ have the names of those in {other}/, as masks have"
 
 
-def _image_stems(folder: Path) -> list[str]:
-    return [os.path.splitext(name)[0] for one in _Level.read(folder).below() for name in one.files if _is_image(name)]
+def _image_stems(level: _Level) -> list[str]:
+    return [os.path.splitext(name)[0] for one in level.below() for name in one.files if _is_image(name)]
 
 
 def _is_image(name: str) -> bool:

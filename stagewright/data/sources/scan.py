@@ -1,8 +1,8 @@
 """Scans image files: opens and decodes each of them before anything is planned, and caches the results.
 
-Results are cached in one Parquet file per root folder. A cached result is used if path, size, inode and times of the last
-change are the same, so a second scan of 60,000 files takes one second. Damaged files are not cached, since they may be
-repaired without a change of size and time. A damaged file is reported with a reason, never with an exception.
+Results are cached in one Parquet file per root folder, now and then and at the end. A cached result is used if path, size, inode
+and times of the last change are the same, so a second scan of 60,000 files takes one second. Damaged files are not cached, since
+they may be repaired without a change of size and time. A damaged file is reported with a reason, never with an exception.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ Progress = Callable[[int, int], None]
 
 DIGEST_BYTES = 16
 _CHUNK = 64
+_SAVE_SECONDS = 60.0
 _INODE_BITS = 2**63 - 1
 _MAX_UNKNOWN_BYTES = 1 << 26
 """A larger file without an image extension is read completely only if its first bytes look like an image."""
@@ -91,18 +93,56 @@ def scan(
     An image with more than ``max_pixels`` is not readable.
     ``progress(done, total)`` is called from time to time. The results of an interrupted scan are cached too.
     """
-    task = _Task.create(root, paths, max_pixels)
-    with _result_cache(task), Pool(max(workers, 1), "scan") as pool:
+    stamps, inodes = _stamps(root, paths)
+
+    def content(row: int) -> bytes | str:
+        return content_or_reason(os.path.join(root, paths[row].as_py()), int(stamps[row, 0]))
+
+    columns = (np.ascontiguousarray(column) for column in (*stamps.T, inodes))
+    identity = {name: pa.array(column) for name, column in zip(_STAMPS, columns, strict=True)}
+    files = ScannedFiles(os.path.abspath(root), paths, identity, lambda rows: nullcontext(content))
+    found = scan_files(files, max_pixels=max_pixels, workers=workers, progress=progress)
+    found.stamps = stamps
+    return found
+
+
+Content = Callable[[int], bytes | str]
+"""Returns the bytes of a row that may be an image, or the reason why there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScannedFiles:
+    """N files to scan, wherever they are."""
+
+    place: str
+    """The folder or URL by which results are cached."""
+    paths: pa.StringArray
+    identity: Mapping[str, pa.Array]
+    """Columns (N,): as long as a path has the same values, its file is the same."""
+    open: Callable[[NDArray[np.int64]], AbstractContextManager[Content]]
+    """Given the rows that will be read, in this order, returns a context manager of what reads them."""
+
+
+def scan_files(files: ScannedFiles, *, max_pixels: int, workers: int, progress: Progress | None) -> Scan:
+    """Scans ``files``, without ``stamps``; arguments and results as for :func:`scan`."""
+    count = len(files.paths)
+    task = _Task(files, max_pixels, Scan.empty(count), np.zeros(count, bool))
+    with _result_cache(task) as save:
         todo = np.flatnonzero(~task.done)
-        finished = len(paths) - len(todo)
+        finished = count - len(todo)
         if progress is not None:
-            progress(finished, len(paths))
-        chunks = (todo[index : index + _CHUNK] for index in range(0, len(todo), _CHUNK))
-        for chunk_done in as_finished([pool.submit(_scan_rows, task, chunk) for chunk in chunks]):
-            finished += chunk_done.result()
-            if progress is not None:
-                progress(finished, len(paths))
-    task.found.not_images.update(not_images(paths, task.found.reasons))
+            progress(finished, count)
+        chunks = [todo[index : index + _CHUNK] for index in range(0, len(todo), _CHUNK)]
+        saved = time.monotonic()
+        with files.open(todo) as content, Pool(max(workers, 1), "scan") as pool:
+            for chunk_done in as_finished([pool.submit(_scan_rows, task, chunk, content) for chunk in chunks]):
+                finished += chunk_done.result()
+                if progress is not None:
+                    progress(finished, count)
+                if time.monotonic() - saved > _SAVE_SECONDS:  # a killed process leaves these behind
+                    save()
+                    saved = time.monotonic()
+    task.found.not_images.update(not_images(files.paths, task.found.reasons))
     return task.found
 
 
@@ -110,30 +150,24 @@ def scan(
 class _Task:
     """The files of a scan, and the results so far."""
 
-    root: str
-    paths: pa.StringArray
+    files: ScannedFiles
     max_pixels: int
-    stamps: NDArray[np.int64]
-    """(N, 3) as in Scan; -1 if there is no file."""
-    inodes: NDArray[np.int64]
     found: Scan
     done: NDArray[np.bool_]
     """(N,): True for scanned files that are not damaged; only these are cached."""
 
-    @classmethod
-    def create(cls, root: str, paths: pa.StringArray, max_pixels: int) -> _Task:
-        """Returns a scan without results; reads size, times and inode of each file."""
-        stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
-        for row, path in enumerate(paths.to_pylist()):
-            try:
-                status = retry_io(os.path.join(root, path), os.stat, final=FORBIDDEN)
-            except OSError:
-                continue
-            stamps[row] = stamp_of(status)
-            inodes[row] = status.st_ino & _INODE_BITS
-        found = Scan.empty(len(paths))
-        found.stamps = stamps
-        return cls(root, paths, max_pixels, stamps, inodes, found, np.zeros(len(paths), bool))
+
+def _stamps(root: str, paths: pa.StringArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the stamps (N, 3) as in Scan and the inodes (N,) of files; -1 if there is no file."""
+    stamps, inodes = np.full((len(paths), 3), -1, np.int64), np.full(len(paths), -1, np.int64)
+    for row, path in enumerate(paths.to_pylist()):
+        try:
+            status = retry_io(os.path.join(root, path), os.stat, final=FORBIDDEN)
+        except OSError:
+            continue
+        stamps[row] = stamp_of(status)
+        inodes[row] = status.st_ino & _INODE_BITS
+    return stamps, inodes
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
@@ -141,11 +175,11 @@ def stamp_of(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _scan_rows(task: _Task, rows: NDArray[np.int64]) -> int:
+def _scan_rows(task: _Task, rows: NDArray[np.int64], content: Content) -> int:
     """Scans the files ``rows`` of ``task`` and stores the results in it; returns the number of rows."""
     found = task.found
-    for row, path in zip(rows.tolist(), task.paths.take(pa.array(rows)).to_pylist(), strict=True):
-        data = content_or_reason(os.path.join(task.root, path), int(task.stamps[row, 0]))
+    for row in rows.tolist():
+        data = content(row)
         if isinstance(data, str):
             found.reasons[row] = data
             continue
@@ -170,9 +204,12 @@ def content_or_reason(path: str, size: int | None = None) -> bytes | str:
 
 def read_image(path: str, size: int) -> bytes | None:
     """Returns the bytes of the file, or None if it is large and neither its name nor its first bytes are of an image."""
-    if size > _MAX_UNKNOWN_BYTES and not has_image_extension(path) and not identified(path):
-        return None
-    return read_file(path)
+    return None if is_doubtful(path, size) and not identified(path) else read_file(path)
+
+
+def is_doubtful(path: str, size: int) -> bool:
+    """Whether a file of ``size`` bytes is so large, and its name so little that of an image, that it is looked at first."""
+    return size > _MAX_UNKNOWN_BYTES and not has_image_extension(path)
 
 
 def not_images(paths: pa.StringArray, reasons: Mapping[int, str]) -> set[int]:
@@ -190,34 +227,46 @@ def has_image_extension(path: str) -> bool:
 
 
 @contextmanager
-def _result_cache(task: _Task) -> Iterator[None]:
-    """Restores cached results of the same root on entry; on exit, also after an error, caches the new results."""
-    root = os.fsencode(os.path.abspath(task.root))
-    file = cache_folder("scans", hashlib.blake2b(root, digest_size=16).hexdigest() + ".parquet")
+def _result_cache(task: _Task) -> Iterator[Callable[[], object]]:
+    """Restores cached results of the same place on entry; on exit, also after an error, caches the new results. Yields a function
+    that does so in between."""
+    place = os.fsencode(task.files.place)
+    file = cache_folder("scans", hashlib.blake2b(place, digest_size=16).hexdigest() + ".parquet")
     try:
-        cached = _read_cache(file)
+        cached = _read_cache(file, _schema_of(task.files))
     except OSError as error:  # the cache file is not replaced, since it may be readable next time
         task.found.notes.append(
             f"the cached results of earlier scans cannot be read: {file}: {error.strerror or error}"
         )
-        yield
+        yield lambda: None
         return
     _restore(task, cached)
-    before = int(task.done.sum())
+    known = int(task.done.sum())
+
+    def save() -> str:
+        """Caches the results so far, and returns why this is not possible."""
+        nonlocal known
+        count = int(task.done.sum())
+        if count == known:
+            return ""
+        other_rows = cached.filter(pc.invert(pc.is_in(cached["path"], task.files.paths)))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_table(pa.concat_tables([other_rows, _as_table(task)]), file)
+        except (OSError, StorageError) as error:
+            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            return f"the results of the scan could not be cached in {file.parent}: {reason}"
+        known = count
+        return ""
+
     try:
-        yield
+        yield save
     finally:
-        if int(task.done.sum()) > before:
-            other_rows = cached.filter(pc.invert(pc.is_in(cached["path"], task.paths)))
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_table(pa.concat_tables([other_rows, _as_table(task)]), file)
-            except (OSError, StorageError) as error:
-                reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-                task.found.notes.append(f"the results of the scan could not be cached in {file.parent}: {reason}")
+        if problem := save():
+            task.found.notes.append(problem)
 
 
-def _read_cache(file: Path) -> pa.Table:
+def _read_cache(file: Path, schema: pa.Schema) -> pa.Table:
     """Returns the cached results of earlier scans.
 
     The table is empty if there is no cache file, if it is damaged, or if another version of Pillow wrote it. OSError if the
@@ -226,18 +275,19 @@ def _read_cache(file: Path) -> pa.Table:
     try:
         table = parse_table(read_file(str(file)))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
-        return _SCHEMA.empty_table()
-    whole = table.schema.equals(_SCHEMA, check_metadata=True) and not any(column.null_count for column in table.columns)
-    return table if whole else _SCHEMA.empty_table()
+        return schema.empty_table()
+    whole = table.schema.equals(schema, check_metadata=True) and not any(column.null_count for column in table.columns)
+    return table if whole else schema.empty_table()
 
 
 def _restore(task: _Task, cached: pa.Table) -> None:
     """Copies the cached results of unchanged files into ``task``."""
-    index = pc.index_in(task.paths, one_array(cached["path"])).fill_null(-1).to_numpy().astype(np.int64)
+    index = pc.index_in(task.files.paths, one_array(cached["path"])).fill_null(-1).to_numpy().astype(np.int64)
     rows = np.flatnonzero(index >= 0)
-    current = (*task.stamps[rows].T, task.inodes[rows])
-    before = [cached[name].to_numpy()[index[rows]] for name in ("size", "mtime_ns", "ctime_ns", "inode")]
-    unchanged = np.all([now == then for now, then in zip(current, before, strict=True)], axis=0)
+    unchanged = np.ones(len(rows), bool)
+    for name, now in task.files.identity.items():
+        same = pc.equal(cached[name].take(pa.array(index[rows])), now.take(pa.array(rows)))
+        unchanged &= same.to_numpy(zero_copy_only=False)
     pixels = np.prod([cached[name].to_numpy()[index[rows]] for name in ("width", "height")], axis=0, dtype=np.int64)
     rows = rows[unchanged & (pixels <= task.max_pixels)]
     hits = cached.take(pa.array(index[rows]))
@@ -247,25 +297,22 @@ def _restore(task: _Task, cached: pa.Table) -> None:
 
 
 def _as_table(task: _Task) -> pa.Table:
-    found = task.found
+    found, done = task.found, pa.array(task.done.copy())  # first, since threads set it last
     buffers = [None, pa.py_buffer(found.digests.tobytes())]
-    digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(task.paths), buffers)
-    saved = (*task.stamps.T, task.inodes, found.widths, found.heights)
-    columns = [task.paths, digests, *(pa.array(np.ascontiguousarray(column)) for column in saved)]
-    return pa.Table.from_arrays(columns, schema=_SCHEMA).filter(pa.array(task.done))
+    digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(DIGEST_BYTES), len(task.files.paths), buffers)
+    sizes = (pa.array(column.copy()) for column in (found.widths, found.heights))
+    columns = [task.files.paths, digests, *task.files.identity.values(), *sizes]
+    return pa.Table.from_arrays(columns, schema=_schema_of(task.files)).filter(done)
 
 
-_SCHEMA = pa.schema(
-    {
-        "path": pa.string(),
-        "digest": pa.binary(DIGEST_BYTES),
-        "size": pa.int64(),
-        "mtime_ns": pa.int64(),
-        "ctime_ns": pa.int64(),
-        "inode": pa.int64(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-    },
-    # Another version of Pillow may read other files, and so do other limits.
-    metadata={"stagewright.scan": f"3 pillow {PIL.__version__}"},
-)
+_STAMPS = ("size", "mtime_ns", "ctime_ns", "inode")
+_VERSION = f"3 pillow {PIL.__version__}"
+"""Another version of Pillow may read other files, and so do other limits."""
+
+
+def _schema_of(files: ScannedFiles) -> pa.Schema:
+    """Returns the schema of the cached results."""
+    columns = {"path": pa.string(), "digest": pa.binary(DIGEST_BYTES)}
+    columns |= {name: column.type for name, column in files.identity.items()}
+    columns |= {"width": pa.int32(), "height": pa.int32()}
+    return pa.schema(columns, metadata={"stagewright.scan": _VERSION})

@@ -26,6 +26,7 @@ from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing
 from stagewright.data.sources.match_paths import match_files
 from stagewright.data.sources.other_tasks import refuse_boxes, refuse_several_flags, refuse_values
 from stagewright.data.sources.table_text import as_text, read_text
+from stagewright.data.sources.tree import DiskTree, Tree
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
@@ -68,11 +69,11 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and os.path.isfile(path)
 
 
-def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listing:
+def list_table(file: Path, settings: Data, files: Sequence[Path] = (), beside: Tree | None = None) -> Listing:
     """Lists the existing images that the table ``file`` names; DataError if a column is missing or no file exists.
 
     Images inside Parquet files are unpacked (:mod:`stagewright.data.sources.embedded`); ``files`` are then all Parquet files
-    of a data set, and ``file`` is their folder.
+    of a data set, and ``file`` is their folder. ``beside`` is what lies beside the table; default: its folder.
     """
     unpacked = unpack(files or [file], settings.path) if files or file.suffix.lower() == ".parquet" else None
     table = as_text(file, unpacked.table) if unpacked else read_text(file)
@@ -85,8 +86,8 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
-    base = unpacked.root if unpacked else _image_folder(file, settings)
-    match = match_files(str(base), [_expand_home(base, names[row]) for row in rows])
+    base = DiskTree(unpacked.root) if unpacked else _image_folder(file, settings, beside)
+    match = match_files(base, [_expand_home(base, names[row]) for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
     repeated, repeat_notes = _repeated_files(found, labels)
@@ -95,7 +96,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = ()) -> Listin
     if not used_rows:
         raise _no_files(file, base, names, left_out)
     listing = Listing.from_unsorted(
-        str(base),
+        base.place,
         pa.array([found[row] for row in used_rows], pa.string()),
         labels.take(pa.array(used_rows)),
         _parts(file, table, columns.split)[used_rows],
@@ -121,9 +122,9 @@ def list_paths(file: Path, settings: Data) -> _TablePaths:
     comes once. DataError if there is no column of paths, or if no file exists."""
     column, names = path_column(file, settings) or ("", [])
     base = _image_folder(file, settings)
-    match = match_files(str(base), [_expand_home(base, name) for name in names])
+    match = match_files(base, [_expand_home(base, name) for name in names])
     reasons = {row: reason if names[row] else f"no path in column '{column}'" for row, reason in match.reasons.items()}
-    files = [base / path for path in dict.fromkeys(match.paths) if path is not None]
+    files = [Path(base.join(path)) for path in dict.fromkeys(match.paths) if path is not None]
     if not files:
         raise _no_files(file, base, names, reasons, classes=False)
     lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
@@ -289,24 +290,25 @@ def _classes(file: Path, table: pa.Table, columns: _Columns) -> tuple[pa.StringA
     return pa.array(columns.one_hot).take(pa.array(matrix.argmax(1))), left_out
 
 
-def _image_folder(file: Path, settings: Data) -> Path:
+def _image_folder(file: Path, settings: Data, beside: Tree | None = None) -> Tree:
     """Returns the folder that the table's paths are relative to; DataError if ``data.images`` is not a folder."""
+    beside = beside or DiskTree(file.parent)
     if settings.images is None:
-        return file.parent
-    if os.path.isdir(file.parent / settings.images):
-        return file.parent / settings.images
+        return beside
+    if beside.is_folder(settings.images):
+        return beside.below(settings.images)
     if os.path.isdir(place := user_path(settings.images)):
-        return place
+        return DiskTree(place)
     raise DataError(
         f"there is no folder {settings.images!r} for the pictures of {file}",
-        f"an absolute path, or a path relative to {file.parent} or to the current folder",
+        f"an absolute path, or a path relative to {beside.place} or to the current folder",
         "correct data.images",
     )
 
 
-def _expand_home(base: Path, name: str) -> str:
+def _expand_home(base: Tree, name: str) -> str:
     """Expands ``~/`` in ``name`` to the home folder, unless ``base`` has a folder called ``~``."""
-    return os.path.expanduser(name) if name.startswith("~/") and not os.path.lexists(base / "~") else name
+    return os.path.expanduser(name) if name.startswith("~/") and not base.is_folder("~") else name
 
 
 def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:
@@ -367,10 +369,10 @@ def _empty_class_notes(before: pa.StringArray, after: pa.StringArray) -> list[st
     return [f"left out {counted(len(empty), 'class')} of the table without a picture: {some(empty)}"] if empty else []
 
 
-def _no_files(file: Path, base: Path, names: list[str], left_out: dict[int, str], *, classes: bool = True) -> DataError:
+def _no_files(file: Path, base: Tree, names: list[str], left_out: dict[int, str], *, classes: bool = True) -> DataError:
     tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
     return DataError(
-        f"none of the {len(names):,} rows of {file} leads to a file{' with a class' if classes else ''} in {base}: "
+        f"none of the {len(names):,} rows of {file} leads to a file{' with a class' if classes else ''} in {base.place}: "
         f"{some(tried, 3)}",
         f"paths relative to the folder of the table, or to data.images{'; a class in every row' if classes else ''}",
         "set the folder of the pictures: --set data.images=FOLDER",

@@ -2,7 +2,8 @@
 
 The members whose names are equal up to the first dot are one sample. A file on the disk is read once and each image is decoded
 once, as other files are. A file in an object store is read in windows of 4 MB, so that members larger than this are skipped,
-and only the begin of each image is looked at: its size is in the header. An index is cached by place, size and ETag, or time.
+and only the begin of each image is looked at, since its size is in the header, unless the whole images are asked for. An index
+is cached by place, size and ETag, or time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ BESIDE = ("cls", "json", "txt")
 """Members beside an image that may hold its class."""
 HASH_OF = "ETag of the tar file, offset and length"
 """What hashes of images in a store are of: their bytes are not read before the training."""
-_WINDOW = 1 << 22
+WINDOW = 1 << 22
+"""Bytes of an object that are read at a time."""
 _HEAD = 1 << 16
 """Bytes of an image in a store in which its size must be; what has it later is read whole."""
 _MOST_BESIDE = 1 << 20
@@ -57,14 +59,15 @@ SCHEMA = pa.schema(
 )
 
 
-def index_of(root: str, shard: StoredObject, path: str, max_pixels: int = MOST_PIXELS) -> pa.Table:
+def index_of(root: str, shard: StoredObject, path: str, max_pixels: int = MOST_PIXELS, whole: bool = False) -> pa.Table:
     """Returns the index of a tar file, a table of :data:`SCHEMA` with one row for each image, in the order of the file.
 
-    ``path`` is the file on the disk, or its URL; ``root`` the folder or URL that ``shard.name`` is relative to. DataError if it
-    is damaged, truncated, compressed or has changed.
+    ``path`` is the file on the disk, or its URL; ``root`` the folder or URL that ``shard.name`` is relative to; ``whole``: one in
+    a store is read completely, and has the index that it would have on the disk. DataError if it is damaged, truncated,
+    compressed or has changed.
     """
     remote = bool(shard.etag)
-    stamp = [shard.bytes, shard.etag] if remote else _stamp(path)
+    stamp = [shard.bytes, shard.etag, *(["whole"] if whole else [])] if remote else _stamp(path)
     words = [_VERSION, PIL.__version__, max_pixels, path, *stamp]
     file = cache_folder("tars", hashlib.blake2b(repr(words).encode(), digest_size=16).hexdigest() + ".parquet")
     try:
@@ -73,7 +76,7 @@ def index_of(root: str, shard: StoredObject, path: str, max_pixels: int = MOST_P
             return table
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         pass
-    table = _index_remote(root, shard, max_pixels) if remote else _index_local(path, max_pixels)
+    table = _index_remote(root, shard, max_pixels, whole) if remote else _index_local(path, max_pixels)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, file)
     return table
@@ -106,14 +109,15 @@ def _index_local(path: str, max_pixels: int) -> pa.Table:
         content = memoryview(map_file(path))
         _refuse_compressed(path, bytes(content[:6]))
         with open(path, "rb") as file:
-            return _index(path, file, lambda at, count: bytes(content[at : at + count]), _decoded(content, max_pixels))
+            read: Read = lambda at, count: bytes(content[at : at + count])  # noqa: E731
+            return _index(path, file, read, _decoded(read, max_pixels))
     except OSError as error:
         raise missing_or_unreadable(path, error) from error
 
 
-def _decoded(content: memoryview, max_pixels: int) -> Picture:
+def _decoded(read: Read, max_pixels: int) -> Picture:
     def picture(offset: int, length: int) -> dict[str, Any]:
-        data = bytes(content[offset : offset + length])
+        data = read(offset, length)
         found: dict[str, Any] = {"digest": digest_of(data)}
         try:
             found["width"], found["height"] = measure(data, max_pixels)
@@ -124,8 +128,8 @@ def _decoded(content: memoryview, max_pixels: int) -> Picture:
     return picture
 
 
-def _index_remote(root: str, shard: StoredObject, max_pixels: int) -> pa.Table:
-    file = _Windows(root, shard)
+def _index_remote(root: str, shard: StoredObject, max_pixels: int, whole: bool) -> pa.Table:
+    file = Windows(root, shard)
     url = f"{root}/{shard.name}"
     _refuse_compressed(url, file.at(0, min(6, shard.bytes)))
 
@@ -140,7 +144,7 @@ def _index_remote(root: str, shard: StoredObject, max_pixels: int) -> pa.Table:
             found["reason"] = str(error)
         return found
 
-    return _index(url, cast(BinaryIO, file), file.at, picture)
+    return _index(url, cast(BinaryIO, file), file.at, _decoded(file.at, max_pixels) if whole else picture)
 
 
 def _size_in(head: bytes, max_pixels: int) -> tuple[int, int]:
@@ -201,8 +205,8 @@ def _text(data: bytes) -> str | None:
         return None
 
 
-class _Windows(io.RawIOBase):
-    """A tar file in an object store as a file, of which a window is in memory."""
+class Windows(io.RawIOBase):
+    """An object in a store as a file, of which a window is in memory. DataError if it changes."""
 
     def __init__(self, root: str, shard: StoredObject) -> None:
         self.root, self.shard, self.store = root, shard, open_store(root)
@@ -233,7 +237,7 @@ class _Windows(io.RawIOBase):
         if not length:
             return b""
         if not self.begin <= offset <= offset + length <= self.begin + len(self.window):
-            size = min(max(length, _WINDOW), self.shard.bytes - offset)
+            size = min(max(length, WINDOW), self.shard.bytes - offset)
             try:
                 self.window = read_range(self.store, self.root, self.shard.name, offset, size, self.shard.etag)
             except (Changed, FileNotFoundError) as error:

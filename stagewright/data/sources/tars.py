@@ -2,13 +2,14 @@
 
 A sample is one image; its class is in the member ``.cls``, else ``.json``, else ``.txt`` beside it. The part follows from the
 names of the files, if each names one. The hash of an image on the disk is that of its bytes; in an object store it is that of
-its place in a file of an ETag, and the manifest says so.
+its place in a file of an ETag, and the manifest says so. If all images will be read anyway, to be packed, the files of a store
+are read as those on the disk are, and their images have the same hashes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +18,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stagewright.data.images.decode import NOT_IDENTIFIED
-from stagewright.data.images.placed import MappedImages, PlacedImages, RemotePlacedImages
+from stagewright.data.images.placed import MappedImages, PlacedImages, RemotePlacedImages, RemoteWholeImages
 from stagewright.data.images.places import Places
 from stagewright.data.images.remote import RemoteFiles, changed, refuse_changed
 from stagewright.data.manifest import Manifest
-from stagewright.data.sources.fetched import fetch_shards
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import UNDECIDED, Listing
 from stagewright.data.sources.scan import DIGEST_BYTES, Progress, Scan, hex_strings, not_images
 from stagewright.data.sources.shard_names import TAR, Shards, find_shards
 from stagewright.data.sources.tables import GROUP_NAMES, LABEL_NAMES
-from stagewright.data.sources.tar_index import BESIDE, HASH_OF, index_of
+from stagewright.data.sources.tar_index import BESIDE, HASH_OF, WINDOW, index_of
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.name_pattern import NamePattern
 from stagewright.recipe.recipe import Data
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.object_files import list_objects
-from stagewright.storage.objects import is_remote, open_store
+from stagewright.storage.objects import is_remote, open_store, price_of
 from stagewright.storage.parquet import one_array, pc
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted, some
@@ -53,30 +53,38 @@ class _Tars:
     scan: Scan
     places: Places
     """In the order of the listing."""
+    whole: bool
 
     @property
     def hash_of(self) -> str:
         """What the digests are of; empty for the bytes of the images."""
-        return HASH_OF if self.shards.remote else ""
+        return HASH_OF if self.shards.remote and not self.whole else ""
 
     def images(self, paths: pa.StringArray, max_pixels: int) -> PlacedImages:
         """Returns the images of ``paths``, all of which are in the listing."""
         rows = pc.index_in(paths, self.listing.paths).to_numpy()
-        return _images(self.shards, self.places.taken(rows), paths, max_pixels)
+        return _images(self.shards, self.places.taken(rows), paths, max_pixels, whole=self.whole)
 
 
 def read_tars(
-    source: str, settings: Data, *, workers: int = 2, progress: Progress | None = None, whole: bool = False
+    source: str,
+    settings: Data,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    whole: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> _Tars:
-    """Finds and indexes the tar files of ``source``; ``whole``: fetches those of an object store first.
+    """Finds and indexes the tar files of ``source``; ``whole``: each image will be read at once and as a whole, so files of an
+    object store are read as those on the disk are. ``say`` is told about what this costs.
 
     DataError if one is damaged, or no sample has an image and a class.
     """
     shards = find_shards(source)
-    if whole and shards.remote:
-        shards = fetch_shards(shards)
     _refuse_settings(source, settings)
-    table = _index(shards, settings.max_pixels, workers, progress)
+    if whole and shards.remote:
+        say(_cost(shards))
+    table = _index(shards, settings.max_pixels, workers, progress, whole=whole)
     taken, excluded = _one_image_each(table, settings)
     table = table.take(pa.array(taken))
     labels, how, without = _labels(table, settings)
@@ -99,7 +107,19 @@ def read_tars(
         notes=notes,
         excluded=tuple(sorted(excluded, key=lambda one: one.path)),
     )
-    return _Tars(shards, listing, _scan(table, listing.paths), _places(shards, table))
+    found = _Tars(shards, listing, _scan(table, listing.paths), _places(shards, table), whole)
+    if whole and shards.remote:
+        say(f"Packing reads each of {counted(len(table), 'image')} again: about ${price_of(len(table))} for requests.")
+    return found
+
+
+def _cost(shards: Shards) -> str:
+    size = sum(one.bytes for one in shards.files)
+    requests = sum(-(-one.bytes // WINDOW) for one in shards.files)
+    return (
+        f"Reading {counted(len(shards.files), 'tar file')}, {size / 1e9:,.2f} GB, of {shards.root}, unless they are indexed "
+        f"already: about ${price_of(requests)} for requests, and what the store asks for traffic that leaves its region."
+    )
 
 
 def holds_tars(manifest: Manifest) -> bool:
@@ -138,17 +158,23 @@ def _places(shards: Shards, table: pa.Table) -> Places:
     return Places(names, sizes, *(table[name].to_numpy() for name in ("shard", "offset", "length")))
 
 
-def _images(shards: Shards, places: Places, paths: pa.StringArray, max_pixels: int) -> PlacedImages:
+def _images(
+    shards: Shards, places: Places, paths: pa.StringArray, max_pixels: int, *, whole: bool = False
+) -> PlacedImages:
     if shards.remote:
         files = RemoteFiles(shards.root, places, tuple(one.etag for one in shards.files))
-        return RemotePlacedImages(files, paths, max_pixels)
+        return (RemoteWholeImages if whole else RemotePlacedImages)(files, paths, max_pixels)
     return MappedImages(places, paths, max_pixels, [shards.path(one.name) for one in shards.files])
 
 
-def _index(shards: Shards, max_pixels: int, workers: int, progress: Progress | None) -> pa.Table:
+def _index(
+    shards: Shards, max_pixels: int, workers: int, progress: Progress | None, *, whole: bool = False
+) -> pa.Table:
     """Returns the indexes of all files, one after the other, with the columns ``shard`` and ``name``."""
     with Pool(max(workers, _AT_ONCE if shards.remote else 1), "index") as pool:
-        tasks = [pool.submit(index_of, shards.root, one, shards.path(one.name), max_pixels) for one in shards.files]
+        tasks = [
+            pool.submit(index_of, shards.root, one, shards.path(one.name), max_pixels, whole) for one in shards.files
+        ]
         for done, _ in enumerate(as_finished(tasks), 1):
             if progress is not None:
                 progress(done, len(tasks))

@@ -12,6 +12,7 @@ from pathlib import PurePath
 
 from stagewright.data.account import Omission, by_reason
 from stagewright.data.sources.folder_names import own_folder
+from stagewright.data.sources.tree import Entry, Tree, as_tree
 
 # Thumbnails and remains that operating systems and storage boxes leave behind; hidden names (.x) are passed over too.
 _FOREIGN = frozenset(
@@ -43,26 +44,25 @@ class Walk:
     """Links to folders that were already read by another path."""
 
 
-def walk(folder: str, below: str = "", *, any_name: bool = False) -> Walk:
+def walk(folder: str | Tree, below: str = "", *, any_name: bool = False) -> Walk:
     """Returns all files in ``folder``/``below``, at any depth, in no particular order; their paths are relative to ``folder``.
 
-    Links are followed. A folder that several paths lead to is read once, by its own path if that is in the tree, so that
-    neither loops nor fans of links make the walk long. ``any_name`` includes files whose names
-    are not valid Unicode, which cannot be written into a manifest.
+    ``folder`` is on the disk, or any tree (:mod:`stagewright.data.sources.tree`). Links are followed. A folder that several
+    paths lead to is read once, by its own path if that is in the tree, so that neither loops nor fans of links make the walk
+    long. ``any_name`` includes files whose names are not valid Unicode, which cannot be written into a manifest.
     """
-    found = Walk()
-    parents = {_identity(os.path.join(folder, parent)) for parent in PurePath(below).parents}
+    found, tree = Walk(), as_tree(folder)
+    parents = {tree.identity(str(parent)) for parent in PurePath(below).parents}
     real, linked = [below], deque[str]()
     while real or linked:
         inner = real.pop() if real else linked.popleft()
         try:
-            here = _identity(os.path.join(folder, inner))
+            here = tree.identity(inner)
             if here in parents:
                 if inner != below:
                     found.repeated.append(inner)
                 continue
-            with os.scandir(os.path.join(folder, inner)) as opened:
-                entries = sorted(opened, key=lambda entry: entry.name)
+            entries = sorted(tree.scan(inner), key=lambda entry: entry.name)
         except OSError as error:
             reason = f"the folder cannot be opened: {error.strerror or error}"
             found.excluded.append(Excluded(written_out(inner), reason))
@@ -104,7 +104,7 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name in _FOREIGN
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: Entry) -> bool:
     """Whether ``entry`` is a folder or a link to one."""
     try:
         return entry.is_dir()
@@ -115,9 +115,3 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 def written_out(name: str) -> str:
     """Returns ``name`` with bytes that are not valid Unicode as escapes: ``caf\\\\xe9``."""
     return os.fsencode(name).decode(errors="backslashreplace")
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    """Returns device and inode, which identify a folder independently of links."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
