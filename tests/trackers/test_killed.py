@@ -87,6 +87,10 @@ def _live(run: RunDir, environment: dict[str, str], until: int | None, *, kill_t
         time.sleep(0.02)
     if until is None:
         assert process.wait(300) == 0
+        while (
+            pids_of(run.root) and time.monotonic() < latest
+        ):  # a busy machine: they may outlive the training by a minute
+            time.sleep(0.2)
         return
     assert process.poll() is None and _step(run) >= until
     process.send_signal(signal.SIGKILL)
