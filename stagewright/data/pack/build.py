@@ -125,7 +125,9 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
         )
     if not url:
         check_place(folder, absolute_path(source))
-    opened = open_source(source, settings, workers=workers, progress=progress, whole=True, say=say)
+    opened = open_source(
+        source, settings, workers=workers, progress=progress, whole=True, in_order=order == "listed", say=say
+    )
     listing, found = opened.listing, opened.scan
     job = Job.of(source, opened, settings, size, encoding, quality, order, folder)
     try:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stagewright.data.images.decode import FileImages, Images
+from stagewright.data.manifest import Manifest
 from stagewright.data.sources.folders import Listing
 from stagewright.data.sources.local import list_source
+from stagewright.data.sources.parquets import read_parquets
 from stagewright.data.sources.scan import Progress, Scan, scan
-from stagewright.data.sources.shard_names import names_shards
+from stagewright.data.sources.shard_names import find_parquet, names_shards
 from stagewright.data.sources.tars import read_tars
 from stagewright.data.sources.val_is_test import with_val_as_test
 from stagewright.recipe.recipe import Data
@@ -40,6 +44,15 @@ class Opened:
     """The larger files in which they lie, as a manifest records them."""
     hash_of: str = ""
     """What the digests of the scan are of, if not of the files."""
+    column: str = ""
+    """The column of Parquet files in which they lie."""
+    lengths: Callable[[pa.StringArray], NDArray[np.int64]] | None = None
+    """Returns how many bytes images of this column have, by their paths."""
+
+    def recorded(self, manifest: Manifest) -> Manifest:
+        """Returns ``manifest``, of images of the listing, with what says where these are."""
+        lengths = None if self.lengths is None else self.lengths(manifest.paths)
+        return replace(manifest, objects=self.objects, hash_of=self.hash_of, column=self.column, lengths=lengths)
 
 
 def open_source(
@@ -50,12 +63,13 @@ def open_source(
     progress: Progress | None,
     needs_train: bool = True,
     whole: bool = False,
+    in_order: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Opened:
-    """Finds and reads the pictures of ``source``: a folder, a table, digits, tar files. DataError for anything else.
+    """Finds and reads the pictures of ``source``: a folder, a table, digits, tar or Parquet files. DataError for anything else.
 
-    ``whole``: every image will be read at once, so that tar files of an object store are fetched first. ``say`` is told how
-    many files are read, before it.
+    ``whole``: every image will be read at once, so that files of an object store are fetched first; but not Parquet files if the
+    images will be read ``in_order`` of the listing. ``say`` is told how many files are read, before it.
     """
     if names_shards(source):
         tars = read_tars(source, settings, workers=workers, progress=progress, whole=whole)
@@ -63,6 +77,18 @@ def open_source(
         return Opened(
             listing, tars.scan, lambda paths: tars.images(paths, settings.max_pixels), tars.shards.files, tars.hash_of
         )
+    stays = in_order or not whole
+    if stays and (shards := find_parquet(source)) is not None:
+        inside = read_parquets(source, shards, settings, workers=workers, progress=progress)
+        if inside is not None:
+            return Opened(
+                with_val_as_test(source, inside.listing, settings),
+                inside.scan,
+                lambda paths: inside.images(paths, settings.max_pixels),
+                shards.files,
+                column=inside.column,
+                lengths=inside.lengths_of,
+            )
     listing = list_source(source, settings, needs_train=needs_train)
     say(f"Reading {counted(len(listing.paths), 'file')} of {source}.")
     found = scan(listing.root, listing.paths, max_pixels=settings.max_pixels, workers=workers, progress=progress)
