@@ -258,8 +258,9 @@ class _File:
 
     def _columns(self, number: int, columns: Sequence[str]) -> pa.Table:
         """Returns these columns of a row group; what was read for them is not kept. DataError if it is damaged."""
-        parts = [(span.offset, self._read(span.offset, span.length)) for span in self.spans(number, columns)]
-        with opened(self.file(_adjoined(parts)), self.url, self.metadata) as parquet:
+        spans = self.spans(number, columns)
+        parts = _adjoined([(span.offset, self._read(span.offset, span.length)) for span in spans])
+        with opened(self.file(parts), self.url, self.metadata) as parquet:
             return parquet.read_row_group(number, columns=columns, use_threads=False)
 
     def finish(self, column: str, groups: Sequence[_Group], max_pixels: int) -> ParquetIndex:
