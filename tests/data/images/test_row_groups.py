@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from stagewright.data.images import row_groups
+from stagewright.data.images.places import Places
+from stagewright.data.images.remote import RemoteFiles, check_cells
 from stagewright.data.images.row_groups import Cells, GroupMemory, RowGroups
+from stagewright.errors import DataError
 
 VALUES = [bytes([at % 251]) * (at % 7 * 300) for at in range(40)]
 
@@ -92,6 +95,21 @@ def test_damage_is_an_error_of_reading(tmp_path: Path) -> None:
         groups.decode(1, [bytes(content)])
     with pytest.raises(OSError, match="row group 1 is damaged"):
         groups.decode(1, [bytes(content)[:-20]])
+
+
+def test_rows_of_other_lengths_are_those_of_another_file(tmp_path: Path) -> None:
+    """Where a store has no ETags, only this tells."""
+    data = parquet(tmp_path / "a.parquet", "struct", compression="none", use_dictionary=False)
+    rows = np.arange(40)
+    groups, lengths = located(data, "struct", rows), np.array([len(value) for value in VALUES], np.int64)
+    places = Places(("a", "b"), (40_000, 40_000), (rows % 2).astype(np.int32), rows * 0, lengths)
+    files = RemoteFiles("s3://x", places, ("", ""), groups)
+    (span,) = groups.spans(0)
+    cells, own = groups.decode(0, [data[span.offset :][: span.length]]), np.array([0, 2, 4])
+    check_cells(files, groups, cells, own)
+    lengths[4] += 1
+    with pytest.raises(DataError, match="a of s3://x has changed"):
+        check_cells(files, groups, cells, own)
 
 
 def test_the_last_ones_are_remembered_and_each_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
