@@ -57,7 +57,7 @@ def expand_inputs(inputs: Iterable[str | Path], settings: Callable[[Path], Data]
         files = parquet_files(path)
         read_as = settings(path) if files or is_table(path) else Data()
         if files and (unpacked := unpack(files, read_as.path)) is not None:
-            found += sorted(unpacked.root.glob("*/*"))
+            found += sorted(Path(unpacked.root).glob("*/*"))
         elif is_table(path):
             table = list_paths(path, read_as)
             found += table.files

@@ -1,7 +1,8 @@
 """Divides images in a few large files, such as a pack's, into blocks: neighbours in one file, which are read together.
 
 Blocks are of one split each, so that what is held out does not make the reading of what is trained on dearer. They are a pure
-function of where the records lie, of the splits and of the labels, and are written into the run's manifest.
+function of where the records lie, of the splits and of the labels, and are written into the run's manifest. Where images can only
+be read together, as a row group of a Parquet file, those of a split in it are a block.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.data.images.places import Places
+from stagewright.data.images.row_groups import RowGroups
 
 MOST_BLOCK_BYTES = 8 * 10**6
 _LEAST_BLOCK_BYTES = 1 << 16
@@ -27,12 +29,17 @@ def block_bytes(total_bytes: int, *, mixed: bool) -> int:
     return min(MOST_BLOCK_BYTES, max(_LEAST_BLOCK_BYTES, total_bytes // number))
 
 
-def blocks_of(places: Places, splits: NDArray[np.int8], labels: NDArray[np.int32]) -> NDArray[np.int32]:
+def blocks_of(
+    places: Places, splits: NDArray[np.int8], labels: NDArray[np.int32], row_groups: RowGroups | None = None
+) -> NDArray[np.int32]:
     """Returns the block of each of N images, int32 (N,), counted from 0.
 
-    ``places`` says where they lie; ``splits``, int8 (N,), and ``labels``, int32 (N,), are those of each. Blocks of a smaller
-    split have smaller numbers.
+    ``places`` says where they lie, and ``row_groups``, which of them can only be read together; ``splits``, int8 (N,), and
+    ``labels``, int32 (N,), are those of each. Blocks of a smaller split have smaller numbers.
     """
+    if row_groups is not None:
+        keys = splits.astype(np.int64) * len(row_groups) + row_groups.of
+        return np.unique(keys, return_inverse=True)[1].astype(np.int32)
     which, offsets, lengths = places.which, places.offsets, places.lengths
     blocks = np.empty(len(which), np.int32)
     if not len(which):

@@ -12,6 +12,7 @@ from stagewright.data.blocks import blocks_of
 from stagewright.data.images.decode import ArrayImages, FileImages, Images
 from stagewright.data.images.limits import accepted
 from stagewright.data.images.placed import PlacedImages, RemotePlacedImages
+from stagewright.data.images.row_groups import RowGroups
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.images import PackRows
 from stagewright.data.pack.remote import RemotePackImages, is_pack_source, open_pack
@@ -24,6 +25,7 @@ from stagewright.data.sources.fetched import found_again
 from stagewright.data.sources.folders import Listing
 from stagewright.data.sources.local import refuse_columns
 from stagewright.data.sources.opened import open_source
+from stagewright.data.sources.parquets import open_parquets
 from stagewright.data.sources.scan import Progress, Scan, hex_strings
 from stagewright.data.sources.shard_names import names_shards
 from stagewright.data.sources.tars import holds_tars, open_tars
@@ -106,14 +108,16 @@ def _load(
         return _dataset(made, _through_cache(pack.images(manifest.paths), manifest))
     if near and names_shards(source):
         raise _not_separate(source)
-    opened = open_source(source, settings, workers=workers, progress=progress, needs_train=needs_train)
+    # Near duplicates are found among files on the disk.
+    reading = "on the disk" if near else "at random"
+    opened = open_source(source, settings, workers=workers, progress=progress, needs_train=needs_train, reading=reading)
     listing = opened.listing
     if near and needs_split(listing):
         from stagewright.data.inspect.similar import group_similar  # scipy.spatial takes its time
 
         listing, _ = group_similar(listing, workers=workers, progress=progress, max_pixels=settings.max_pixels)
     made = rule(source, listing, opened.scan)
-    made = made._replace(manifest=replace(made.manifest, objects=opened.objects, hash_of=opened.hash_of))
+    made = made._replace(manifest=opened.recorded(made.manifest))
     return _dataset(made, _through_cache(opened.images(made.manifest.paths), made.manifest))
 
 
@@ -135,10 +139,10 @@ def in_blocks(dataset: Dataset) -> Dataset:
     if not isinstance(images, PackRows | PlacedImages):
         raise DataError(
             f"order: blocked with {dataset.manifest.source!r}, whose pictures do not lie in blocks",
-            "order: blocked with a pack or tar files, and order: full with all other data",
+            "order: blocked with a pack, tar files or Parquet files in an object store, and order: full with all other data",
             "pack the pictures (stagewright data pack DATA), or --set order=full",
         )
-    blocks = blocks_of(images.places, dataset.manifest.splits, dataset.manifest.labels)
+    blocks = blocks_of(images.places, dataset.manifest.splits, dataset.manifest.labels, _row_groups(images))
     manifest = replace(dataset.manifest, blocks=blocks)
     return replace(dataset, manifest=manifest, images=_through_cache(images, manifest))
 
@@ -160,6 +164,8 @@ def open_images(manifest: Manifest) -> Images:
         return ArrayImages(arrays.images if len(manifest) == len(arrays.images) else arrays.images[rows])
     if manifest.variant:
         return _open_pack(manifest)
+    if manifest.column:
+        return _through_cache(open_parquets(manifest, accepted(manifest.widths, manifest.heights)), manifest)
     if holds_tars(manifest):
         return _through_cache(open_tars(manifest, accepted(manifest.widths, manifest.heights)), manifest)
     root = str(digits_folder()) if manifest.source == "digits" else found_again(manifest)
@@ -190,6 +196,12 @@ def _through_cache(images: Images, manifest: Manifest) -> Images:
     if isinstance(images, RemotePackImages | RemotePlacedImages):
         blocks = manifest.blocks
         if blocks is None:
-            blocks = blocks_of(images.places, manifest.splits, manifest.labels)
-        images.reader = BlockCache(images.files, BlockTable(images.places, blocks, manifest.splits))
+            blocks = blocks_of(images.places, manifest.splits, manifest.labels, _row_groups(images))
+        table = BlockTable(images.places, blocks, manifest.splits, _row_groups(images))
+        images.reader = BlockCache(images.files, table)
     return images
+
+
+def _row_groups(images: object) -> RowGroups | None:
+    """Returns the row groups of Parquet files in which images lie, or None."""
+    return images.files.row_groups if isinstance(images, RemotePlacedImages) else None

@@ -73,6 +73,12 @@ class Manifest:
     for images elsewhere. Not part of the digest."""
     hash_of: str = ""
     """What ``hashes`` are of, if not of the images' bytes."""
+    column: str = ""
+    """The column of Parquet files of an object store that has the images, as Parquet names it: ``image.bytes``. Not part of the
+    digest."""
+    lengths: NDArray[np.int64] | None = None
+    """Bytes of each image in ``column``, so that a run finds the images again without reading all of them; None for images
+    elsewhere. Not part of the digest."""
 
     def __post_init__(self) -> None:
         columns = (
@@ -84,6 +90,7 @@ class Manifest:
             self.groups,
             self.stamps,
             self.blocks,
+            self.lengths,
         )
         if any(column is not None and len(column) != len(self.paths) for column in columns):
             raise ValueError("the columns of a manifest differ in length")
@@ -125,6 +132,7 @@ class Manifest:
             stamps=None if self.stamps is None else self.stamps[rows],
             groups=None if self.groups is None else self.groups.take(at),
             blocks=None if self.blocks is None else self.blocks[rows],
+            lengths=None if self.lengths is None else self.lengths[rows],
         )
 
     def group_names(self, rows: NDArray[np.int64]) -> list[str | None] | None:
@@ -169,7 +177,7 @@ class Manifest:
         """Writes the Parquet file ``path`` atomically; an existing file is replaced."""
         digest = self.digest
         head: dict[str, Any] = {"version": _VERSION, "root": self.root, "source": self.source, "classes": self.classes}
-        head |= {name: value for name in ("variant", "hash_of") if (value := getattr(self, name))}
+        head |= {name: value for name in ("variant", "hash_of", "column") if (value := getattr(self, name))}
         if self.objects:
             head["objects"] = self.objects
         columns: dict[str, Any] = {
@@ -186,6 +194,8 @@ class Manifest:
             columns |= {name: pa.array(np.ascontiguousarray(self.stamps[:, at])) for at, name in enumerate(_STAMPS)}
         if self.blocks is not None:
             columns["block"] = pa.array(self.blocks, pa.int32())
+        if self.lengths is not None:
+            columns["length"] = pa.array(self.lengths, pa.int64())
         table = pa.table(columns, metadata={_KEY: json.dumps(head | {"digest": digest}).encode()})
         write_table(table, Path(path))
 
@@ -226,6 +236,8 @@ class Manifest:
             blocks=_integers(table, "block", np.int32) if "block" in table.column_names else None,
             objects=_objects(head.get("objects", [])),
             hash_of=head.get("hash_of", ""),
+            column=head.get("column", ""),
+            lengths=_integers(table, "length", np.int64) if "length" in table.column_names else None,
         )
         if manifest.digest != head["digest"]:
             raise ValueError("its rows do not match the digest that is stored in it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import time
 from collections.abc import Callable
@@ -47,6 +49,16 @@ def list_objects(store: ObjectStore, url: str) -> dict[str, StoredObject]:
     return {one.name: one for one in sorted(found)}
 
 
+def list_folder(store: ObjectStore, url: str) -> tuple[dict[str, StoredObject], list[str]]:
+    """Returns the files directly below ``url``, which ``store`` opened, by name and sorted, and the names of the folders there;
+    errors as for :func:`list_objects`, which looks into all folders and takes as long as there are files."""
+    from obstore import list_with_delimiter
+
+    found = repeated(lambda: list_with_delimiter(store), url, "listing it", "s3:ListBucket")
+    files = sorted(StoredObject(one["path"], one["size"], one["e_tag"] or "") for one in found["objects"])
+    return {one.name: one for one in files}, sorted(name.strip("/") for name in found["common_prefixes"])
+
+
 def read_object(store: ObjectStore, url: str, name: str, etag: str = "") -> bytes:
     """Returns the content of the file ``name`` below ``url``. FileNotFoundError if there is none; :class:`Changed` if its ETag is
     another than ``etag``; StorageError if it cannot be read."""
@@ -77,6 +89,40 @@ def view_range(store: ObjectStore, url: str, name: str, offset: int, length: int
         return data
 
     return repeated(read, f"{url}/{name}", "reading it", "s3:GetObject")
+
+
+class RangeFile(io.RawIOBase):
+    """A file of ``size`` bytes, of which ``read_at(offset, length)`` reads a part; for libraries that read from file objects."""
+
+    def __init__(self, size: int, read_at: Callable[[int, int], bytes | memoryview]) -> None:
+        self._size, self._read_at, self._place = size, read_at, 0
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Moves to a position, as of any file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        """Returns the position."""
+        return self._place
+
+    def read(self, size: int = -1, /) -> bytes | memoryview:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the bytes from the position on; -1: all that are left."""
+        left = max(0, self._size - self._place)
+        if not (count := left if size < 0 else min(size, left)):
+            return b""
+        data = self._read_at(self._place, count)
+        self._place += len(data)
+        return data
 
 
 def _expecting(etag: str) -> GetOptions:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stagewright.data.blocks import MOST_BLOCK_BYTES, block_bytes, blocks_of
 from stagewright.data.images.places import Places
+from stagewright.data.images.row_groups import RowGroups
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,23 @@ def test_blocks_are_neighbours_in_a_part_and_of_one_split(sizes: list[int], part
         assert len(set(which[order][own].tolist())) == len(set(splits[order][own].tolist())) == 1
         assert sorted(rank[own].tolist()) == list(range(rank[own].min(), rank[own].max() + 1))
         assert lengths[order][own].sum() <= 1.5 * target + lengths.max()
+
+
+def test_a_row_group_is_a_block_for_each_split() -> None:
+    of = np.repeat(np.arange(5, dtype=np.int32), 4)
+    splits = np.array([0] * 8 + [0, 0, 1, 2] + [1] * 4 + [2, 0, 0, 0], np.int8)
+    order = np.random.default_rng(0).permutation(20)
+    empty = np.zeros(5, np.int64)
+    small = empty.astype(np.int32)
+    groups = RowGroups("image", (b"",), (1,), small, small, empty, empty, of[order], np.zeros(20, np.int64))
+    lengths = np.ones(20, np.int64)
+    places = Places(("a",), (20,), np.zeros(20, np.int32), np.arange(20, dtype=np.int64), lengths)
+    blocks = blocks_of(places, splits[order], np.zeros(20, np.int32), groups)
+    pairs = sorted(set(zip(splits.tolist(), of.tolist(), strict=True)))
+    assert [pairs[block] for block in blocks.tolist()] == list(
+        zip(splits[order].tolist(), of[order].tolist(), strict=True)
+    )
+    assert len(pairs) == 8
 
 
 def test_no_images_have_no_blocks() -> None:

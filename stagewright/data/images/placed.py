@@ -1,4 +1,5 @@
-"""Whole image files that lie inside of larger files: of tar files on the disk, which are mapped, or in an object store."""
+"""Whole image files that lie inside of larger files: of tar files on the disk, which are mapped, or of tar or Parquet files in an
+object store."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from PIL import Image
 from stagewright.data.images.decode import decode
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.places import Places, map_file
-from stagewright.data.images.remote import RangeReader, Reader, RemoteFiles
+from stagewright.data.images.remote import Reader, RemoteFiles, plain_reader
 from stagewright.data.images.stored import Stored
 from stagewright.storage.object_files import read_range
 
@@ -73,7 +74,7 @@ class RemotePlacedImages(PlacedImages):
     def __init__(self, files: RemoteFiles, paths: pa.StringArray, max_pixels: int) -> None:
         super().__init__(files.places, paths, max_pixels)
         self.files = files
-        self.reader: Reader = RangeReader(files)
+        self.reader: Reader = plain_reader(files)
         """Fetches the bytes of rows. A cache of blocks takes its place for a training."""
 
     def stored(self, rows: NDArray[np.int64]) -> Stored:

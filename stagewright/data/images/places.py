@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,15 @@ from numpy.typing import NDArray
 from stagewright.storage.files import retry_io
 
 _CHECKED = 1 << 16
+
+
+class Span(NamedTuple):
+    """A range of bytes of a file, which one request reads."""
+
+    file: int
+    """Index of the file."""
+    offset: int
+    length: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
-"""Images whose bytes lie in a few large files of an object store: what a reader of them needs, and a plain reader.
+"""Images whose bytes lie in a few large files of an object store: what a reader of them needs, and plain readers.
 
-The seam between what knows where images lie (a pack, tar files) and what fetches their bytes: :class:`RemoteFiles` names the
-files, their ETags and the place of each image; a :class:`Reader` turns rows into :class:`Stored`. :class:`RangeReader` keeps
-nothing of what it fetches.
+The seam between what knows where images lie (a pack, tar files, Parquet files) and what fetches their bytes: :class:`RemoteFiles`
+names the files, their ETags and the place of each image; a :class:`Reader` turns rows into :class:`Stored`. :func:`plain_reader`
+gives one that keeps nothing on the disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stagewright.data.images.places import Places
+from stagewright.data.images.row_groups import Cells, GroupMemory, RowGroups
 from stagewright.data.images.stored import Stored
 from stagewright.errors import DataError, StorageError
 from stagewright.storage.object_files import Changed, StoredObject, read_range
@@ -36,9 +37,12 @@ class RemoteFiles:
     url: str
     """Without a ``/`` at the end; ``url/NAME`` is the file ``NAME`` of ``places.files``."""
     places: Places
-    """Row i of the images is image i of it."""
+    """Row i of the images is image i of it. With ``row_groups``, what counts as a file is the images of a Parquet file alone, one
+    after the other; offsets and sizes are those in it."""
     etags: tuple[str, ...]
     """ETag of each file of ``places.files``. A file with another ETag is another file, and is not read."""
+    row_groups: RowGroups | None = None
+    """Where the images of Parquet files are read from; None for images that are ranges of bytes of their files."""
 
     def open(self) -> ObjectStore:
         """Returns the store with ``url`` as prefix; contacts nothing."""
@@ -47,7 +51,8 @@ class RemoteFiles:
     @property
     def objects(self) -> tuple[StoredObject, ...]:
         """The files with sizes and ETags, as a manifest records them."""
-        return tuple(map(StoredObject, self.places.files, self.places.sizes, self.etags))
+        sizes = self.places.sizes if self.row_groups is None else self.row_groups.sizes
+        return tuple(map(StoredObject, self.places.files, sizes, self.etags))
 
 
 class Reader(Protocol):
@@ -61,6 +66,11 @@ class Reader(Protocol):
 
 class Damaged(OSError):
     """The bytes of an image do not match its checksum."""
+
+
+def plain_reader(files: RemoteFiles) -> Reader:
+    """Returns a reader of ``files`` that keeps nothing on the disk."""
+    return RangeReader(files) if files.row_groups is None else _RowGroupReader(files, files.row_groups)
 
 
 class RangeReader:
@@ -78,7 +88,7 @@ class RangeReader:
         for group in _neighbours(which, offsets, lengths):
             begin, end = int(offsets[group].min()), int((offsets[group] + lengths[group]).max())
             try:
-                data = self._read(int(which[group[0]]), begin, end - begin)
+                data = _read(self._store, self.files, int(which[group[0]]), begin, end - begin)
             except (OSError, DataError) as error:
                 failures.update(dict.fromkeys(group.tolist(), error))
                 lengths[group], data = 0, b""
@@ -87,15 +97,54 @@ class RangeReader:
         found = Stored("encoded", buffers, buffer_of, begins, lengths, failures=failures)
         return found if places.crcs is None else without_damaged(found, damaged_in(found, places.crcs[rows]))
 
-    def _read(self, number: int, offset: int, length: int) -> bytes:
-        """Returns bytes of a file. DataError if it has changed, OSError if it cannot be read."""
-        name, etag = self.files.places.files[number], self.files.etags[number]
-        try:
-            return read_range(self._store, self.files.url, name, offset, length, etag)
-        except (Changed, FileNotFoundError) as error:
-            raise changed(self.files.url, name, "is gone" if isinstance(error, OSError) else "has changed") from error
-        except StorageError as error:
-            raise OSError(error.given) from error
+
+class _RowGroupReader:
+    """Fetches images by the row groups that they are in, and keeps the last ones in memory: for images in about their order."""
+
+    def __init__(self, files: RemoteFiles, groups: RowGroups) -> None:
+        self.files, self._store = files, files.open()
+        self._groups, self._memory = groups, GroupMemory(self._read_group)
+
+    def fetch(self, rows: NDArray[np.int64]) -> Stored:
+        """Returns the bytes of the images ``rows`` (n,)."""
+        failures, buffers = dict[int, Exception](), [b""] * len(rows)
+        of = self._groups.of[rows]
+        for group in np.unique(of).tolist():
+            at = np.flatnonzero(of == group)
+            try:
+                cells = self._memory.get(group)
+                check_cells(self.files, self._groups, cells, rows[at])
+            except (OSError, DataError) as error:
+                failures.update(dict.fromkeys(at.tolist(), error))
+                continue
+            for one in at.tolist():
+                buffers[one] = bytes(
+                    cells.row(int(self._groups.row[rows[one]]))
+                )  # a view would keep all of the row group
+        lengths = np.fromiter(map(len, buffers), np.int64, len(rows))
+        which, offsets = np.arange(len(rows), dtype=np.int32), np.zeros(len(rows), np.int64)
+        return Stored("encoded", buffers, which, offsets, lengths, failures=dict(sorted(failures.items())))
+
+    def _read_group(self, group: int) -> Cells:
+        content = [_read(self._store, self.files, *span) for span in self._groups.spans(group)]
+        return self._groups.decode(group, content)
+
+
+def check_cells(files: RemoteFiles, groups: RowGroups, cells: Cells, rows: NDArray[np.int64]) -> None:
+    """DataError if ``cells``, of a row group, do not have the images ``rows`` (n,) with their lengths."""
+    if not cells.have(groups.row[rows], files.places.lengths[rows]):
+        raise changed(files.url, files.places.files[int(files.places.which[rows[0]])])
+
+
+def _read(store: ObjectStore, files: RemoteFiles, number: int, offset: int, length: int) -> bytes:
+    """Returns bytes of a file. DataError if it has changed, OSError if it cannot be read."""
+    name, etag = files.places.files[number], files.etags[number]
+    try:
+        return read_range(store, files.url, name, offset, length, etag)
+    except (Changed, FileNotFoundError) as error:
+        raise changed(files.url, name, "is gone" if isinstance(error, OSError) else "has changed") from error
+    except StorageError as error:
+        raise OSError(error.given) from error
 
 
 def _neighbours(

@@ -125,7 +125,8 @@ def pack(  # many arguments, but each is an option of ``stagewright data pack`` 
         )
     if not url:
         check_place(folder, absolute_path(source))
-    opened = open_source(source, settings, workers=workers, progress=progress, whole=True, say=say)
+    reading = "in order" if order == "listed" else "once"
+    opened = open_source(source, settings, workers=workers, progress=progress, reading=reading, say=say)
     listing, found = opened.listing, opened.scan
     job = Job.of(source, opened, settings, size, encoding, quality, order, folder)
     try:

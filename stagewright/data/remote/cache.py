@@ -2,7 +2,7 @@
 
 It reads whole blocks. :meth:`BlockCache.follow` tells it when a run needs them: it fetches in the order of need, and gives up
 what is needed last (:mod:`stagewright.data.remote.eviction`). Without that it fetches what is asked for as long as there is room.
-What has no room is read image by image, and not kept. The processes of a host share the cache.
+What has no room is read image by image, or for Parquet files by row group, and not kept. The processes of a host share the cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stagewright.data.images.remote import RemoteFiles, without_damaged
 from stagewright.data.images.stored import Stored
 from stagewright.data.remote.block_files import BlockFiles, Choose, Store
 from stagewright.data.remote.capacity import capacity_of, make_room
-from stagewright.data.remote.download import Download
+from stagewright.data.remote.download import Download, open_download
 from stagewright.data.remote.eviction import NEVER, num_due, victims
 from stagewright.data.remote.pace import Pace
 from stagewright.data.remote.table import BlockTable
@@ -63,7 +63,7 @@ class BlockCache:
 
     def __init__(self, files: RemoteFiles, table: BlockTable) -> None:
         self.files, self.table = files, table
-        self.download = Download(files, table)
+        self.download: Download = open_download(files, table)
         self.pace = Pace()
         self.cache_gb: float | None = None
         """Size of the cache in GB (10^9 bytes); None: a quarter of the free disk. Not changed after the first fetch."""

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stagewright.data.images.places import Places
+from stagewright.data.images.places import Places, Span
+from stagewright.data.images.row_groups import RowGroups
 
 _GAP_BYTES = 1 << 16
 """Bytes between two images that are read and dropped: another request would take longer."""
-
-
-class Span(NamedTuple):
-    """A range of bytes of a file, which one request reads."""
-
-    file: int
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +27,8 @@ class BlockTable:
     """int32 (N,): the block of each image, from 0 to K - 1."""
     splits: NDArray[np.int8]
     """int8 (N,): the split of each image; all images of a block have the same."""
+    row_groups: RowGroups | None = None
+    """For images in Parquet files: their row groups, of which a block needs whole ones."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -98,12 +92,22 @@ class BlockTable:
     @cached_property
     def num_requests(self) -> NDArray[np.int64]:
         """int64 (K,): the number of requests that read each block."""
+        if self.row_groups is not None:
+            return self._of_groups(self.row_groups, self.row_groups.num_requests)
         return 1 + self._per_block(self._gaps > _GAP_BYTES)
 
     @cached_property
     def request_bytes(self) -> NDArray[np.int64]:
         """int64 (K,): the number of bytes that are read for each block, with those that are dropped."""
+        if self.row_groups is not None:
+            return self._of_groups(self.row_groups, self.row_groups.lengths)
         return self.sizes + self._per_block(np.where(self._gaps > _GAP_BYTES, 0, self._gaps))
+
+    def _of_groups(self, groups: RowGroups, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the sum over the row groups that each block needs of ``values`` (G,)."""
+        needed = np.unique(self.block_of.astype(np.int64) * len(groups) + groups.of)
+        of_each = values[needed % len(groups)]
+        return np.bincount(needed // len(groups), weights=of_each, minlength=len(self)).astype(np.int64)
 
     @cached_property
     def _gaps(self) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """Images inside Parquet files, as Hugging Face writes them: unpacked once into the cache folder, and then files like others.
 
 A column holds images if it is ``struct<bytes, path>`` or binary and its values are no text. Each value becomes the file
-``SHARD/ROW.EXTENSION``. A folder of unpacked images belongs to the Parquet files of one path, size and time, and is
+``SHARD/ROW.EXTENSION``; where the files stay in an object store (:mod:`stagewright.data.sources.parquets`), it has this path too,
+so that the data set is the same. A folder of unpacked images belongs to the Parquet files of one path, size and time, and is
 complete or absent. It may be deleted at any time: :func:`unpacked_again` makes it again.
 """
 
@@ -29,6 +30,7 @@ from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import make_folders, unwritable
 from stagewright.storage.json_text import parse_object
+from stagewright.storage.object_files import RangeFile
 from stagewright.text import some
 
 _BATCH = 16
@@ -40,11 +42,13 @@ _SPLIT = "split"
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """The unpacked images of one or several Parquet files, and the other columns."""
+class Embedded:
+    """The images of one or several Parquet files, and the other columns."""
 
-    root: Path
-    """Folder of the unpacked images."""
+    root: str
+    """Folder of the unpacked images, or the URL of the Parquet files."""
+    where: str
+    """What became of the images, for the user: ``were unpacked to FOLDER``."""
     column: str
     """The column of the images; in ``table`` it has their paths relative to ``root``, empty where there is no image."""
     table: pa.Table
@@ -73,10 +77,15 @@ def image_column(file: Path, requested: str | None = None) -> str | None:
 
     DataError if there are several and none of a usual name, or if the file is damaged.
     """
-    with _opened(file) as parquet:
-        schema = parquet.schema_arrow
-        named = [name for name in schema.names if schema.names.count(name) == 1]
-        found = [name for name in named if _may_hold_images(schema.field(name).type) and _holds_images(parquet, name)]
+    with opened(file, str(file)) as parquet:
+        return find_column(parquet, str(file), requested)
+
+
+def find_column(parquet: pq.ParquetFile, file: str, requested: str | None) -> str | None:
+    """Returns the column of the opened Parquet file ``file`` that holds images; the rest as for :func:`image_column`."""
+    schema = parquet.schema_arrow
+    named = [name for name in schema.names if schema.names.count(name) == 1]
+    found = [name for name in named if _may_hold_images(schema.field(name).type) and _holds_images(parquet, name)]
     if requested is not None:
         return requested if requested in found else None
     features = [name for name in found if _features(schema).get(name, {}).get("_type") == "Image"]
@@ -90,7 +99,7 @@ def image_column(file: Path, requested: str | None = None) -> str | None:
     return next(iter([*(features if len(features) == 1 else []), *usual, *found]), None)
 
 
-def unpack(files: Sequence[Path], requested: str | None = None) -> Unpacked | None:
+def unpack(files: Sequence[Path], requested: str | None = None) -> Embedded | None:
     """Unpacks the images of ``files`` into the cache folder, unless that was done before; None if they hold no images.
 
     ``requested`` is the column of the images, if the user has named it. DataError for damaged files and for files with other
@@ -104,23 +113,40 @@ def unpack(files: Sequence[Path], requested: str | None = None) -> Unpacked | No
     root = cache_folder("unpacked", hashlib.blake2b(json.dumps([column, stamps]).encode(), digest_size=16).hexdigest())
     if not root.is_dir():
         _write_all(files, column, root)
-    tables = [_other_columns(file, column, root) for file in files]
-    parts = _parts([file.stem for file in files])
+    table = joined(
+        [_columns_of(file, column, root) for file in files], [file.stem for file in files], str(files[0].parent)
+    )
+    with opened(files[0], str(files[0])) as parquet:
+        classes = class_columns(parquet.schema_arrow)
+    return Embedded(str(root), f"were unpacked to {root}", column, table, classes)
+
+
+def joined(tables: Sequence[pa.Table], stems: Sequence[str], folder: str) -> pa.Table:
+    """Returns the ``tables`` of files with these names, without ``.parquet``, as one; with the column ``split``, if they have
+    none and their names say it. DataError if they differ in columns."""
+    parts = _parts(stems)
     if parts and not any(_SPLIT in table.column_names for table in tables):
         tables = [
-            table.append_column(_SPLIT, pa.array([parts[file.stem]] * len(table), pa.string()))
-            for file, table in zip(files, tables, strict=True)
+            table.append_column(_SPLIT, pa.array([parts[stem]] * len(table), pa.string()))
+            for stem, table in zip(stems, tables, strict=True)
         ]
     if any(table.column_names != tables[0].column_names for table in tables):
-        raise DataError(
-            f"the Parquet files in {files[0].parent} have different columns",
-            "files of one data set",
-            "point at one of them, or move the others away",
-        )
-    with _opened(files[0]) as parquet:
-        features = _features(parquet.schema_arrow)
-    classes = tuple(name for name, feature in features.items() if feature.get("_type") == "ClassLabel")
-    return Unpacked(root, column, pa.concat_tables(tables), classes)
+        raise different_columns(folder)
+    return pa.concat_tables(tables)
+
+
+def different_columns(folder: str) -> DataError:
+    """Returns the error for Parquet files in ``folder`` that have other columns than the first."""
+    return DataError(
+        f"the Parquet files in {folder} have different columns",
+        "files of one data set",
+        "point at one of them, or move the others away",
+    )
+
+
+def class_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Returns the columns of which the features of Hugging Face say that they are classes."""
+    return tuple(name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel")
 
 
 def unpacked_again(manifest: Manifest) -> str:
@@ -147,14 +173,18 @@ def parquet_files(place: Path) -> list[Path]:
 def _refuse_other_columns(files: Sequence[Path], column: str) -> None:
     """DataError with the name of the first file that has no images in ``column``."""
     for file in files[1:]:
-        with _opened(file) as parquet:
-            schema = parquet.schema_arrow
-        if column not in schema.names or not _may_hold_images(schema.field(column).type):
-            raise DataError(
-                f"{file} has no images in the column {column!r}, as {files[0].name} has; its columns: {some(schema.names, 9)}",
-                "Parquet files of one data set, with the same columns",
-                "point at one of them, or move the others away",
-            )
+        with opened(file, str(file)) as parquet:
+            refuse_other_column(parquet.schema_arrow, str(file), column, files[0].name)
+
+
+def refuse_other_column(schema: pa.Schema, file: str, column: str, first: str) -> None:
+    """DataError if the Parquet file ``file`` has no images in ``column``, as the file ``first`` has."""
+    if column not in schema.names or not _may_hold_images(schema.field(column).type):
+        raise DataError(
+            f"{file} has no images in the column {column!r}, as {first} has; its columns: {some(schema.names, 9)}",
+            "Parquet files of one data set, with the same columns",
+            "point at one of them, or move the others away",
+        )
 
 
 def _may_hold_images(kind: pa.DataType) -> bool:
@@ -187,14 +217,18 @@ def _cells(parquet: pq.ParquetFile, column: str) -> Iterator[tuple[int, list[byt
     """Yields (first row, bytes, file names) of a few rows at a time."""
     row = 0
     for batch in parquet.iter_batches(_BATCH, columns=[column]):
-        cells = batch.column(0).to_pylist()
-        if pa.types.is_struct(batch.schema.field(0).type):
-            names = [cell.get("path") if cell else None for cell in cells]
-            cells = [cell["bytes"] if cell else None for cell in cells]
-        else:
-            names = [None] * len(cells)
-        yield row, cells, [name if isinstance(name, str) else None for name in names]
+        cells, names = cells_of(batch.column(0))
+        yield row, cells, names
         row += len(cells)
+
+
+def cells_of(column: pa.Array) -> tuple[list[bytes | None], list[str | None]]:
+    """Returns the bytes of the images in rows of a column, and the names that their files had, where it has them."""
+    cells, names = column.to_pylist(), list[object]()
+    if pa.types.is_struct(column.type):
+        names = [cell.get("path") if cell else None for cell in cells]
+        cells = [cell["bytes"] if cell else None for cell in cells]
+    return cells, [name if isinstance(name, str) else None for name in names or [None] * len(cells)]
 
 
 def _write_all(files: Sequence[Path], column: str, root: Path) -> None:
@@ -204,11 +238,11 @@ def _write_all(files: Sequence[Path], column: str, root: Path) -> None:
     try:
         for file in files:
             (temporary / file.stem).mkdir(parents=True)
-            with _opened(file) as parquet:
+            with opened(file, str(file)) as parquet:
                 for first, values, names in _cells(parquet, column):
                     for row, (value, name) in enumerate(zip(values, names, strict=True), first):
                         if value is not None:
-                            (temporary / file.stem / f"{row:06d}{_extension(value, name)}").write_bytes(value)
+                            (temporary / path_of(file.stem, row, value, name)).write_bytes(value)
         try:
             temporary.rename(root)
         except OSError:
@@ -220,6 +254,11 @@ def _write_all(files: Sequence[Path], column: str, root: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def path_of(stem: str, row: int, value: bytes, name: str | None) -> str:
+    """Returns the path of the image ``value`` in a row of the file ``stem``.parquet; ``name``: that of its file, if known."""
+    return f"{stem}/{row:06d}{_extension(value, name)}"
+
+
 def _extension(value: bytes, name: str | None) -> str:
     given = os.path.splitext(name or "")[1].lower()
     if given in image_extensions():
@@ -227,20 +266,30 @@ def _extension(value: bytes, name: str | None) -> str:
     return next((extension for start, extension in _SIGNATURES.items() if value.startswith(start)), ".jpg")
 
 
-def _other_columns(file: Path, column: str, root: Path) -> pa.Table:
+def _columns_of(file: Path, column: str, root: Path) -> pa.Table:
     """Returns the columns of the file besides its images, and in place of these the paths of the files below ``root``."""
-    with _opened(file) as parquet:
+    with opened(file, str(file)) as parquet:
         schema, count = parquet.schema_arrow, parquet.metadata.num_rows
-        kept = [name for name in schema.names if name != column and not _may_hold_images(schema.field(name).type)]
-        table = parquet.read(kept)
-    for name, feature in _features(schema).items():
-        names = feature.get("names")
-        if name in kept and isinstance(names, list) and pa.types.is_integer(schema.field(name).type):
-            table = table.set_column(kept.index(name), name, _class_names(table[name], [str(one) for one in names]))
+        table = with_class_names(parquet.read(other_columns(schema, column)), schema)
     paths = [""] * count
     for entry in (root / file.stem).iterdir():
         paths[int(entry.stem)] = f"{file.stem}/{entry.name}"
     return table.append_column(column, pa.array(paths, pa.string()))
+
+
+def other_columns(schema: pa.Schema, column: str) -> list[str]:
+    """Returns the columns that hold no images."""
+    return [name for name in schema.names if name != column and not _may_hold_images(schema.field(name).type)]
+
+
+def with_class_names(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns ``table``, columns of a file with ``schema``, with the names of classes in place of their numbers."""
+    for name, feature in _features(schema).items():
+        names = feature.get("names")
+        if name in table.column_names and isinstance(names, list) and pa.types.is_integer(schema.field(name).type):
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, _class_names(table[name], [str(one) for one in names]))
+    return table
 
 
 def _class_names(column: pa.ChunkedArray, names: list[str]) -> pa.Array:
@@ -277,16 +326,22 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file; DataError if it turns out to be damaged."""
+def opened(file: Path | RangeFile, name: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """Opens the Parquet file ``name``; ``metadata`` is read if it is not given. DataError if it turns out to be damaged."""
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        # Not buffered ahead, so that one row group at a time is read.
+        with pq.ParquetFile(file, metadata=metadata, pre_buffer=False, page_checksum_verification=True) as parquet:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # of the disk, or of a file that is written meanwhile
             raise
-        raise DataError(
-            f"{file} cannot be read as a table: {str(error).splitlines()[0]}",
-            "a Parquet file",
-            "download or copy it again",
-        ) from error
+        raise damaged(name, error) from error
+
+
+def damaged(name: str, error: Exception) -> DataError:
+    """Returns the error for a Parquet file that cannot be read."""
+    return DataError(
+        f"{name} cannot be read as a table: {(str(error).splitlines() or [type(error).__name__])[0]}",
+        "a Parquet file",
+        "download or copy it again",
+    )

@@ -16,7 +16,7 @@ from stagewright.data.images.decode import image_extensions
 from stagewright.data.manifest import Manifest
 from stagewright.data.sources.embedded import unpacked_again, unpacked_root
 from stagewright.data.sources.folders import TABLES
-from stagewright.data.sources.shard_names import TAR
+from stagewright.data.sources.shard_names import PARQUET, TAR
 from stagewright.data.sources.tables import path_column
 from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError, StorageError
@@ -119,7 +119,12 @@ def fetch_files(url: str, wanted: Sequence[StoredObject], say: Say) -> Path:
         raise StorageError(
             f"{free / 1e9:.3g} GB are free in {folder}, and {url} needs {size / 1e9:.3g} GB",
             "enough space for a copy",
-            "set STAGEWRIGHT_CACHE to a larger disk, or pack it on a machine with one: stagewright data pack --out URL",
+            "set STAGEWRIGHT_CACHE to a larger disk, or pack it on a machine with one: stagewright data pack --out URL"
+            + (
+                "; data pack --order listed needs no copy of Parquet files"
+                if any(one.name.endswith(PARQUET) for one in wanted)
+                else ""
+            ),
         )
     store = open_store(url)
     try:

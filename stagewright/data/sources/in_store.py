@@ -35,7 +35,7 @@ from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import check_size
-from stagewright.storage.object_files import Changed, StoredObject
+from stagewright.storage.object_files import Changed, RangeFile, StoredObject
 from stagewright.storage.objects import is_remote, price_of
 from stagewright.storage.parquet import pc
 from stagewright.text import counted
@@ -149,7 +149,7 @@ def _is_plain(one: StoredObject) -> bool:
 def _content(images: RemoteWholeImages, one: StoredObject, row: int, read: Read) -> bytes | str:
     """Returns the bytes of an object that may be an image, or the reason why there are none: as of a file on the disk."""
     url = images.files.url
-    if is_doubtful(one.name, one.bytes) and not identified(cast(BinaryIO, Windows(url, one))):
+    if is_doubtful(one.name, one.bytes) and not identified(cast(BinaryIO, RangeFile(one.bytes, Windows(url, one).at))):
         return NOT_IDENTIFIED
     try:
         check_size(one.bytes, MOST_BYTES, one.name)

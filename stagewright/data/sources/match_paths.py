@@ -22,7 +22,7 @@ NO_FILE = "there is no such file"
 
 
 @dataclass
-class _Match:
+class Match:
     """The file found for each name, in the order of the names."""
 
     paths: list[str | None]
@@ -32,7 +32,7 @@ class _Match:
     notes: list[str] = field(default_factory=list)
 
 
-def match_files(base: str | Tree, names: Sequence[str]) -> _Match:
+def match_files(base: str | Tree, names: Sequence[str]) -> Match:
     """Finds the files in ``base``, a folder on the disk or any tree, at any depth, for the ``names`` of a table.
 
     Tried in this order: the exact path; the same path with another extension or letter case; the only file whose path
@@ -41,7 +41,7 @@ def match_files(base: str | Tree, names: Sequence[str]) -> _Match:
     """
     tree = as_tree(base)
     normalized = [_normalized(tree, name) for name in names]
-    match = _Match([name if tree.is_file(name) else None for name in normalized])
+    match = Match([name if tree.is_file(name) else None for name in normalized])
     rows = [row for row, path in enumerate(match.paths) if path is None]
     if not rows:
         return match
@@ -126,7 +126,7 @@ def _files_ending(tails: Sequence[str], files: Sequence[str]) -> list[list[str]]
     return found
 
 
-def _difference_notes(names: Sequence[str], match: _Match) -> list[str]:
+def _difference_notes(names: Sequence[str], match: Match) -> list[str]:
     """Returns notes on files whose extension or folder differs from the table."""
     examples_of: defaultdict[str, list[str]] = defaultdict(list)
     for name, path in zip(names, match.paths, strict=True):

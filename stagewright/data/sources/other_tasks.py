@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from stagewright.data.images.decode import image_extensions
 from stagewright.data.sources.folder_names import PART_WORDS, words_of
+from stagewright.data.sources.table_text import Place
 from stagewright.data.sources.tree import Tree, as_tree
 from stagewright.errors import DataError
 from stagewright.text import some
@@ -179,7 +180,7 @@ _MANY, _FEW_ROWS = 20, 0.05
 _ONE_ROW = "give a table with one row for each image and one class in it"
 
 
-def refuse_boxes(file: Path, table: pa.Table, paths: Sequence[str]) -> None:
+def refuse_boxes(file: Place, table: pa.Table, paths: Sequence[str]) -> None:
     """DataError if ``table`` has boxes or masks: columns of their names, and several rows for an image. ``paths`` (rows,)."""
     names = {re.sub(r"[\W_]+", "", name.casefold()): name for name in table.column_names}
     if "encodedpixels" in names or "rle" in names:
@@ -194,7 +195,7 @@ def refuse_boxes(file: Path, table: pa.Table, paths: Sequence[str]) -> None:
         raise refusal(str(file), "object detection", what, _ONE_ROW)
 
 
-def refuse_values(file: Path, column: str, labels: Iterable[str]) -> None:
+def refuse_values(file: Place, column: str, labels: Iterable[str]) -> None:
     """DataError if the cells of a column of classes are measurements, or hold several labels each."""
     sizes = Counter(label for label in labels if label)
     rows = sum(sizes.values())
@@ -220,7 +221,7 @@ def cells_with_several(cells: Collection[str]) -> list[str]:
     return sorted(cell for cell, found in words.items() if len(found) > 1 and all(known[word] > 1 for word in found))
 
 
-def refuse_several_flags(file: Path, names: Sequence[str], num_several: int, num_rows: int) -> None:
+def refuse_several_flags(file: Place, names: Sequence[str], num_several: int, num_rows: int) -> None:
     """DataError if more than a quarter of the rows have a 1 in several of the one-hot columns ``names``."""
     if num_several > num_rows / 4:  # fewer are left out and listed
         what = f"{num_several:,} of {num_rows:,} rows have a 1 in several of the columns {some(names, 5)}"

@@ -1,4 +1,5 @@
-"""Which tar files DATA names: one, a pattern with braces or ``*``, a folder or a prefix of them; on the disk or in a store."""
+"""Which tar files DATA names: one, a pattern with braces or ``*``, a folder or a prefix of them; on the disk or in a store. And
+which Parquet files of a store."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from stagewright.data.sources.folders import absolute_path
 from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError
 from stagewright.storage.files import size_of
-from stagewright.storage.object_files import StoredObject, list_objects
+from stagewright.storage.object_files import StoredObject, list_folder, list_objects
 from stagewright.storage.objects import is_remote, open_store
 from stagewright.text import counted, some
 
-TAR = ".tar"
+TAR, PARQUET = ".tar", ".parquet"
 _MAGIC = re.compile(r"[*?\[{]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -28,7 +29,7 @@ _MOST = 1_000_000
 
 @dataclass(frozen=True)
 class Shards:
-    """Tar files below one place."""
+    """Tar or Parquet files below one place."""
 
     root: str
     """Folder or URL, without a ``/`` at the end."""
@@ -53,6 +54,29 @@ def names_shards(source: str) -> bool:
         return not _MAGIC.search(source) and bool(_below(source))
     path = absolute_path(source)
     return source != "digits" and path.is_dir() and bool(_in_folder(path))
+
+
+def find_parquet(source: str) -> Shards | None:
+    """Returns the Parquet files of an object store that ``source`` names: one, or those of a place without folders, or of its
+    only folder ``data``. None for anything else. What is in them is not known yet."""
+    if not is_remote(source):
+        return None
+    url = source.rstrip("/")
+    if url.lower().endswith(PARQUET):
+        root, _, name = url.rpartition("/")
+        files, _ = list_folder(open_store(root), root)
+        return Shards(root, (files[name],)) if name in files else None
+    files, folders = list_folder(open_store(url), url)
+    named, folders = _parquet_of(files), [name for name in folders if not is_ignored(name)]
+    if not named and folders == ["data"]:
+        url = f"{url}/data"
+        files, folders = list_folder(open_store(url), url)
+        named, folders = _parquet_of(files), [name for name in folders if not is_ignored(name)]
+    return Shards(url, named) if named and not folders else None
+
+
+def _parquet_of(files: Mapping[str, StoredObject]) -> tuple[StoredObject, ...]:
+    return tuple(one for name, one in files.items() if name.lower().endswith(PARQUET) and not is_ignored(name))
 
 
 def find_shards(source: str) -> Shards:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute
@@ -17,6 +17,15 @@ from stagewright.storage.parquet import one_array, parse_table
 from stagewright.text import from_table_cell
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
+
+
+class Place(Protocol):
+    """What texts name a table by: a path, or a URL."""
+
+    @property
+    def name(self) -> str:
+        """The last part of it."""
+        ...
 
 
 def column_names(file: Path) -> list[str]:
@@ -41,7 +50,7 @@ def read_text(file: Path) -> pa.Table:
     return as_text(file, table)
 
 
-def as_text(file: Path, table: pa.Table) -> pa.Table:
+def as_text(file: Place, table: pa.Table) -> pa.Table:
     """Returns ``table``, read from ``file``, with all values as trimmed text; errors as for :func:`read_text`."""
     names = [name.strip() for name in table.column_names]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)

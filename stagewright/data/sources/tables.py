@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,12 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from stagewright.data.account import Omission, by_reason
-from stagewright.data.sources.embedded import Unpacked, image_column, unpack
+from stagewright.data.sources.embedded import Embedded, image_column, unpack
 from stagewright.data.sources.folder_names import PART_WORDS
 from stagewright.data.sources.folders import TABLES, UNDECIDED, Listing
-from stagewright.data.sources.match_paths import match_files
+from stagewright.data.sources.match_paths import Match, match_files
 from stagewright.data.sources.other_tasks import refuse_boxes, refuse_several_flags, refuse_values
-from stagewright.data.sources.table_text import as_text, read_text
+from stagewright.data.sources.table_text import Place, as_text, read_text
 from stagewright.data.sources.tree import DiskTree, Tree
 from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
@@ -57,7 +57,7 @@ class _Columns:
     group: str | None
     split: str | None
 
-    def note(self, file: Path) -> str:
+    def note(self, file: Place) -> str:
         """A note on which columns are used."""
         classes = f"column '{self.label}'" if self.label else f"the one-hot columns {some(self.one_hot)}"
         text = f"{file.name}: paths from column '{self.path}', classes from {classes}"
@@ -76,9 +76,32 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = (), beside: T
     of a data set, and ``file`` is their folder. ``beside`` is what lies beside the table; default: its folder.
     """
     unpacked = unpack(files or [file], settings.path) if files or file.suffix.lower() == ".parquet" else None
-    table = as_text(file, unpacked.table) if unpacked else read_text(file)
-    if unpacked:
-        settings = _settings_of(file, unpacked, settings)
+    if unpacked is not None:
+        return list_embedded(file, unpacked, settings)
+    table, base = read_text(file), _image_folder(file, settings, beside)
+
+    def match(names: Sequence[str]) -> Match:
+        return match_files(base, [_expand_home(base, name) for name in names])
+
+    return _listed(file, table, settings, base.place, match)
+
+
+def list_embedded(file: Place, embedded: Embedded, settings: Data) -> Listing:
+    """Lists the images inside of Parquet files: of ``file``, or of all in this place. Errors as for :func:`list_table`."""
+    table, settings = as_text(file, embedded.table), _settings_of(file, embedded, settings)
+    note = f"the pictures inside of {file.name} {embedded.where}"
+    return _listed(file, table, settings, embedded.root, lambda names: Match(list(names)), (note,))
+
+
+def _listed(
+    file: Place,
+    table: pa.Table,
+    settings: Data,
+    base: str,
+    match_names: Callable[[Sequence[str]], Match],
+    notes: tuple[str, ...] = (),
+) -> Listing:
+    """Lists the images below ``base`` that ``table`` names, of which ``match_names`` finds the files."""
     columns = _find_columns(file, table, settings)
     labels, left_out = _classes(file, table, columns)
     names = table[columns.path].to_pylist()
@@ -86,8 +109,7 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = (), beside: T
     for row in [row for row, name in enumerate(names) if not name and row not in left_out]:
         left_out[row] = f"no path in column '{columns.path}'"
     rows = [row for row in range(len(names)) if row not in left_out]
-    base = DiskTree(unpacked.root) if unpacked else _image_folder(file, settings, beside)
-    match = match_files(base, [_expand_home(base, names[row]) for row in rows])
+    match = match_names([names[row] for row in rows])
     left_out |= {rows[at]: reason for at, reason in match.reasons.items()}
     found = {row: path for row, path in zip(rows, match.paths, strict=True) if path is not None}
     repeated, repeat_notes = _repeated_files(found, labels)
@@ -96,16 +118,15 @@ def list_table(file: Path, settings: Data, files: Sequence[Path] = (), beside: T
     if not used_rows:
         raise _no_files(file, base, names, left_out)
     listing = Listing.from_unsorted(
-        base.place,
+        base,
         pa.array([found[row] for row in used_rows], pa.string()),
         labels.take(pa.array(used_rows)),
         _parts(file, table, columns.split)[used_rows],
         _groups(table, columns.group, used_rows),
     )
-    notes = [f"the pictures inside of {file.name} were unpacked to {unpacked.root}"] if unpacked else []
-    notes = [columns.note(file), *notes, *match.notes, *_empty_class_notes(labels, listing.labels), *repeat_notes]
+    every = [columns.note(file), *notes, *match.notes, *_empty_class_notes(labels, listing.labels), *repeat_notes]
     excluded = tuple(Excluded(names[row] or f"row {row + 1:,}", left_out[row]) for row in sorted(left_out))
-    return replace(listing, group_name=columns.group or "", notes=tuple(notes), excluded=excluded)
+    return replace(listing, group_name=columns.group or "", notes=tuple(every), excluded=excluded)
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,7 @@ def list_paths(file: Path, settings: Data) -> _TablePaths:
     reasons = {row: reason if names[row] else f"no path in column '{column}'" for row, reason in match.reasons.items()}
     files = [Path(base.join(path)) for path in dict.fromkeys(match.paths) if path is not None]
     if not files:
-        raise _no_files(file, base, names, reasons, classes=False)
+        raise _no_files(file, base.place, names, reasons, classes=False)
     lost = by_reason((names[row] or f"row {row + 1:,}", reasons[row]) for row in sorted(reasons))
     return _TablePaths(files, lost, (f"{file.name}: paths from column '{column}'", *match.notes))
 
@@ -143,7 +164,7 @@ def path_column(file: Path, settings: Data) -> tuple[str, list[str]] | None:
     return column, table[column].to_pylist()
 
 
-def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
+def _settings_of(file: Place, embedded: Embedded, settings: Data) -> Data:
     """Returns ``settings`` with the columns that the Parquet file itself describes."""
     if settings.images is not None:
         raise DataError(
@@ -151,13 +172,13 @@ def _settings_of(file: Path, unpacked: Unpacked, settings: Data) -> Data:
             "data.images with a table of paths",
             "leave it out",
         )
-    known = {name.casefold() for name in unpacked.table.column_names} & set(LABEL_NAMES)
-    by_feature = settings.label is None and not known and len(unpacked.class_columns) == 1
-    label = unpacked.class_columns[0] if by_feature else settings.label
-    return settings.model_copy(update={"path": unpacked.column, "label": label})
+    known = {name.casefold() for name in embedded.table.column_names} & set(LABEL_NAMES)
+    by_feature = settings.label is None and not known and len(embedded.class_columns) == 1
+    label = embedded.class_columns[0] if by_feature else settings.label
+    return settings.model_copy(update={"path": embedded.column, "label": label})
 
 
-def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
+def _find_columns(file: Place, table: pa.Table, settings: Data) -> _Columns:
     names = table.column_names
     path = _column(file, names, settings.path, PATH_NAMES, "path")
     split = _column(file, names, settings.split, SPLIT_NAMES, "split")
@@ -183,7 +204,7 @@ def _find_columns(file: Path, table: pa.Table, settings: Data) -> _Columns:
     return _Columns(path, label, one_hot, group, split)
 
 
-def _no_column(file: Path, names: Sequence[str], kind: Literal["path", "label"]) -> DataError:
+def _no_column(file: Place, names: Sequence[str], kind: Literal["path", "label"]) -> DataError:
     known, what, other = {
         "path": (PATH_NAMES, "of paths", ""),
         "label": (
@@ -227,7 +248,7 @@ def _label_candidates(table: pa.Table, names: Sequence[str]) -> list[str]:
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?")
 
 
-def _no_label(file: Path, candidates: list[str], one_hot: tuple[str, ...]) -> DataError:
+def _no_label(file: Place, candidates: list[str], one_hot: tuple[str, ...]) -> DataError:
     others = f", or the columns of 0 and 1 ({some(one_hot, 5)})" if len(one_hot) > 1 else ""
     places = some(map(repr, candidates), 8)
     return DataError(
@@ -237,7 +258,7 @@ def _no_label(file: Path, candidates: list[str], one_hot: tuple[str, ...]) -> Da
     )
 
 
-def _column(file: Path, names: Sequence[str], requested: str | None, known: Sequence[str], kind: str) -> str | None:
+def _column(file: Place, names: Sequence[str], requested: str | None, known: Sequence[str], kind: str) -> str | None:
     """Returns the column ``requested`` for, else the first of the ``known`` names that exists; letter case is ignored.
 
     Returns None if none of the known names exists. DataError if the table has no column ``requested``.
@@ -266,7 +287,7 @@ def _is_flag(column: pa.ChunkedArray) -> bool:
     return set(pc.unique(pc.utf8_lower(column)).to_pylist()) <= {*_ONES, *_ZEROS}
 
 
-def _classes(file: Path, table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str]]:
+def _classes(file: Place, table: pa.Table, columns: _Columns) -> tuple[pa.StringArray, dict[int, str]]:
     """Returns the class name of each row, and the reasons of rows without a class."""
     if columns.label is not None:
         labels = one_array(table[columns.label])
@@ -311,7 +332,7 @@ def _expand_home(base: Tree, name: str) -> str:
     return os.path.expanduser(name) if name.startswith("~/") and not base.is_folder("~") else name
 
 
-def _parts(file: Path, table: pa.Table, column: str | None) -> NDArray[np.int8]:
+def _parts(file: Place, table: pa.Table, column: str | None) -> NDArray[np.int8]:
     """Returns the part of each row (N,), UNDECIDED without a split column; DataError for unknown words."""
     if column is None:
         return np.full(len(table), UNDECIDED, np.int8)
@@ -369,10 +390,10 @@ def _empty_class_notes(before: pa.StringArray, after: pa.StringArray) -> list[st
     return [f"left out {counted(len(empty), 'class')} of the table without a picture: {some(empty)}"] if empty else []
 
 
-def _no_files(file: Path, base: Tree, names: list[str], left_out: dict[int, str], *, classes: bool = True) -> DataError:
+def _no_files(file: Place, base: str, names: list[str], left_out: dict[int, str], *, classes: bool = True) -> DataError:
     tried = (f"{names[row] or f'row {row + 1}'} ({left_out[row]})" for row in sorted(left_out))
     return DataError(
-        f"none of the {len(names):,} rows of {file} leads to a file{' with a class' if classes else ''} in {base.place}: "
+        f"none of the {len(names):,} rows of {file} leads to a file{' with a class' if classes else ''} in {base}: "
         f"{some(tried, 3)}",
         f"paths relative to the folder of the table, or to data.images{'; a class in every row' if classes else ''}",
         "set the folder of the pictures: --set data.images=FOLDER",

@@ -9,7 +9,6 @@ is cached by place, size and ETag, or time.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import tarfile
@@ -28,7 +27,7 @@ from stagewright.data.sources.scan import DIGEST_BYTES, digest_of
 from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import missing_or_unreadable
-from stagewright.storage.object_files import Changed, StoredObject, read_range
+from stagewright.storage.object_files import Changed, RangeFile, StoredObject, read_range
 from stagewright.storage.objects import open_store
 from stagewright.storage.parquet import read_table, write_table
 
@@ -129,22 +128,23 @@ def _decoded(read: Read, max_pixels: int) -> Picture:
 
 
 def _index_remote(root: str, shard: StoredObject, max_pixels: int, whole: bool) -> pa.Table:
-    file = Windows(root, shard)
+    windows = Windows(root, shard)
     url = f"{root}/{shard.name}"
-    _refuse_compressed(url, file.at(0, min(6, shard.bytes)))
+    _refuse_compressed(url, windows.at(0, min(6, shard.bytes)))
 
     def picture(offset: int, length: int) -> dict[str, Any]:
         found: dict[str, Any] = {"digest": digest_of(f"{shard.etag}:{offset}:{length}".encode())}
         try:
             try:
-                found["width"], found["height"] = _size_in(file.at(offset, min(length, _HEAD)), max_pixels)
+                found["width"], found["height"] = _size_in(windows.at(offset, min(length, _HEAD)), max_pixels)
             except OSError:
-                found["width"], found["height"] = _size_in(file.at(offset, length), max_pixels)
+                found["width"], found["height"] = _size_in(windows.at(offset, length), max_pixels)
         except OSError as error:
             found["reason"] = str(error)
         return found
 
-    return _index(url, cast(BinaryIO, file), file.at, _decoded(file.at, max_pixels) if whole else picture)
+    file = RangeFile(shard.bytes, windows.at)
+    return _index(url, cast(BinaryIO, file), windows.at, _decoded(windows.at, max_pixels) if whole else picture)
 
 
 def _size_in(head: bytes, max_pixels: int) -> tuple[int, int]:
@@ -205,35 +205,15 @@ def _text(data: bytes) -> str | None:
         return None
 
 
-class Windows(io.RawIOBase):
-    """An object in a store as a file, of which a window is in memory. DataError if it changes."""
+class Windows:
+    """A file in an object store, of which a window is in memory. DataError if it changes."""
 
     def __init__(self, root: str, shard: StoredObject) -> None:
         self.root, self.shard, self.store = root, shard, open_store(root)
-        self.place, self.begin, self.window = 0, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.shard.bytes}[whence]
-        self.place = base + offset
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self.shard.bytes - self.place)
-        data = self.at(self.place, left if size < 0 else min(size, left))
-        self.place += len(data)
-        return data
+        self.begin, self.window = 0, b""
 
     def at(self, offset: int, length: int) -> bytes:
-        """Returns bytes of the file without a move."""
+        """Returns bytes of the file."""
         if not length:
             return b""
         if not self.begin <= offset <= offset + length <= self.begin + len(self.window):

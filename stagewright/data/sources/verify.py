@@ -21,6 +21,7 @@ from stagewright.data.sources.builtin import digits_folder
 from stagewright.data.sources.embedded import unpacked_root
 from stagewright.data.sources.fetched import fetch, found_again
 from stagewright.data.sources.scan import Progress, digest_of, stamp_of
+from stagewright.data.sources.shard_names import find_parquet
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import user_path
@@ -93,20 +94,20 @@ def moved(manifest: Manifest, source: str | Path) -> Manifest:
     """Returns ``manifest`` for images that are now in the folder, table or pack ``source``, with the same relative paths."""
     if is_remote(str(source)) and manifest.objects:
         url = str(source).rstrip("/")
-        return replace(manifest, root=url, source=url, objects=_without_etags(manifest))
+        found = find_parquet(url) if manifest.column else None  # they may lie in a folder of it, or it is one of them
+        root = url if found is None else found.root
+        return replace(manifest, root=root, source=url, objects=_without_etags(manifest))
     path = Path(os.path.abspath(fetch(str(source), Data()) if is_remote(str(source)) else user_path(source)))
     if not path.exists():
         raise DataError(
             f"--data {source}: there is no such folder", "the folder that has the run's pictures now", "check the path"
         )
-    if (root := None if manifest.variant else unpacked_root(str(path))) is None:
-        root = str(path if path.is_dir() or manifest.variant else path.parent)
-    return replace(
-        manifest,
-        root=root,
-        source=str(source if is_remote(str(source)) else user_path(source)),
-        objects=_without_etags(manifest),
-    )
+    where = str(source if is_remote(str(source)) else user_path(source))
+    unpacked = None if manifest.variant else unpacked_root(str(path))
+    root = unpacked or str(path if path.is_dir() or manifest.variant else path.parent)
+    if unpacked is not None or manifest.column:  # on the disk, the images of Parquet files are files of their own
+        return replace(manifest, root=root, source=where, objects=(), column="", lengths=None)
+    return replace(manifest, root=root, source=where, objects=_without_etags(manifest))
 
 
 def _without_etags(manifest: Manifest) -> tuple[StoredObject, ...]:

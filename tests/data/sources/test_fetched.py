@@ -1,9 +1,8 @@
-"""Tests of DATA that is fetched whole (class folders, tables, Parquet files in a store), and of formats that are not read."""
+"""Tests of DATA that is fetched whole (class folders, tables), of Parquet files, and of formats that are not read."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
+from parquet_files import write_parquet
 from picture_folders import write_noise
 
 from stagewright.augment.geometry import eval_geometry
@@ -127,26 +127,14 @@ def test_tables(photos: Path, bucket: str, tmp_path: Path) -> None:
     assert refused(f"{bucket}/nothing/").given == f"there is nothing below {bucket}/nothing/"
 
 
-def write(files: Sequence[Path], target: Path, labels: Sequence[int] | None = None) -> None:
-    """Writes images to a Parquet file with the library datasets."""
-    import datasets
-
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
-    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
-    classes = labels or [CLASSES.index(file.parent.name) for file in files]
-    made = datasets.Dataset.from_dict({"image": images, "label": classes}, features=features)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made.to_parquet(str(target))
-
-
 def test_parquet_of_the_library_datasets(photos: Path, bucket: str, tmp_path: Path) -> None:
     """The names of the files are those of ImageNet-1k on the hub: a test part without classes is left out."""
     files = sorted(photos.glob("*/*"))
     data = tmp_path / "parquet" / "data"
     for number in range(2):
-        write(files[number:14:2], data / f"train-0000{number}-of-00002.parquet")
-    write(files[14:] + files[:1], data / "validation-00000-of-00001.parquet")
-    write(files[1:3], data / "test-00000-of-00001.parquet", labels=[-1, -1])
+        write_parquet(files[number:14:2], data / f"train-0000{number}-of-00002.parquet", CLASSES)
+    write_parquet(files[14:] + files[:1], data / "validation-00000-of-00001.parquet", CLASSES)
+    write_parquet(files[1:3], data / "test-00000-of-00001.parquet", CLASSES, labels=[-1, -1])
     here, there = load(data.parent), load(upload(data.parent, f"{bucket}/parquet"))
     plain = {hash: (label, view) for hash, label, view in contents(load(photos))}
     for found in (here, there):
@@ -166,7 +154,7 @@ def test_wrong_features(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "data" / "x.parquet"))
     assert "no column of classes" in refused(tmp_path / "data").given
-    write(files, tmp_path / "two" / "a.parquet")
+    write_parquet(files, tmp_path / "two" / "a.parquet", CLASSES)
     datasets.Dataset.from_dict({**rows, "label": [0] * len(files)}).to_parquet(str(tmp_path / "two" / "b.parquet"))
     error = refused(tmp_path / "two")
     assert error.given.startswith(f"{tmp_path}/two/b.parquet has no images in the column 'image', as a.parquet has;")

@@ -54,7 +54,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(source: str | Path, say: Callable[[str], object] = lambda text: None, **given: Any) -> Opened:
     settings = Data(**given.pop("data", {}))
-    given = {"workers": 2, "progress": None, "whole": True, **given}
+    given = {"workers": 2, "progress": None, "reading": "once", **given}
     return open_source(str(source), settings, say=lambda text: (say(text), None)[1], **given)
 
 
@@ -125,7 +125,7 @@ scan._SAVE_SECONDS, scan._CHUNK = 0.0, 4
 def progress(done, total):
     if done > 20:
         os.kill(os.getpid(), signal.SIGKILL)
-open_source(sys.argv[1], Data(), workers=1, progress=progress, whole=True)
+open_source(sys.argv[1], Data(), workers=1, progress=progress, reading="once")
 """
 
 
