@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import obstore
 from object_server import ObjectServer
-
-from stagewright.storage.objects import open_store
 
 
 def write_parquet(
@@ -36,15 +33,6 @@ def write_parquet(
     target.parent.mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(str(target), batch_size=rows)
     return target
-
-
-def upload_files(folder: Path, url: str) -> str:
-    """Copies all files below ``folder`` to ``url``, and returns it."""
-    store = open_store(url)
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            obstore.put(store, file.relative_to(folder).as_posix(), file)
-    return url
 
 
 def parquet_ranges(server: ObjectServer) -> Counter[str]:

@@ -20,6 +20,7 @@ import pytest
 from commands import typed
 from object_server import ObjectServer
 from picture_folders import write_noise
+from uploaded import upload_folder
 
 from stagewright.api.claimed_prediction import predict_claimed
 from stagewright.api.load_bundle import load_bundle
@@ -39,12 +40,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(str(root), root.parent / "photos.pack", Data(), size=20, part_bytes=20_000).folder
 
 
-def upload(folder: Path, url: str) -> str:
-    for file in folder.iterdir():
-        obstore.put(open_store(url), file.name, file)
-    return url
-
-
 def blocks(out: str) -> dict[str, pa.Table]:
     store = open_store(out)
     names = [one["path"] for page in obstore.list(store) for one in page if one["path"].endswith(".parquet")]
@@ -56,7 +51,7 @@ def answered(out: str) -> list[dict[str, Any]]:
 
 
 def test_the_answers_are_those_of_predict(small_run: Path, folder: Path, bucket: str) -> None:
-    url, out = upload(folder, f"{bucket}/photos.pack"), f"{bucket}/answers"
+    url, out = upload_folder(folder, f"{bucket}/photos.pack"), f"{bucket}/answers"
     done = predict_claimed(small_run, url, out, top=2, block_rows=25)
     assert (done.blocks, done.images, done.own_blocks, done.own_images, done.failed) == (4, 90, 4, 90, 0)
     rows = answered(out)
@@ -91,7 +86,7 @@ print("done", done.own_blocks, done.own_images, flush=True)
 
 @pytest.mark.long
 def test_one_of_three_is_killed(small_run: Path, folder: Path, bucket: str) -> None:
-    url, out = upload(folder, f"{bucket}/photos.pack"), f"{bucket}/answers"
+    url, out = upload_folder(folder, f"{bucket}/photos.pack"), f"{bucket}/answers"
     command = [sys.executable, "-c", _WORK, str(small_run), url, out]
     victim = subprocess.Popen([*command, "100"], stdout=subprocess.PIPE, text=True)
     assert victim.stdout is not None

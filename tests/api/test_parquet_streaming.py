@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from object_server import ObjectServer
-from parquet_files import parquet_ranges, upload_files, write_parquet
+from parquet_files import parquet_ranges, write_parquet
 from rank_runs import QUIET, Parent, parent_of_ranks, unequal, write_recipe
 from remote_packs import make_folder
+from uploaded import upload_folder
 
 from stagewright.api.prepare import prepare
 from stagewright.data.dataset import load_dataset
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def url(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
-    return upload_files(folder, f"{bucket}/data")
+    return upload_folder(folder, f"{bucket}/data")
 
 
 def environment() -> list[dict[str, str]]:
@@ -147,7 +148,7 @@ def test_row_groups_of_one_class_each_are_refused_unless_asked_for(
     files = sorted(make_folder(tmp_path / "pictures", 400, classes=40).glob("*/*"))
     classes = sorted({file.parent.name for file in files})
     write_parquet(files, tmp_path / "sorted" / "all.parquet", classes, rows=5)
-    url = upload_files(tmp_path / "sorted", f"{bucket}/sorted")
+    url = upload_folder(tmp_path / "sorted", f"{bucket}/sorted")
     with pytest.raises(DataError) as caught:
         prepared(url, spread=1)
     assert "of the classes that it has with full" in caught.value.given

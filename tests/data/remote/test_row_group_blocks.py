@@ -11,8 +11,9 @@ import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
-from parquet_files import parquet_ranges, upload_files, write_parquet
+from parquet_files import parquet_ranges, write_parquet
 from remote_packs import make_folder
+from uploaded import upload_folder
 
 from stagewright.data.batches.specs import train_specs
 from stagewright.data.dataset import Dataset, in_blocks, load_dataset
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def url(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
-    return upload_files(folder, f"{bucket}/data")
+    return upload_folder(folder, f"{bucket}/data")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from object_server import ObjectServer
 from parquet_files import write_parquet
 from picture_folders import write_noise
+from uploaded import upload_folder
 
 from stagewright.augment.geometry import eval_geometry
 from stagewright.data.batches.batch import BatchSpec
@@ -51,14 +52,6 @@ def refused(source: str | Path, **settings: str) -> DataError:
     return error.value
 
 
-def upload(folder: Path, url: str) -> str:
-    store = open_store(url)
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            obstore.put(store, file.relative_to(folder).as_posix(), file)
-    return url
-
-
 def contents(dataset: Dataset) -> list[tuple[str, str, bytes]]:
     """Returns (hash, class, view of the loader) of each image, sorted."""
     manifest, rows = dataset.manifest, np.arange(len(dataset.manifest))
@@ -75,7 +68,7 @@ def contents(dataset: Dataset) -> list[tuple[str, str, bytes]]:
 def test_class_folders(
     photos: Path, bucket: str, object_server: ObjectServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = upload(photos, f"{bucket}/photos")
+    url = upload_folder(photos, f"{bucket}/photos")
     there = load(url)
     said = capsys.readouterr().err
     assert said.startswith("Fetching 20 files, 0.00 GB, of s3://") and "about $0.0000 for requests" in said
@@ -94,7 +87,7 @@ def test_class_folders(
     (tmp_path / "cache").rename(tmp_path / "lost")
     with pytest.raises(DataError, match="have changed since the run began"):
         verify_images(manifest)
-    upload(photos, url)
+    upload_folder(photos, url)
     verify_images(manifest)
     assert np.array_equal(np.asarray(open_images(manifest).load(3)), np.asarray(again.images.load(3)))
     made = pack(url, tmp_path / "photos.pack", Data(), size=16)
@@ -102,7 +95,7 @@ def test_class_folders(
 
 
 def test_a_fetch_that_is_interrupted_goes_on(photos: Path, bucket: str, object_server: ObjectServer) -> None:
-    url = upload(photos, f"{bucket}/photos")
+    url = upload_folder(photos, f"{bucket}/photos")
     with object_server.fault("forbidden", method="GET", path="bee/07"), pytest.raises(StorageError, match="no rights"):
         load(url)
     object_server.requests(clear=True)
@@ -117,8 +110,8 @@ def test_tables(photos: Path, bucket: str, tmp_path: Path) -> None:
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         rows = [(f"images/{one.parent.name}/{one.name}", one.parent.name) for one in files]
         csv.writer(file).writerows([("path", "label"), *rows, ("images/ant/gone.jpg", "ant")])
-    upload(photos, f"{bucket}/x/images")
-    upload(photos, f"{bucket}/x/other")
+    upload_folder(photos, f"{bucket}/x/images")
+    upload_folder(photos, f"{bucket}/x/other")
     obstore.put(open_store(f"{bucket}/x"), "labels.csv", tmp_path / "labels.csv")
     found = load(f"{bucket}/x/labels.csv")
     assert contents(found) == contents(load(photos)) and found.excluded[0].path == "images/ant/gone.jpg"
@@ -135,14 +128,14 @@ def test_parquet_of_the_library_datasets(photos: Path, bucket: str, tmp_path: Pa
         write_parquet(files[number:14:2], data / f"train-0000{number}-of-00002.parquet", CLASSES)
     write_parquet(files[14:] + files[:1], data / "validation-00000-of-00001.parquet", CLASSES)
     write_parquet(files[1:3], data / "test-00000-of-00001.parquet", CLASSES, labels=[-1, -1])
-    here, there = load(data.parent), load(upload(data.parent, f"{bucket}/parquet"))
+    here, there = load(data.parent), load(upload_folder(data.parent, f"{bucket}/parquet"))
     plain = {hash: (label, view) for hash, label, view in contents(load(photos))}
     for found in (here, there):
         assert {hash: (label, view) for hash, label, view in contents(found)} == plain
         assert [len(found.manifest.rows(part)) for part in ("train", "val", "test")] == [14, 7, 0]
         assert sum(one.reason.startswith("no class") for one in found.excluded) == 2
     assert here.manifest.digest == there.manifest.digest
-    single = load(f"{upload(data, f'{bucket}/flat')}/train-00000-of-00002.parquet", val="0.3")
+    single = load(f"{upload_folder(data, f'{bucket}/flat')}/train-00000-of-00002.parquet", val="0.3")
     assert len(single.manifest) == 7
 
 
@@ -180,7 +173,7 @@ def test_other_formats_are_named(names: list[str], what: str, tmp_path: Path, bu
     for name in names:
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).write_bytes(b"x" * 9)
-    url = upload(tmp_path / "data", f"{bucket}/data")
+    url = upload_folder(tmp_path / "data", f"{bucket}/data")
     for source in (tmp_path / "data", tmp_path / "data" / names[-1], url):
         error = refused(source)
         assert error.given.startswith(f"{str(source)!r} is in the format {what} (")
@@ -198,7 +191,7 @@ def test_the_hub_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_disk_that_is_too_small(photos: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = upload(photos, f"{bucket}/photos")
+    url = upload_folder(photos, f"{bucket}/photos")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: _Usage())
     with pytest.raises(StorageError, match=r"1e-06 GB are free in .* needs"):
         load(url)
@@ -206,3 +199,12 @@ def test_a_disk_that_is_too_small(photos: Path, bucket: str, monkeypatch: pytest
 
 class _Usage:
     free = 1000
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_near_duplicates_are_found_in_a_copy(form: str, photos: Path, bucket: str, tmp_path: Path) -> None:
+    if form == "parquet":
+        write_parquet(sorted(photos.glob("*/*")), tmp_path / "parquet" / "train.parquet", CLASSES)
+    local = photos if form == "folder" else tmp_path / "parquet"
+    there = load(upload_folder(local, f"{bucket}/photos"), near="together")
+    assert there.manifest.digest == load(local, near="together").manifest.digest and not there.manifest.column

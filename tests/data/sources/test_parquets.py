@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_server import ObjectServer
-from parquet_files import parquet_ranges, upload_files, write_parquet
+from parquet_files import parquet_ranges, write_parquet
 from picture_folders import write_noise
 from PIL import Image
+from uploaded import upload_folder
 
 from stagewright.data.dataset import Dataset, load_dataset, load_for_evaluation, open_images
 from stagewright.data.images.decode import FileImages
@@ -94,7 +95,7 @@ def same(one: Dataset, other: Dataset) -> bool:
 def test_the_same_data_set_as_on_the_disk(
     folder: Path, bucket: str, object_server: ObjectServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     here, there = load(folder), load(url + "/")
     assert same(here, there) and len(there.manifest) == 36
     assert isinstance(here.images, FileImages) and isinstance(there.images, RemotePlacedImages)
@@ -112,7 +113,7 @@ def test_the_same_data_set_as_on_the_disk(
 
 
 def test_each_row_group_is_indexed_by_one_read(folder: Path, bucket: str, object_server: ObjectServer) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     object_server.requests(clear=True)
     load(url)
     asked = parquet_ranges(object_server)
@@ -121,7 +122,7 @@ def test_each_row_group_is_indexed_by_one_read(folder: Path, bucket: str, object
 
 
 def test_one_file_of_many(folder: Path, bucket: str) -> None:
-    url = upload_files(folder / "data", f"{bucket}/data")
+    url = upload_folder(folder / "data", f"{bucket}/data")
     name = "train-00001-of-00002.parquet"
     there = load(f"{url}/{name}", val=0.3)
     assert same(load(folder / "data" / name, val=0.3), there) and there.manifest.root == url
@@ -137,7 +138,7 @@ def test_columns_of_groups_and_parts(photos: list[Path], bucket: str, tmp_path: 
         "split": ["test" if at % 4 == 0 else "train" for at in range(36)],
     }
     write_parquet(kept, tmp_path / "one" / "all.parquet", CLASSES, rows=7, columns=more)
-    url = upload_files(tmp_path / "one", f"{bucket}/one")
+    url = upload_folder(tmp_path / "one", f"{bucket}/one")
     here, there = load(tmp_path / "one", split="none"), load(url, split="none")
     assert same(here, there) and there.manifest.groups is not None
     assert there.manifest.groups.to_pylist()[:3] == ["s0", "s1", "s2"]
@@ -166,7 +167,7 @@ def test_cells_without_a_picture(bucket: str, tmp_path: Path) -> None:
     values: list[bytes | None] = [png(seed) for seed in range(12)]
     values[3], values[4], values[5] = None, b"", b"\x89PNG\r\n\x1a\nbroken"
     cells(values, ["a", "b"] * 6, tmp_path / "one" / "a.parquet")
-    url = upload_files(tmp_path / "one", f"{bucket}/one")
+    url = upload_folder(tmp_path / "one", f"{bucket}/one")
     here, there = load(tmp_path / "one", val=0.3), load(url, val=0.3)
     assert same(here, there) and len(there.manifest) == 9
     reasons = {one.path: one.reason for one in there.excluded}
@@ -178,7 +179,7 @@ def test_several_columns_of_pictures(bucket: str, tmp_path: Path) -> None:
     table = {name: [png(seed + at) for seed in range(12)] for at, name in enumerate(("left", "right"))}
     (tmp_path / "one").mkdir()
     pq.write_table(pa.table({**table, "label": ["a", "b"] * 6}), tmp_path / "one" / "a.parquet")
-    url = upload_files(tmp_path / "one", f"{bucket}/one")
+    url = upload_folder(tmp_path / "one", f"{bucket}/one")
     assert refused(url).given == f"{url}/a.parquet has images in several columns: 'left', 'right'"
     found = load(url, path="right", val=0.3)
     assert contents(found) == table["right"] and found.manifest.column == "right"
@@ -203,21 +204,21 @@ def test_wrong_features_are_refused_by_name(photos: list[Path], bucket: str, tmp
 
     rows = {"picture": [one.read_bytes() for one in photos], "kind": [1.5] * len(photos)}
     datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "x" / "x.parquet"))
-    assert "no column of classes" in refused(upload_files(tmp_path / "x", f"{bucket}/x")).given
+    assert "no column of classes" in refused(upload_folder(tmp_path / "x", f"{bucket}/x")).given
     write_parquet(photos, tmp_path / "two" / "a.parquet", CLASSES)
     datasets.Dataset.from_dict({**rows, "label": [0] * len(photos)}).to_parquet(str(tmp_path / "two" / "b.parquet"))
-    url = upload_files(tmp_path / "two", f"{bucket}/two")
+    url = upload_folder(tmp_path / "two", f"{bucket}/two")
     given = refused(url).given
     assert given.startswith(
         f"{url}/b.parquet has no images in the column 'image', as a.parquet has; its columns: picture"
     )
     write_parquet(photos, tmp_path / "two" / "b.parquet", CLASSES, columns={"site": ["s"] * len(photos)})
-    upload_files(tmp_path / "two", url)
+    upload_folder(tmp_path / "two", url)
     assert refused(url).given == f"the Parquet files in {url} have different columns"
 
 
 def test_truncated_and_damaged_files_are_named(folder: Path, bucket: str, tmp_path: Path) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     name = "data/train-00001-of-00002.parquet"
     data = (folder / name).read_bytes()
     obstore.put(open_store(url), name, data[:-100])
@@ -233,7 +234,7 @@ def test_truncated_and_damaged_files_are_named(folder: Path, bucket: str, tmp_pa
 
 
 def test_a_file_that_changed_is_named(folder: Path, bucket: str, tmp_path: Path, object_server: ObjectServer) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     found = load(url)
     found.manifest.write(tmp_path / "manifest.parquet")
     manifest = Manifest.read(tmp_path / "manifest.parquet")
@@ -262,8 +263,8 @@ def test_a_file_that_changed_is_named(folder: Path, bucket: str, tmp_path: Path,
 
 
 def test_copies_in_another_place(folder: Path, bucket: str, tmp_path: Path) -> None:
-    found = load(upload_files(folder, f"{bucket}/hub"))
-    copy = upload_files(folder, f"{bucket}/copy")
+    found = load(upload_folder(folder, f"{bucket}/hub"))
+    copy = upload_folder(folder, f"{bucket}/copy")
     there = moved(found.manifest, copy)
     assert there.root == f"{copy}/data"
     assert contents(Dataset(there, open_images(there), (), (), found.account)) == contents(found)
@@ -281,7 +282,7 @@ def test_copies_in_another_place(folder: Path, bucket: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("order", ["listed", "mixed"])
 def test_packing(order: Any, folder: Path, bucket: str, tmp_path: Path, object_server: ObjectServer) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     here = pack(str(folder), tmp_path / "here.pack", Data(), size=16, order=order)
     object_server.requests(clear=True)
     there = pack(url, tmp_path / "there.pack", Data(), size=16, order=order)
@@ -296,7 +297,7 @@ def test_packing(order: Any, folder: Path, bucket: str, tmp_path: Path, object_s
 
 
 def test_a_disk_that_is_too_small_for_a_copy(folder: Path, bucket: str, tmp_path: Path, monkeypatch: Any) -> None:
-    url = upload_files(folder, f"{bucket}/hub")
+    url = upload_folder(folder, f"{bucket}/hub")
     monkeypatch.setattr("stagewright.data.sources.fetched.shutil.disk_usage", lambda folder: _Usage())
     with pytest.raises(StorageError) as caught:
         pack(url, tmp_path / "mixed.pack", Data(), size=16)
