@@ -63,6 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stagewright-forecast-") as folder:
         for network in asked.networks:
             rounds: dict[str, list[dict[str, float]]] = {}
+            cases: dict[str, dict[str, float]] = {}
             for number in range(asked.rounds):
                 place = Path(folder) / f"{network}-{number}"
                 place.mkdir()
@@ -75,7 +76,7 @@ def main() -> None:
                 )
                 env = environment(asked.data.name, command.split(), "cpu", "CPU, 1 thread a process")
                 del env["cwd"]  # a path of this machine
-                found = {"cases": cases, "rounds": rounds, "cores_of_others": round(others.cores, 3), **env}
+                found = {"cases": cases, "rounds": rounds, "cores_of_others": others.cores, **env}
                 if asked.out:
                     there = json.loads(asked.out.read_text()) if asked.out.exists() else {}
                     asked.out.write_text(json.dumps({**there, network: found}, indent=1) + "\n")
