@@ -45,7 +45,8 @@ class ReadWatch:
         """Counts ``update``, which is not carried out yet, and returns where the data began to be missing, or None.
 
         The data counts as gone if all ``images`` of this update are unreadable, or too many of the window. The result is then the
-        first update of the window in which more than ``share`` of the images are unreadable.
+        first update of the window in which more than ``share`` of the images are unreadable, or an earlier one if some are in
+        each update from there on: a disk or a store that goes away takes few images of its first update.
         """
         while self.recent and self.recent[-1][0] >= update:  # after a rollback
             self.recent.pop()
@@ -54,4 +55,10 @@ class ReadWatch:
         gone = 0 < images == unreadable and self.share < 1.0
         if not gone and missing <= self.share * images * self.window:
             return None
-        return next((one for one, count, of in self.recent if count > self.share * of), update)
+        first = next((one for one, count, of in self.recent if count > self.share * of), update)
+        for one, count, _ in reversed(self.recent):
+            if one < first:
+                if not count:
+                    break
+                first = one
+        return first

@@ -9,9 +9,20 @@ def test_a_few_are_masked_and_many_stop() -> None:
     watch = ReadWatch(0.05, 10)
     for update in range(40):
         assert watch.check(update, 1 if update % 3 == 0 else 0, 20) is None, "4 of the 200 of a window"
-    assert watch.check(40, 2, 20) is None
-    assert watch.check(41, 9, 20) == 40, "in update 40, more than 1 in 20 were missing too"
-    assert watch.missing_images() == (14, 200, "steps 33 to 42")
+    assert watch.check(40, 0, 20) is None and watch.check(41, 2, 20) is None
+    assert watch.check(42, 9, 20) == 41, "in update 41, more than 1 in 20 were missing too"
+    assert watch.missing_images() == (14, 200, "steps 34 to 43")
+
+
+def test_the_first_update_of_an_outage_may_miss_few() -> None:
+    watch = ReadWatch(0.05, 10)
+    assert [watch.check(update, missing, 40) for update, missing in enumerate((1, 0, 1, 2, 1, 12))] == [None] * 5 + [
+        None
+    ]
+    assert watch.check(6, 40, 40) == 2, (
+        "updates 2 to 6 each miss some, and nothing says that update 2 is not of the outage"
+    )
+    assert watch.missing_images()[0] == 57
 
 
 def test_a_batch_without_one_picture_stops_at_once() -> None:
