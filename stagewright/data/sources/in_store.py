@@ -28,10 +28,10 @@ from stagewright.data.sources.fetched import fetch_alone, files_below, not_ignor
 from stagewright.data.sources.folders import TABLES, Listing
 from stagewright.data.sources.local import completed, list_tree
 from stagewright.data.sources.scan import Content, Progress, Scan, ScannedFiles, is_doubtful, scan, scan_files
+from stagewright.data.sources.shard_names import find_parquet
 from stagewright.data.sources.tables import list_table, path_column
 from stagewright.data.sources.tar_index import Windows
 from stagewright.data.sources.tree import StoreTree
-from stagewright.data.sources.walk import is_ignored
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import check_size
@@ -81,12 +81,11 @@ def read_in_store(
         listing = list_table(file, settings, beside=StoreTree(url, found))
         if not is_remote(listing.root):
             return None
+    elif find_parquet(url) is not None:
+        return None
     else:
         found = files_below(source)
-        tree = StoreTree(url, found)
-        if _may_be_parquet(tree):
-            return None
-        listing = list_tree(source, tree, settings, needs_train)
+        listing = list_tree(source, StoreTree(url, found), settings, needs_train)
     listing = completed(source, listing, settings)
     inner = listing.root.removeprefix(url).removeprefix("/")
     above = f"{inner}/" if inner else ""
@@ -108,14 +107,6 @@ def read_in_store(
         _scanned_files(listing, objects, images), max_pixels=settings.max_pixels, workers=workers, progress=progress
     )
     return _InStore(listing, scanned, url, objects, None)
-
-
-def _may_be_parquet(tree: StoreTree, inner: str = "") -> bool:
-    """Whether a folder has Parquet files and no folders, as those that contain images (:func:`embedded.shards`)."""
-    seen = [entry for entry in tree.scan(inner) if not is_ignored(entry.name)]
-    folders = [entry.name for entry in seen if entry.is_dir()]
-    files = any(entry.is_file() and entry.name.lower().endswith(".parquet") for entry in seen)
-    return _may_be_parquet(tree, "data") if folders == ["data"] and not files else files and not folders
 
 
 def _images_of(url: str, objects: Sequence[StoredObject], paths: pa.StringArray, max_pixels: int) -> RemoteWholeImages:
