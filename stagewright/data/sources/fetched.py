@@ -127,16 +127,20 @@ def fetch_files(url: str, wanted: Sequence[StoredObject], say: Say) -> Path:
             ),
         )
     store = open_store(url)
+
+    def fetch_one(one: StoredObject) -> None:
+        _fetch_one(store, url, one, folder / one.name)
+        there[one.name] = one.etag  # here, so that what is under way when another file fails counts too
+
     try:
         with Pool(_AT_ONCE, "fetch") as pool:
-            tasks = {pool.submit(_fetch_one, store, url, one, folder / one.name): one for one in missing}
+            tasks = [pool.submit(fetch_one, one) for one in missing]
             for number, task in enumerate(as_finished(tasks), 1):
                 task.result()
-                there[tasks[task].name] = tasks[task].etag
                 if number % 5000 == 0:
-                    write_json(etags, there, durable=False)
+                    write_json(etags, dict(there), durable=False)
     finally:
-        write_json(etags, there, durable=False)
+        write_json(etags, dict(there), durable=False)
     return folder
 
 
