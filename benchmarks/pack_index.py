@@ -138,6 +138,7 @@ def main() -> None:
     import obstore
     from object_server import start_object_server  # pyright: ignore[reportMissingImports]
 
+    from stagewright.rundir.environment import environment
     from stagewright.storage.objects import open_store
 
     with tempfile.TemporaryDirectory() as name:
@@ -154,6 +155,10 @@ def main() -> None:
         shutil.rmtree(made)
     print(json.dumps(found, indent=1))
     if given.out:
+        env = environment("a made index", sys.argv, "cpu", "")
+        kept = ("stagewright", "git_commit", "python", "numpy", "pyarrow", "cpu", "cores", "ram_gb")
+        command = f"python benchmarks/pack_index.py --rows {given.rows}"
+        found = {"command": command, **{key: env[key] for key in kept}, **found}
         given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
