@@ -42,7 +42,7 @@ def test_training_draws_in_its_places(picture_folder: Path, tmp_path: Path, monk
     assert printed(training.outputs, "stderr") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_notebook_runs_and_shows_what_it_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     kept = nbformat.read(FIRST, as_version=4)

@@ -13,7 +13,7 @@ STORM = Path(__file__).parent.parent / "benchmarks" / "storm.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("storm", "count"), [("signals", 4), pytest.param("operations", 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("storm", "count"), [("signals", 2), pytest.param("operations", 2, marks=pytest.mark.long)])
 def test_a_storm(storm: str, count: int) -> None:
     if storm == "operations" and not shutil.which("cc"):
         pytest.skip("needs a C compiler, for operations that fail")

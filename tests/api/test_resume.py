@@ -189,7 +189,7 @@ def test_kill_in_evaluation_and_at_stage_changes(start: Start, unbroken: RunDir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_kills_at_random_moments(start: Start, unbroken: RunDir, kills: int) -> None:
     """kill -9 from outside at random moments: in set-up, steps, evaluation, saving and finishing."""
     moments = random.Random(0)

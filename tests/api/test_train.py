@@ -397,7 +397,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_ends_with_75_and_a_checkpoint(
     launch: Launch, picture_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -80,10 +80,8 @@ def is_in_the_record(run: Path, sentence: str) -> None:
     assert summary["status"] == "failed" and summary["error"] == sentence
 
 
-@pytest.mark.parametrize(
-    ("rank", "phase"),
-    [(1, "training"), *(pytest.param(0, one, marks=pytest.mark.long) for one in ("training", "evaluation"))],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("rank", "phase"), [(1, "training"), (0, "training"), (0, "evaluation")])
 def test_a_rank_that_is_killed(parent: Parent, data: Path, tmp_path: Path, rank: int, phase: str) -> None:
     fault = {"rank": rank, "do": "SIGKILL", "phase": phase, "step": 4, "after": TOLD}
     ranks = parent.start(train(data, tmp_path / "run"), 3, fault=[fault])

@@ -76,6 +76,7 @@ def test_a_machine_that_does_not_tell_its_load(runs: list[Path], monkeypatch: py
     assert [one.is_disturbed for one in found] == [None, None]
 
 
+@pytest.mark.long
 def test_one_is_measured_in_a_process_of_its_own(runs: list[Path]) -> None:
     before = {path.name for path in runs[0].iterdir()}
     (found,) = measure_costs(runs[:1], rounds=1, seconds=0.2, execution=QUIET)

@@ -23,7 +23,7 @@ from stagewright.rundir.events import read_events
 INFO = DatasetInfo(num_train=64, num_val=32, num_test=32, classes=("a", "b", "c"), digest="tiny")
 
 
-SOON = ("finetune", "progressive", "quick")
+SOON = ("finetune", "quick")
 """Those of the shipped recipes whose tiny run is no long test."""
 
 

@@ -53,7 +53,7 @@ def test_the_console_and_say_end_nothing() -> None:
     failsafe_notices(say)("hello")
 
 
-@pytest.mark.parametrize("place", ["a pipe without a reader", "/dev/full"])
+@pytest.mark.parametrize("place", ["a pipe without a reader", pytest.param("/dev/full", marks=pytest.mark.long)])
 def test_a_training_goes_on_and_ends_as_if_nothing_had_happened(
     picture_folder: Path, tmp_path: Path, place: str
 ) -> None:

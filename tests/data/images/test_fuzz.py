@@ -53,11 +53,11 @@ def test_a_byte_read_behind_the_file_is_found(tmp_path: Path) -> None:
 def test_mutated_files_of_all_formats_are_read_or_explained(tmp_path: Path) -> None:
     """The short form of ``make test-long``: no other exception, no crash, no more than 10 s or 2 GB for one file."""
     script = FUZZ.parent.parent / "benchmarks" / "fuzz_images.py"
-    command = [sys.executable, str(script), "--count", "500", "--findings", str(tmp_path)]
+    command = [sys.executable, str(script), "--count", "300", "--findings", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"500 files .*'read': (\d+)", done.stdout)
-    assert found and int(found[1]) > 50, done.stdout  # if all were refused at once, the run would test nothing
+    found = re.search(r"300 files .*'read': (\d+)", done.stdout)
+    assert found and int(found[1]) > 30, done.stdout  # if all were refused at once, the run would test nothing
     assert not list(tmp_path.iterdir())
 
 
