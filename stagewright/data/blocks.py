@@ -48,15 +48,17 @@ def blocks_of(
     target = block_bytes(int(lengths.sum()), mixed=_are_mixed(labels[order]))
     sizes = lengths[order]
     # The images of a split in a part are cut into as many blocks as fit best, of equal size but for a record.
-    sections = np.cumsum((np.diff(which[order], prepend=-1) != 0) | (np.diff(splits[order], prepend=-1) != 0)) - 1
+    begins = (np.diff(which[order], prepend=-1) != 0) | (np.diff(splits[order], prepend=-1) != 0)
+    sections = np.cumsum(begins, dtype=np.int32) - 1
     totals = np.bincount(sections, weights=sizes).astype(np.int64)
     counts = np.maximum(1, np.round(totals / target).astype(np.int64))
-    before = np.cumsum(sizes) - sizes
-    before -= (np.cumsum(totals) - totals)[sections]
-    within = before * counts[sections] // totals[sections]
-    keys = np.stack([sections, within])
-    changes = np.r_[True, (np.diff(keys, axis=1) != 0).any(axis=0)]
-    blocks[order] = (np.cumsum(changes) - 1).astype(np.int32)
+    within = np.cumsum(sizes)
+    within -= sizes
+    within -= (np.cumsum(totals) - totals)[sections]
+    within *= counts[sections]
+    within //= totals[sections]
+    changes = (np.diff(sections, prepend=-1) != 0) | (np.diff(within, prepend=-1) != 0)
+    blocks[order] = np.cumsum(changes, dtype=np.int32) - 1
     return blocks
 
 

@@ -34,6 +34,7 @@ from stagewright.data.sources.walk import Excluded
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.parquet import pc
+from stagewright.system.allocators import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,16 @@ def _load(
         return _dataset(rule(source, listing, arrays.scan), ArrayImages(arrays.images))
     if is_pack_source(source):
         pack = open_pack(source)
-        made = rule(source, with_val_as_test(source, pack.listing(settings), settings), pack.scan())
+        listing, found = with_val_as_test(source, pack.listing(settings), settings), pack.scan()
+        give_back_memory()  # of what the index of a million images was read into
+        made = rule(source, listing, found)
+        del listing, found
         check_notes = check_records(pack, workers=workers, progress=progress)
         manifest = replace(made.manifest, variant=pack.head.variant, objects=pack.objects)
         made = made._replace(manifest=manifest, notes=(*made.notes, *check_notes))
-        return _dataset(made, _through_cache(pack.images(manifest.paths), manifest))
+        images = _through_cache(pack.images(manifest.paths), manifest)
+        give_back_memory()
+        return _dataset(made, images)
     if near and names_shards(source):
         raise _not_separate(source)
     # Near duplicates are found among files on the disk.
@@ -144,6 +150,7 @@ def in_blocks(dataset: Dataset) -> Dataset:
         )
     blocks = blocks_of(images.places, dataset.manifest.splits, dataset.manifest.labels, _row_groups(images))
     manifest = replace(dataset.manifest, blocks=blocks)
+    give_back_memory()
     return replace(dataset, manifest=manifest, images=_through_cache(images, manifest))
 
 

@@ -22,7 +22,7 @@ from stagewright.errors import DataError
 from stagewright.storage.files import read_parsed
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.object_files import StoredObject
-from stagewright.storage.parquet import column_bytes, one_array, parse_table, pc, write_table
+from stagewright.storage.parquet import hash_column, one_array, parse_table, pc, write_table
 
 if TYPE_CHECKING:
     from stagewright.plan.plan import DatasetInfo
@@ -150,7 +150,7 @@ class Manifest:
             raise ValueError("a manifest with a closed test part describes no data set")
         digest = hashlib.sha256(json.dumps(["stagewright manifest", _VERSION, len(self), self.classes]).encode())
         for column in (self.paths, self.hashes, self.groups):
-            digest.update(b"-" if column is None else column_bytes(column))
+            hash_column(digest, column)
         digest.update(np.ascontiguousarray(self.labels, "<i4").tobytes())
         digest.update(np.ascontiguousarray(self.splits, "<i1").tobytes())
         if self.variant:  # if it is empty, the digest is the same as in older versions, which had no variant

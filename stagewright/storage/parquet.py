@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute
@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from stagewright.storage.files import read_parsed, write_whole
 
 pc: Any = pyarrow.compute  # its functions are made on import, where type checkers do not see them
+
+_HASHED_ROWS = 1 << 16
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -51,8 +53,19 @@ def one_array(column: pa.ChunkedArray) -> pa.StringArray:
     return pa.concat_arrays([chunk.cast(pa.string()) for chunk in column.chunks] or [pa.array([], pa.string())])
 
 
-def column_bytes(column: pa.StringArray) -> bytes:
-    """Returns bytes that identify the strings of ``column``: the length of each (-1 for null), then all strings joined."""
-    lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i4")
-    text = pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column.fill_null("")), "")[0].as_py()
-    return lengths.tobytes() + text.encode()
+class _Digest(Protocol):
+    """A hash of hashlib."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+def hash_column(digest: _Digest, column: pa.StringArray | None) -> None:
+    """Adds to ``digest`` bytes that identify the strings of ``column``: the length of each (-1 for null), then all strings; ``-``
+    if there is no column. A million strings are not in memory once more for it."""
+    if column is None:
+        digest.update(b"-")
+        return
+    digest.update(pc.fill_null(pc.binary_length(column), -1).to_numpy().astype("<i4").tobytes())
+    for begin in range(0, len(column), _HASHED_ROWS):
+        part = column.slice(begin, _HASHED_ROWS).fill_null("")
+        digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(part)], part), "")[0].as_py().encode())

@@ -73,7 +73,7 @@ def places_by_block(blocks: ArrayLike) -> PlacesByBlock:
     """Sorts places with the integer ``blocks`` (n,) by block."""
     given = np.asarray(blocks)
     numbers, sizes = np.unique(given, return_counts=True)
-    order = np.argsort(given, kind="stable").astype(np.int64)
+    order = np.argsort(given, kind="stable").astype(np.int64, copy=False)
     return PlacesByBlock(order, sizes.astype(np.int64), numbers.astype(np.int64))
 
 

@@ -18,7 +18,7 @@ from PIL import Image, features
 from stagewright.data.images import decode, depth, limits, stored
 from stagewright.data.images.decode import FileImages
 from stagewright.data.manifest import Manifest
-from stagewright.storage.parquet import column_bytes
+from stagewright.storage.parquet import hash_column
 from stagewright.storage.shared_file import SharedFile
 
 
@@ -29,7 +29,7 @@ def open_shared(images: FileImages, manifest: Manifest, num_bytes: int) -> Share
     """
     facts = [_decoder(), images.max_pixels, len(manifest), num_bytes]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(column_bytes(manifest.hashes))
+    hash_column(digest, manifest.hashes)
     for column in (manifest.widths, manifest.heights):
         digest.update(np.ascontiguousarray(column, "<i4").tobytes())
     return SharedFile.open(f"pictures-{digest.hexdigest()[:32]}", len(manifest), num_bytes)

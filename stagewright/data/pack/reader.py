@@ -180,6 +180,7 @@ class Pack:
                 "the pack that the run was started with",
                 "restore that pack, or start a new run",
             )
+        del wrong, listed
         names = ("stored_width", "stored_height", "width", "height")
         places = self.places()
         sizes = [self._records(name)[name].to_numpy() for name in names]

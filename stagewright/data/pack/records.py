@@ -37,7 +37,7 @@ from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.object_files import Changed
 from stagewright.storage.objects import is_remote
-from stagewright.storage.parquet import column_bytes
+from stagewright.storage.parquet import hash_column
 from stagewright.system.threads import Pool, Task
 
 _CHUNK = 4
@@ -236,7 +236,7 @@ def _digest(listing: Listing, found: Scan) -> str:
     """Returns a digest of everything that a pack contains of its source."""
     digest = hashlib.blake2b(digest_size=16)
     for column in (listing.paths, listing.labels, listing.groups):
-        digest.update(b"-" if column is None else column_bytes(column))
+        hash_column(digest, column)
     digest.update(listing.parts.astype("<i1").tobytes())
     digest.update(np.ascontiguousarray(found.digests).tobytes())
     digest.update(repr(sorted(found.reasons)).encode())

@@ -75,9 +75,9 @@ def digest_of(data: bytes) -> bytes:
 
 def hex_strings(digests: NDArray[np.uint8]) -> pa.StringArray:
     """Converts (N, 16) bytes to N strings of 32 hexadecimal digits."""
-    text = binascii.hexlify(np.ascontiguousarray(digests).tobytes())
+    text = binascii.hexlify(np.ascontiguousarray(digests).data)
     offsets = np.arange(0, 2 * DIGEST_BYTES * (len(digests) + 1), 2 * DIGEST_BYTES, dtype=np.int32)
-    return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets.tobytes()), pa.py_buffer(text))
+    return pa.StringArray.from_buffers(len(digests), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def scan(

@@ -33,7 +33,7 @@ from stagewright.data.splits.write import load
 from stagewright.errors import DataError
 from stagewright.recipe.recipe import Data
 from stagewright.storage.files import temporary_name, write_whole
-from stagewright.storage.parquet import column_bytes
+from stagewright.storage.parquet import hash_column
 from stagewright.text import count_text, counted, some
 
 COLUMN = "fold"
@@ -68,7 +68,7 @@ class FoldData:
         order = np.lexsort((self.fold_of, np.array(manifest.hashes.to_pylist())))
         digest = hashlib.sha256(json.dumps(["stagewright folds", 1, len(manifest), manifest.classes]).encode())
         for column in (manifest.hashes, manifest.groups):
-            digest.update(b"-" if column is None else column_bytes(column.take(pa.array(order))))
+            hash_column(digest, None if column is None else column.take(pa.array(order)))
         digest.update(np.ascontiguousarray(manifest.labels[order], "<i4").tobytes())
         digest.update(np.ascontiguousarray(self.fold_of[order], "<i2").tobytes())
         return digest.hexdigest()
