@@ -104,7 +104,7 @@ def measure_turns(args: argparse.Namespace, recipe: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(HERE), "STAGEWRIGHT_CACHE": str(args.work / "cache")}
     command = [sys.executable, "-m", "stagewright", "train", "digits", "--recipe", str(recipe), "--out", str(out)]
     command += ["--device", "cpu", "--threads", str(args.threads), "--no-pages", "--quiet"]
-    nowhere, beside = subprocess.DEVNULL, list[float]()
+    nowhere = subprocess.DEVNULL
     with services(args.work) as addresses:
         own = environment | dict(addresses["all three"] or {})
         process = subprocess.Popen([*command, "--track", "tensorboard,wandb,mlflow"], env=own, stdout=nowhere)
@@ -118,10 +118,8 @@ def measure_turns(args: argparse.Namespace, recipe: Path) -> None:
                 began = cpu_of(trackers)
                 rows = next_rows(out, 5)
                 milliseconds = 1000 * (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0])
-                beside.append(cpu_of(trackers) - began)
-                turns.append(
-                    {"working": working, "step_ms": round(milliseconds, 3), "cpu_seconds": round(beside[-1], 2)}
-                )
+                used = round(cpu_of(trackers) - began, 2)
+                turns.append({"working": working, "step_ms": round(milliseconds, 3), "cpu_seconds": used})
                 print(turns[-1], flush=True)
         finally:
             for pid in [*pids_of(out), process.pid]:

@@ -153,6 +153,12 @@ def recipe(model: Mapping[str, Any] = RESNET, optimizer: str = "sgd", steps: int
     }
 
 
+def store_environment(**more: str) -> list[dict[str, str]]:
+    """How processes find the object store and their cache: the variables of this process, and ``more``."""
+    names = [name for name in os.environ if name.startswith(("AWS_", "STAGEWRIGHT_"))]
+    return [{**{name: os.environ[name] for name in names}, **more}]
+
+
 def write_recipe(path: Path, fields: Mapping[str, Any]) -> Path:
     """Writes a recipe; JSON is YAML."""
     path.write_text(json.dumps(fields))

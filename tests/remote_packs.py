@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import obstore
 from PIL import Image
+from uploaded import upload_folder
 
+from stagewright.data.dataset import Dataset, in_blocks, load_dataset
 from stagewright.data.pack.build import pack
+from stagewright.data.remote.cache import BlockCache, cache_of
 from stagewright.recipe.recipe import Data
-from stagewright.storage.objects import open_store
 
 SIDE = 48
 BYTES = 3 * SIDE * SIDE
@@ -51,8 +54,17 @@ def make_pack(folder: Path, count: int) -> Path:
 
 def upload(folder: Path, url: str) -> SmallPack:
     """Copies the pack ``folder`` into the bucket ``url``."""
-    place = f"{url}/{folder.name}"
-    store = open_store(place)
-    for file in sorted(folder.iterdir()):
-        obstore.put(store, file.name, file)
-    return SmallPack(folder, place)
+    return SmallPack(folder, upload_folder(folder, f"{url}/{folder.name}"))
+
+
+@contextmanager
+def opened_in_blocks(url: str, capacity: int = 1 << 30) -> Iterator[tuple[Dataset, BlockCache]]:
+    """The data set at ``url``, in blocks, and its cache of ``capacity`` bytes."""
+    dataset = in_blocks(load_dataset(url, Data()))
+    cache = cache_of(dataset.images)
+    assert cache is not None
+    cache.cache_gb = capacity / 1e9
+    try:
+        yield dataset, cache
+    finally:
+        cache.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from object_server import ObjectServer
 from parquet_files import parquet_ranges, write_parquet
-from rank_runs import QUIET, Parent, parent_of_ranks, unequal, write_recipe
+from rank_runs import QUIET, Parent, parent_of_ranks, store_environment, unequal, write_recipe
 from remote_packs import make_folder
 from uploaded import upload_folder
 
@@ -65,13 +64,8 @@ def url(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return upload_folder(folder, f"{bucket}/data")
 
 
-def environment() -> list[dict[str, str]]:
-    """How processes find the store, and their cache."""
-    return [{name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "STAGEWRIGHT_"))}]
-
-
 def train(parent: Parent, source: str | Path, recipe: Path, run: Path, size: int = 1) -> Path:
-    parent.run(["train", source, "--recipe", recipe, "--out", run, *QUIET], size, environments=environment())
+    parent.run(["train", source, "--recipe", recipe, "--out", run, *QUIET], size, environments=store_environment())
     return run
 
 
@@ -111,11 +105,11 @@ def test_killed_and_resumed_without_the_index(url: str, parent: Parent, tmp_path
     whole, broken = train(parent, url, recipe, tmp_path / "whole"), tmp_path / "broken"
     fault = {"rank": 0, "do": "SIGKILL", "phase": "training", "step": 5}
     ranks = parent.start(
-        ["train", url, "--recipe", recipe, "--out", broken, *QUIET], 1, fault=[fault], environments=environment()
+        ["train", url, "--recipe", recipe, "--out", broken, *QUIET], 1, fault=[fault], environments=store_environment()
     )
     assert ranks.wait(120) == [-9], ranks._errors()
     shutil.rmtree(tmp_path / "cache")
-    parent.run(["resume", broken, *QUIET], 2, environments=environment())
+    parent.run(["resume", broken, *QUIET], 2, environments=store_environment())
     assert unequal(whole, broken) == []
     assert not list((tmp_path / "cache").glob("parquet/*.parquet")), "the manifest has what the index had"
 

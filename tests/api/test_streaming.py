@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from object_server import ObjectServer
-from rank_runs import QUIET, Parent, parent_of_ranks, unequal, write_recipe
+from rank_runs import QUIET, Parent, parent_of_ranks, store_environment, unequal, write_recipe
 from remote_packs import SIDE, SmallPack, make_folder, make_pack, upload
 
 from stagewright.api.prepare import prepare
@@ -68,12 +67,6 @@ def small(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return upload(folder, bucket)
 
 
-def environment(**more: str) -> list[dict[str, str]]:
-    """How processes find the store, and their cache."""
-    names = [name for name in os.environ if name.startswith(("AWS_", "STAGEWRIGHT_"))]
-    return [{**{name: os.environ[name] for name in names}, **more}]
-
-
 def ranges(server: ObjectServer) -> Counter[str]:
     """How often each range of a part was asked for."""
     asked = [one for one in server.requests() if one["method"] == "GET" and ".arrow" in one["path"]]
@@ -92,7 +85,7 @@ def test_any_number_of_processes_gives_the_same_bits_and_reads_each_block_once(
 ) -> None:
     object_server.requests(clear=True)
     run = tmp_path / "run"
-    parent.run(["train", small.url, "--recipe", recipe, "--out", run, *QUIET], size, environments=environment())
+    parent.run(["train", small.url, "--recipe", recipe, "--out", run, *QUIET], size, environments=store_environment())
     assert unequal(unbroken, run) == []
     asked = ranges(object_server)
     assert len(asked) > 15 and set(asked.values()) == {1}
@@ -107,10 +100,13 @@ def _killed_at(
 ) -> None:
     fault = {"rank": 0, "do": "SIGKILL", "phase": "training", "step": step}
     ranks = parent.start(
-        ["train", small.url, "--recipe", recipe, "--out", run, *QUIET], 1, fault=[fault], environments=environment()
+        ["train", small.url, "--recipe", recipe, "--out", run, *QUIET],
+        1,
+        fault=[fault],
+        environments=store_environment(),
     )
     assert ranks.wait(120) == [-9], ranks._errors()
-    parent.run(["resume", run, *QUIET], 1 + step % 3, environments=environment())
+    parent.run(["resume", run, *QUIET], 1 + step % 3, environments=store_environment())
 
 
 @pytest.mark.parametrize("step", [0, 4, 7])
@@ -144,14 +140,14 @@ def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
     run = tmp_path / "run"
     arguments = ["train", small.url, "--recipe", recipe, "--out", run, *QUIET]
     number = object_server.add_fault("slow", path="part-", skip=9)
-    short = environment(STAGEWRIGHT_STORE_PATIENCE="0")
+    short = store_environment(STAGEWRIGHT_STORE_PATIENCE="0")
     ranks = parent.start(arguments, 1, environments=short)
     assert ranks.wait(120) == [2], ranks._errors()
     assert "cannot be read; the first is" in ranks.said(0) and "slow down or is busy" in ranks.said(0)
     object_server.lift(number)
     saved = json.loads((run / "checkpoints" / "last.json").read_text())
     assert saved["step"] >= 0
-    parent.run(["resume", run, *QUIET], 1, environments=environment())
+    parent.run(["resume", run, *QUIET], 1, environments=store_environment())
     assert unequal(unbroken, run) == []
 
 
@@ -200,9 +196,9 @@ def test_a_run_is_evaluated_on_a_pack_in_a_store(
     asked = ["evaluate", unbroken, "--json", "--device", "cpu"]
     found = []
     for data in (small.folder, small.url):
-        ranks = parent.run([*asked[:2], data, *asked[2:]], 1, environments=environment())
+        ranks = parent.run([*asked[:2], data, *asked[2:]], 1, environments=store_environment())
         found.append(json.loads((ranks.folder / "0.out").read_text()))
     assert found[0]["measures"] == found[1]["measures"] and found[0]["classes"] == found[1]["classes"]
     assert found[1]["unreadable"] == 0 and found[1]["source"] != found[0]["source"]
-    ranks = parent.run(["predict", unbroken, small.url], 1, code=2, environments=environment())
+    ranks = parent.run(["predict", unbroken, small.url], 1, code=2, environments=store_environment())
     assert "is in an object store" in ranks.said(0) and "stagewright evaluate RUN" in ranks.said(0)

@@ -19,7 +19,6 @@ import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagewright.data.images.decode import measure
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.places import Span
 from stagewright.data.images.remote import changed
@@ -35,13 +34,13 @@ from stagewright.data.sources.embedded import (
     refuse_other_column,
     with_class_names,
 )
-from stagewright.data.sources.scan import DIGEST_BYTES, Progress, digest_of
+from stagewright.data.sources.scan import DIGEST_BYTES, Progress, described
 from stagewright.data.sources.shard_names import Shards
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import read_file, write_whole
 from stagewright.storage.json_text import parse_object
 from stagewright.storage.object_files import Changed, RangeFile, StoredObject, read_range
-from stagewright.storage.objects import GET_PRICE, open_store
+from stagewright.storage.objects import open_store, price_of
 from stagewright.storage.parquet import read_table, write_table
 from stagewright.system.threads import Pool, as_finished
 from stagewright.text import counted
@@ -298,12 +297,7 @@ def _described(value: bytes | None, stem: str, row: int, name: str | None, max_p
     """Returns what the index says of an image."""
     if value is None:
         return {"length": 0}
-    found: dict[str, Any] = {"path": path_of(stem, row, value, name), "length": len(value), "digest": digest_of(value)}
-    try:
-        found["width"], found["height"] = measure(value, max_pixels)
-    except OSError as error:
-        found["reason"] = str(error)
-    return found
+    return {"path": path_of(stem, row, value, name), "length": len(value), **described(value, max_pixels)}
 
 
 def _check_columns(files: Sequence[_File], column: str, known: Sequence[ParquetIndex | None]) -> None:
@@ -332,7 +326,7 @@ def _read_all(
     spans = [span for at, number in todo for span in files[at].spans(number, names[at])]
     say(
         f"Indexing {counted(len(files), 'Parquet file')} of {files[0].root}: every picture is read once, "
-        f"{sum(span.length for span in spans) / 1e9:,.2f} GB, about ${len(spans) / 1000 * GET_PRICE:,.4f} for requests, and what "
+        f"{sum(span.length for span in spans) / 1e9:,.2f} GB, about ${price_of(len(spans))} for requests, and what "
         "the store asks for traffic that leaves its region."
     )
     tasks = {pool.submit(files[at].read, number, column, max_pixels): (at, number) for at, number in todo}

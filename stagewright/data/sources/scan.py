@@ -73,6 +73,16 @@ def digest_of(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
+def described(data: bytes, max_pixels: int) -> dict[str, Any]:
+    """Returns what an index says of the image file ``data``: digest, width and height, or the reason why it cannot be read."""
+    found: dict[str, Any] = {"digest": digest_of(data)}
+    try:
+        found["width"], found["height"] = measure(data, max_pixels)
+    except OSError as error:
+        found["reason"] = str(error)
+    return found
+
+
 def hex_strings(digests: NDArray[np.uint8]) -> pa.StringArray:
     """Converts (N, 16) bytes to N strings of 32 hexadecimal digits."""
     text = binascii.hexlify(np.ascontiguousarray(digests).data)

@@ -19,11 +19,11 @@ from typing import Any, BinaryIO, cast
 import PIL
 import pyarrow as pa
 
-from stagewright.data.images.decode import image_extensions, measure, open_image, read_error, turned
+from stagewright.data.images.decode import image_extensions, open_image, read_error, turned
 from stagewright.data.images.limits import MOST_PIXELS
 from stagewright.data.images.places import map_file
 from stagewright.data.images.remote import changed
-from stagewright.data.sources.scan import DIGEST_BYTES, digest_of
+from stagewright.data.sources.scan import DIGEST_BYTES, described, digest_of
 from stagewright.errors import DataError
 from stagewright.storage.cache import cache_folder
 from stagewright.storage.files import missing_or_unreadable
@@ -115,16 +115,7 @@ def _index_local(path: str, max_pixels: int) -> pa.Table:
 
 
 def _decoded(read: Read, max_pixels: int) -> Picture:
-    def picture(offset: int, length: int) -> dict[str, Any]:
-        data = read(offset, length)
-        found: dict[str, Any] = {"digest": digest_of(data)}
-        try:
-            found["width"], found["height"] = measure(data, max_pixels)
-        except OSError as error:
-            found["reason"] = str(error)
-        return found
-
-    return picture
+    return lambda offset, length: described(read(offset, length), max_pixels)
 
 
 def _index_remote(root: str, shard: StoredObject, max_pixels: int, whole: bool) -> pa.Table:

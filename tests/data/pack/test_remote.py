@@ -13,6 +13,7 @@ import pytest
 from object_server import ObjectServer
 from picture_folders import write_noise
 from PIL import Image
+from uploaded import upload_folder
 
 from stagewright.augment.geometry import eval_geometry
 from stagewright.data.batches.batch import BatchSpec
@@ -52,10 +53,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def upload(folder: Path, url: str) -> str:
     """Copies a pack to ``url``, and returns the URL of the pack there."""
-    store = open_store(f"{url}/{folder.name}")
-    for file in folder.iterdir():
-        obstore.put(store, file.name, file)
-    return f"{url}/{folder.name}"
+    return upload_folder(folder, f"{url}/{folder.name}")
 
 
 def load(source: str | Path) -> Dataset:

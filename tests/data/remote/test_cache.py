@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ import numpy as np
 import obstore
 import pytest
 from object_server import ObjectServer
-from remote_packs import BYTES, SIDE, SmallPack, make_pack, upload
+from remote_packs import BYTES, SIDE, SmallPack, make_pack, opened_in_blocks, upload
 
 from stagewright.data.batches.specs import train_specs
-from stagewright.data.dataset import Dataset, in_blocks, load_dataset
+from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.manifest import Manifest
 from stagewright.data.pack.images import PackRows
-from stagewright.data.remote.cache import BlockCache, cache_of
+from stagewright.data.remote.cache import BlockCache
 from stagewright.data.remote.download import PATIENCE
 from stagewright.data.remote.eviction import fewest_fetches
 from stagewright.data.remote.needs import HostRanks, Needs
@@ -48,19 +46,6 @@ def small(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return upload(folder, bucket)
 
 
-@contextmanager
-def opened(small: SmallPack, capacity: int = 1 << 30) -> Iterator[tuple[Dataset, BlockCache]]:
-    """The data set of the pack in the store, in blocks, and its cache of ``capacity`` bytes."""
-    dataset = in_blocks(load_dataset(small.url, Data()))
-    cache = cache_of(dataset.images)
-    assert cache is not None
-    cache.cache_gb = capacity / 1e9
-    try:
-        yield dataset, cache
-    finally:
-        cache.close()
-
-
 def plan_of(manifest: Manifest, **changes: Any) -> Plan:
     fields = {"image_size": 16, "batch_size": 8, "epochs": "3ep", "order": "blocked", **changes}
     return resolve(recipes.from_dict(fields), manifest.info())
@@ -82,7 +67,7 @@ def same_bytes(dataset: Dataset, small: SmallPack, rows: np.ndarray) -> bool:
 
 
 def test_images_come_as_they_are_and_each_block_once(small: SmallPack, object_server: ObjectServer) -> None:
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         assert len(cache.table) > 20 and cache.table.sizes.sum() == COUNT * BYTES
         object_server.requests(clear=True)
         for _ in range(2):
@@ -92,13 +77,13 @@ def test_images_come_as_they_are_and_each_block_once(small: SmallPack, object_se
         assert set(asked.values()) == {1}
         assert len(asked) == cache.table.num_requests.sum() == cache.download.num_requests
     object_server.requests(clear=True)
-    with opened(small) as (dataset, _):  # as a later run
+    with opened_in_blocks(small.url) as (dataset, _):  # as a later run
         assert same_bytes(dataset, small, np.arange(COUNT))
     assert not ranges(object_server)
 
 
 def test_what_has_no_room_is_read_image_by_image(small: SmallPack, object_server: ObjectServer) -> None:
-    with opened(small, capacity=3 * 10 * BYTES) as (dataset, cache):
+    with opened_in_blocks(small.url, capacity=3 * 10 * BYTES) as (dataset, cache):
         assert same_bytes(dataset, small, np.arange(COUNT))
         assert 0 < cache.blocks.used_bytes() <= cache.capacity
         object_server.requests(clear=True)
@@ -125,7 +110,7 @@ def test_traffic_is_near_the_optimum_and_never_above_the_capacity(
 ) -> None:
     monkeypatch.setenv("STAGEWRIGHT_CACHE", str(tmp_path / "cache"))
     small = upload(make_pack(tmp_path, 900), bucket)
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         plan = plan_of(dataset.manifest, batch_size=12, epochs="3ep")
         cache.cache_gb = int(cache.table.sizes.sum()) * 0.3 / 1e9
         used = read_passes(dataset, cache, plan, 0.06)
@@ -137,7 +122,7 @@ def test_traffic_is_near_the_optimum_and_never_above_the_capacity(
 
 
 def test_blocks_of_updates_that_are_still_being_read_stay(small: SmallPack, object_server: ObjectServer) -> None:
-    with opened(small, capacity=8 * 10 * BYTES) as (dataset, cache):
+    with opened_in_blocks(small.url, capacity=8 * 10 * BYTES) as (dataset, cache):
         assert isinstance(dataset.images, PackRows)
         plan = plan_of(dataset.manifest, epochs="1ep")
         specs = list(train_specs(plan, dataset.manifest, 0))
@@ -155,7 +140,7 @@ def test_blocks_of_updates_that_are_still_being_read_stay(small: SmallPack, obje
 
 
 def test_if_all_fits_a_later_pass_reads_nothing(small: SmallPack, object_server: ObjectServer) -> None:
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         plan = plan_of(dataset.manifest, epochs="1ep")
         read_passes(dataset, cache, plan, 0.0)
         train = cache.table.split_of == 0
@@ -170,12 +155,15 @@ def test_a_fault_passes(
     small: SmallPack, object_server: ObjectServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAGEWRIGHT_STORE_TIMEOUT", "0.5")
-    with opened(small) as (dataset, _), object_server.fault(fault, path="part-", share=0.4, times=12, seconds=5):
+    with (
+        opened_in_blocks(small.url) as (dataset, _),
+        object_server.fault(fault, path="part-", share=0.4, times=12, seconds=5),
+    ):
         assert same_bytes(dataset, small, np.arange(60))
 
 
 def test_a_store_that_is_away_for_a_while_is_waited_for(small: SmallPack, object_server: ObjectServer) -> None:
-    with opened(small) as (dataset, _):
+    with opened_in_blocks(small.url) as (dataset, _):
         number = object_server.add_fault("slow", path="part-")
         began = time.monotonic()
         process = subprocess.Popen(
@@ -197,11 +185,11 @@ def test_a_store_that_stays_away_is_told_with_each_image(
     small: SmallPack, object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PATIENCE, "0")
-    with opened(small) as (dataset, cache), object_server.fault("error", path="part-"):
+    with opened_in_blocks(small.url) as (dataset, cache), object_server.fault("error", path="part-"):
         found = cache.fetch(np.arange(3))
         assert set(found.failures) == {0, 1, 2} and found.lengths.tolist() == [0, 0, 0]
         assert all("the store" in str(error) or "InternalError" in str(error) for error in found.failures.values())
-    with opened(small) as (dataset, _):
+    with opened_in_blocks(small.url) as (dataset, _):
         assert same_bytes(dataset, small, np.arange(3))
     monkeypatch.setenv(PATIENCE, "soon")
     with pytest.raises(StorageError, match="STAGEWRIGHT_STORE_PATIENCE=soon"):
@@ -209,23 +197,23 @@ def test_a_store_that_stays_away_is_told_with_each_image(
 
 
 def test_a_block_that_was_damaged_on_the_disk_is_fetched_again(small: SmallPack) -> None:
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         assert same_bytes(dataset, small, np.arange(COUNT))
         block = int(cache.table.block_of[7])
         file = cache.blocks.folder / str(block)
         file.write_bytes(bytes(len(file.read_bytes())))
-    with opened(small) as (dataset, _):
+    with opened_in_blocks(small.url) as (dataset, _):
         assert same_bytes(dataset, small, np.arange(COUNT))
 
 
 def test_an_image_that_is_damaged_in_the_store_is_unreadable_by_its_name(small: SmallPack) -> None:
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         places = cache.table.places
         name = places.files[places.which[7]]
         content = bytearray((small.folder / name).read_bytes())
         content[int(places.offsets[7]) + 5] ^= 255
     obstore.put(open_store(small.url), name, bytes(content))
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         assert isinstance(dataset.images, PackRows)
         block = np.flatnonzero(cache.table.block_of == cache.table.block_of[7])
         found = dataset.images.stored(block)
@@ -268,11 +256,11 @@ def test_processes_share_the_blocks_and_a_killed_one_leaves_no_wrong_one(
     assert (
         max(asked.values()) <= 2 and sum(count - 1 for count in asked.values()) <= 32
     )  # what the killed one had begun
-    with opened(small) as (dataset, cache):
+    with opened_in_blocks(small.url) as (dataset, cache):
         assert same_bytes(dataset, small, np.arange(COUNT))
         assert not list(cache.blocks.folder.glob("*.part"))
 
 
 def test_the_side_is_that_of_the_pack(small: SmallPack) -> None:
-    with opened(small) as (dataset, _):
+    with opened_in_blocks(small.url) as (dataset, _):
         assert dataset.manifest.widths.tolist() == [SIDE] * COUNT

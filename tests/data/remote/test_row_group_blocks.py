@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,13 @@ import obstore
 import pytest
 from object_server import ObjectServer
 from parquet_files import parquet_ranges, write_parquet
-from remote_packs import make_folder
+from remote_packs import make_folder, opened_in_blocks
 from uploaded import upload_folder
 
 from stagewright.data.batches.specs import train_specs
-from stagewright.data.dataset import Dataset, in_blocks, load_dataset
+from stagewright.data.dataset import Dataset, load_dataset
 from stagewright.data.images import row_groups
 from stagewright.data.images.placed import RemotePlacedImages
-from stagewright.data.remote.cache import BlockCache, cache_of
 from stagewright.data.remote.needs import HostRanks, Needs
 from stagewright.data.remote.traffic import expected_traffic
 from stagewright.plan.resolve import resolve
@@ -48,19 +45,6 @@ def url(folder: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return upload_folder(folder, f"{bucket}/data")
 
 
-@contextmanager
-def opened(url: str, capacity: int = 1 << 30) -> Iterator[tuple[Dataset, BlockCache]]:
-    """The data set in blocks, and its cache of ``capacity`` bytes."""
-    dataset = in_blocks(load_dataset(url, Data()))
-    cache = cache_of(dataset.images)
-    assert cache is not None
-    cache.cache_gb = capacity / 1e9
-    try:
-        yield dataset, cache
-    finally:
-        cache.close()
-
-
 def same_bytes(dataset: Dataset, folder: Path, rows: np.ndarray) -> bool:
     """Whether images come as they are in the files on the disk."""
     local = load_dataset(str(folder), Data())
@@ -71,7 +55,7 @@ def same_bytes(dataset: Dataset, folder: Path, rows: np.ndarray) -> bool:
 
 
 def test_a_row_group_is_a_block_for_each_split(url: str, folder: Path, object_server: ObjectServer) -> None:
-    with opened(url) as (dataset, cache):
+    with opened_in_blocks(url) as (dataset, cache):
         table, groups = cache.table, cache.table.row_groups
         assert groups is not None and len(groups) == 40
         for block in range(len(table)):
@@ -87,7 +71,7 @@ def test_a_row_group_is_a_block_for_each_split(url: str, folder: Path, object_se
         assert asked.total() == table.num_requests.sum() == cache.download.num_requests == len(table)
         assert cache.download.num_bytes == table.request_bytes.sum() > table.sizes.sum()
     object_server.requests(clear=True)
-    with opened(url) as (dataset, _):  # as a later run
+    with opened_in_blocks(url) as (dataset, _):  # as a later run
         assert same_bytes(dataset, folder, np.arange(COUNT))
     assert not parquet_ranges(object_server)
 
@@ -96,7 +80,7 @@ def test_large_row_groups_come_in_pieces(
     url: str, folder: Path, object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_groups, "_REQUEST_BYTES", 10_000)
-    with opened(url) as (dataset, cache):
+    with opened_in_blocks(url) as (dataset, cache):
         object_server.requests(clear=True)
         assert same_bytes(dataset, folder, np.arange(COUNT))
         asked = parquet_ranges(object_server).total()
@@ -104,10 +88,10 @@ def test_large_row_groups_come_in_pieces(
 
 
 def test_what_has_no_room_is_read_by_row_group(url: str, folder: Path, object_server: ObjectServer) -> None:
-    with opened(url, capacity=60_000) as (dataset, cache):
+    with opened_in_blocks(url, capacity=60_000) as (dataset, cache):
         assert same_bytes(dataset, folder, np.arange(COUNT))
         assert 0 < cache.blocks.used_bytes() <= cache.capacity
-    with opened(url, capacity=60_000) as (dataset, cache):
+    with opened_in_blocks(url, capacity=60_000) as (dataset, cache):
         object_server.requests(clear=True)
         order = np.arange(COUNT)
         for rows in np.array_split(order, 30):  # in the order of the files, as an evaluation
@@ -117,7 +101,7 @@ def test_what_has_no_room_is_read_by_row_group(url: str, folder: Path, object_se
 
 
 def test_the_plan_knows_what_a_run_asks_for(url: str, object_server: ObjectServer) -> None:
-    with opened(url) as (dataset, cache):
+    with opened_in_blocks(url) as (dataset, cache):
         fields = {"image_size": 16, "batch_size": 8, "epochs": "2ep", "order": "blocked"}
         plan = resolve(recipes.from_dict(fields), dataset.manifest.info())
         needs = Needs(plan, dataset.manifest, cache.table, HostRanks())
@@ -137,12 +121,12 @@ def test_the_plan_knows_what_a_run_asks_for(url: str, object_server: ObjectServe
 
 @pytest.mark.parametrize("fault", ["slow", "reset", "truncate"])
 def test_a_fault_passes(url: str, folder: Path, object_server: ObjectServer, fault: Any) -> None:
-    with opened(url) as (dataset, _), object_server.fault(fault, path="parquet", share=0.4, times=12):
+    with opened_in_blocks(url) as (dataset, _), object_server.fault(fault, path="parquet", share=0.4, times=12):
         assert same_bytes(dataset, folder, np.arange(60))
 
 
 def test_a_file_that_changes_during_a_run_is_named(url: str, folder: Path) -> None:
-    with opened(url) as (dataset, _):
+    with opened_in_blocks(url) as (dataset, _):
         rows = np.flatnonzero([path.startswith("part-1/") for path in dataset.manifest.paths.to_pylist()])
         obstore.put(open_store(url), "part-1.parquet", (folder / "part-0.parquet").read_bytes())
         found = dataset.images.stored(np.arange(COUNT))
